@@ -1,0 +1,68 @@
+"""daskdmed: feeds neural networks from images too large to load.
+
+Slides and volumes are lazy Dask arrays, a persistence scheduler keeps rotating big chunks
+of them in memory, small chunks are cropped from those into batches, and sliding-window
+results go back to Zarr. Names are imported on first use (PEP 562), so that importing the
+package costs milliseconds and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: public name -> module that defines it
+_EXPORTS: dict[str, str] = {
+    "Slide": "daskdmed.images.slide",
+    "open_slide": "daskdmed.images.slide",
+    "open_slides": "daskdmed.images.slide",
+    "Record": "daskdmed.cohort.record",
+    "Patient": "daskdmed.cohort.record",
+    "Dataset": "daskdmed.cohort.dataset",
+    "LightDL": "daskdmed.loading.lightdl",
+    "BigChunk": "daskdmed.loading.chunks",
+    "SmallChunk": "daskdmed.loading.chunks",
+    "BigChunkLoader": "daskdmed.loading.collectors",
+    "SmallChunkCollector": "daskdmed.loading.collectors",
+    "heatmap": "daskdmed.windows.heatmap",
+    "Region": "daskdmed.types",
+    "DaskdmedError": "daskdmed.errors",
+}
+_SUBMODULES = frozenset(
+    {"cohort", "errors", "images", "loading", "persistence", "plot", "samples", "store"}
+    | {"testing", "types", "windows"}
+)
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.dataset import Dataset as Dataset
+    from daskdmed.cohort.record import Patient as Patient
+    from daskdmed.cohort.record import Record as Record
+    from daskdmed.errors import DaskdmedError as DaskdmedError
+    from daskdmed.images.slide import Slide as Slide
+    from daskdmed.images.slide import open_slide as open_slide
+    from daskdmed.images.slide import open_slides as open_slides
+    from daskdmed.loading.chunks import BigChunk as BigChunk
+    from daskdmed.loading.chunks import SmallChunk as SmallChunk
+    from daskdmed.loading.collectors import BigChunkLoader as BigChunkLoader
+    from daskdmed.loading.collectors import SmallChunkCollector as SmallChunkCollector
+    from daskdmed.loading.lightdl import LightDL as LightDL
+    from daskdmed.types import Region as Region
+    from daskdmed.windows.heatmap import heatmap as heatmap
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"daskdmed.{name}")
+    raise AttributeError(f"module 'daskdmed' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS, *_SUBMODULES})
