@@ -1,0 +1,153 @@
+"""What a backend must offer, and what it tells about a slide.
+
+A backend is a small class that opens one kind of file and gives a *reader*; everything
+else (levels, mpp, resampling, Dask arrays, caching of open files) is written once, above.
+Third parties register a backend under the entry-point group ``daskdmed.readers`` and test
+it with `daskdmed.testing.BackendConformance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from daskdmed.types import Array, OnError, Region
+
+
+@dataclass(frozen=True, slots=True)
+class LevelInfo:
+    """One level of the pyramid.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (height, width, channels) of what `Reader.read` returns.
+    tile_shape : tuple of int
+        (height, width) of a storage tile; for strips (rows per strip, width).
+    downsample : tuple of float
+        Level-0 pixels per pixel along (y, x), exact: level-0 extent / this extent.
+    """
+
+    shape: tuple[int, int, int]
+    tile_shape: tuple[int, int]
+    downsample: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SlideInfo:
+    """What is known of a slide once it is open. Small, picklable.
+
+    Parameters
+    ----------
+    levels : tuple of LevelInfo
+        Largest first.
+    dtype : str
+        NumPy name of the sample type, "uint8" or "uint16" as a rule.
+    background : tuple of int
+        Value of pixels outside the image and of missing tiles, one per channel: white for
+        RGB, 0 for single-channel fluorescence, the file's own background when it names one.
+    mpp : tuple of float or None
+        (x, y) micrometers per pixel at level 0.
+    power : float or None
+        Objective power.
+    vendor : str
+        OpenSlide's name of the vendor, or "generic-tiff", "ome", "ome-zarr"...
+    properties : mapping
+        Every property name that OpenSlide gives for such a file and the data allow, as str.
+    associated : tuple of str
+        Names of associated images ("label", "macro", "thumbnail").
+    """
+
+    levels: tuple[LevelInfo, ...]
+    dtype: str
+    background: tuple[int, ...]
+    mpp: tuple[float, float] | None = None
+    power: float | None = None
+    vendor: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+    associated: tuple[str, ...] = ()
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The sample type as a NumPy dtype."""
+        return np.dtype(self.dtype)
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """An open slide. `read` may be called from many threads at once."""
+
+    @property
+    def info(self) -> SlideInfo:
+        """Facts about the slide."""
+        ...
+
+    def read(
+        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+    ) -> Array:
+        """Read a region (y, x) that lies inside a level.
+
+        Parameters
+        ----------
+        level : int
+            Level index.
+        region : Region
+            In pixels of that level; must lie inside it.
+        out : ndarray, optional
+            Array of shape (height, width, channels), any strides, to write into.
+        on_error : {"raise", "fill"}
+            What a tile that cannot be decoded becomes: an error, or the background value
+            and a warning in the log of `daskdmed.images`.
+
+        Returns
+        -------
+        ndarray
+            (height, width, channels), the dtype of `info`.
+
+        Raises
+        ------
+        TileError
+            A storage tile is missing its data or cannot be decoded.
+        """
+        ...
+
+    def read_associated(self, name: str) -> Array:
+        """One associated image, (height, width, channels) uint8."""
+        ...
+
+    def close(self) -> None:
+        """Release handles. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Opens one family of files."""
+
+    #: name under which users choose it, ``open_slide(uri, backend=name)``
+    name: str
+    #: lower is tried first when several backends accept a file
+    priority: int
+
+    def accepts(self, uri: str) -> bool:
+        """Cheap guess from the name and the first bytes; never raises."""
+        ...
+
+    def open(self, uri: str) -> Reader:
+        """Open a file.
+
+        Raises
+        ------
+        ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
+            Typed, naming the file and a remedy, in bounded time and memory.
+        MissingExtraError
+            The library underneath is not installed.
+        """
+        ...
+
+    def fingerprint(self, uri: str) -> str:
+        """Changes when the content changes: size and mtime_ns, or an etag."""
+        ...
