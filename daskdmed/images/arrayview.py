@@ -1,0 +1,154 @@
+"""Any Dask array as an image.
+
+`ArrayView` gives an array from ``map_blocks``, Zarr, NumPy or anywhere else the interface
+of a slide at one resolution, so that everything above treats files and arrays alike.
+
+Not covered: files (`daskdmed.images.view`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+from daskdmed.errors import GeometryError
+from daskdmed.types import Array, Region
+
+
+class ArrayView:
+    """A Dask array whose leading axes are space.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Spatial axes first, channels (if any) last.
+    spatial_ndim : int
+        Number of leading axes that are space: 2 for (y, x[, c]), 3 for (z, y, x[, c]).
+    mpp : (float, float), optional
+        (x, y) micrometers per pixel.
+    offset : tuple of int, optional
+        Position of the array's first pixel in the frame of `read`; used by `restrict`.
+
+    Raises
+    ------
+    GeometryError
+        The array has fewer axes than `spatial_ndim`, unknown (NaN) chunks, or more than
+        one axis behind the spatial ones.
+    """
+
+    def __init__(
+        self,
+        array: da.Array,
+        spatial_ndim: int,
+        mpp: tuple[float, float] | None = None,
+        *,
+        offset: tuple[int, ...] | None = None,
+        _token: str | None = None,
+    ) -> None:
+        if not spatial_ndim <= array.ndim <= spatial_ndim + 1:
+            raise GeometryError(
+                f"an array of {array.ndim} axes, shape {array.shape}, cannot have {spatial_ndim} "
+                "spatial axes and at most one channel axis behind them; transpose it, or give "
+                "a crop size with as many numbers as the array has spatial axes"
+            )
+        if any(np.isnan(s) for s in array.shape):
+            raise GeometryError(
+                f"array {array.name!r} has unknown chunk sizes; call compute_chunk_sizes() first"
+            )
+        self.array = array
+        self.spatial_ndim = spatial_ndim
+        self.mpp = mpp
+        self.offset = offset or (0,) * spatial_ndim
+        self.token = _token or tokenize("array-view", array, spatial_ndim, mpp)
+
+    def __repr__(self) -> str:
+        return f"ArrayView(shape={self.shape}, dtype={self.dtype}, spatial_ndim={self.spatial_ndim})"
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return type(self).__name__, self.token
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Array shape, spatial axes first."""
+        return tuple(int(s) for s in self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """The largest Dask chunk along each spatial axis."""
+        return tuple(max(1, *c) for c in self.array.chunks[: self.spatial_ndim])
+
+    @property
+    def downsample(self) -> tuple[float, ...]:
+        """An array is its own level 0."""
+        return (1.0,) * self.spatial_ndim
+
+    @property
+    def background(self) -> Array:
+        """White for three-channel uint8, else zero: shape (c,) or () without channels."""
+        channels = self.shape[self.spatial_ndim :]
+        white = channels == (3,) and self.dtype == np.uint8
+        return np.full(channels, 255 if white else 0, self.dtype)
+
+    def restrict(self, region: Region) -> ArrayView:
+        """The part of the array that a region needs, its graph culled: cheap to pickle."""
+        sliced = self.array[region.slices]
+        (culled,) = dask.optimize(sliced)
+        origin = tuple(o + r for o, r in zip(self.offset, region.origin, strict=True))
+        return ArrayView(culled, self.spatial_ndim, self.mpp, offset=origin, _token=self.token)
+
+    def read(self, region: Region, out: Array | None = None) -> Array:
+        """Compute a region in the calling thread.
+
+        Parameters
+        ----------
+        region : Region
+            In the frame of the unrestricted array.
+        out : ndarray, optional
+            Written in place when given.
+
+        Returns
+        -------
+        ndarray
+            Never a view of memory that the array itself holds.
+        """
+        origin = tuple(r - o for r, o in zip(region.origin, self.offset, strict=True))
+        inside = Region(origin, region.shape)
+        if any(
+            o < 0 or s > n for o, s, n in zip(inside.origin, inside.stop, self.shape, strict=False)
+        ):
+            raise GeometryError(
+                f"{region} lies outside the array of shape {self.shape} at offset {self.offset}"
+            )
+        value = self._compute(self.array[inside.slices])
+        if out is not None:
+            np.copyto(out, value)
+            return out
+        return value if value.base is None and value.flags.writeable else value.copy()
+
+    @functools.cached_property
+    def remote(self) -> Any:
+        """The distributed client whose futures the graph holds, or None."""
+        for value in self.array.__dask_graph__().values():
+            future = getattr(value, "value", value)
+            if type(future).__module__ == "distributed.client":
+                return getattr(future, "client", None)
+        return None
+
+    def _compute(self, array: da.Array) -> Array:
+        if self.remote is not None:
+            # a persisted array: its blocks live on a cluster, which has to deliver them
+            return np.asarray(self.remote.compute(array, sync=True))
+        return np.asarray(array.compute(scheduler="synchronous"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "remote"}
