@@ -1,0 +1,317 @@
+"""The rotation: which visits are resident when, and which visit each draw comes from.
+
+Pure and seeded: no Dask, no I/O, no clock. A plan is a sequence of *turns*. In each turn
+the oldest resident visit uses up its draws and leaves, every other gives its share, and
+one new visit is admitted before the next turn. A visit that leaves ``i`` turns from now
+gives ``remaining / (i + 1)`` draws now. That one rule staggers the visits, from a cold
+start (all admitted at once) as in the steady state, with every visit giving exactly
+``draws_per_visit`` draws.
+
+Not covered: where in a big chunk a draw is cropped (`daskdmed.loading.collectors`), and
+futures (`daskdmed.persistence.resident`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskdmed.errors import UsageError
+from daskdmed.persistence.policy import Policy, Situation
+from daskdmed.persistence.randomness import Purpose, generator, seed_key
+from daskdmed.types import Array
+
+#: visits that the very first draws come from; the others join while these are drawn from
+FIRST_VISITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One stay of one big chunk in memory.
+
+    Parameters
+    ----------
+    number : int
+        Position in the order of admission; with the seed it keys the visit's random numbers.
+    record : int
+        Index of the record in the catalogue.
+    block : int
+        Flat index of the big chunk in the record's block grid.
+    nth : int
+        How many visits the record had before this one.
+    """
+
+    number: int
+    record: int
+    block: int
+    nth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One step of the rotation.
+
+    Parameters
+    ----------
+    number : int
+        From 0.
+    start : int
+        Number of the first draw of this turn in the whole plan.
+    resident : tuple of Visit
+        Visits drawn from, oldest first.
+    leaving : tuple of Visit
+        Visits that have given all their draws when the turn ends.
+    visits : ndarray of int64, shape (draws,)
+        Visit number of each draw, in order.
+    draws : ndarray of int64, shape (draws,)
+        How many draws the visit had given before.
+    """
+
+    number: int
+    start: int
+    resident: tuple[Visit, ...]
+    leaving: tuple[Visit, ...]
+    visits: Array
+    draws: Array
+
+    def __len__(self) -> int:
+        return int(self.visits.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """What is drawn from: facts per record, in the order of the dataset.
+
+    Parameters
+    ----------
+    blocks : tuple of int
+        Big chunks per record.
+    patients : tuple of str
+        Patient id per record.
+    labels : tuple of mapping
+        Patient labels per record.
+    """
+
+    blocks: tuple[int, ...]
+    patients: tuple[str, ...] = ()
+    labels: tuple[Mapping[str, Any], ...] = ()
+
+
+class RotationPlan:
+    """Turns of the rotation, as an iterator that never looks outside itself.
+
+    Parameters
+    ----------
+    population : Population
+        The records.
+    slots : int
+        Visits resident at a time. Fewer when there are fewer big chunks in all.
+    draws_per_visit : int
+        Draws after which a visit leaves.
+    seed : int
+        Any integer.
+    policy : Policy
+        Who is admitted next.
+
+    Raises
+    ------
+    UsageError
+        No records, or a count below one.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        *,
+        slots: int,
+        draws_per_visit: int,
+        seed: int,
+        policy: Policy,
+    ) -> None:
+        if not population.blocks:
+            raise UsageError("there is nothing to draw from: the dataset has no usable records")
+        if slots < 1 or draws_per_visit < 1:
+            raise UsageError(
+                f"slots and smallchunks_per_bigchunk must be at least 1, got {slots} and "
+                f"{draws_per_visit}"
+            )
+        self.population = population
+        self.slots = min(slots, sum(population.blocks))
+        self.draws_per_visit = draws_per_visit
+        self._policy = policy
+        self._key = seed_key(seed)
+        self._blocks = np.asarray(population.blocks, np.int64)
+        self._counts = np.zeros(len(population.blocks), np.int64)
+        self._laps: dict[int, tuple[int, Array]] = {}
+        self._resident: list[Visit] = []
+        self._remaining = np.zeros(0, np.int64)
+        self._exhausted = False
+        self._admitted = 0
+        self._turn = 0
+        self._position = 0
+        self._blocks.flags.writeable = False
+
+    # -- admission ------------------------------------------------------------------
+
+    def _admit(self) -> Visit | None:
+        """Plan the next visit, or None when the policy wants no more."""
+        if self._exhausted:
+            return None
+        counts = self._counts.view()
+        counts.flags.writeable = False
+        situation = Situation(
+            visit=self._admitted,
+            counts=counts,
+            blocks=self._blocks,
+            resident=np.array([v.record for v in self._resident], np.int64),
+            patients=self.population.patients,
+            labels=self.population.labels,
+        )
+        choice = self._policy.admit(
+            situation, generator(self._key, Purpose.ADMIT, self._admitted)
+        )
+        if choice is None:
+            self._exhausted = True
+            return None
+        record = int(choice)
+        if not 0 <= record < self._blocks.size:
+            raise UsageError(
+                f"policy {type(self._policy).__name__} admitted record {record}, but there are "
+                f"records 0 to {self._blocks.size - 1}"
+            )
+        nth = int(self._counts[record])
+        visit = Visit(self._admitted, record, self._block(record, nth), nth)
+        self._counts[record] += 1
+        self._admitted += 1
+        return visit
+
+    def _block(self, record: int, nth: int) -> int:
+        """The record's big chunks in random order, each once per lap."""
+        lap, at = divmod(nth, int(self._blocks[record]))
+        known = self._laps.get(record)
+        if known is None or known[0] != lap:
+            rng = generator(self._key, Purpose.BLOCKS, record, lap)
+            known = (lap, rng.permutation(int(self._blocks[record])))
+            self._laps[record] = known
+        return int(known[1][at])
+
+    def _fill(self) -> None:
+        while len(self._resident) < self.slots:
+            visit = self._admit()
+            if visit is None:
+                return
+            self._resident.append(visit)
+            self._remaining = np.append(self._remaining, self.draws_per_visit)
+
+    # -- turns ----------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Turn]:
+        return self
+
+    def __next__(self) -> Turn:
+        shares, rng = self._step()
+        resident = tuple(self._resident)
+        numbers = np.array([v.number for v in resident], np.int64)
+        order = self._order(shares, rng)
+        given = self.draws_per_visit - self._remaining
+        draws = np.repeat(given, shares) + _within(shares)
+        # a visit's own draws stay in order however the turn is shuffled
+        owners = np.repeat(np.arange(len(resident)), shares)[order]
+        by_owner = np.argsort(owners, kind="stable")
+        ordered = np.empty_like(draws)
+        ordered[by_owner] = draws
+        turn = Turn(
+            number=self._turn,
+            start=self._position,
+            resident=resident,
+            leaving=self._leaving(shares),
+            visits=numbers[owners],
+            draws=ordered,
+        )
+        self._finish(shares)
+        return turn
+
+    def skip_to(self, position: int) -> None:
+        """Advance by whole turns, as far as possible without passing a draw.
+
+        Parameters
+        ----------
+        position : int
+            Number of a draw; the next turn is the one that holds it.
+        """
+        while True:
+            before = self._snapshot()
+            try:
+                shares, _ = self._step()
+            except StopIteration:
+                return
+            if self._position + int(shares.sum()) > position:
+                self._restore(before)
+                return
+            self._finish(shares)
+
+    @property
+    def position(self) -> int:
+        """Number of the first draw of the next turn."""
+        return self._position
+
+    def _step(self) -> tuple[Array, np.random.Generator]:
+        """Admit what is due and share out the draws of this turn."""
+        self._fill()
+        if not self._resident:
+            raise StopIteration
+        rng = generator(self._key, Purpose.TURN, self._turn)
+        due = self._remaining / np.arange(1, len(self._resident) + 1)
+        shares = np.floor(due + rng.random(due.size)).astype(np.int64)
+        # only the oldest may leave, so that one visit leaves at a time
+        shares = np.minimum(shares, self._remaining - 1)
+        shares[0] = self._remaining[0]
+        return shares, rng
+
+    def _order(self, shares: Array, rng: np.random.Generator) -> Array:
+        """Random order of the draws; in the first turn late visits are drawn from late."""
+        when = rng.random(int(shares.sum()))
+        if self._turn == 0:
+            late = np.arange(shares.size) - min(FIRST_VISITS, shares.size) + 1
+            opens = np.clip(late, 0, None) / shares.size
+            when = np.repeat(opens, shares) + when * (1 - np.repeat(opens, shares))
+        return np.argsort(when, kind="stable")
+
+    def _leaving(self, shares: Array) -> tuple[Visit, ...]:
+        gone = np.flatnonzero(self._remaining == shares)
+        return tuple(self._resident[i] for i in gone)
+
+    def _finish(self, shares: Array) -> None:
+        remaining = self._remaining - shares
+        stay = remaining > 0
+        self._resident = [v for v, keep in zip(self._resident, stay, strict=True) if keep]
+        self._remaining = remaining[stay]
+        self._position += int(shares.sum())
+        self._turn += 1
+
+    def _snapshot(self) -> tuple[Any, ...]:
+        return (
+            list(self._resident),
+            self._remaining.copy(),
+            self._counts.copy(),
+            self._admitted,
+            self._exhausted,
+        )
+
+    def _restore(self, saved: tuple[Any, ...]) -> None:
+        self._resident, self._remaining, self._counts, self._admitted, self._exhausted = saved
+
+
+def _within(shares: Array) -> Array:
+    """0, 1, ..., n - 1 for each share of n, one after the other."""
+    ends = np.cumsum(shares)
+    return np.arange(int(ends[-1])) - np.repeat(ends - shares, shares)
+
+
+def visits_of(turns: Sequence[Turn]) -> list[Visit]:
+    """All visits of some turns in order of admission, each once."""
+    seen = {visit.number: visit for turn in turns for visit in turn.resident}
+    return [seen[number] for number in sorted(seen)]

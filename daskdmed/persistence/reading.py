@@ -1,0 +1,246 @@
+"""What a read task does, in the worker: big chunks from disk into memory.
+
+A `Job` is a small picklable value; `read_jobs` is the function that Dask runs. A job that
+fails gives a `ReadFailure` instead of an exception, so that the other big chunks of its
+task survive and the loader meets the error exactly where the plan would have drawn from it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from daskdmed.errors import GeometryError, LoaderError
+from daskdmed.images import buffers
+from daskdmed.images.arrayview import ArrayView
+from daskdmed.persistence.catalogue import clip
+from daskdmed.types import Array, ImageView, Region
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Pixels that one visit holds; a visit has one or more of them.
+
+    Parameters
+    ----------
+    data : ndarray
+        Spatial axes first, channels last.
+    origin : tuple of int
+        First pixel in the frame of the view.
+    target : ndarray or None
+        The target's pixels of the same region.
+    """
+
+    data: Array
+    origin: tuple[int, ...]
+    target: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a `BigChunkLoader` is told.
+
+    Parameters
+    ----------
+    patient : str
+        Patient id.
+    record : str
+        Name of the record.
+    labels : mapping
+        Labels of the patient.
+    region : Region
+        The big chunk that the grid proposes for this visit, in pixels of the view.
+    shape : tuple of int
+        Spatial shape of the whole image.
+    bigchunk_size : tuple of int
+        Largest extent per spatial axis; what a loader returns may not hold more pixels.
+    downsample : tuple of float
+        Level-0 pixels per pixel along each spatial axis.
+    mpp : (float, float) or None
+        (x, y) micrometers per pixel.
+    visit : int
+        Number of the visit in the plan.
+    nth : int
+        How many visits the record had before.
+    """
+
+    patient: str
+    record: str
+    labels: Any
+    region: Region
+    shape: tuple[int, ...]
+    bigchunk_size: tuple[int, ...]
+    downsample: tuple[float, ...]
+    mpp: tuple[float, float] | None
+    visit: int
+    nth: int
+
+
+#: ``f(read, context, rng) -> Region | sequence of Region``
+RegionChooser: TypeAlias = Callable[
+    [Callable[[Region], Array], LoadContext, np.random.Generator], Any
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One visit's read.
+
+    Parameters
+    ----------
+    view, target : ImageView
+        Where pixels come from; `target` may be None.
+    region : Region
+        The grid's big chunk. May reach beyond a padded image.
+    context : LoadContext or None
+        Given when `chooser` is.
+    chooser : callable or None
+        The user's loader, None for the grid.
+    rng_place : tuple of int
+        Key and place of the chooser's random numbers.
+    """
+
+    view: ImageView
+    target: ImageView | None
+    region: Region
+    context: LoadContext | None = None
+    chooser: RegionChooser | None = None
+    rng_place: tuple[int, int] = (0, 0)
+
+    def localised(self) -> Job:
+        """A copy whose Dask arrays are culled to the region: small enough to travel."""
+        if self.chooser is not None:
+            return self
+        restricted = [_restrict(v, self.region) for v in (self.view, self.target)]
+        if restricted[0] is self.view and restricted[1] is self.target:
+            return self
+        view, target = restricted
+        return Job(view or self.view, target, self.region)
+
+
+def _restrict(view: ImageView | None, region: Region) -> ImageView | None:
+    if not isinstance(view, ArrayView) or view.remote is not None:
+        return view
+    inside = clip(region, view.shape[: view.spatial_ndim])
+    return view.restrict(inside)
+
+
+class ReadFailure:
+    """A big chunk that could not be read, in place of its pixels."""
+
+    def __init__(self, error: BaseException, region: Region) -> None:
+        self.error = error
+        self.region = region
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error: BaseException = self.error
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # whatever an exception of unknown origin does when pickled
+            error = LoaderError(f"{type(error).__name__}: {error}")
+        return type(self), (error, self.region)
+
+
+#: what one job gives: the block itself, or pieces, or the failure
+Loaded: TypeAlias = Any
+
+
+def read_jobs(jobs: Sequence[Job]) -> Loaded:
+    """Read big chunks; the body of a Dask task.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Read one after the other.
+
+    Returns
+    -------
+    ndarray, list of (origin, ndarray, ndarray or None), or ReadFailure
+        For one job; a list of these for several. A plain block is a bare array, so that
+        Dask counts its bytes and moves it without copying.
+    """
+    loaded = [_read_job(job) for job in jobs]
+    return loaded[0] if len(loaded) == 1 else loaded
+
+
+def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
+    """Give what `read_jobs` made of one job its common form."""
+    if isinstance(loaded, ReadFailure):
+        return loaded
+    if isinstance(loaded, np.ndarray):
+        return [Piece(loaded, job_region.origin)]
+    return [Piece(data, tuple(origin), target) for origin, data, target in loaded]
+
+
+def _read_job(job: Job) -> Loaded:
+    try:
+        regions = [job.region] if job.chooser is None else _choose(job)
+        blocks = [
+            (r.origin, read_padded(job.view, r), job.target and read_padded(job.target, r))
+            for r in regions
+        ]
+    except Exception as error:  # carried to the consumer, see the module's docstring
+        return ReadFailure(error, job.region)
+    if job.chooser is None and job.target is None:
+        return blocks[0][1]
+    return blocks
+
+
+def read_padded(view: ImageView, region: Region) -> Array:
+    """A region into recycled memory, background where it leaves the image.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    region : Region
+        Starts inside the image; may end outside.
+    """
+    spatial = view.shape[: view.spatial_ndim]
+    inside = clip(region, spatial)
+    out = buffers.empty((*region.shape, *view.shape[view.spatial_ndim :]), view.dtype)
+    if inside.shape == region.shape:
+        view.read(region, out)
+        return out
+    out[...] = view.background
+    corner = out[tuple(slice(0, s) for s in inside.shape)]
+    view.read(inside, corner)
+    return out
+
+
+def _choose(job: Job) -> list[Region]:
+    """Ask the user's loader, and check what it says."""
+    from daskdmed.persistence.randomness import Purpose, generator
+
+    context, chooser = job.context, job.chooser
+    assert context is not None
+    assert chooser is not None
+    rng = generator(job.rng_place[0], Purpose.LOAD, job.rng_place[1])
+    chosen = chooser(job.view.read, context, rng)
+    regions = [chosen] if isinstance(chosen, Region) else list(chosen)
+    if not regions or not all(isinstance(r, Region) for r in regions):
+        raise LoaderError(
+            f"the big-chunk loader must return a Region or a sequence of them, got {chosen!r}",
+            patient=context.patient,
+            record=context.record,
+        )
+    for region in regions:
+        outside = len(region.origin) != len(context.shape) or any(
+            o < 0 or s < 1 or o + s > n
+            for o, s, n in zip(region.origin, region.shape, context.shape, strict=True)
+        )
+        if outside:
+            raise GeometryError(f"{region} lies outside the image of {context.shape} pixels")
+    allowed = int(np.prod(context.bigchunk_size, dtype=np.int64))
+    asked = sum(r.size for r in regions)
+    if asked > allowed:
+        raise GeometryError(
+            f"the big-chunk loader chose {asked} pixels in {len(regions)} regions, but "
+            f"bigchunk_size {context.bigchunk_size} allows {allowed}; choose less or raise "
+            "bigchunk_size"
+        )
+    return regions
