@@ -1,0 +1,190 @@
+"""Tiles of a made slide: drawn once per (four corner labels, place in the texture), then reused.
+
+A tile's content is a pure function of its key. Inside a tile every label has a weight that
+runs bilinearly between the corners plus a periodic noise; the strongest label wins. Along an
+edge the weight depends on the two corners of that edge only, so borders meet without seams.
+Memory is bounded by least-recently-used memos.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from daskdmed.samples._texture import smooth_noise
+
+if TYPE_CHECKING:
+    from daskdmed.samples._jpeg import JpegEncoder
+    from daskdmed.types import Array
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+#: side of a mask cell is tile / CELLS
+CELLS = 8
+
+
+class Memo(Generic[K, V]):
+    """A dictionary that forgets what was used least recently."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value of a key, made when it is not there."""
+        try:
+            value = self._values[key]
+        except KeyError:
+            value = make()
+            self._values[key] = value
+            if len(self._values) > self._capacity:
+                self._values.popitem(last=False)
+            return value
+        self._values.move_to_end(key)
+        return value
+
+
+def shrink(image: Array, factor: int) -> Array:
+    """Area mean of an RGB uint8 image whose sides the factor divides, rounded to nearest."""
+    h, w, c = image.shape
+    rows = image.reshape(h // factor, factor, w * c).sum(axis=1, dtype=np.uint16)
+    total = rows.reshape(h // factor, w // factor, factor, c).sum(axis=2, dtype=np.uint16)
+    total += factor * factor // 2
+    total //= factor * factor
+    return np.asarray(total, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One encoded tile, what it looks like on the next level, and its ground truth."""
+
+    stream: bytes
+    small: Array
+    truth: Array
+
+
+class TileBank:
+    """Draws and encodes the level-0 tiles.
+
+    Parameters
+    ----------
+    textures : ndarray
+        uint8 (labels, period, period, 3), periodic.
+    label_classes : tuple of int
+        Class of each label.
+    tile : int
+        Side of a tile in pixels; divides the period.
+    encoder : JpegEncoder
+        Encodes tiles.
+    factor : int
+        Downsample from one level to the next.
+    seed : int
+        Seed of the border noise.
+    capacity : int
+        Number of tiles kept in memory.
+    """
+
+    def __init__(
+        self,
+        textures: Array,
+        label_classes: tuple[int, ...],
+        tile: int,
+        encoder: JpegEncoder,
+        factor: int,
+        seed: int,
+        capacity: int = 768,
+    ) -> None:
+        self.textures = textures
+        self.label_classes = np.asarray(label_classes, np.uint8)
+        self.tile = tile
+        self.encoder = encoder
+        self.factor = factor
+        self.places = textures.shape[1] // tile
+        rng = np.random.default_rng((seed, 3))
+        side = self.places * tile
+        coarse = smooth_noise(rng, (side, side), (tile * 0.45, tile * 0.45))
+        fine = smooth_noise(rng, (side, side), (tile * 0.06, tile * 0.06))
+        # below 1/2 everywhere, or a label could win where all corners belong to another
+        self._ragged = np.clip(0.13 * coarse + 0.025 * fine, -0.24, 0.24)
+        ramp = ((np.arange(tile, dtype=np.float32) + 0.5) / tile).astype(np.float32)
+        self._ramps = (ramp, 1 - ramp)
+        self._memo: Memo[int, Tile] = Memo(capacity)
+
+    def keys(self, corners: Array, row: int) -> Array:
+        """Keys of one row of tiles, int64 (columns,)."""
+        labels = len(self.label_classes)
+        upper, lower = corners[row].astype(np.int64), corners[row + 1].astype(np.int64)
+        pattern = ((upper[:-1] * labels + upper[1:]) * labels + lower[:-1]) * labels + lower[1:]
+        column = np.arange(pattern.size) % self.places
+        place = (row % self.places) * self.places + column
+        return np.asarray(pattern * self.places**2 + place)
+
+    def get(self, key: int) -> Tile:
+        """The tile of a key."""
+        return self._memo.get(key, lambda: self._make(key))
+
+    def _make(self, key: int) -> Tile:
+        pattern, place = divmod(key, self.places**2)
+        corners = []
+        for _ in range(4):
+            pattern, label = divmod(pattern, len(self.label_classes))
+            corners.append(label)
+        pixels, truth = self._draw(tuple(corners[::-1]), divmod(place, self.places))
+        return Tile(self.encoder.encode(pixels), shrink(pixels, self.factor), truth)
+
+    def _window(self, field: Array, place: tuple[int, int], shift: int = 0) -> Array:
+        """Part of a periodic field that a tile sees."""
+        y = (place[0] + shift) % self.places * self.tile
+        x = (place[1] + 2 * shift) % self.places * self.tile
+        return field[y : y + self.tile, x : x + self.tile]
+
+    def _draw(self, corners: tuple[int, ...], place: tuple[int, int]) -> tuple[Array, Array]:
+        """(pixels, classes of the mask cells) of one tile."""
+        present = sorted(set(corners))
+        if len(present) == 1:
+            pixels = np.ascontiguousarray(self._window(self.textures[present[0]], place))
+            return pixels, np.full((CELLS, CELLS), self.label_classes[present[0]], np.uint8)
+        weight = [self._weight(label, corners, place) for label in present]
+        looks = [self._window(self.textures[label], place) for label in present]
+        mixed, best = looks[0], weight[0]
+        for look, claim in zip(looks[1:], weight[1:], strict=True):
+            # an edge about four pixels soft, as optics make it
+            share = np.clip((claim - best) * np.float32(64 * self.tile) + 128, 0, 256)
+            mixed = _blend(mixed, look, share.astype(np.uint16))
+            best = np.maximum(best, claim)
+        return mixed, self._truth(np.asarray(present), weight)
+
+    def _weight(self, label: int, corners: tuple[int, ...], place: tuple[int, int]) -> Array:
+        """How strongly a label claims each pixel, float32 (tile, tile)."""
+        a, b, c, d = (np.float32(corner == label) for corner in corners)
+        up, down = self._ramps
+        top = a * down + b * up
+        bottom = c * down + d * up
+        weight = down[:, None] * top[None, :] + up[:, None] * bottom[None, :]
+        return weight + self._window(self._ragged, place, label)
+
+    def _truth(self, present: Array, weight: list[Array]) -> Array:
+        """Majority class of each mask cell, uint8 (CELLS, CELLS)."""
+        side = self.tile // CELLS
+        step = max(1, side // 8)
+        claims = np.stack([w[step // 2 :: step, step // 2 :: step] for w in weight])
+        classes = self.label_classes[present[claims.argmax(axis=0)]]
+        cells = classes.reshape(CELLS, side // step, CELLS, side // step)
+        votes = [(cells == c).sum(axis=(1, 3)) for c in range(int(self.label_classes.max()) + 1)]
+        return np.asarray(np.argmax(votes, axis=0), np.uint8)
+
+
+def _blend(below: Array, above: Array, share: Array) -> Array:
+    """Mix two RGB uint8 images; share is uint16 (height, width) in 1/256 of the upper one."""
+    # repeated, not broadcast: three times as fast over a last axis of three
+    part = np.repeat(share, 3, axis=1).reshape(*share.shape, 3)
+    mixed = below * (256 - part)
+    mixed += above * part
+    mixed += 128
+    mixed >>= 8
+    return np.asarray(mixed, np.uint8)
