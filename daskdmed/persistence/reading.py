@@ -180,7 +180,7 @@ def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
         blocks = [
-            (r.origin, read_padded(job.view, r), job.target and read_padded(job.target, r))
+            (r.origin, read_padded(job.view, r), _read_target(job.target, r))
             for r in regions
         ]
     except Exception as error:  # carried to the consumer, see the module's docstring
@@ -188,6 +188,10 @@ def _read_job(job: Job) -> Loaded:
     if job.chooser is None and job.target is None:
         return blocks[0][1]
     return blocks
+
+
+def _read_target(target: ImageView | None, region: Region) -> Array | None:
+    return None if target is None else read_padded(target, region)
 
 
 def read_padded(view: ImageView, region: Region) -> Array:

@@ -1,0 +1,223 @@
+"""Big chunks, small chunks, and the record of where a batch came from.
+
+A batch's `SmallChunks` is a lazy sequence over a few arrays: making 64 objects per batch
+would cost more than copying 64 crops. Not covered: cropping (`daskdmed.loading.sampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from daskdmed.types import Array
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.record import Patient
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BigChunk:
+    """One block of a record, as collectors see it.
+
+    Parameters
+    ----------
+    data : ndarray or None
+        Pixels, spatial axes first, channels last. Shared with every other draw of the
+        visit: do not write into it. None in the provenance of a batch, because the block
+        may have left memory by then.
+    origin : tuple of int
+        First pixel along each spatial axis, array order, at the resolution read.
+    shape : tuple of int
+        Spatial extent.
+    patient : str
+        Patient id.
+    record : str
+        Name of the record.
+    visit : int
+        Number of the visit in the plan.
+    downsample : tuple of float
+        Level-0 pixels per pixel along each spatial axis.
+    level : int or None
+        Level read, None when the resolution was given by mpp or power.
+    mpp : (float, float) or None
+        (x, y) micrometers per pixel.
+    """
+
+    data: Array | None
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+    patient: str
+    record: str
+    visit: int
+    downsample: tuple[float, ...]
+    level: int | None = None
+    mpp: tuple[float, float] | None = None
+
+    @property
+    def location(self) -> tuple[int, ...]:
+        """First pixel in the level-0 frame, (x, y) or (x, y, z)."""
+        return location_of(self.origin, self.downsample)
+
+
+def location_of(origin: Sequence[int], downsample: Sequence[float]) -> tuple[int, ...]:
+    """Array position at some resolution -> (x, y[, z]) in the level-0 frame, rounded."""
+    scaled = [round(o * d) for o, d in zip(origin, downsample, strict=True)]
+    return tuple(reversed(scaled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SmallChunk:
+    """One crop and where it came from.
+
+    Parameters
+    ----------
+    data : ndarray
+        Pixels as sampled (before any transform), spatial axes first, channels last.
+    location : tuple of int
+        First pixel in the level-0 frame, (x, y) or (x, y, z).
+    origin : tuple of int
+        First pixel at the resolution read, array order.
+    level : int or None
+        Level read, None when the resolution was given by mpp or power.
+    mpp : (float, float) or None
+        (x, y) micrometers per pixel.
+    patient : Patient
+        Whose.
+    record : str
+        Name of the record.
+    bigchunk : BigChunk
+        The big chunk it was cropped from, without pixels.
+    draw : int
+        How many draws the visit had given before.
+    target : ndarray or None
+        The target's pixels of the same place.
+    """
+
+    data: Array
+    location: tuple[int, ...]
+    origin: tuple[int, ...]
+    level: int | None
+    mpp: tuple[float, float] | None
+    patient: Patient
+    record: str
+    bigchunk: BigChunk
+    draw: int
+    target: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What all crops of one visit share.
+
+    Parameters
+    ----------
+    patient : Patient
+        Whose.
+    bigchunks : tuple of BigChunk
+        The visit's pieces, without pixels.
+    """
+
+    patient: Patient
+    bigchunks: tuple[BigChunk, ...]
+
+
+class SmallChunks:
+    """The small chunks of one batch: a lazy, indexable sequence.
+
+    Parameters
+    ----------
+    data : ndarray, shape (batch, *spatial, [channels])
+        Pixels.
+    provenance : sequence of Provenance
+        Of each small chunk.
+    pieces : ndarray of int, shape (batch,)
+        Which piece of the visit each came from.
+    origins : ndarray of int64, shape (batch, spatial axes)
+        First pixel of each at the resolution read.
+    draws : ndarray of int64, shape (batch,)
+        Draw number of each within its visit.
+    targets : ndarray or None, shape (batch, *spatial, [channels])
+        Pixels of the target record.
+    """
+
+    # no collections.abc.Sequence: torch's default_convert would take it apart
+
+    def __init__(
+        self,
+        data: Array,
+        provenance: Sequence[Provenance],
+        pieces: Array,
+        origins: Array,
+        draws: Array,
+        targets: Array | None = None,
+    ) -> None:
+        self.data = data
+        self.targets = targets
+        self.origins = origins
+        self.draws = draws
+        self._provenance = provenance
+        self._pieces = pieces
+
+    def __len__(self) -> int:
+        return len(self._provenance)
+
+    def __iter__(self) -> Iterator[SmallChunk]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> SmallChunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SmallChunk]: ...
+    def __getitem__(self, index: int | slice) -> SmallChunk | list[SmallChunk]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        source = self._provenance[i]
+        bigchunk = source.bigchunks[int(self._pieces[i])]
+        origin = tuple(int(o) for o in self.origins[i])
+        return SmallChunk(
+            data=self.data[i],
+            location=location_of(origin, bigchunk.downsample),
+            origin=origin,
+            level=bigchunk.level,
+            mpp=bigchunk.mpp,
+            patient=source.patient,
+            record=bigchunk.record,
+            bigchunk=bigchunk,
+            draw=int(self.draws[i]),
+            target=None if self.targets is None else self.targets[i],
+        )
+
+    @property
+    def patients(self) -> list[Patient]:
+        """The patient of each small chunk."""
+        return [source.patient for source in self._provenance]
+
+    @property
+    def locations(self) -> Array:
+        """(batch, 2 or 3) int64: first pixel of each in the level-0 frame, (x, y[, z])."""
+        scale = np.array([s.bigchunks[0].downsample for s in self._provenance], np.float64)
+        scaled = np.rint(self.origins * scale.reshape(self.origins.shape))
+        return scaled.astype(np.int64)[:, ::-1]
+
+    def table(self) -> list[Mapping[str, Any]]:
+        """One row per small chunk, for a data frame."""
+        return [
+            {
+                "patient": chunk.patient.id,
+                "record": chunk.record,
+                "location": chunk.location,
+                "level": chunk.level,
+                "mpp": chunk.mpp,
+                "visit": chunk.bigchunk.visit,
+                "draw": chunk.draw,
+            }
+            for chunk in self
+        ]
+
+    def __repr__(self) -> str:
+        names = {str(p.id) for p in self.patients}
+        return f"<SmallChunks: {len(self)} of shape {self.data.shape[1:]}, {len(names)} patients>"

@@ -1,0 +1,177 @@
+"""The two places where users say what is loaded and what is cropped.
+
+A *big-chunk loader* chooses the region or regions of a record that a visit holds. A
+*small-chunk collector* chooses each crop. Both are pure functions of what they are given
+and of an explicit generator, are tried without any cluster (call them), and may be classes
+or plain functions. They run in the workers: what they need must pickle.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from daskdmed.errors import UsageError
+from daskdmed.loading.chunks import BigChunk
+from daskdmed.persistence.reading import LoadContext, RegionChooser
+from daskdmed.types import Array, Region
+
+
+@dataclass(frozen=True, slots=True)
+class CollectContext:
+    """What a collector is told about a draw.
+
+    Parameters
+    ----------
+    patient, record : str
+        Patient id and name of the record.
+    labels : mapping
+        Labels of the patient.
+    smallchunk_size : tuple of int
+        Extent of a crop per spatial axis, array order.
+    visit : int
+        Number of the visit in the plan.
+    nth : int
+        How many visits the record had before.
+    draw : int
+        How many draws this visit had before (0 at the first).
+    """
+
+    patient: str
+    record: str
+    labels: Mapping[str, Any]
+    smallchunk_size: tuple[int, ...]
+    visit: int
+    nth: int
+    draw: int
+
+
+#: what a collector may return, see `SmallChunkCollector.extract_smallchunk`
+Collected: TypeAlias = "Sequence[int] | Array | tuple[Array, Sequence[int]] | None"
+
+
+class BigChunkLoader(ABC):
+    """Chooses which region or regions of a record one visit holds."""
+
+    @abstractmethod
+    def extract_bigchunk(
+        self,
+        read: Callable[[Region], Array],
+        context: LoadContext,
+        rng: np.random.Generator,
+    ) -> Region | Sequence[Region]:
+        """Choose what a visit holds.
+
+        Parameters
+        ----------
+        read : callable
+            ``read(Region) -> ndarray`` gives pixels of the record at the loader's
+            resolution, for a look before choosing.
+        context : LoadContext
+            Patient, record, image shape, and the big chunk that the grid proposes.
+        rng : numpy.random.Generator
+            Keyed by seed and visit; the only randomness to use.
+
+        Returns
+        -------
+        Region or sequence of Region
+            Inside the image, together at most as many pixels as ``bigchunk_size``.
+        """
+
+
+class SmallChunkCollector(ABC):
+    """Chooses each crop of a big chunk."""
+
+    @abstractmethod
+    def extract_smallchunk(
+        self, bigchunk: BigChunk, context: CollectContext, rng: np.random.Generator
+    ) -> Collected:
+        """Choose the crop of one draw.
+
+        Parameters
+        ----------
+        bigchunk : BigChunk
+            Pixels in `data`, shared and read-only. When a visit holds several regions, one
+            of them, chosen with probability proportional to its pixels.
+        context : CollectContext
+            Patient, record, labels, crop size, draw number.
+        rng : numpy.random.Generator
+            Keyed by seed, visit and draw; the only randomness to use.
+
+        Returns
+        -------
+        sequence of int, ndarray, (ndarray, sequence of int), or None
+            First pixel of the crop within the big chunk (array order): the library crops.
+            Or the crop itself, shape ``(*smallchunk_size, [channels])`` and the dtype of
+            the big chunk, with or without its first pixel. Or None, which ends the visit.
+        """
+
+
+class UniformCollector(SmallChunkCollector):
+    """Every position of the big chunk with equal probability; the default.
+
+    Positions of all draws of a visit are made at once, see
+    `daskdmed.loading.sampling.VisitSampler`.
+    """
+
+    def extract_smallchunk(
+        self, bigchunk: BigChunk, context: CollectContext, rng: np.random.Generator
+    ) -> tuple[int, ...]:
+        """A uniform position."""
+        room = np.subtract(bigchunk.shape, context.smallchunk_size) + 1
+        return tuple(int(v) for v in rng.integers(room))
+
+
+CollectorFunction: TypeAlias = Callable[[BigChunk, CollectContext, np.random.Generator], Any]
+
+
+def as_collector(
+    collector: SmallChunkCollector | type[SmallChunkCollector] | CollectorFunction | None,
+) -> CollectorFunction | None:
+    """The function behind a collector, None for the default.
+
+    Raises
+    ------
+    UsageError
+        Neither a collector nor a function.
+    """
+    if isinstance(collector, type) and issubclass(collector, SmallChunkCollector):
+        collector = collector()
+    if collector is None or type(collector) is UniformCollector:
+        return None
+    if isinstance(collector, SmallChunkCollector):
+        return collector.extract_smallchunk
+    if callable(collector):
+        return collector
+    raise UsageError(
+        f"smallchunk_collector={collector!r} is neither a SmallChunkCollector nor a function "
+        "f(bigchunk, context, rng)"
+    )
+
+
+def as_chooser(
+    loader: BigChunkLoader | type[BigChunkLoader] | RegionChooser | None,
+) -> RegionChooser | None:
+    """The function behind a big-chunk loader, None for the grid.
+
+    Raises
+    ------
+    UsageError
+        Neither a loader nor a function.
+    """
+    if isinstance(loader, type) and issubclass(loader, BigChunkLoader):
+        loader = loader()
+    if loader is None:
+        return None
+    if isinstance(loader, BigChunkLoader):
+        return loader.extract_bigchunk
+    if callable(loader):
+        return loader
+    raise UsageError(
+        f"bigchunk_loader={loader!r} is neither a BigChunkLoader nor a function "
+        "f(read, context, rng)"
+    )

@@ -1,0 +1,396 @@
+"""Crops from resident big chunks: the same code next to the data and in the loader.
+
+`VisitSampler` crops the draws of one visit. `sample` is the body of a sampling task: it
+crops many draws of many visits where their blocks live. A crop depends on (seed, visit,
+draw) and the pixels alone, so it does not matter which process makes it, or when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskdmed.errors import GeometryError, LoaderError, UsageError
+from daskdmed.loading.chunks import BigChunk
+from daskdmed.loading.collectors import CollectContext, CollectorFunction
+from daskdmed.persistence.randomness import Purpose, generator
+from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
+from daskdmed.types import Array, Region
+
+
+@dataclass(frozen=True, slots=True)
+class CropSpec:
+    """What all crops of a loader have in common.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Extent per spatial axis.
+    channels : tuple of int
+        Trailing shape.
+    dtype : numpy.dtype
+        Sample type.
+    target_channels : tuple of int or None
+        Trailing shape of the target, None without target.
+    target_dtype : numpy.dtype or None
+        Sample type of the target.
+    """
+
+    size: tuple[int, ...]
+    channels: tuple[int, ...]
+    dtype: np.dtype[Any]
+    target_channels: tuple[int, ...] | None = None
+    target_dtype: np.dtype[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one crop."""
+        return (*self.size, *self.channels)
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """Shape of one target crop."""
+        return None if self.target_channels is None else (*self.size, *self.target_channels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one crop, with its target."""
+        n = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        if self.target_shape is not None and self.target_dtype is not None:
+            n += int(np.prod(self.target_shape, dtype=np.int64)) * self.target_dtype.itemsize
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class VisitFacts:
+    """What a worker must know about a visit to crop from it. Small and picklable.
+
+    Parameters
+    ----------
+    number, nth : int
+        The visit's number, and how many visits its record had before.
+    key : int
+        From the loader's seed.
+    patient, record : str
+        Whose.
+    labels : mapping
+        The patient's labels.
+    region : Region
+        The grid's big chunk.
+    downsample, level, mpp
+        See `BigChunk`.
+    """
+
+    number: int
+    nth: int
+    key: int
+    patient: str
+    record: str
+    labels: Mapping[str, Any]
+    region: Region
+    downsample: tuple[float, ...]
+    level: int | None
+    mpp: tuple[float, float] | None
+
+
+class Ended(NamedTuple):
+    """A visit that gives no more draws, and why (None: its collector said so)."""
+
+    error: BaseException | None
+
+
+class VisitSampler:
+    """Crops the draws of one visit.
+
+    Parameters
+    ----------
+    loaded : ndarray, list or ReadFailure
+        What the read task gave for the visit.
+    facts : VisitFacts
+        The visit.
+    crop : CropSpec
+        Shape and type of crops.
+    collect : callable or None
+        The user's collector, None for uniform positions.
+    expected : int
+        Draws for which positions are made at first; more are made when asked for.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        facts: VisitFacts,
+        crop: CropSpec,
+        collect: CollectorFunction | None,
+        expected: int,
+    ) -> None:
+        pieces = pieces_of(loaded, facts.region)
+        self.facts = facts
+        self.failure = pieces if isinstance(pieces, ReadFailure) else None
+        self.pieces: list[Piece] = [] if isinstance(pieces, ReadFailure) else pieces
+        self._crop = crop
+        self._collect = collect
+        self._axes = len(crop.size)
+        self._shares: Array | None = None
+        self._where: list[tuple[int, tuple[int, ...]]] = []
+        self._expected = expected
+        if self.failure is None:
+            self._check_pieces()
+
+    def _check_pieces(self) -> None:
+        for piece in self.pieces:
+            extent = piece.data.shape[: self._axes]
+            if any(e < s for e, s in zip(extent, self._crop.size, strict=True)):
+                self.failure = ReadFailure(
+                    GeometryError(
+                        f"a region of {extent} pixels holds no small chunk of {self._crop.size}; "
+                        "choose larger regions in the big-chunk loader"
+                    ),
+                    self.facts.region,
+                )
+
+    def bigchunks(self) -> tuple[BigChunk, ...]:
+        """The pieces without their pixels."""
+        return tuple(self._bigchunk(piece, None) for piece in self.pieces)
+
+    def _bigchunk(self, piece: Piece, data: Array | None) -> BigChunk:
+        facts = self.facts
+        return BigChunk(
+            data=data,
+            origin=piece.origin,
+            shape=tuple(piece.data.shape[: self._axes]),
+            patient=facts.patient,
+            record=facts.record,
+            visit=facts.number,
+            downsample=facts.downsample,
+            level=facts.level,
+            mpp=facts.mpp,
+        )
+
+    def take(
+        self, draw: int, out: Array, target_out: Array | None
+    ) -> tuple[int, tuple[int, ...]] | Ended:
+        """Crop one draw into `out`.
+
+        Returns
+        -------
+        (int, tuple of int) or Ended
+            Piece and first pixel in the frame of the view; or the end of the visit.
+        """
+        if self.failure is not None:
+            return Ended(self.failure.error)
+        if self._collect is not None:
+            return self._take_collected(draw, out, target_out)
+        if draw >= len(self._where):
+            self._locate(draw)
+        at, start = self._where[draw]
+        self._copy(at, start, out, target_out)
+        return at, tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
+
+    def _copy(
+        self, at: int, start: tuple[int, ...], out: Array | None, target_out: Array | None
+    ) -> None:
+        box = tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
+        piece = self.pieces[at]
+        if out is not None:
+            out[...] = piece.data[box]
+        if target_out is not None and piece.target is not None:
+            target_out[...] = piece.target[box]
+
+    def _rooms(self) -> Array:
+        """Valid first positions, (pieces, axes)."""
+        extents = np.array([p.data.shape[: self._axes] for p in self.pieces], np.int64)
+        return extents - np.array(self._crop.size) + 1
+
+    def _locate(self, draw: int) -> None:
+        """Uniform positions of all draws up to a number.
+
+        Uniform floats are prefix-stable: draw 7 is at the same place however many are made.
+        """
+        rooms = self._rooms()
+        count = max(self._expected, 2 * len(self._where), draw + 1)
+        rng = generator(self.facts.key, Purpose.LOCATE, self.facts.number)
+        u = rng.random((count, self._axes + 1))
+        if len(self.pieces) == 1:
+            at = np.zeros(count, np.int64)
+        else:
+            shares = np.cumsum(rooms.prod(axis=1))
+            at = np.searchsorted(shares, u[:, 0] * shares[-1], side="right")
+        starts = (u[:, 1:] * rooms[at]).astype(np.int64)
+        self._where = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
+
+    # -- user collectors --------------------------------------------------------------
+
+    def _take_collected(
+        self, draw: int, out: Array, target_out: Array | None
+    ) -> tuple[int, tuple[int, ...]] | Ended:
+        facts = self.facts
+        rng = generator(facts.key, Purpose.COLLECT, facts.number, draw)
+        at = 0
+        if len(self.pieces) > 1:
+            if self._shares is None:
+                self._shares = np.cumsum(self._rooms().prod(axis=1))
+            mark = rng.random() * self._shares[-1]
+            at = int(np.searchsorted(self._shares, mark, side="right"))
+        piece = self.pieces[at]
+        context = CollectContext(
+            patient=facts.patient,
+            record=facts.record,
+            labels=facts.labels,
+            smallchunk_size=self._crop.size,
+            visit=facts.number,
+            nth=facts.nth,
+            draw=draw,
+        )
+        assert self._collect is not None
+        try:
+            answer = self._collect(self._bigchunk(piece, _read_only(piece.data)), context, rng)
+            if answer is None:
+                return Ended(None)
+            start = self._accept(answer, at, out, target_out)
+        except Exception as error:  # user code: carried to the consumer with its place
+            return Ended(error)
+        return at, tuple(map(sum, zip(piece.origin, start, strict=True)))
+
+    def _accept(
+        self, answer: Any, at: int, out: Array, target_out: Array | None
+    ) -> tuple[int, ...]:
+        """Copy what a collector returned; give its first pixel within the piece."""
+        data = None
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], np.ndarray):
+            data, answer = answer
+        elif isinstance(answer, np.ndarray) and answer.shape != (self._axes,):
+            data, answer = answer, (0,) * self._axes
+        start = tuple(int(v) for v in answer)
+        extent = self.pieces[at].data.shape[: self._axes]
+        fits = len(start) == self._axes and all(
+            0 <= o and o + s <= e
+            for o, s, e in zip(start, self._crop.size, extent, strict=False)
+        )
+        if not fits:
+            raise GeometryError(
+                f"the collector returned first pixel {start}, but a crop of {self._crop.size} "
+                f"must lie inside the big chunk of {extent} pixels"
+            )
+        if data is None:
+            self._copy(at, start, out, target_out)
+            return start
+        if data.shape != self._crop.shape or data.dtype != self._crop.dtype:
+            raise UsageError(
+                f"the collector returned a crop of shape {data.shape} {data.dtype}, expected "
+                f"{self._crop.shape} {self._crop.dtype}; convert in tfms or batch_tfms instead"
+            )
+        out[...] = data
+        self._copy(at, start, None, target_out)
+        return start
+
+
+def _read_only(data: Array) -> Array:
+    view = data.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Draws of one visit, wanted from the task that holds its block.
+
+    Parameters
+    ----------
+    unit, member : int
+        Which of the task's read results holds the visit, and which job in it.
+    single : bool
+        Whether that read had one job only.
+    facts : VisitFacts
+        The visit.
+    draws, slots : tuple of int
+        Draw numbers, and the row of the answer that each goes to.
+    """
+
+    unit: int
+    member: int
+    single: bool
+    facts: VisitFacts
+    draws: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+class Sampled(NamedTuple):
+    """What a sampling task gives back.
+
+    Attributes
+    ----------
+    data : ndarray, shape (rows, *crop)
+        Crops; rows of ended visits are undefined.
+    targets : ndarray or None
+        Target crops.
+    pieces : ndarray of int64, shape (rows,)
+        Piece of the visit, -1 where the visit had ended.
+    origins : ndarray of int64, shape (rows, axes)
+        First pixel in the frame of the view.
+    ended : dict
+        Visit number -> (draw at which it ended, error or None).
+    bigchunks : dict
+        Visit number -> its pieces without pixels.
+    """
+
+    data: Array
+    targets: Array | None
+    pieces: Array
+    origins: Array
+    ended: dict[int, tuple[int, BaseException | None]]
+    bigchunks: dict[int, tuple[BigChunk, ...]]
+
+
+def sample(
+    results: Sequence[Loaded],
+    wanted: Sequence[Wanted],
+    crop: CropSpec,
+    collect: CollectorFunction | None,
+    expected: int,
+) -> Sampled:
+    """Crop draws from blocks that live in this process; the body of a Dask task.
+
+    Parameters
+    ----------
+    results : sequence
+        Results of read tasks, see `daskdmed.persistence.reading.read_jobs`.
+    wanted : sequence of Wanted
+        What to crop.
+    crop : CropSpec
+        Shape and type of crops.
+    collect : callable or None
+        The user's collector.
+    expected : int
+        Draws per visit.
+    """
+    rows = sum(len(w.draws) for w in wanted)
+    data = np.empty((rows, *crop.shape), crop.dtype)
+    target_shape = crop.target_shape
+    targets = None if target_shape is None else np.empty((rows, *target_shape), crop.target_dtype)
+    pieces = np.full(rows, -1, np.int64)
+    origins = np.zeros((rows, len(crop.size)), np.int64)
+    ended: dict[int, tuple[int, BaseException | None]] = {}
+    bigchunks = {}
+    for want in wanted:
+        loaded = results[want.unit] if want.single else results[want.unit][want.member]
+        sampler = VisitSampler(loaded, want.facts, crop, collect, expected)
+        bigchunks[want.facts.number] = sampler.bigchunks()
+        for draw, slot in zip(want.draws, want.slots, strict=True):
+            taken = sampler.take(draw, data[slot], None if targets is None else targets[slot])
+            if isinstance(taken, Ended):
+                ended[want.facts.number] = (draw, _portable(taken.error, want.facts.region))
+                break
+            pieces[slot], origins[slot] = taken
+    return Sampled(data, targets, pieces, origins, ended, bigchunks)
+
+
+def _portable(error: BaseException | None, region: Region) -> BaseException | None:
+    """An exception that survives the way to the loader's process."""
+    if error is None:
+        return None
+    _, (portable, _) = ReadFailure(error, region).__reduce__()
+    return portable if isinstance(portable, BaseException) else LoaderError(str(error))
