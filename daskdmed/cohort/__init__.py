@@ -1,1 +1,37 @@
-"""placeholder"""
+"""Who the images belong to: records, patients, datasets, splits and manifests.
+
+Everything here is a small frozen value that pickles without open files; pixels are read
+only when `Record.view` or `Record.open` is called. Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS: dict[str, str] = {
+    "Record": "daskdmed.cohort.record",
+    "Patient": "daskdmed.cohort.record",
+    "Dataset": "daskdmed.cohort.dataset",
+    "FrozenMapping": "daskdmed.cohort.frozen",
+}
+
+__all__ = ["Dataset", "FrozenMapping", "Patient", "Record"]
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.dataset import Dataset as Dataset
+    from daskdmed.cohort.frozen import FrozenMapping as FrozenMapping
+    from daskdmed.cohort.record import Patient as Patient
+    from daskdmed.cohort.record import Record as Record
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'daskdmed.cohort' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -1,0 +1,58 @@
+"""A read-only mapping that pickles, for the dictionaries inside frozen dataclasses.
+
+``types.MappingProxyType`` does not pickle, and a plain dict could be changed behind the
+back of everything that was derived from it (tokens, splits, plans).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+V = TypeVar("V")
+
+
+class FrozenMapping(Mapping[str, V]):
+    """A mapping with string keys that cannot be changed; keeps the order it was given.
+
+    Parameters
+    ----------
+    items : mapping or iterable of pairs
+        Copied, one level deep.
+    """
+
+    __slots__ = ("_items",)
+    _items: dict[str, V]
+
+    def __init__(self, items: Mapping[str, V] | Iterable[tuple[str, V]] = ()) -> None:
+        object.__setattr__(self, "_items", dict(items))
+
+    def __getitem__(self, key: str) -> V:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError("a FrozenMapping cannot be changed; build a new one from dict(...)")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._items,)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        from dask.base import normalize_token
+
+        return "FrozenMapping", tuple((k, normalize_token(self._items[k])) for k in sorted(self))
+
+
+def plain(value: Any) -> Any:
+    """NumPy scalars as Python's own, so that labels from pandas compare, hash and print well."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,277 @@
+"""Datasets as files: one row per record in CSV, or one JSON document.
+
+JSON keeps everything. CSV is for spreadsheets: types follow from the whole column, and a
+column whose types would not survive that is written as JSON, one value per cell, under the
+name ``label:<name>:json``. Not covered: arrays (they have no uri to write).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.tables import parse_column, read_csv
+from daskdmed.errors import DaskdmedError, DatasetError
+from daskdmed.types import PathLike
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.dataset import Dataset
+
+FORMAT = "daskdmed-manifest"
+VERSION = 1
+_FIXED = ("patient", "record", "uri", "mpp", "backend")
+_JSON = ":json"
+_ABSENT: Any = object()
+
+
+def write_manifest(dataset: Dataset, path: PathLike) -> None:
+    """See `Dataset.to_manifest`."""
+    target = Path(os.path.abspath(path))
+    _check_writable(dataset)
+    text = _to_json(dataset, target) if _is_json(target) else _to_csv(dataset, target)
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(partial, target)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, UnicodeEncodeError):
+            raise DatasetError(f"{target}: a name is not valid Unicode: {error}") from error
+        raise
+
+
+def read_manifest(cls: type[Dataset], path: PathLike, name: str | None) -> Dataset:
+    """See `Dataset.from_manifest`."""
+    source = Path(os.path.abspath(path))
+    if _is_json(source):
+        return _from_json(cls, source, name)
+    return _from_csv(cls, source, source.stem if name is None else name)
+
+
+def _is_json(path: Path) -> bool:
+    if path.suffix.lower() not in {".json", ".csv", ".tsv"}:
+        raise DatasetError(f"{path}: a manifest is a .json, .csv or .tsv file")
+    return path.suffix.lower() == ".json"
+
+
+# -------------------------------------------------------------------- uris
+def _written(uri: str, folder: Path) -> str:
+    """Relative when the slide lies below the manifest, so that the folder can be moved."""
+    if "://" in uri:
+        return uri
+    absolute = os.path.abspath(uri)
+    try:
+        relative = Path(absolute).relative_to(folder).as_posix()
+    except ValueError:
+        return uri if os.path.isabs(uri) else absolute
+    return relative if not os.path.isabs(uri) or _resolved(relative, folder) == uri else uri
+
+
+def _resolved(uri: str, folder: Path) -> str:
+    return uri if "://" in uri or os.path.isabs(uri) else os.path.join(folder, uri)
+
+
+# -------------------------------------------------------------------- JSON
+def _check_writable(dataset: Dataset) -> None:
+    for patient in dataset:
+        for record in patient.records.values():
+            where = f"patient {patient.id!r}, record {record.name!r}"
+            if record.uri is None:
+                raise DatasetError(
+                    f"{where}: is an array, which a manifest cannot hold; write it as Zarr "
+                    "and use Record('image.zarr')"
+                )
+            _check_json(record.facts, f"{where}, fact")
+        _check_json(patient.labels, f"patient {patient.id!r}, label")
+
+
+def _check_json(values: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if not _survives(value):
+            raise DatasetError(
+                f"{where} {name!r}: {value!r} ({type(value).__name__}) would not come back the "
+                "same from JSON; use numbers, texts, True, False, None, lists and dicts"
+            )
+
+
+def _survives(value: Any) -> bool:
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    if type(value) is list:
+        return all(_survives(v) for v in value)
+    if type(value) is dict:
+        return all(type(k) is str and _survives(v) for k, v in value.items())
+    return False
+
+
+def _to_json(dataset: Dataset, target: Path) -> str:
+    patients = []
+    for patient in dataset:
+        records = {}
+        for name, record in patient.records.items():
+            entry: dict[str, Any] = {"uri": _written(str(record.uri), target.parent)}
+            for optional in ("mpp", "backend", "spatial_ndim"):
+                if (value := getattr(record, optional)) is not None:
+                    entry[optional] = value
+            if record.facts:
+                entry["facts"] = dict(record.facts)
+            records[name] = entry
+        patients.append({"id": patient.id, "records": records, "labels": dict(patient.labels)})
+    document = {"format": FORMAT, "version": VERSION, "name": dataset.name, "patients": patients}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{source}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{source}: cannot be read as JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DatasetError(f'{source}: is not a manifest, it lacks "format": "{FORMAT}"')
+    if document.get("version") != VERSION:
+        raise DatasetError(
+            f"{source}: has manifest version {document.get('version')!r}, this release reads "
+            f"{VERSION}; update daskdmed"
+        )
+    patients = []
+    entries = document.get("patients")
+    for position, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        try:
+            records = {
+                key: Record(
+                    _resolved(r["uri"], source.parent),
+                    mpp=_pair(r.get("mpp")),
+                    backend=r.get("backend"),
+                    spatial_ndim=r.get("spatial_ndim"),
+                    facts=r.get("facts"),
+                )
+                for key, r in entry["records"].items()
+            }
+            patients.append(Patient(entry["id"], records, entry.get("labels", {})))
+        except (KeyError, TypeError, AttributeError, DaskdmedError) as error:
+            raise DatasetError(
+                f"{source}: patient number {position} is wrong: {type(error).__name__}: {error}; "
+                'each has "id", "records" of name to {"uri": ...}, and "labels"'
+            ) from error
+    return cls(str(document.get("name", source.stem)) if name is None else name, patients)
+
+
+def _pair(mpp: Any) -> Any:
+    return tuple(mpp) if isinstance(mpp, list) else mpp
+
+
+# -------------------------------------------------------------------- CSV
+def _to_csv(dataset: Dataset, target: Path) -> str:
+    rows = [(p, n, r) for p in dataset for n, r in p.records.items()]
+    label_columns = _columns("label", [p.labels for p, _, _ in rows])
+    fact_columns = _columns("fact", [r.facts for _, _, r in rows])
+    columns = {**label_columns, **fact_columns}
+    out = io.StringIO(newline="")
+    # "\r\n" as the line end makes the writer quote both characters inside cells
+    writer = csv.writer(out, delimiter=_delimiter(target), lineterminator="\r\n")
+    writer.writerow([*_FIXED, *columns])
+    for position, (patient, name, record) in enumerate(rows):
+        pair = record.mpp
+        mpp = "" if pair is None else " ".join(repr(v) for v in dict.fromkeys(pair))
+        uri = _written(str(record.uri), target.parent)
+        fixed = [patient.key, name, uri, mpp, record.backend or ""]
+        writer.writerow([*fixed, *(cells[position] for cells in columns.values())])
+    return out.getvalue()
+
+
+def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Header -> cells; as plain text where that reads back the same, else as JSON."""
+    columns = {}
+    for name in dict.fromkeys(n for row in rows for n in row):
+        values = [row.get(name, _ABSENT) for row in rows]
+        cells = ["" if v is _ABSENT else v if type(v) is str else repr(v) for v in values]
+        header = f"{prefix}:{name}"
+        if header.endswith(_JSON) or not _reads_back(cells, values):
+            header += _JSON
+            cells = ["" if v is _ABSENT else json.dumps(v, ensure_ascii=False) for v in values]
+        columns[header] = cells
+    return columns
+
+
+def _reads_back(cells: Sequence[str], values: Sequence[Any]) -> bool:
+    parsed = [_ABSENT if v is None else v for v in parse_column(cells)]
+    return all(type(a) is type(b) and a == b for a, b in zip(parsed, values, strict=True))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _from_csv(cls: type[Dataset], source: Path, name: str) -> Dataset:
+    header, rows = read_csv(source)
+    for needed in ("patient", "uri"):
+        if needed not in header:
+            raise DatasetError(f"{source}: has no column {needed!r}, only {header}")
+    extra = {h: _decode(h, [row[i] for row in rows], source) for i, h in enumerate(header)
+             if h.startswith(("label:", "fact:"))}  # fmt: skip
+    records: dict[str, dict[str, Record]] = {}
+    labels: dict[str, dict[str, Any]] = {}
+    for position, row in enumerate(rows):
+        where = f"{source}: row {position + 2}"
+        cell = dict(zip(header, row, strict=True))
+        key = cell["patient"]
+        record = cell.get("record") or "wsi"
+        if record in records.setdefault(key, {}):
+            raise DatasetError(f"{where}: patient {key!r} has the record {record!r} twice")
+        try:
+            records[key][record] = Record(
+                _resolved(cell["uri"], source.parent) if cell["uri"] else "",
+                mpp=_parse_mpp(cell.get("mpp", "")),
+                backend=cell.get("backend") or None,
+                facts=_named(extra, "fact:", position),
+            )
+        except (DaskdmedError, ValueError) as error:
+            raise DatasetError(f"{where}: {error}") from error
+        found = _named(extra, "label:", position)
+        if labels.setdefault(key, found) != found:
+            raise DatasetError(
+                f"{where}: patient {key!r} has labels {found} here and {labels[key]} before"
+            )
+    try:
+        return cls(name, [Patient(key, records[key], labels[key]) for key in records])
+    except DatasetError as error:
+        raise DatasetError(f"{source}: {error}") from error
+
+
+def _decode(header: str, cells: Sequence[str], source: Path) -> list[Any]:
+    if not header.endswith(_JSON):
+        return [_ABSENT if v is None else v for v in parse_column(cells)]
+    values = []
+    for number, cell in enumerate(cells, start=2):
+        try:
+            values.append(json.loads(cell) if cell else _ABSENT)
+        except ValueError as error:
+            raise DatasetError(
+                f"{source}: row {number}, column {header!r}: {cell!r} is not JSON: {error}"
+            ) from error
+    return values
+
+
+def _named(extra: Mapping[str, Sequence[Any]], prefix: str, position: int) -> dict[str, Any]:
+    return {
+        header.removeprefix(prefix).removesuffix(_JSON): values[position]
+        for header, values in extra.items()
+        if header.startswith(prefix) and values[position] is not _ABSENT
+    }
+
+
+def _parse_mpp(cell: str) -> Any:
+    numbers = [float(part) for part in cell.split()]
+    if len(numbers) > 2:
+        raise DatasetError(f"mpp is one number or two with a space between, got {cell!r}")
+    return None if not numbers else numbers[0] if len(numbers) == 1 else tuple(numbers)

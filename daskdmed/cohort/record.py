@@ -1,0 +1,393 @@
+"""`Record` (one image) and `Patient` (an id, named records, labels).
+
+Values without handles: they pickle, hash, compare by what they name, and open their image
+only when asked to. Not covered: collections of patients (`daskdmed.cohort.dataset`), and
+how pixels are read (`daskdmed.images`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskdmed.cohort.frozen import FrozenMapping, plain
+from daskdmed.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
+from daskdmed.types import ImageView, PathLike, Resolution
+
+if TYPE_CHECKING:
+    from daskdmed.images.slide import Slide
+
+#: the record that `Patient.record` takes when a patient has several and none is named
+DEFAULT_RECORD = "wsi"
+#: a wrapped Zarr array gets Dask chunks of about this size, whole storage chunks each
+_ZARR_CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """One image of a patient: a file, or an array.
+
+    Parameters
+    ----------
+    uri : path or str, optional
+        A file or URL that some backend of `daskdmed.images` reads.
+    array : dask.array.Array, numpy.ndarray or zarr.Array, optional
+        Spatial axes first, (y, x[, c]) or (z, y, x[, c]). NumPy and Zarr arrays become lazy
+        Dask arrays. Exactly one of `uri` and `array` is given.
+    name : str, optional
+        Name within the patient; `Patient` sets it to the key in its `records`.
+    mpp : float or (float, float), optional
+        Micrometers per pixel at level 0, one number or (x, y). For files it overrides what
+        the file says, for files without one it supplies it.
+    backend : str, optional
+        Backend to read the file with, instead of the first that accepts it.
+    spatial_ndim : int, optional
+        Number of leading axes of an array that are space. Without it the caller of `view`
+        decides (loaders: the number of axes of ``smallchunk_size``).
+    facts : mapping, optional
+        Anything else known of the image (stain, scanner, date...).
+
+    Raises
+    ------
+    DatasetError
+        Neither or both of `uri` and `array`, or an array of a kind that is not known.
+    ResolutionError
+        `mpp` is not one or two positive numbers.
+    """
+
+    uri: str | None = None
+    array: Any = field(default=None, kw_only=True)
+    name: str = field(default="", kw_only=True)
+    mpp: tuple[float, float] | None = field(default=None, kw_only=True)
+    backend: str | None = field(default=None, kw_only=True)
+    spatial_ndim: int | None = field(default=None, kw_only=True)
+    facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
+
+    # written out because it accepts more than it stores: paths, one number for mpp
+    def __init__(
+        self,
+        uri: PathLike | None = None,
+        *,
+        array: Any = None,
+        name: str | None = "",
+        mpp: float | tuple[float, float] | None = None,
+        backend: str | None = None,
+        spatial_ndim: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        if (uri is None) == (array is None):
+            got = "neither" if uri is None else f"both, uri={os.fspath(uri or '')!r}"
+            raise DatasetError(
+                f"a record needs exactly one of uri= and array=, got {got}; "
+                "write Record('slide.svs') or Record(array=x)"
+            )
+        if uri is not None and not isinstance(uri, (str, os.PathLike)):
+            raise DatasetError(
+                f"the uri of a record is a path or a str, got {type(uri).__name__}; "
+                "give an array as Record(array=x)"
+            )
+        path = None if uri is None else os.fspath(uri)
+        if path == "":
+            raise DatasetError("the uri of a record is empty; write Record('slide.svs')")
+        pair = None if mpp is None else Resolution.of(mpp=mpp).mpp
+        lazy = None if array is None else _as_dask(array, spatial_ndim)
+        if lazy is not None and backend is not None:
+            raise DatasetError(f"backend={backend!r} is for files, this record is an array")
+        values = (path, lazy, name or "", pair, backend, spatial_ndim)
+        names = ("uri", "array", "name", "mpp", "backend", "spatial_ndim")
+        for attribute, value in zip(names, values, strict=True):
+            object.__setattr__(self, attribute, value)
+        cleaned = {str(k): plain(v) for k, v in (facts or {}).items()}
+        object.__setattr__(self, "facts", FrozenMapping(cleaned))
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Deterministic name: of uri and backend, or of the array. Not of `mpp` or `facts`."""
+        from dask.base import tokenize
+
+        if self.array is not None:
+            return str(self.array.name)
+        stem = PurePath(str(self.uri)).name or "slide"
+        return f"{stem}-{tokenize('record', self.uri, self.backend)[:16]}"
+
+    @functools.cached_property
+    def token(self) -> str:
+        """Deterministic name of all that the record says; records are equal when it is."""
+        from dask.base import tokenize
+
+        return str(tokenize(self.key, self.name, self.mpp, self.spatial_ndim, self.facts))
+
+    def open(self) -> Slide:
+        """Open the slide of a file record.
+
+        Raises
+        ------
+        DatasetError
+            The record is an array.
+        ImageError
+            The file cannot be opened; names the file and the remedy.
+        """
+        if self.uri is None:
+            raise DatasetError(
+                f"{self!r} is an array, there is no slide to open; use Record.view(), "
+                "which works for both"
+            )
+        from daskdmed.images.slide import open_slide
+
+        try:
+            slide = open_slide(self.uri, backend=self.backend)
+        except DaskdmedError:
+            raise
+        except Exception as error:
+            raise ImageError(
+                f"{self.uri}: cannot be opened: {type(error).__name__}: {error}", uri=self.uri
+            ) from error
+        return slide if self.mpp is None else slide.with_mpp(self.mpp)
+
+    def view(
+        self,
+        *,
+        level: int = 0,
+        mpp: float | tuple[float, float] | None = None,
+        power: float | None = None,
+        spatial_ndim: int | None = None,
+    ) -> ImageView:
+        """The image at one resolution, ready to be read region by region.
+
+        Parameters
+        ----------
+        level, mpp, power : optional
+            The resolution; they exclude each other. An array has level 0 only, and only
+            the mpp that the record gives.
+        spatial_ndim : int, optional
+            How many leading axes are space: 2 for every slide; for an array the record's
+            own, or 2 when neither says.
+
+        Raises
+        ------
+        ResolutionError
+            The image does not have this resolution.
+        DatasetError
+            `spatial_ndim` contradicts the record.
+        GeometryError
+            The array does not have so many axes.
+        ImageError
+            The file cannot be opened.
+        """
+        if self.array is None:
+            if spatial_ndim not in (None, 2):
+                raise DatasetError(
+                    f"{self.uri}: a slide has 2 spatial axes (y, x), asked for {spatial_ndim}; "
+                    "give sizes of one or two numbers, or use an array record for volumes"
+                )
+            view: ImageView = self.open().view(level=level, mpp=mpp, power=power)
+            return view
+        return self._array_view(Resolution.of(level, mpp, power), spatial_ndim)
+
+    def _array_view(self, wanted: Resolution, spatial_ndim: int | None) -> ImageView:
+        if wanted.level not in (None, 0):
+            raise ResolutionError(f"{self!r} is an array and has level 0 only, asked for {wanted}")
+        if wanted.power is not None:
+            raise ResolutionError(
+                f"{self!r} is an array and has no objective power, asked for {wanted}; use level=0"
+            )
+        if wanted.mpp is not None and not _same_mpp(wanted.mpp, self.mpp):
+            has = "no mpp" if self.mpp is None else f"mpp={self.mpp}"
+            raise ResolutionError(
+                f"{self!r} is an array with {has}, asked for {wanted}; arrays are not resampled: "
+                "use level=0, give Record(array=..., mpp=...), or resample it with Dask first"
+            )
+        if self.spatial_ndim and spatial_ndim and self.spatial_ndim != spatial_ndim:
+            raise DatasetError(
+                f"{self!r} says spatial_ndim={self.spatial_ndim}, asked for {spatial_ndim}; "
+                "give sizes with one number per spatial axis"
+            )
+        from daskdmed.images.arrayview import ArrayView
+
+        return ArrayView(self.array, spatial_ndim or self.spatial_ndim or 2, self.mpp)
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, Record) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "Record", self.token
+
+    def __repr__(self) -> str:
+        if self.array is None:
+            what = repr(self.uri)
+        else:
+            what = f"array={self.array.dtype}{tuple(self.array.shape)}"
+        optional = ("name", "mpp", "backend", "spatial_ndim")
+        rest = [f"{n}={v!r}" for n in optional if (v := getattr(self, n))]
+        rest += [f"facts={self.facts!r}"] if self.facts else []
+        return f"Record({', '.join([what, *rest])})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Patient:
+    """An id, named records and labels.
+
+    Parameters
+    ----------
+    id : str or int
+        Unique within a dataset (compared as text: 1 and "1" are the same id).
+    records : mapping of str to Record
+        At least one. Each record's `name` becomes its key here.
+    labels : mapping, optional
+        What is known of the patient: {"grade": 2, "site": "A"}.
+
+    Raises
+    ------
+    DatasetError
+        The id is neither text nor an integer, there is no record, or one is not a `Record`.
+    """
+
+    id: str | int
+    records: Mapping[str, Record]
+    labels: Mapping[str, Any] = field(default_factory=FrozenMapping)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", _clean_id(self.id))
+        given: Any = self.records
+        if not isinstance(given, Mapping) or not given:
+            raise DatasetError(
+                f"patient {self.id!r} has no records; give a mapping that is not empty: "
+                "Patient(id, {'wsi': Record('slide.svs')})"
+            )
+        for name, record in given.items():
+            if not isinstance(record, Record):
+                raise DatasetError(
+                    f"patient {self.id!r}: record {name!r} is a {type(record).__name__}; "
+                    "wrap it as Record(uri) or Record(array=x)"
+                )
+            if not isinstance(name, str) or not name:
+                raise DatasetError(f"patient {self.id!r}: the record name {name!r} is not a text")
+        named = {k: r if r.name == k else replace(r, name=k) for k, r in given.items()}
+        object.__setattr__(self, "records", FrozenMapping(named))
+        labels = {str(k): plain(v) for k, v in self.labels.items()}
+        object.__setattr__(self, "labels", FrozenMapping(labels))
+
+    @property
+    def key(self) -> str:
+        """The id as text, which is what uniqueness and equality go by."""
+        return str(self.id)
+
+    @functools.cached_property
+    def token(self) -> str:
+        """Deterministic name of id, records and labels; patients are equal when it is."""
+        from dask.base import tokenize
+
+        return str(tokenize(self.key, [r.token for r in self.records.values()], self.labels))
+
+    def record(self, name: str | None = None) -> Record:
+        """One of the records.
+
+        Parameters
+        ----------
+        name : str, optional
+            Without it: the only record, or the one named "wsi" when there are several.
+
+        Raises
+        ------
+        DatasetError
+            No such record, or several and none is named "wsi"; lists the names.
+        """
+        names = list(self.records)
+        if name is None:
+            if len(names) > 1 and DEFAULT_RECORD not in self.records:
+                raise DatasetError(
+                    f"patient {self.id!r} has {len(names)} records and none is named "
+                    f"{DEFAULT_RECORD!r}; say which with record=, one of {names}"
+                )
+            name = names[0] if len(names) == 1 else DEFAULT_RECORD
+        if name not in self.records:
+            raise DatasetError(f"patient {self.id!r} has no record {name!r}; it has {names}")
+        return self.records[name]
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, Patient) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "Patient", self.token
+
+    def __repr__(self) -> str:
+        return f"Patient({self.id!r}, records={list(self.records)}, labels={dict(self.labels)})"
+
+
+def _clean_id(value: Any) -> str | int:
+    if isinstance(value, str) and value:
+        return str(value)
+    if not isinstance(value, (bool, np.bool_)) and hasattr(value, "__index__"):
+        return operator.index(value)
+    raise DatasetError(f"a patient's id is a text that is not empty, or an integer; got {value!r}")
+
+
+def _same_mpp(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
+    return b is not None and all(
+        math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _as_dask(array: Any, spatial_ndim: int | None) -> Any:
+    """A lazy Dask array with a deterministic name over whatever the user has."""
+    import dask.array as da
+
+    if isinstance(array, da.Array):
+        lazy = array
+    elif isinstance(array, np.ndarray):
+        lazy = da.from_array(array, chunks=_numpy_chunks(array, spatial_ndim))
+    elif type(array).__module__.split(".")[0] == "zarr" and hasattr(array, "chunks"):
+        lazy = _from_zarr(array)
+    else:
+        raise DatasetError(
+            f"array= takes a Dask, NumPy or Zarr array, got {type(array).__module__}."
+            f"{type(array).__name__}; wrap others with dask.array.from_array(x, name=...)"
+        )
+    if lazy.ndim < 2 or (spatial_ndim and not spatial_ndim <= lazy.ndim <= spatial_ndim + 1):
+        raise DatasetError(
+            f"an array of shape {lazy.shape} cannot be an image"
+            + (f" with spatial_ndim={spatial_ndim}" if spatial_ndim else "")
+            + "; spatial axes come first, (y, x[, c]) or (z, y, x[, c])"
+        )
+    return lazy
+
+
+def _numpy_chunks(array: np.ndarray[Any, Any], spatial_ndim: int | None) -> tuple[int, ...]:
+    """Pieces small enough that a task carries little more than the pixels it needs."""
+    guess = array.ndim - (1 if array.ndim > 2 and array.shape[-1] <= 4 else 0)
+    axes = spatial_ndim or guess
+    edge = 1024 if axes <= 2 else 128
+    return tuple(max(1, min(n, edge) if i < axes else n) for i, n in enumerate(array.shape))
+
+
+def _from_zarr(array: Any) -> Any:
+    import dask.array as da
+    from dask.base import tokenize
+
+    store = str(array.store_path)
+    # a memory store's address is its own process's: only its content can name it elsewhere
+    named = array if store.startswith("memory:") else (store, array.metadata.to_dict())
+    chunks = da.core.normalize_chunks(
+        "auto",
+        array.shape,
+        limit=_ZARR_CHUNK_BYTES,
+        dtype=array.dtype,
+        previous_chunks=array.chunks,
+    )
+    return da.from_array(
+        array, chunks=chunks, name=f"zarr-{tokenize('record', named)}", inline_array=True
+    )
