@@ -1,0 +1,419 @@
+"""The backend over OpenSlide, for what the TIFF backend does not read (MRXS, VMS, CZI...).
+
+Pixels are those of OpenSlide, with transparency blended over the background that the file
+names, or white; opaque pixels are OpenSlide's RGB bit for bit.
+
+OpenSlide takes locations in whole level-0 pixels and divides them by the level's (float)
+downsample. Where the quotient is not a whole number it interpolates, so a pixel would
+depend on the region it was read in. Readers here therefore start at the nearest location
+that maps onto the pixel grid and crop. Levels whose downsample is a whole number (MRXS,
+VMS, CZI) always have one, others mostly. Where there is none within `_MAX_SKIP` pixels (a
+downsample such as 2.0002), the result is shifted by less than half a level-0 pixel, as
+OpenSlide does it. Not covered: remote files (OpenSlide reads local ones only), colour profiles.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskdmed.errors import (
+    CorruptImageError,
+    ImageError,
+    MissingExtraError,
+    TileError,
+    UnsupportedImageError,
+    UsageError,
+)
+from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.readers import (
+    check_readable,
+    fill_background,
+    fingerprint_files,
+    local_path,
+    prepare_output,
+)
+from daskdmed.types import Array, OnError, Region
+
+if TYPE_CHECKING:
+    from daskdmed.images.protocols import Reader
+
+logger = logging.getLogger("daskdmed.images")
+
+_TIFF_NAMES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide")
+_OTHER_NAMES = (".mrxs", ".vms", ".vmu", ".dcm", ".czi")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"SQLi")
+
+#: bytes of decoded tiles that all handles of the process share. A block read never needs a
+#: tile twice, so this only has to hold one row of tiles of a few concurrent reads.
+_CACHE_BYTES = 32 * 2**20
+#: longest edge of one call, so that a block of any size needs about 40 MiB on top
+_PIECE = 2048
+#: OpenSlide itself cuts at 4096, and rounds there: `_PIECE + _MAX_SKIP` must stay below
+_MAX_SKIP = 1024
+#: larger offsets than 1/512 of a pixel change pixels (found by trial; cairo counts in 1/256)
+_EXACT = 1 / 600
+
+_cache_lock = threading.Lock()
+_cache: Any = None
+
+
+class OpenSlideBackend:
+    """Opens what OpenSlide opens. Needs the extra ``openslide``."""
+
+    name = "openslide"
+    priority = 50
+
+    def accepts(self, uri: str) -> bool:
+        """Ask OpenSlide; when it is not installed, judge by name and first bytes."""
+        path = local_path(uri)
+        if path is None or not os.path.isfile(path):
+            return False
+        try:
+            openslide = _openslide()
+        except MissingExtraError:
+            return _looks_like_slide(path)
+        try:
+            return openslide.OpenSlide.detect_format(path) is not None
+        except openslide.OpenSlideError as error:
+            logger.debug("%s: OpenSlide cannot tell the format: %s", uri, error)
+            return False
+
+    def open(self, uri: str) -> Reader:
+        """Open a local slide."""
+        path = local_path(uri)
+        if path is None:
+            raise UnsupportedImageError(
+                f"{uri}: OpenSlide reads local files only; download the slide first", uri=uri
+            )
+        check_readable(uri, path)
+        if os.path.isdir(path):
+            raise UnsupportedImageError(
+                f"{uri} is a directory; give the slide file inside (for MRXS, the .mrxs file "
+                f"beside the directory)",
+                uri=uri,
+            )
+        return OpenSlideReader(uri, path)
+
+    def fingerprint(self, uri: str) -> str:
+        """Size and modification time of the file and of the files it refers to."""
+        path = local_path(uri)
+        if path is None:
+            raise UnsupportedImageError(f"{uri}: OpenSlide reads local files only", uri=uri)
+        return fingerprint_files(uri, [path, *_companions(path)])
+
+
+class OpenSlideReader:
+    """An open slide. Reads from any number of threads share one OpenSlide handle.
+
+    An error makes an OpenSlide handle useless for good, for all threads; the reader then
+    takes a new one, and repeats the read on a handle of its own to learn whether the
+    error was its own.
+    """
+
+    def __init__(self, uri: str, path: str) -> None:
+        self._uri = uri
+        self._path = path
+        self._lock = threading.Lock()
+        self._handle: Any = _open_handle(uri, path)
+        self._closed = False
+        try:
+            self._info = _describe(self._handle)
+            self._downsamples: tuple[float, ...] = self._handle.level_downsamples
+        except _openslide().OpenSlideError as error:
+            raise CorruptImageError(f"{uri}: OpenSlide fails: {error}", uri=uri) from error
+
+    @property
+    def info(self) -> SlideInfo:
+        """Facts about the slide."""
+        return self._info
+
+    def read(
+        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+    ) -> Array:
+        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
+
+        Raises
+        ------
+        TileError
+            OpenSlide cannot decode a tile of the region.
+        ResolutionError, GeometryError
+            There is no such level, or the region is not inside it.
+        ImageError
+            The reader is closed.
+        """
+        target = prepare_output(self._uri, self._info, level, region, out)
+        tile = self._info.levels[level].tile_shape
+        steps = tuple(max(1, _PIECE // t) * t if t <= _PIECE else _PIECE for t in tile)
+        for piece in _split(region, steps):
+            part = target[_within(piece, region)]
+            try:
+                self._read_piece(level, piece, part)
+            except _ReadError:
+                self._read_tiles(level, piece, part, on_error)
+        return target
+
+    def read_associated(self, name: str) -> Array:
+        """One associated image, (height, width, 3) uint8, over the background.
+
+        Raises
+        ------
+        UsageError
+            There is no such image; the message names those that there are.
+        CorruptImageError
+            OpenSlide cannot decode it.
+        """
+        if name not in self._info.associated:
+            raise UsageError(
+                f"{self._uri} has no associated image {name!r}, it has {self._info.associated}"
+            )
+        try:
+            rgba = self._attempt(lambda handle: np.asarray(handle.associated_images[name]))
+        except _ReadError as error:
+            raise CorruptImageError(
+                f"{self._uri}: associated image {name!r} cannot be decoded: {error}", uri=self._uri
+            ) from error
+        out = np.empty((*rgba.shape[:2], 3), np.uint8)
+        _blend(rgba, self._info.background, out)
+        return out
+
+    def close(self) -> None:
+        """Forget the handle; it is freed when the last read in progress ends. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._handle = None
+
+    def _read_piece(self, level: int, piece: Region, out: Array) -> None:
+        """Read a box of at most `_PIECE` pixels a side."""
+        if piece.size == 0:
+            return
+        downsample = self._downsamples[level]
+        y, skip_y = _anchor(piece.origin[0], downsample)
+        x, skip_x = _anchor(piece.origin[1], downsample)
+        size = (piece.shape[1] + skip_x, piece.shape[0] + skip_y)
+        rgba = self._attempt(lambda handle: np.asarray(handle.read_region((x, y), level, size)))
+        _blend(rgba[skip_y:, skip_x:], self._info.background, out)
+
+    def _read_tiles(self, level: int, piece: Region, out: Array, on_error: OnError) -> None:
+        """Read tile by tile after a failure, to find which tile is bad and to keep the rest."""
+        tile = self._info.levels[level].tile_shape
+        for box in _split(piece, tile):
+            part = out[_within(box, piece)]
+            try:
+                self._read_piece(level, box, part)
+            except _ReadError as error:
+                index = (box.origin[0] // tile[0], box.origin[1] // tile[1])
+                message = (
+                    f"{self._uri}, level {level}, tile {index} (row, column): OpenSlide cannot "
+                    f"decode it: {error}; read with on_error='fill' to get the background there"
+                )
+                if on_error == "raise":
+                    raise TileError(message, uri=self._uri, level=level, tile=index) from error
+                logger.warning("%s; filled with the background", message)
+                fill_background(part, self._info)
+
+    def _attempt(self, action: Any) -> Array:
+        """Run an action on the shared handle, and once more on a private one if that fails."""
+        openslide = _openslide()
+        handle = self._shared()
+        try:
+            shared: Array = action(handle)
+            return shared
+        except openslide.OpenSlideError as error:
+            logger.debug("%s: a handle failed (%s), opening another", self._uri, error)
+        self._replace(handle)
+        try:
+            private: Array = action(_open_handle(self._uri, self._path))
+        except openslide.OpenSlideError as error:
+            raise _ReadError(str(error)) from error
+        return private
+
+    def _shared(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
+            if self._handle is None:
+                self._handle = _open_handle(self._uri, self._path)
+            return self._handle
+
+    def _replace(self, failed: Any) -> None:
+        """Drop a failed handle; other threads may still hold it, so it is not closed here."""
+        with self._lock:
+            if self._handle is failed:
+                self._handle = None
+
+
+class _ReadError(Exception):
+    """OpenSlide failed on a handle that nothing else had touched."""
+
+
+def _openslide() -> Any:
+    try:
+        import openslide
+    except ImportError as error:
+        raise MissingExtraError(
+            f"reading this slide needs OpenSlide, which cannot be imported ({error}); "
+            f'pip install "daskdmed[openslide]"'
+        ) from error
+    return openslide
+
+
+def _open_handle(uri: str, path: str) -> Any:
+    openslide = _openslide()
+    try:
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise UnsupportedImageError(
+            f"{uri}: OpenSlide does not know this format; check that it is a slide, and for "
+            f"MRXS and VMS that the files beside it are there",
+            uri=uri,
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise CorruptImageError(
+            f"{uri}: OpenSlide cannot open it: {error}; the file is truncated or damaged, "
+            f"copy it again",
+            uri=uri,
+        ) from error
+    cache = _shared_cache(openslide)
+    if cache is not None:
+        handle.set_cache(cache)
+    return handle
+
+
+def _shared_cache(openslide: Any) -> Any:
+    """One cache per process: the default of 32 MiB per handle adds up over many slides."""
+    global _cache
+    with _cache_lock:
+        if _cache is None:
+            try:
+                _cache = openslide.OpenSlideCache(_CACHE_BYTES)
+            except openslide.OpenSlideVersionError as error:
+                logger.debug("every slide has its own cache: %s", error)
+        return _cache
+
+
+def _describe(handle: Any) -> SlideInfo:
+    properties = dict(handle.properties)
+    width, height = handle.level_dimensions[0]
+    levels = []
+    for i, (w, h) in enumerate(handle.level_dimensions):
+        tile_width = _whole(properties.get(f"openslide.level[{i}].tile-width")) or 512
+        tile_height = _whole(properties.get(f"openslide.level[{i}].tile-height")) or 512
+        levels.append(LevelInfo((h, w, 3), (tile_height, tile_width), (height / h, width / w)))
+    mpp_x = _positive(properties.get("openslide.mpp-x"))
+    mpp_y = _positive(properties.get("openslide.mpp-y"))
+    return SlideInfo(
+        levels=tuple(levels),
+        dtype="uint8",
+        background=_colour(properties.get("openslide.background-color")),
+        mpp=(mpp_x, mpp_y) if mpp_x and mpp_y else None,
+        power=_positive(properties.get("openslide.objective-power")),
+        vendor=properties.get("openslide.vendor", ""),
+        properties=properties,
+        associated=tuple(sorted(handle.associated_images)),
+    )
+
+
+def _colour(text: str | None) -> tuple[int, int, int]:
+    """A colour such as "FFEEDD"; white when there is none."""
+    try:
+        red, green, blue = bytes.fromhex((text or "").lstrip("#"))
+    except ValueError:
+        return (255, 255, 255)
+    return (red, green, blue)
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if np.isfinite(value) and value > 0 else None
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _anchor(start: int, downsample: float) -> tuple[int, int]:
+    """Where to start reading along one axis so that pixel `start` comes out untouched.
+
+    Returns
+    -------
+    location : int
+        Level-0 coordinate that OpenSlide maps onto a whole pixel at or before `start`.
+    skip : int
+        How many pixels of the level lie between the two.
+    """
+    pixels = start - np.arange(min(start, _MAX_SKIP) + 1)
+    locations = np.rint(pixels * downsample)
+    good = np.flatnonzero(np.abs(locations / downsample - pixels) < _EXACT)
+    skip = int(good[0]) if good.size else 0
+    return int(locations[skip]), skip
+
+
+def _blend(rgba: Array, background: tuple[int, ...], out: Array) -> None:
+    """Write RGBA (not premultiplied) over a background colour into `out`."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        out[...] = rgba[..., :3]
+        return
+    a = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
+    out[...] = (rgba[..., :3] * a + np.array(background, np.uint16) * (255 - a) + 127) // 255
+
+
+def _split(region: Region, steps: tuple[int, ...]) -> Iterator[Region]:
+    """Cut a region along a grid with these steps, so that no tile is in two pieces."""
+    (y0, x0), (y1, x1) = region.origin, region.stop
+    for y in range(y0 // steps[0] * steps[0], y1, steps[0]):
+        top, bottom = max(y, y0), min(y + steps[0], y1)
+        for x in range(x0 // steps[1] * steps[1], x1, steps[1]):
+            left, right = max(x, x0), min(x + steps[1], x1)
+            yield Region((top, left), (bottom - top, right - left))
+
+
+def _within(piece: Region, region: Region) -> tuple[slice, ...]:
+    """Where a piece lies in the array of its region."""
+    origin = tuple(p - r for p, r in zip(piece.origin, region.origin, strict=True))
+    return Region(origin, piece.shape).slices
+
+
+def _looks_like_slide(path: str) -> bool:
+    name = path.lower()
+    if name.endswith(_OTHER_NAMES):
+        return True
+    if not name.endswith(_TIFF_NAMES):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in _TIFF_MAGIC
+    except OSError as error:
+        logger.debug("%s: %s", path, error)
+        return False
+
+
+def _companions(path: str) -> list[str]:
+    """Files that hold the pixels when the slide's own file is only an index."""
+    name = path.lower()
+    folder = os.path.dirname(path)
+    if name.endswith(".mrxs"):
+        folder = path[: -len(".mrxs")]
+        return [os.path.join(folder, n) for n in _listing(folder)]
+    if name.endswith(".dcm"):
+        names = [n for n in _listing(folder) if n.lower().endswith(".dcm")]
+        return [os.path.join(folder, n) for n in names if n != os.path.basename(path)]
+    if name.endswith((".vms", ".vmu")):
+        with open(path, encoding="latin-1") as file:
+            values = [line.partition("=")[2].strip() for line in file.read(1 << 20).splitlines()]
+        wanted = {os.path.join(folder, v) for v in values if v and os.sep not in v}
+        return sorted(p for p in wanted if os.path.isfile(p))
+    return []
+
+
+def _listing(folder: str) -> list[str]:
+    return sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []

@@ -1,0 +1,289 @@
+"""Where Zarr hierarchies live: local directories, zip files, and URLs that fsspec opens.
+
+Finds out cheaply whether there is one, opens it with typed errors, and tells when its
+metadata change. Credentials and options of remote stores come from fsspec's own
+configuration. What the metadata mean is in `daskdmed.images.ngffmeta`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from typing import Any, Protocol
+
+from daskdmed.errors import (
+    CorruptImageError,
+    ImageError,
+    ImageNotFoundError,
+    MissingExtraError,
+    UnsupportedImageError,
+)
+from daskdmed.images.readers import check_readable, fingerprint_files, image_error, local_path
+
+logger = logging.getLogger("daskdmed.images")
+
+#: files that hold metadata of a node, Zarr v3 first
+METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+#: more than any real metadata file; larger ones are not loaded
+_MAX_METADATA = 256 * 2**20
+#: facts by which file systems tell versions of an object apart
+_VERSION_KEYS = (
+    *("ETag", "etag", "md5Hash", "md5", "generation", "size"),
+    *("mtime", "LastModified", "last_modified", "updated", "created"),
+)
+
+
+class _Place(Protocol):
+    """The few questions asked of a folder, local or remote."""
+
+    def read(self, name: str) -> bytes | None: ...
+    def facts(self, name: str) -> str | None: ...
+    def folders(self) -> list[str]: ...
+
+
+def looks_like_zarr(uri: str) -> bool:
+    """Whether `uri` has Zarr metadata, or a remote name that says so. Never raises."""
+    path = local_path(uri)
+    if path is None:
+        name = uri.split("?", maxsplit=1)[0].rstrip("/").lower()
+        if ".zarr" in name or name.endswith(".ozx"):
+            return True
+        if os.path.splitext(name)[1]:
+            return False  # some other kind of file, no need to ask the server
+        try:
+            place = _remote(uri)
+            return any(place.facts(name) for name in METADATA_NAMES[:3])
+        except ImageError as error:
+            logger.debug("%s", error)
+        except MissingExtraError as error:
+            logger.debug("%s", error)
+        return False
+    if os.path.isdir(path):
+        return any(os.path.isfile(os.path.join(path, name)) for name in METADATA_NAMES[:3])
+    return _is_zip_store(path)
+
+
+def open_store(uri: str) -> Any:
+    """A read-only Zarr store for a directory, a zip file, or a URL.
+
+    Raises
+    ------
+    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
+        There is nothing there, it may not be read, or it is no Zarr store.
+    MissingExtraError
+        The file system behind the URL needs a package that is not installed.
+    """
+    from zarr.storage import FsspecStore, LocalStore, ZipStore
+
+    path = local_path(uri)
+    if path is None:
+        try:
+            return FsspecStore.from_url(uri, read_only=True)
+        except (ImportError, ValueError) as error:
+            raise _no_filesystem(uri, error) from error
+        except OSError as error:
+            raise image_error(uri, error) from error
+    check_readable(uri, path)
+    if os.path.isdir(path):
+        for name in METADATA_NAMES:
+            file = os.path.join(path, name)
+            if os.path.isfile(file) and os.path.getsize(file) > _MAX_METADATA:
+                raise CorruptImageError(
+                    f"{uri}: {name} has {os.path.getsize(file)} bytes, more than any metadata "
+                    f"({_MAX_METADATA}); it is not loaded",
+                    uri=uri,
+                )
+        return LocalStore(path, read_only=True)
+    if zipfile.is_zipfile(path):
+        return ZipStore(path, mode="r")
+    if path.lower().endswith((".zip", ".ozx")):
+        raise CorruptImageError(f"{uri} is no zip file; it is truncated, copy it again", uri=uri)
+    raise UnsupportedImageError(
+        f"{uri} is a file; a Zarr image is a directory, a zip file, or a URL", uri=uri
+    )
+
+
+def open_node(uri: str, store: Any) -> Any:
+    """The Zarr group or array at the root of a store.
+
+    Raises
+    ------
+    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
+        There is no node, it may not be read, a codec is missing, or its metadata are broken.
+    """
+    import zarr
+
+    try:
+        return zarr.open(store=store, mode="r")
+    except FileNotFoundError as error:
+        if local_path(uri) is None and not _remote_exists(uri):
+            raise ImageNotFoundError(f"{uri}: nothing is there; check the URL", uri=uri) from error
+        raise UnsupportedImageError(
+            f"{uri} has no Zarr metadata ({', '.join(METADATA_NAMES[:3])}); give the folder that "
+            f"has them",
+            uri=uri,
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise metadata_error(uri, "its root", error) from error
+
+
+def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
+    """The typed error for what Zarr raised while it parsed metadata.
+
+    Zarr lets through whatever its parsers raise (KeyError, TypeError, JSON errors...).
+    """
+    if isinstance(error, OSError) and not isinstance(error, ValueError):
+        return image_error(uri, error)
+    if isinstance(error, zipfile.BadZipFile):
+        return CorruptImageError(f"{uri}: the zip file is damaged: {error}", uri=uri)
+    text = f"{type(error).__name__}: {error}"
+    if "codec" in text.lower():
+        return UnsupportedImageError(
+            f"{uri}: {where} needs a codec that is not installed ({text}); install the package "
+            f"that has it",
+            uri=uri,
+        )
+    return CorruptImageError(f"{uri}: the Zarr metadata of {where} are broken ({text})", uri=uri)
+
+
+def fingerprint(uri: str) -> str:
+    """Changes when the metadata of the image or of one of its levels are written anew.
+
+    Size and modification time for local files, what the server tells of the object
+    (etag, size, time) for remote ones. Chunks are not looked at: there are too many.
+    """
+    path = local_path(uri)
+    if path is not None:
+        check_readable(uri, path)
+        if not os.path.isdir(path):
+            return fingerprint_files(uri, [path])
+    place: _Place = _remote(uri) if path is None else _Folder(uri, path)
+    facts = _facts_of(place)
+    if not facts:
+        raise ImageNotFoundError(f"{uri}: no Zarr metadata there", uri=uri)
+    return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
+
+
+class _Folder:
+    def __init__(self, uri: str, path: str) -> None:
+        self._uri, self._path = uri, path
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            with open(os.path.join(self._path, name), "rb") as file:
+                return file.read(_MAX_METADATA)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise image_error(self._uri, error) from error
+
+    def facts(self, name: str) -> str | None:
+        try:
+            status = os.stat(os.path.join(self._path, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise image_error(self._uri, error) from error
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+    def folders(self) -> list[str]:
+        with os.scandir(self._path) as entries:
+            return sorted(e.name for e in entries if e.is_dir())
+
+
+class _RemoteFolder:
+    def __init__(self, uri: str, filesystem: Any, root: str) -> None:
+        self._uri, self._fs, self._root = uri, filesystem, root.rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise image_error(self._uri, error) from error
+        return data
+
+    def facts(self, name: str) -> str | None:
+        try:
+            info = self._fs.info(f"{self._root}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise image_error(self._uri, error) from error
+        return ":".join(f"{key}={info[key]}" for key in _VERSION_KEYS if key in info)
+
+    def folders(self) -> list[str]:
+        try:
+            entries = self._fs.ls(self._root, detail=True)
+        except (OSError, NotImplementedError) as error:
+            logger.debug("%s cannot be listed: %s", self._uri, error)
+            return []
+        folders = (e["name"] for e in entries if e["type"] == "directory")
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in folders)
+
+
+def _remote(uri: str) -> _RemoteFolder:
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, root = url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise _no_filesystem(uri, error) from error
+    except OSError as error:
+        raise image_error(uri, error) from error
+    return _RemoteFolder(uri, filesystem, root)
+
+
+def _remote_exists(uri: str) -> bool:
+    place = _remote(uri)
+    return place.facts("") is not None
+
+
+def _no_filesystem(uri: str, error: Exception) -> Exception:
+    if isinstance(error, ImportError):
+        return MissingExtraError(f"{uri}: the file system needs a package: {error}")
+    return UnsupportedImageError(f"{uri}: fsspec knows no such file system: {error}", uri=uri)
+
+
+def _facts_of(place: _Place) -> list[str]:
+    """Name and version of every metadata file of the image, root first."""
+    names = list(METADATA_NAMES)
+    for child in _children(place):
+        names += [f"{child}/{name}" for name in METADATA_NAMES[:4]]
+    facts = ((name, place.facts(name)) for name in names)
+    return [f"{name} {fact}" for name, fact in facts if fact is not None]
+
+
+def _children(place: _Place) -> list[str]:
+    """Levels that the metadata name, else the folders of a group."""
+    root = place.read("zarr.json")
+    text = root if root is not None else place.read(".zattrs")
+    try:
+        document = json.loads(text or b"{}")
+        if document.get("node_type") == "array" or place.facts(".zarray") is not None:
+            return []
+        attributes = document.get("attributes", {}) if root is not None else document
+        attributes = attributes.get("ome", attributes)
+        if "multiscales" in attributes:
+            return [str(d["path"]) for d in attributes["multiscales"][0]["datasets"]]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        logger.debug("metadata of a Zarr group cannot be parsed: %s", error)
+        return []
+    return place.folders()
+
+
+def _is_zip_store(path: str) -> bool:
+    if not path.lower().endswith((".zip", ".ozx")):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not set(METADATA_NAMES[:3]).isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        logger.debug("%s: %s", path, error)
+        return False
