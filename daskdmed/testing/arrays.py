@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +122,7 @@ def assert_same_pixels(actual: Array, expected: Array, *, atol: float = 0, what:
     )
 
 
-def _largest(kind: np.dtype[np.generic]) -> int:
+def _largest(kind: np.dtype[Any]) -> int:
     if kind.kind in "iu":
         return int(np.iinfo(kind).max)
     return int(2 ** (np.finfo(kind).nmant + 1)) if kind.kind == "f" else 0
