@@ -1,0 +1,162 @@
+"""Which backends there are, and which one opens a file.
+
+Backends are found through the entry-point group ``daskdmed.readers``; the built-in ones are
+there even when the package's metadata is stale. A backend that cannot be imported is
+reported when it is needed, not before.
+
+Not covered: what a backend does (`daskdmed.images.protocols`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import cache, lru_cache
+from importlib.metadata import entry_points
+
+from daskdmed.errors import (
+    ImageNotFoundError,
+    MissingExtraError,
+    UnsupportedImageError,
+    UsageError,
+)
+from daskdmed.images.protocols import Backend, Reader
+from daskdmed.images.source import fingerprint, is_remote
+
+_log = logging.getLogger("daskdmed.images")
+GROUP = "daskdmed.readers"
+_BUILT_IN = {
+    "tiff": "daskdmed.images.tiff:TiffBackend",
+    "zarr": "daskdmed.images.ngff:ZarrBackend",
+    "openslide": "daskdmed.images.openslide:OpenSlideBackend",
+}
+
+
+@lru_cache(maxsize=1)
+def _targets() -> dict[str, str]:
+    """Backend name -> "module:class"."""
+    found = dict(_BUILT_IN)
+    for point in entry_points(group=GROUP):
+        found[point.name] = point.value
+    return found
+
+
+@cache
+def _load(name: str, target: str) -> Backend:
+    module, _, attribute = target.partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of all registered backends, importable or not."""
+    return tuple(sorted(_targets()))
+
+
+def refresh() -> None:
+    """Look for backends again, after a package was installed in a running session."""
+    _targets.cache_clear()
+    _load.cache_clear()
+
+
+def get_backend(name: str) -> Backend:
+    """A backend by its name.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name.
+    MissingExtraError
+        Its module cannot be imported.
+    """
+    target = _targets().get(name)
+    if target is None:
+        raise UsageError(
+            f"no backend {name!r}; there are {', '.join(backend_names())}. A package adds one "
+            f"with an entry point in the group {GROUP!r}"
+        )
+    try:
+        return _load(name, target)
+    except (ImportError, AttributeError) as exc:
+        raise MissingExtraError(
+            f"the backend {name!r} ({target}) cannot be imported: {exc}; install what it needs, "
+            f"for example pip install 'daskdmed[{name}]'"
+        ) from exc
+
+
+def candidates(uri: str) -> list[tuple[str, Backend]]:
+    """Backends that accept a file, best first, each with its registered name."""
+    found = []
+    for name in backend_names():
+        try:
+            backend = get_backend(name)
+        except MissingExtraError as exc:
+            _log.debug("backend %s is not there: %s", name, exc)
+            continue
+        if backend.accepts(uri):
+            found.append((backend.priority, name, backend))
+    return [(name, backend) for _, name, backend in sorted(found, key=lambda f: f[:2])]
+
+
+def choose_backend(uri: str) -> tuple[str, Reader]:
+    """Open a file with the first backend that can.
+
+    Parameters
+    ----------
+    uri : str
+        Normalised path or URL.
+
+    Returns
+    -------
+    name : str
+        The backend's registered name.
+    reader : Reader
+        Open.
+
+    Raises
+    ------
+    ImageNotFoundError, ImagePermissionError, CorruptImageError
+        From the file, or from the first backend that knows its format.
+    UnsupportedImageError
+        No backend reads it; the message gives each one's reason.
+    """
+    if not is_remote(uri):
+        fingerprint(uri)  # says plainly that the file is not there
+    reasons = []
+    tried = candidates(uri)
+    for name, backend in tried:
+        try:
+            return name, backend.open(uri)
+        except (UnsupportedImageError, MissingExtraError) as exc:
+            reasons.append(f"{name}: {exc}")
+    if not tried and is_remote(uri):
+        fingerprint(uri)
+    rest = [n for n in backend_names() if n not in dict(tried)]
+    if rest:
+        reasons.append(f"{', '.join(rest)}: not a file of theirs, or not installed")
+    raise UnsupportedImageError(
+        f"{uri}: no backend reads this file. "
+        + "; ".join(reasons)
+        + ". Check that it is a slide; vendor formats beyond TIFF need "
+        "pip install 'daskdmed[openslide]'",
+        uri=uri,
+    )
+
+
+def open_with(uri: str, backend: str | None) -> tuple[str, Reader]:
+    """Open a file with a named backend, or with the first that can."""
+    if backend is None:
+        return choose_backend(uri)
+    return backend, get_backend(backend).open(uri)
+
+
+__all__ = [
+    "GROUP",
+    "ImageNotFoundError",
+    "backend_names",
+    "candidates",
+    "choose_backend",
+    "get_backend",
+    "open_with",
+    "refresh",
+]

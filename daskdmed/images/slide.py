@@ -1,0 +1,480 @@
+"""Slides: `open_slide`, and a value object with OpenSlide's names.
+
+A `location` is (x, y) in the level-0 frame and a `size` is (width, height) at the level, as
+in OpenSlide; arrays are (y, x, c).
+
+Not covered: reading at a resolution between levels (`daskdmed.images.view`), choosing a
+backend (`daskdmed.images.registry`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from daskdmed.errors import GeometryError, ImageError, ResolutionError, UsageError
+from daskdmed.images.filecache import FileKey, cache
+from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.registry import get_backend, open_with
+from daskdmed.images.source import normalize_uri
+from daskdmed.images.view import SlideView, make_view
+from daskdmed.types import Array, OnError, PathLike, Region, Resolution
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+_log = logging.getLogger("daskdmed.images")
+#: most bytes that one `read_region` gives; larger areas are what `to_dask` is for
+MAX_REGION_BYTES = 2**34
+_THUMBNAIL_HTML = 192
+
+
+def open_slide(uri: PathLike, *, backend: str | None = None) -> Slide:
+    """Open a slide.
+
+    Parameters
+    ----------
+    uri : str or path-like
+        Local path (``~`` allowed), ``file://`` or any fsspec URL.
+    backend : str, optional
+        "tiff", "openslide", "zarr" or a registered one; default: the first that reads the file.
+
+    Returns
+    -------
+    Slide
+        A light value; the open file is kept in a bounded per-process cache.
+
+    Raises
+    ------
+    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
+        Naming the file and a remedy.
+
+    Examples
+    --------
+    >>> slide = open_slide("slide.svs")  # doctest: +SKIP
+    >>> slide.dimensions  # doctest: +SKIP
+    (2220, 2967)
+    """
+    path = normalize_uri(uri)
+    name, reader = open_with(path, backend)
+    try:
+        key = FileKey(path, name, get_backend(name).fingerprint(path))
+        info = reader.info
+    except BaseException:
+        reader.close()
+        raise
+    cache.put(key, reader)
+    return Slide(key, info)
+
+
+def open_slides(
+    uris: Iterable[PathLike],
+    *,
+    backend: str | None = None,
+    max_workers: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> list[Slide]:
+    """Open many slides in parallel threads, with a bounded number of open files.
+
+    Parameters
+    ----------
+    uris : iterable of str or path-like
+        The slides.
+    backend : str, optional
+        As in `open_slide`.
+    max_workers : int, optional
+        Threads; default 8.
+    on_error : {"raise", "skip"}
+        Raise the first error, or leave out the slides that cannot be opened and log them.
+
+    Returns
+    -------
+    list of Slide
+        In the order of `uris`, without those skipped.
+    """
+    if on_error not in ("raise", "skip"):
+        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+
+    def attempt(uri: PathLike) -> Slide | None:
+        try:
+            return open_slide(uri, backend=backend)
+        except ImageError as exc:
+            if on_error == "raise":
+                raise
+            _log.warning("skipped: %s", exc)
+            return None
+
+    with ThreadPoolExecutor(max_workers or 8, thread_name_prefix="open-slides") as pool:
+        return [slide for slide in pool.map(attempt, uris) if slide is not None]
+
+
+class Slide:
+    """A whole-slide image: facts, and ways to its pixels. Picklable, without open handles.
+
+    Made by `open_slide`. Equal when file, backend, fingerprint and mpp are equal.
+
+    Parameters
+    ----------
+    key : FileKey
+        The file, by value.
+    info : SlideInfo
+        Facts from the backend.
+    mpp : tuple of float, optional
+        (x, y) that replaces the file's, see `with_mpp`.
+    """
+
+    __slots__ = ("_mpp", "info", "key")
+
+    def __init__(
+        self, key: FileKey, info: SlideInfo, mpp: tuple[float, float] | None = None
+    ) -> None:
+        self.key = key
+        self.info = info
+        self._mpp = mpp
+
+    @property
+    def uri(self) -> str:
+        """Absolute path or URL."""
+        return self.key.uri
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that reads the file."""
+        return self.key.backend
+
+    @property
+    def fingerprint(self) -> str:
+        """State of the file when it was opened."""
+        return self.key.fingerprint
+
+    @property
+    def token(self) -> str:
+        """Deterministic name of the content."""
+        return hashlib.blake2b(repr(self._identity()).encode(), digest_size=16).hexdigest()
+
+    @property
+    def levels(self) -> tuple[LevelInfo, ...]:
+        """Levels, largest first."""
+        return self.info.levels
+
+    @property
+    def level_count(self) -> int:
+        """Number of levels."""
+        return len(self.info.levels)
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of level 0."""
+        return self.level_dimensions[0]
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level."""
+        return tuple((level.shape[1], level.shape[0]) for level in self.info.levels)
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Downsample of each level, the mean of both axes as in OpenSlide."""
+        return tuple(sum(level.downsample) / 2 for level in self.info.levels)
+
+    @property
+    def level_tile_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Storage tile (height, width) of each level."""
+        return tuple(level.tile_shape for level in self.info.levels)
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Metadata by OpenSlide's property names."""
+        return MappingProxyType(dict(self.info.properties))
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(x, y) micrometers per pixel at level 0, None when unknown."""
+        return self._mpp if self._mpp is not None else self.info.mpp
+
+    @property
+    def power(self) -> float | None:
+        """Objective power, None when unknown."""
+        return self.info.power
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return self.info.numpy_dtype
+
+    @property
+    def background(self) -> tuple[int, ...]:
+        """Value of pixels outside the image, one per channel."""
+        return tuple(self.info.background)
+
+    @property
+    def associated_images(self) -> Mapping[str, Array]:
+        """Label, macro, thumbnail as (h, w, c) arrays, read when they are looked up."""
+        return _Associated(self.key, self.info.associated)
+
+    @property
+    def failed_tiles(self) -> tuple[Any, ...]:
+        """Tiles that ``on_error="fill"`` painted in this process since the file was opened."""
+        with cache.lease(self.key) as reader:
+            return tuple(getattr(reader, "failed_tiles", ()))
+
+    def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
+        """The same slide with its level-0 resolution given by the user.
+
+        Parameters
+        ----------
+        mpp : float or (float, float)
+            Micrometers per pixel, (x, y).
+        """
+        pair = Resolution.of(mpp=mpp).mpp
+        return Slide(self.key, self.info, pair)
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """The coarsest level that is at least as fine as a downsample, as in OpenSlide."""
+        best = 0
+        for number, value in enumerate(self.level_downsamples):
+            if value <= downsample:
+                best = number
+        return best
+
+    def view(
+        self,
+        *,
+        level: int = 0,
+        mpp: float | tuple[float, float] | None = None,
+        power: float | None = None,
+        on_error: OnError = "raise",
+    ) -> SlideView:
+        """The slide at one resolution.
+
+        Parameters
+        ----------
+        level, mpp, power
+            Mutually exclusive. An mpp within 0.1 % of a level's uses that level as it is;
+            between levels the next finer one is averaged over areas; finer than level 0 it
+            is interpolated linearly. Power is taken relative to the file's objective power.
+        on_error : {"raise", "fill"}
+            A storage tile that cannot be decoded is an error, or becomes background, is
+            logged, and is listed in `failed_tiles`.
+
+        Raises
+        ------
+        ResolutionError
+            No such level, or the file does not say its mpp or power.
+        """
+        if on_error not in ("raise", "fill"):
+            raise UsageError(f"on_error must be 'raise' or 'fill', got {on_error!r}")
+        return make_view(self, Resolution.of(level, mpp, power), on_error)
+
+    def to_dask(
+        self,
+        level: int = 0,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        power: float | None = None,
+        chunks: int | tuple[int, int] = 4096,
+        on_error: OnError = "raise",
+    ) -> da.Array:
+        """The slide at one resolution as a lazy array (y, x, c).
+
+        Parameters
+        ----------
+        level, mpp, power, on_error
+            As in `view`.
+        chunks : int or (int, int)
+            Block extent along (y, x), rounded down to whole storage tiles.
+
+        Returns
+        -------
+        dask.array.Array
+            One task per block; the name is the same for the same file and arguments.
+        """
+        from daskdmed.images.lazy import to_dask
+
+        return to_dask(self.view(level=level, mpp=mpp, power=power, on_error=on_error), chunks)
+
+    def read_region(
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        on_error: OnError = "raise",
+    ) -> Array:
+        """Pixels of a rectangle; outside the slide the background.
+
+        Parameters
+        ----------
+        location : (int, int)
+            (x, y) of the top left pixel in the level-0 frame; may be negative. At other
+            levels it is divided by the level's downsample per axis and rounded to the
+            nearest pixel, so nothing is interpolated.
+        level : int
+            Level index.
+        size : (int, int)
+            (width, height) at that level.
+
+        Returns
+        -------
+        ndarray
+            (height, width, channels).
+
+        Raises
+        ------
+        GeometryError
+            A negative size, or more than `MAX_REGION_BYTES`.
+        ResolutionError
+            No such level.
+        """
+        x, y = _pair(location, "location")
+        width, height = _pair(size, "size")
+        view = self.view(level=level, on_error=on_error)
+        nbytes = width * height * view.shape[2] * view.dtype.itemsize
+        if width < 0 or height < 0 or nbytes > MAX_REGION_BYTES:
+            raise GeometryError(
+                f"{self.uri}: a region of {width} x {height} pixels ({nbytes} bytes) cannot be "
+                f"read at once (at most {MAX_REGION_BYTES} bytes); use to_dask for large areas"
+            )
+        origin = (_nearest(y / view.downsample[0]), _nearest(x / view.downsample[1]))
+        return read_padded(view, Region(origin, (height, width)))
+
+    def get_thumbnail(self, size: tuple[int, int]) -> Array:
+        """A small picture of the whole slide, averaged over areas.
+
+        Parameters
+        ----------
+        size : (int, int)
+            (width, height) to stay within; the aspect is kept.
+
+        Returns
+        -------
+        ndarray
+            (height, width, channels) of the slide's dtype.
+        """
+        width, height = _pair(size, "size")
+        if width <= 0 or height <= 0:
+            raise GeometryError(f"a thumbnail needs a positive size, got {size!r}")
+        full_w, full_h = self.dimensions
+        ratio = max(1.0, full_w / width, full_h / height)
+        unit = Slide(self.key, self.info, (1.0, 1.0))
+        view = unit.view(mpp=ratio)
+        return view.read(Region((0, 0), view.shape[:2]))
+
+    def close(self) -> None:
+        """Close the file in this process; reading opens it again."""
+        cache.discard(self.uri)
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _identity(self) -> tuple[Any, ...]:
+        return self.key.uri, self.key.backend, self.key.fingerprint, self._mpp
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slide) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slide, (self.key, self.info, self._mpp)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "daskdmed.Slide", self.token
+
+    def __repr__(self) -> str:
+        width, height = self.dimensions
+        mpp = "unknown mpp" if self.mpp is None else f"{self.mpp[0]:g} um/px"
+        return (
+            f"Slide({self.uri!r}, {width} x {height}, {self.level_count} levels, {mpp}, "
+            f"{self.dtype}, backend {self.backend!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        from daskdmed.images.html import slide_html
+
+        return slide_html(self, self._small_picture())
+
+    def _small_picture(self) -> Array | None:
+        try:
+            return self.get_thumbnail((_THUMBNAIL_HTML, _THUMBNAIL_HTML))
+        except ImageError as exc:
+            _log.warning("%s: no thumbnail: %s", self.uri, exc)
+            return None
+
+
+class _Associated(Mapping[str, Array]):
+    """Associated images, read on access."""
+
+    def __init__(self, key: FileKey, names: tuple[str, ...]) -> None:
+        self._key, self._names = key, names
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        with cache.lease(self._key) as reader:
+            return reader.read_associated(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<associated images {list(self._names)}>"
+
+
+def read_padded(view: SlideView, region: Region) -> Array:
+    """Pixels of a region that may lie partly or wholly outside the view.
+
+    Parameters
+    ----------
+    view : SlideView
+        What is read.
+    region : Region
+        (y, x) in pixels of the view.
+
+    Returns
+    -------
+    ndarray
+        (height, width, channels), the background outside.
+    """
+    low = [max(0, o) for o in region.origin]
+    high = [min(n, s) for n, s in zip(view.shape[:2], region.stop, strict=True)]
+    if tuple(low) == region.origin and tuple(high) == region.stop:
+        return view.read(region)
+    out = np.empty((*region.shape, view.shape[2]), view.dtype)
+    out[...] = view.background
+    if all(h > lo for lo, h in zip(low, high, strict=True)):
+        inner = Region((low[0], low[1]), (high[0] - low[0], high[1] - low[1]))
+        y, x = (lo - o for lo, o in zip(low, region.origin, strict=True))
+        view.read(inner, out[y : y + inner.shape[0], x : x + inner.shape[1]])
+    return out
+
+
+def _nearest(value: float) -> int:
+    return int(np.floor(value + 0.5))
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    try:
+        first, second = value
+        pair = int(first), int(second)
+    except (TypeError, ValueError, OverflowError):
+        raise GeometryError(f"{name} must be two whole numbers, got {value!r}") from None
+    if pair != (first, second):
+        raise GeometryError(f"{name} must be two whole numbers, got {value!r}")
+    return pair
+
+
+__all__ = ["ResolutionError", "Slide", "open_slide", "open_slides", "read_padded"]

@@ -1,0 +1,257 @@
+"""The TIFF backend: accepts a file, opens it, reads regions.
+
+Not covered: parsing (`daskdmed.images.tiff.index`) and decoding
+(`daskdmed.images.tiff.decode`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdmed.errors import GeometryError, ImageError, TileError, UsageError
+from daskdmed.images import source as sources
+from daskdmed.images.buffers import empty
+from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.source import Source
+from daskdmed.images.tiff.decode import LevelPlan, read_region
+from daskdmed.images.tiff.index import TiffIndex, parse
+from daskdmed.images.tiff.metadata import number_text
+from daskdmed.types import Array, OnError, Region
+
+_log = logging.getLogger("daskdmed.images")
+#: failed tiles remembered per open file
+_REPORTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTile:
+    """A tile that was painted with the background: level, (row, column), cause."""
+
+    level: int
+    tile: tuple[int, int]
+    cause: str
+
+
+class TiffReader:
+    """An open TIFF slide. Thread-safe; holds a descriptor and plain arrays."""
+
+    def __init__(self, source: Source, index: TiffIndex) -> None:
+        self._source = source
+        self._plans = tuple(index.levels)
+        self._associated = index.associated
+        self._info = make_info(index)
+        self._background = np.asarray(index.background, index.dtype)
+        self._lock = threading.Lock()
+        self._failed: deque[FailedTile] = deque(maxlen=_REPORTED)
+        self._closed = False
+
+    @property
+    def info(self) -> SlideInfo:
+        """Facts about the slide."""
+        return self._info
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """The last tiles that ``on_error="fill"`` painted with the background."""
+        with self._lock:
+            return tuple(self._failed)
+
+    def read(
+        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+    ) -> Array:
+        """Read a region (y, x) that lies inside a level.
+
+        Parameters
+        ----------
+        level : int
+            Level index.
+        region : Region
+            In pixels of that level.
+        out : ndarray, optional
+            (height, width, channels) of the level's dtype, any strides.
+        on_error : {"raise", "fill"}
+            What a tile that cannot be decoded becomes.
+
+        Returns
+        -------
+        ndarray
+            (height, width, channels).
+
+        Raises
+        ------
+        TileError
+            A tile cannot be decoded.
+        GeometryError
+            The region lies outside the level, or `out` does not fit.
+        """
+        plan = self._plan(level)
+        height, width, channels = plan.shape
+        (y, x), (bottom, right) = region.origin, region.stop
+        if y < 0 or x < 0 or bottom > height or right > width or bottom < y or right < x:
+            raise GeometryError(
+                f"{self._source.uri}: {region} lies outside level {level} of {height} x {width} "
+                "(rows x columns)"
+            )
+        shape = (*region.shape, channels)
+        if out is None:
+            out = empty(shape, plan.dtype)
+        elif out.shape != shape or out.dtype != plan.dtype:
+            raise GeometryError(
+                f"out has shape {out.shape} and type {out.dtype}, the region needs {shape} and "
+                f"{plan.dtype}"
+            )
+        return self._fill(plan, region, out, self._background, on_error)
+
+    def read_associated(self, name: str) -> Array:
+        """One associated image, (height, width, channels) uint8.
+
+        Raises
+        ------
+        UsageError
+            There is none of that name.
+        """
+        plan = self._associated.get(name)
+        if plan is None:
+            raise UsageError(
+                f"{self._source.uri}: no associated image {name!r}; there are "
+                f"{sorted(self._associated)}"
+            )
+        height, width, channels = plan.shape
+        out = np.empty(plan.shape, plan.dtype)
+        white = np.full(channels, 255, plan.dtype)
+        return self._fill(plan, Region((0, 0), (height, width)), out, white, "raise")
+
+    def close(self) -> None:
+        """Release the descriptor. Idempotent."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._source.close()
+
+    def _plan(self, level: int) -> LevelPlan:
+        if self._closed:
+            raise ImageError(f"{self._source.uri}: the reader is closed", uri=self._source.uri)
+        if not 0 <= level < len(self._plans):
+            raise GeometryError(
+                f"{self._source.uri}: no level {level}, there are {len(self._plans)}"
+            )
+        return self._plans[level]
+
+    def _fill(
+        self, plan: LevelPlan, region: Region, out: Array, background: Array, on_error: OnError
+    ) -> Array:
+        def fail(level: int, row: int, column: int, cause: Exception) -> None:
+            self._failure(level, (row, column), cause, on_error)
+
+        read_region(plan, self._source, region, out, background, fail)
+        return out
+
+    def _failure(
+        self, level: int, tile: tuple[int, int], cause: Exception, on_error: OnError
+    ) -> None:
+        uri = self._source.uri
+        what = f"{uri}: tile {tile} (row, column) of level {level} cannot be decoded: "
+        what += f"{type(cause).__name__}: {cause}"
+        if on_error == "raise":
+            raise TileError(
+                f'{what}; fetch the file again, or pass on_error="fill" to have such tiles '
+                "painted with the background",
+                uri=uri,
+                level=level,
+                tile=tile,
+            ) from cause
+        with self._lock:
+            self._failed.append(FailedTile(level, tile, f"{type(cause).__name__}: {cause}"))
+        _log.warning("%s; painted with the background", what)
+
+
+class TiffBackend:
+    """Opens TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI, SCN, BIF, QPTIFF, Philips."""
+
+    name = "tiff"
+    priority = 10
+
+    def accepts(self, uri: str) -> bool:
+        """Whether the file starts like a TIFF; never raises."""
+        try:
+            source = sources.open_source(uri)
+        except ImageError:
+            return False
+        try:
+            head = source.read(0, 4)
+        except Exception:
+            _log.debug("%s: the first bytes cannot be read", uri, exc_info=True)
+            return False
+        finally:
+            source.close()
+        return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+    def open(self, uri: str) -> TiffReader:
+        """Open a file.
+
+        Raises
+        ------
+        ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
+            Naming the file and a remedy.
+        """
+        source = sources.open_source(uri)
+        try:
+            return TiffReader(source, parse(source))
+        except ImageError:
+            source.close()
+            raise
+        except Exception as exc:
+            source.close()
+            raise sources.explain_os_error(exc, uri) from exc
+
+    def fingerprint(self, uri: str) -> str:
+        """Size and modification time, or what identifies a remote object."""
+        return sources.fingerprint(uri)
+
+
+def make_info(index: TiffIndex) -> SlideInfo:
+    """Facts about the slide, with OpenSlide's property names."""
+    height, width = index.levels[0].shape[:2]
+    levels = tuple(
+        LevelInfo(
+            shape=plan.shape,
+            tile_shape=plan.tile,
+            downsample=(height / plan.shape[0], width / plan.shape[1]),
+        )
+        for plan in index.levels
+    )
+    about = index.metadata
+    properties = dict(about.properties)
+    properties["openslide.vendor"] = about.vendor
+    if about.mpp is not None:
+        properties["openslide.mpp-x"] = number_text(about.mpp[0])
+        properties["openslide.mpp-y"] = number_text(about.mpp[1])
+    if about.power is not None:
+        properties["openslide.objective-power"] = number_text(about.power)
+    properties["openslide.level-count"] = str(len(levels))
+    for i, level in enumerate(levels):
+        name = f"openslide.level[{i}]."
+        properties[name + "width"] = str(level.shape[1])
+        properties[name + "height"] = str(level.shape[0])
+        properties[name + "downsample"] = number_text(sum(level.downsample) / 2)
+        if not index.levels[i].short_tiles:
+            properties[name + "tile-width"] = str(level.tile_shape[1])
+            properties[name + "tile-height"] = str(level.tile_shape[0])
+    for name, plan in index.associated.items():
+        properties[f"openslide.associated.{name}.width"] = str(plan.shape[1])
+        properties[f"openslide.associated.{name}.height"] = str(plan.shape[0])
+    return SlideInfo(
+        levels=levels,
+        dtype=index.dtype.name,
+        background=index.background,
+        mpp=about.mpp,
+        power=about.power,
+        vendor=about.vendor,
+        properties=dict(sorted(properties.items())),
+        associated=tuple(sorted(index.associated)),
+    )

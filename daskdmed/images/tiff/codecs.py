@@ -1,0 +1,303 @@
+"""From the bytes of one tile to its pixels.
+
+`make_decoder` looks at a page's tags once and returns a small object whose `decode` does
+nothing but decode. imagecodecs wants contiguous output, so a tile is decoded into a scratch
+array that the caller owns, or straight into the destination when that is contiguous.
+
+Not covered: which tiles a region needs (`daskdmed.images.tiff.decode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from daskdmed.errors import UnsupportedImageError
+from daskdmed.images.tiff import colour
+from daskdmed.types import Array
+
+#: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
+Decode = Callable[[bytes, Array], Array]
+Convert = Callable[[Array], Array]
+
+_JPEG = {7}
+_BYTES = {
+    5: ("LZW", imagecodecs.lzw_decode),
+    8: ("deflate", imagecodecs.zlib_decode),
+    32946: ("deflate", imagecodecs.zlib_decode),
+    32773: ("PackBits", imagecodecs.packbits_decode),
+    34926: ("zstd", imagecodecs.zstd_decode),
+    50000: ("zstd", imagecodecs.zstd_decode),
+}
+_IMAGES = {
+    33003: ("JPEG 2000 (Aperio YCbCr)", imagecodecs.jpeg2k_decode),
+    33004: ("JPEG 2000", imagecodecs.jpeg2k_decode),
+    33005: ("JPEG 2000 (Aperio RGB)", imagecodecs.jpeg2k_decode),
+    34712: ("JPEG 2000", imagecodecs.jpeg2k_decode),
+    34892: ("JPEG", imagecodecs.jpeg8_decode),
+    22610: ("JPEG XR", imagecodecs.jpegxr_decode),
+    34934: ("JPEG XR", imagecodecs.jpegxr_decode),
+    50001: ("WebP", imagecodecs.webp_decode),
+    34927: ("WebP", imagecodecs.webp_decode),
+    50002: ("JPEG XL", imagecodecs.jpegxl_decode),
+    52546: ("JPEG XL", imagecodecs.jpegxl_decode),
+}
+_DTYPES = ("uint8", "uint16", "int8", "int16", "uint32", "int32", "float32")
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+
+
+@dataclass(frozen=True, slots=True)
+class PageFormat:
+    """What the decoder of a page depends on, as plain values.
+
+    Pages with equal formats share a decoder, whatever their extents.
+    """
+
+    compression: int
+    photometric: int
+    planar: bool
+    samples: int
+    extrasamples: tuple[int, ...]
+    dtype: str
+    bits: int
+    predictor: int
+    fillorder: int
+    byteorder: str
+    tables: bytes | None
+    header: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Decodes the tiles of one level.
+
+    Parameters
+    ----------
+    decode : callable
+        (bytes, scratch (rows, width, stored samples)) -> (rows, width, stored samples).
+    convert : callable or None
+        From stored samples to the samples that are given out.
+    stored : int
+        Samples per pixel in one stored tile.
+    given : int
+        Samples per pixel given out.
+    raw : bool
+        Tiles are not compressed and need no change, so a part of one can be read.
+    """
+
+    decode: Decode
+    convert: Convert | None
+    stored: int
+    given: int
+    raw: bool = False
+
+
+class DecodeError(ValueError):
+    """A tile's bytes do not decode to a tile; turned into TileError by the caller."""
+
+
+def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
+    """Choose how the tiles of a page are decoded.
+
+    Raises
+    ------
+    UnsupportedImageError
+        The compression, sample type or colour model is not covered.
+    """
+    if fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize:
+        raise _unsupported(uri, f"{fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}")
+    stored = 1 if fmt.planar else fmt.samples
+    code = fmt.compression
+    convert, given = _colours(fmt, background, uri)
+    if code in _JPEG:
+        return Decoder(_jpeg(fmt, uri), convert, stored, given)
+    if code in _IMAGES:
+        return Decoder(_image(_IMAGES[code][1], fmt), convert, stored, given)
+    if code == 1 or code in _BYTES:
+        if fmt.photometric == _YCBCR and fmt.samples == 3:
+            raise _unsupported(uri, "YCbCr pixels without JPEG compression")
+        if fmt.predictor not in (1, 2):
+            raise _unsupported(uri, f"TIFF predictor {fmt.predictor}")
+        raw = code == 1 and fmt.predictor == 1 and fmt.fillorder != 2
+        unpack = None if code == 1 else _BYTES[code][1]
+        return Decoder(_plain(unpack, fmt), convert, stored, given, raw)
+    raise _unsupported(uri, f"TIFF compression {code}")
+
+
+def _unsupported(uri: str, what: str) -> UnsupportedImageError:
+    return UnsupportedImageError(f"{uri}: the tiff backend does not read {what}", uri=uri)
+
+
+def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Convert | None, int]:
+    """Change from stored to given samples, and their number."""
+    photometric, samples = fmt.photometric, 1 if fmt.planar else fmt.samples
+    dtype = np.dtype(fmt.dtype)
+    if photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _YCBCR):
+        names = {3: "palette colours", 5: "CMYK", 8: "CIELab"}
+        raise _unsupported(uri, names.get(photometric, f"photometric interpretation {photometric}"))
+    if photometric == _MINISWHITE:
+        if samples != 1 or dtype.kind != "u":
+            raise _unsupported(uri, f"min-is-white pixels of {samples} samples, type {dtype}")
+        return colour.invert, 1
+    if fmt.compression == 33003 and samples == 3:
+        return colour.ycbcr_to_rgb, 3
+    if fmt.planar and has_alpha(fmt):
+        raise _unsupported(uri, "an alpha channel in a plane of its own")
+    if samples in (2, 4) and has_alpha(fmt):
+        if dtype.kind != "u" or dtype.itemsize > 2:
+            raise _unsupported(uri, f"an alpha channel of type {dtype}")
+        associated = fmt.extrasamples[:1] != (2,)
+        return colour.blend_alpha(background, dtype, associated=associated), samples - 1
+    return None, samples
+
+
+def has_alpha(fmt: PageFormat) -> bool:
+    """Whether the last sample is alpha.
+
+    An extra sample of unspecified meaning (0) beside RGB counts as alpha, as in libtiff.
+    """
+    if len(fmt.extrasamples) != 1:
+        return False
+    if fmt.photometric == _RGB and fmt.samples == 4:
+        return True
+    return fmt.extrasamples[0] in (1, 2)
+
+
+def _jpeg(fmt: PageFormat, uri: str) -> Decode:
+    if fmt.dtype != "uint8":
+        raise _unsupported(uri, "JPEG tiles of more than 8 bits")
+    stored = 1 if fmt.planar else fmt.samples
+    if stored not in (1, 3):
+        raise _unsupported(uri, f"JPEG tiles of {stored} samples")
+    colorspace: int | None = None
+    outcolorspace: int | None = None
+    if stored == 3:
+        # as OpenSlide: the photometric tag decides, not a JFIF or Adobe marker
+        colorspace = {_RGB: _RGB, _YCBCR: _YCBCR}.get(fmt.photometric)
+        outcolorspace = _RGB
+    elif fmt.planar:
+        outcolorspace = _MINISBLACK
+    tables, header = fmt.tables, fmt.header
+    jpeg8 = imagecodecs.jpeg8_decode
+    single = stored == 1
+
+    def decode(data: bytes, out: Array) -> Array:
+        if header is not None:
+            data = b"".join((header, data, b"\xff\xd9"))
+        elif data[-2:] != b"\xff\xd9":
+            data = _trimmed_jpeg(data)
+        try:
+            jpeg8(
+                data,
+                tables=tables,
+                colorspace=colorspace,
+                outcolorspace=outcolorspace,
+                out=out[..., 0] if single else out,
+            )
+        except ValueError as exc:
+            if "out.shape" not in str(exc):
+                raise
+        else:
+            return out
+        _check_jpeg_size(data, out.shape)
+        small = jpeg8(data, tables=tables, colorspace=colorspace, outcolorspace=outcolorspace)
+        return small.reshape(small.shape[:2] + (-1,))
+
+    return decode
+
+
+def _trimmed_jpeg(data: bytes) -> bytes:
+    """Drop padding behind the end marker; libjpeg would paint a cut-off stream grey."""
+    end = data.rfind(b"\xff\xd9")
+    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
+        raise DecodeError(
+            f"the JPEG stream of {len(data)} bytes has no end marker, so it is cut off"
+        )
+    return data[: end + 2]
+
+
+def _check_jpeg_size(data: bytes, shape: tuple[int, ...]) -> None:
+    """Refuse a JPEG larger than its tile before memory is spent on it.
+
+    Some writers store edge tiles at the size of what is left of the image; those pass.
+    """
+    position = 2
+    while position + 9 <= len(data):
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
+        if data[position] != 0xFF:
+            break
+        if 0xC0 <= marker <= 0xC2:
+            height = int.from_bytes(data[position + 5 : position + 7])
+            width = int.from_bytes(data[position + 7 : position + 9])
+            if 0 < height <= shape[0] and 0 < width <= shape[1]:
+                return
+            raise DecodeError(
+                f"the JPEG stream holds {width} x {height} pixels, the tile {shape[1]} x {shape[0]}"
+            )
+        position += 2 + length
+    raise DecodeError("the JPEG stream has no frame header")
+
+
+def _image(unpack: Callable[..., Array], fmt: PageFormat) -> Decode:
+    """Codecs that know the shape of what they hold."""
+    webp_alpha = (
+        {"hasalpha": True} if fmt.compression in (50001, 34927) and fmt.samples == 4 else {}
+    )
+    kind = np.dtype(fmt.dtype)
+
+    def decode(data: bytes, out: Array) -> Array:
+        _check_codestream_size(data, out.shape)
+        tile = np.asarray(unpack(data, **webp_alpha))
+        if tile.ndim == 2:
+            tile = tile[..., None]
+        if tile.ndim != 3 or tile.shape[2] != out.shape[2] or tile.dtype != kind:
+            raise DecodeError(
+                f"the tile decodes to {tile.shape} {tile.dtype}, expected {out.shape} {kind}"
+            )
+        return tile
+
+    return decode
+
+
+def _check_codestream_size(data: bytes, shape: tuple[int, ...]) -> None:
+    """Refuse a JPEG 2000 codestream that claims to be larger than its tile."""
+    if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
+        right, bottom, left, top = (int.from_bytes(data[i : i + 4]) for i in (8, 12, 16, 20))
+        if right - left > shape[1] or bottom - top > shape[0]:
+            raise DecodeError(
+                f"the JPEG 2000 stream holds {right - left} x {bottom - top} pixels, "
+                f"the tile {shape[1]} x {shape[0]}"
+            )
+
+
+def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
+    """Codecs that give bytes: lossless compression with or without a predictor."""
+    native = np.dtype(fmt.dtype)
+    stored = native.newbyteorder(fmt.byteorder)
+    swap, reverse, delta = not stored.isnative, fmt.fillorder == 2, fmt.predictor == 2
+
+    def decode(data: bytes, out: Array) -> Array:
+        if reverse:
+            data = imagecodecs.bitorder_decode(data)
+        flat: Any = data
+        if unpack is not None:
+            flat = unpack(data, out=out.view(np.uint8).reshape(-1))
+        got = len(flat)
+        if got < out.nbytes:
+            raise DecodeError(f"the tile decodes to {got} bytes, expected {out.nbytes}")
+        if unpack is None:
+            tile = np.frombuffer(data, stored, out.size).reshape(out.shape)
+            if not (delta or swap):
+                return tile
+            np.copyto(out, tile)
+        elif swap:
+            out.byteswap(inplace=True)
+        if delta:
+            imagecodecs.delta_decode(out, axis=-2, out=out)
+        return out
+
+    return decode

@@ -1,0 +1,72 @@
+"""Colour changes that a decoded tile may need: alpha, inverted grey, YCbCr.
+
+Not covered: what a decoder does by itself (JPEG's YCbCr).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from daskdmed.types import Array
+
+_LEVELS = np.arange(256, dtype=np.int64) - 128
+# ITU-R BT.601 as in JFIF, in 16.16 fixed point and rounded as in libjpeg
+_HALF = 1 << 15
+_R_CR = ((91881 * _LEVELS + _HALF) >> 16).astype(np.int16)
+_B_CB = ((116130 * _LEVELS + _HALF) >> 16).astype(np.int16)
+_G_CR = (-46802 * _LEVELS).astype(np.int32)
+_G_CB = (-22554 * _LEVELS + _HALF).astype(np.int32)
+
+
+def invert(tile: Array) -> Array:
+    """Min-is-white to min-is-black: unsigned integers of any shape."""
+    return np.invert(tile)
+
+
+def ycbcr_to_rgb(tile: Array) -> Array:
+    """Full-range YCbCr (h, w, 3) uint8 to RGB, rounded as JPEG decoders round it."""
+    luma = tile[..., 0].astype(np.int16)
+    cb, cr = tile[..., 1], tile[..., 2]
+    rgb = np.empty(tile.shape, np.int16)
+    rgb[..., 0] = luma + _R_CR[cr]
+    rgb[..., 1] = luma + ((_G_CB[cb] + _G_CR[cr]) >> 16)
+    rgb[..., 2] = luma + _B_CB[cb]
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+def blend_alpha(
+    background: tuple[int, ...], dtype: np.dtype[Any], *, associated: bool
+) -> Callable[[Array], Array]:
+    """Function that lays pixels with alpha on the background.
+
+    Parameters
+    ----------
+    background : tuple of int
+        One value per colour channel.
+    dtype : dtype
+        uint8 or uint16.
+    associated : bool
+        Colours are already multiplied by alpha.
+
+    Returns
+    -------
+    callable
+        (h, w, c + 1) -> (h, w, c), rounded to nearest.
+    """
+    top = int(np.iinfo(dtype).max)
+    ground = np.asarray(background, np.uint64)
+
+    def blend(tile: Array) -> Array:
+        alpha = tile[..., -1:]
+        if alpha.size and int(alpha.min()) == top:
+            return tile[..., :-1]
+        wide = tile.astype(np.uint64)
+        alpha = wide[..., -1:]
+        colour = wide[..., :-1] * (top if associated else alpha)
+        mixed = (colour + (top - alpha) * ground + top // 2) // top
+        return np.minimum(mixed, top).astype(dtype)
+
+    return blend

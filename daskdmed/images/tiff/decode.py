@@ -1,0 +1,336 @@
+"""The hot path: a region of a level, each storage tile decoded once into the output.
+
+Everything that can be known beforehand is in `LevelPlan`; per tile remain slicing the bytes,
+the decoder, and one copy. No lock, no file position, no object per tile.
+
+Not covered: how a tile's bytes become pixels (`daskdmed.images.tiff.codecs`), and where the
+offsets come from (`daskdmed.images.tiff.index`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from daskdmed.images.source import Source
+from daskdmed.images.tiff.codecs import DecodeError, Decoder
+from daskdmed.types import Array, Region
+
+#: neighbours in the file closer than this are read with one call...
+GAP = 64 * 1024
+#: ... as long as that reads no more than this
+RUN = 8 * 2**20
+#: scratch arrays up to this size stay with their thread
+_KEPT_SCRATCH = 16 * 2**20
+
+#: called with (level, row, column, cause) for a tile that cannot be decoded; returns to
+#: have the background painted, or raises
+OnFailure = Callable[[int, int, int, Exception], None]
+Piece = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class TileCount:
+    """Storage tiles decoded in this process while `count_tiles` was active."""
+
+    tiles: int = 0
+    by_level: Counter[int] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, level: int, tiles: int) -> None:
+        """Count tiles of a level."""
+        with self._lock:
+            self.tiles += tiles
+            self.by_level[level] += tiles
+
+
+_counters: tuple[TileCount, ...] = ()
+_counters_lock = threading.Lock()
+_local = threading.local()
+
+
+@contextmanager
+def count_tiles() -> Iterator[TileCount]:
+    """Count the storage tiles that this process decodes, in all threads.
+
+    Yields
+    ------
+    TileCount
+        `tiles` in all and `by_level`. Missing tiles are not decoded, so not counted.
+    """
+    global _counters
+    count = TileCount()
+    with _counters_lock:
+        _counters = (*_counters, count)
+    try:
+        yield count
+    finally:
+        with _counters_lock:
+            _counters = tuple(c for c in _counters if c is not count)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """Where the tiles of one level lie and how they are decoded.
+
+    Parameters
+    ----------
+    level : int
+        Index in the pyramid.
+    shape : tuple of int
+        (height, width, channels) given out.
+    tile : tuple of int
+        (height, width) of a storage tile.
+    grid : tuple of int
+        (rows, columns) of tiles.
+    offsets, counts : ndarray
+        (planes, rows * columns) int64, bytes.
+    decoder : Decoder
+        Decodes one tile of one plane.
+    dtype : dtype
+        Sample type given out.
+    short_tiles : bool
+        The last row of tiles holds only the rows that are left (strips).
+    """
+
+    level: int
+    shape: tuple[int, int, int]
+    tile: tuple[int, int]
+    grid: tuple[int, int]
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    decoder: Decoder
+    dtype: np.dtype[np.generic]
+    short_tiles: bool = False
+
+    def stored_rows(self, row: int) -> int:
+        """Pixel rows that the tiles of a tile row hold."""
+        if not self.short_tiles:
+            return self.tile[0]
+        return min(self.tile[0], self.shape[0] - row * self.tile[0])
+
+
+def read_region(
+    plan: LevelPlan,
+    source: Source,
+    region: Region,
+    out: Array,
+    background: Array,
+    fail: OnFailure,
+) -> None:
+    """Fill `out` with a region that lies inside the level.
+
+    Parameters
+    ----------
+    plan : LevelPlan
+        The level.
+    source : Source
+        The file.
+    region : Region
+        (y, x) in pixels of the level.
+    out : ndarray
+        (height, width, channels) of the level's dtype, any strides.
+    background : ndarray
+        (channels,) for missing and failed tiles.
+    fail : callable
+        Told of tiles that cannot be decoded.
+    """
+    (top, left), (bottom, right) = region.origin, region.stop
+    if bottom <= top or right <= left:
+        return
+    tile_h, tile_w = plan.tile
+    rows = range(top // tile_h, (bottom - 1) // tile_h + 1)
+    first, last = left // tile_w, (right - 1) // tile_w
+    pieces = _columns(first, last, tile_w, left, right)
+    for plane in range(plan.offsets.shape[0]):
+        given = plan.decoder.given
+        channels = slice(plane * given, (plane + 1) * given)
+        target = out if given == out.shape[2] else out[:, :, channels]
+        ground = background[channels]
+        for row in rows:
+            y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
+            _read_row(
+                plan,
+                source,
+                plane,
+                row,
+                first,
+                pieces,
+                (y0 - row * tile_h, y1 - row * tile_h),
+                target[y0 - top : y1 - top],
+                ground,
+                fail,
+            )
+
+
+def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:
+    """Per tile column: begin and end in the tile, begin and end in the output."""
+    pieces = []
+    for column in range(first, last + 1):
+        x0, x1 = max(column * tile_w, left), min((column + 1) * tile_w, right)
+        pieces.append((x0 - column * tile_w, x1 - column * tile_w, x0 - left, x1 - left))
+    return pieces
+
+
+def _read_row(
+    plan: LevelPlan,
+    source: Source,
+    plane: int,
+    row: int,
+    first: int,
+    pieces: list[Piece],
+    band: tuple[int, int],
+    target: Array,
+    ground: Array,
+    fail: OnFailure,
+) -> None:
+    """One row of tiles."""
+    begin = row * plan.grid[1] + first
+    end = begin + len(pieces)
+    offsets = plan.offsets[plane, begin:end].tolist()
+    counts = plan.counts[plane, begin:end].tolist()
+    stored = plan.stored_rows(row)
+    ty0, ty1 = band
+    decoder = plan.decoder
+    if decoder.raw:
+        _skip_rows(plan, offsets, counts, stored, band)
+        stored, ty0, ty1 = ty1 - ty0, 0, ty1 - ty0
+    decode, convert = decoder.decode, decoder.convert
+    tile_w = plan.tile[1]
+    whole_rows = ty1 - ty0 == stored
+    scratch = _scratch((stored, tile_w, decoder.stored), plan.dtype)
+    parts = fetch(source, offsets, counts, plan_limit(plan))
+    decoded = 0
+    for index, (data, (tx0, tx1, x0, x1)) in enumerate(zip(parts, pieces, strict=True)):
+        destination = target[:, x0:x1]
+        if data is None:
+            destination[...] = ground
+            continue
+        decoded += 1
+        space = scratch
+        if whole_rows and convert is None and tx1 - tx0 == tile_w and _fits(destination):
+            space = destination
+        try:
+            if isinstance(data, Exception):
+                raise data
+            tile = decode(data, space)
+            if tile is space and tile is destination:
+                continue
+            if convert is not None:
+                tile = convert(tile)
+            if tile.shape[0] < ty1 or tile.shape[1] < tx1:
+                raise DecodeError(
+                    f"the tile decodes to {tile.shape[1]} x {tile.shape[0]} pixels, "
+                    f"expected {tile_w} x {stored}"
+                )
+        except Exception as exc:
+            fail(plan.level, row, first + index, exc)
+            destination[...] = ground
+            continue
+        destination[...] = tile[ty0:ty1, tx0:tx1]
+    if _counters:
+        for counter in _counters:
+            counter.add(plan.level, decoded)
+
+
+def _fits(destination: Array) -> bool:
+    return destination.flags.c_contiguous and destination.flags.writeable
+
+
+def plan_limit(plan: LevelPlan) -> int:
+    """Most bytes that one encoded tile can sensibly have."""
+    plain = plan.tile[0] * plan.tile[1] * plan.decoder.stored * plan.dtype.itemsize
+    return 4 * plain + 65536
+
+
+def _skip_rows(
+    plan: LevelPlan, offsets: list[int], counts: list[int], stored: int, band: tuple[int, int]
+) -> None:
+    """Narrow uncompressed tiles to the pixel rows that are needed."""
+    line = plan.tile[1] * plan.decoder.stored * plan.dtype.itemsize
+    for i, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+        if offset and count >= stored * line:
+            offsets[i] = offset + band[0] * line
+            counts[i] = (band[1] - band[0]) * line
+        elif offset and count:
+            # too short: left to the decoder to refuse, whatever rows are asked for
+            counts[i] = 1
+
+
+def _scratch(shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> Array:
+    """A scratch tile of the calling thread."""
+    kept: dict[object, Array] | None = getattr(_local, "scratch", None)
+    if kept is None:
+        kept = _local.scratch = {}
+    key = (shape, dtype.char)
+    found = kept.get(key)
+    if found is None:
+        found = np.empty(shape, dtype)
+        if found.nbytes <= _KEPT_SCRATCH:
+            if len(kept) >= 4:
+                kept.clear()
+            kept[key] = found
+    return found
+
+
+def fetch(
+    source: Source, offsets: list[int], counts: list[int], limit: int
+) -> list[bytes | Exception | None]:
+    """Bytes of several tiles: None for a missing tile, an exception for an unreadable one.
+
+    Tiles that lie next to each other in the file are read with one call.
+    """
+    found: list[bytes | Exception | None] = [None] * len(offsets)
+    runs: list[tuple[int, int, list[int]]] = []
+    size = source.size
+    begin = end = -1
+    members: list[int] = []
+    for i, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+        if not offset or not count:
+            continue
+        stop = offset + count
+        if offset < 0 or stop > size or not 0 < count <= limit:
+            found[i] = _bad_range(offset, count, size, limit)
+            continue
+        if members and end <= offset <= end + GAP and stop - begin <= RUN:
+            members.append(i)
+            end = stop
+        else:
+            if members:
+                runs.append((begin, end, members))
+            begin, end, members = offset, stop, [i]
+    if members:
+        runs.append((begin, end, members))
+    try:
+        blobs = source.read_many([r[0] for r in runs], [r[1] - r[0] for r in runs])
+    except Exception as exc:
+        for _, _, members in runs:
+            for i in members:
+                found[i] = exc
+        return found
+    for (begin, end, members), blob in zip(runs, blobs, strict=True):
+        if len(blob) < end - begin:
+            short = DecodeError(f"only {len(blob)} of {end - begin} bytes at offset {begin}")
+            for i in members:
+                found[i] = short
+        elif len(members) == 1:
+            found[members[0]] = blob
+        else:
+            for i in members:
+                at = offsets[i] - begin
+                found[i] = blob[at : at + counts[i]]
+    return found
+
+
+def _bad_range(offset: int, count: int, size: int, limit: int) -> DecodeError:
+    if 0 < count <= limit:
+        return DecodeError(
+            f"its {count} bytes at offset {offset} lie outside the file of {size} bytes"
+        )
+    return DecodeError(f"it claims {count} bytes, more than the {limit} that a tile can have")

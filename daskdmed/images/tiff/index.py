@@ -1,0 +1,359 @@
+"""Parse a TIFF file once into plain arrays.
+
+tifffile reads the directories and knows how vendors arrange pyramids; what is kept is
+NumPy arrays of tile offsets and one decoder per level, so that nothing of tifffile (which
+is not thread-safe) lives on.
+
+Not covered: vendor metadata (`daskdmed.images.tiff.vendors`) and decoding.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from daskdmed.errors import CorruptImageError, ImageError, UnsupportedImageError
+from daskdmed.images.source import Source
+from daskdmed.images.tiff import ifd, metadata, vendors
+from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
+from daskdmed.images.tiff.decode import LevelPlan
+from daskdmed.images.tiff.metadata import Metadata
+
+_log = logging.getLogger("daskdmed.images")
+#: samples of one pixel that a level may have; a stack of more planes is no image of channels
+MAX_CHANNELS = 256
+#: rows of the virtual strips that a long uncompressed strip is cut into
+_VIRTUAL_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PageIndex:
+    """Tiles of one directory, and what of its tags matters."""
+
+    width: int
+    height: int
+    tile: tuple[int, int]
+    grid: tuple[int, int]
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    format: PageFormat
+    short_tiles: bool
+
+
+@dataclass(slots=True)
+class TiffIndex:
+    """All that is kept of a TIFF file.
+
+    Parameters
+    ----------
+    kind : str
+        tifffile's name of the arrangement: "svs", "ome", "generic"...
+    levels : list of LevelPlan
+        Largest first.
+    dtype, background
+        Of the levels.
+    metadata : Metadata
+        What the vendor says of the slide.
+    associated : dict
+        Name -> plan of an associated image.
+    """
+
+    kind: str
+    levels: list[LevelPlan]
+    dtype: np.dtype[np.generic]
+    background: tuple[int, ...]
+    metadata: Metadata
+    associated: dict[str, LevelPlan] = field(default_factory=dict)
+
+
+def parse(source: Source) -> TiffIndex:
+    """Read the structure of a TIFF file.
+
+    Parameters
+    ----------
+    source : Source
+        The file; not kept.
+
+    Raises
+    ------
+    UnsupportedImageError
+        No TIFF, or pixels of a kind that is not covered.
+    CorruptImageError
+        The structure is broken; found before memory is spent on it.
+    """
+    ifd.walk(source)
+    handle = source.open_file()
+    try:
+        with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
+            return _parse(tif, source)
+    except ImageError:
+        raise
+    except (MemoryError, RecursionError, Exception) as exc:
+        raise CorruptImageError(
+            f"{source.uri}: the TIFF structure cannot be parsed: {type(exc).__name__}: {exc}; "
+            "the copy may be incomplete, fetch it again from where it came",
+            uri=source.uri,
+        ) from exc
+    finally:
+        handle.close()
+
+
+def _parse(tif: Any, source: Source) -> TiffIndex:
+    series = list(tif.series)
+    if not series:
+        raise UnsupportedImageError(f"{source.uri}: the TIFF file holds no image", uri=source.uri)
+    main = vendors.main_series(tif, series)
+    vendors.check_readable(tif, main, source.uri)
+    stages = [_planes(level, source) for level in main.levels]
+    for extra in vendors.more_levels(main, series):
+        stages.append(_planes(extra, source))
+    stages = _ordered(stages)
+    channels = sum(_given(p.format) for p in stages[0])
+    dtype = np.dtype(stages[0][0].format.dtype)
+    background = vendors.background(tif, channels, dtype, stages[0][0].format.photometric)
+    levels = []
+    for number, planes in enumerate(stages):
+        plan = make_plan(planes, number, background, source)
+        if number and (plan.shape[2] != levels[0].shape[2] or plan.dtype != levels[0].dtype):
+            _log.info("%s: level %d has other channels and is left out", source.uri, number)
+            continue
+        levels.append(plan)
+    index = TiffIndex(
+        kind=main.kind,
+        levels=[_renumber(p, i) for i, p in enumerate(levels)],
+        dtype=dtype,
+        background=background,
+        metadata=metadata.describe(tif, main),
+    )
+    for name, page in vendors.associated_pages(tif, main, series).items():
+        _add_associated(index, name, page, source)
+    return index
+
+
+def _add_associated(index: TiffIndex, name: str, page: Any, source: Source) -> None:
+    try:
+        planes = _page_planes(page, source)
+        white = (255,) * max(3, _given(planes[0].format))
+        index.associated[name] = make_plan(planes, -1, white, source)
+    except (ImageError, ValueError) as exc:
+        # a label that cannot be read is no reason to refuse the slide
+        _log.warning("%s: associated image %r is left out: %s", source.uri, name, exc)
+
+
+def _renumber(plan: LevelPlan, level: int) -> LevelPlan:
+    if plan.level == level:
+        return plan
+    return LevelPlan(
+        level, plan.shape, plan.tile, plan.grid, plan.offsets, plan.counts, plan.decoder,
+        plan.dtype, plan.short_tiles,
+    )  # fmt: skip
+
+
+def _ordered(stages: list[list[PageIndex]]) -> list[list[PageIndex]]:
+    """Largest first; of two levels of one size the first."""
+    seen: set[tuple[int, int]] = set()
+    kept = []
+    for planes in sorted(stages, key=lambda p: -p[0].width * p[0].height):
+        size = planes[0].height, planes[0].width
+        if size not in seen:
+            seen.add(size)
+            kept.append(planes)
+    return kept
+
+
+def _planes(level: Any, source: Source) -> list[PageIndex]:
+    """Pages of a level that are channels of one plane in z and t."""
+    axes, shape = level.get_axes(False), level.get_shape(False)
+    keyframe = level.keyframe
+    lead = len(axes) - len(keyframe.shape)
+    if axes[lead:] != keyframe.axes:
+        # grey pages of generic series have a sample axis appended
+        lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
+    names, extents = axes[:lead], shape[:lead]
+    count = int(np.prod(extents, dtype=np.int64)) if extents else 1
+    pick = np.arange(count).reshape(extents) if extents else np.arange(1)
+    single = keyframe.samplesperpixel == 1
+    for axis in range(lead - 1, -1, -1):
+        channel = names[axis] == "C" or (names[axis] in "IQS" and single)
+        if not channel or extents[axis] > MAX_CHANNELS:
+            if extents[axis] > 1:
+                _log.info(
+                    "%s: reads the first of %d planes along %r",
+                    source.uri,
+                    extents[axis],
+                    names[axis],
+                )
+            pick = pick.take(0, axis=axis)
+    planes: list[PageIndex] = []
+    for number in pick.ravel().tolist():
+        if number >= len(level._pages):
+            raise UnsupportedImageError(
+                f"{source.uri}: {count} planes are stored behind one directory (ImageJ "
+                "hyperstack); save the file as OME-TIFF",
+                uri=source.uri,
+            )
+        page = level[number]
+        if page is None:
+            raise CorruptImageError(f"{source.uri}: plane {number} is missing", uri=source.uri)
+        planes.extend(_page_planes(page, source))
+    return planes
+
+
+def _page_planes(page: Any, source: Source) -> list[PageIndex]:
+    """One index per separately stored plane of a page."""
+    key = page.keyframe
+    if page.parent is not None and page.parent.filehandle.closed:
+        raise UnsupportedImageError(
+            f"{source.uri}: a part of the image lies in another file; convert it to one file",
+            uri=source.uri,
+        )
+    if key.imagedepth != 1 or (key.is_tiled and key.tiledepth != 1):
+        raise UnsupportedImageError(
+            f"{source.uri}: the tiff backend does not read volumes stored in one page",
+            uri=source.uri,
+        )
+    fmt = page_format(page)
+    height, width = int(key.imagelength), int(key.imagewidth)
+    if key.is_tiled:
+        tile = int(key.tilelength), int(key.tilewidth)
+    else:
+        tile = max(1, int(key.rowsperstrip)), width
+    if getattr(key, "jpegheader", None) is not None:
+        tile = int(key.tilelength), int(key.tilewidth)
+    # vendors pad: the grid follows the stored size, the extent may be smaller
+    stored_h, stored_w = _stored_size(key, height, width)
+    grid = -(-stored_h // tile[0]), -(-stored_w // tile[1])
+    planes = key.samplesperpixel if fmt.planar else 1
+    offsets = np.array(page.dataoffsets, np.int64)
+    counts = np.array(page.databytecounts, np.int64)
+    number = planes * grid[0] * grid[1]
+    if len(offsets) < number or len(counts) < number:
+        raise CorruptImageError(
+            f"{source.uri}: an image of {width} x {height} pixels has {number} tiles of "
+            f"{tile[1]} x {tile[0]}, but {len(offsets)} offsets and {len(counts)} sizes are "
+            "listed; fetch the file again",
+            uri=source.uri,
+        )
+    if tile[0] * tile[1] * fmt.samples * max(1, fmt.bits // 8) > ifd.MAX_SEGMENT_BYTES:
+        raise CorruptImageError(
+            f"{source.uri}: tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
+            f"{ifd.MAX_SEGMENT_BYTES} bytes",
+            uri=source.uri,
+        )
+    short = not key.is_tiled and getattr(key, "jpegheader", None) is None
+    area = grid[0] * grid[1]
+    return [
+        PageIndex(
+            width, height, tile, grid, offsets[i : i + area], counts[i : i + area], fmt, short
+        )
+        for i in range(0, number, area)
+    ]
+
+
+def _stored_size(key: Any, height: int, width: int) -> tuple[int, int]:
+    declared = key.tags.valueof(257), key.tags.valueof(256)
+    return (
+        max(height, int(declared[0])) if declared[0] else height,
+        max(width, int(declared[1])) if declared[1] else width,
+    )
+
+
+def page_format(page: Any) -> PageFormat:
+    """The tags that decide how a page's tiles are decoded."""
+    key = page.keyframe
+    bits = key.bitspersample
+    return PageFormat(
+        compression=int(key.compression),
+        photometric=int(key.photometric),
+        planar=int(key.planarconfig) == 2 and int(key.samplesperpixel) > 1,
+        samples=int(key.samplesperpixel),
+        extrasamples=tuple(int(e) for e in key.extrasamples),
+        dtype="" if key.dtype is None else np.dtype(key.dtype).name,
+        bits=bits if isinstance(bits, int) else 0,
+        predictor=int(key.predictor),
+        fillorder=int(key.fillorder),
+        byteorder=key.parent.byteorder,
+        tables=page.jpegtables,
+        header=getattr(page, "jpegheader", None),
+    )
+
+
+def _given(fmt: PageFormat) -> int:
+    """Channels given out for one page (alpha is blended away)."""
+    if fmt.planar:
+        return 1
+    return fmt.samples - 1 if has_alpha(fmt) and fmt.samples in (2, 4) else fmt.samples
+
+
+def make_plan(
+    planes: list[PageIndex], level: int, background: tuple[int, ...], source: Source
+) -> LevelPlan:
+    """Join the planes of a level.
+
+    Raises
+    ------
+    UnsupportedImageError
+        The planes differ in extent or format.
+    """
+    first = planes[0]
+    same = all(
+        (p.width, p.height, p.tile, p.format.dtype, p.format.compression, p.format.samples)
+        == (
+            first.width,
+            first.height,
+            first.tile,
+            first.format.dtype,
+            first.format.compression,
+            first.format.samples,
+        )
+        for p in planes
+    )
+    if not same or any(p.format.tables != first.format.tables for p in planes):
+        raise UnsupportedImageError(
+            f"{source.uri}: the channels of the image differ in size or encoding", uri=source.uri
+        )
+    decoder = make_decoder(first.format, background, source.uri)
+    dtype = np.dtype(first.format.dtype)
+    offsets = np.stack([p.offsets for p in planes])
+    counts = np.stack([p.counts for p in planes])
+    tile, grid = first.tile, first.grid
+    if first.short_tiles and decoder.raw:
+        tile, grid, offsets, counts = _cut_strips(first, decoder, dtype, offsets, counts)
+    return LevelPlan(
+        level=level,
+        shape=(first.height, first.width, decoder.given * len(planes)),
+        tile=tile,
+        grid=grid,
+        offsets=offsets,
+        counts=counts,
+        decoder=decoder,
+        dtype=dtype,
+        short_tiles=first.short_tiles,
+    )
+
+
+def _cut_strips(
+    page: PageIndex,
+    decoder: Decoder,
+    dtype: np.dtype[np.generic],
+    offsets: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+) -> tuple[tuple[int, int], tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut a single long uncompressed strip into shorter ones."""
+    rows = page.tile[0]
+    line = page.width * decoder.stored * dtype.itemsize
+    if page.grid != (1, 1) or rows <= _VIRTUAL_ROWS:
+        return page.tile, page.grid, offsets, counts
+    number = -(-page.height // _VIRTUAL_ROWS)
+    start = np.arange(number, dtype=np.int64) * (_VIRTUAL_ROWS * line)
+    heights = np.minimum(_VIRTUAL_ROWS, page.height - np.arange(number) * _VIRTUAL_ROWS)
+    cut_offsets = np.where(offsets > 0, offsets + start, 0)
+    left = np.maximum(0, counts - start)
+    # a strip that is too short stays too short, which its decoder reports
+    cut_counts = np.where(counts > 0, np.maximum(1, np.minimum(heights * line, left)), 0)
+    return (_VIRTUAL_ROWS, page.width), (number, 1), cut_offsets, cut_counts

@@ -1,0 +1,284 @@
+"""What vendors write about a slide: resolution, objective power, properties.
+
+Property names are OpenSlide's where OpenSlide has one. Everything is read while the parser
+has the file open and kept as text.
+
+Not covered: where the pixels are (`daskdmed.images.tiff.vendors`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from daskdmed.images.tiff.vendors import xml_root
+
+_TEXT_TAGS = {
+    269: "DocumentName", 270: "ImageDescription", 271: "Make", 272: "Model", 305: "Software",
+    306: "DateTime", 315: "Artist", 316: "HostComputer", 33432: "Copyright",
+}  # fmt: skip
+_NUMBER_TAGS = {282: "XResolution", 283: "YResolution", 286: "XPosition", 287: "YPosition"}
+_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
+_MICROMETERS = {
+    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3,
+    "pm": 1e-6, "Å": 1e-4, "inch": 25400.0, "in": 25400.0, "ft": 304800.0,
+    "micrometer": 1.0, "micron": 1.0, "nanometer": 1e-3, "millimeter": 1e3,
+}  # fmt: skip
+#: resolution tags outside this are print settings (72 dpi), not a microscope's
+_PLAUSIBLE = (0.005, 60.0)
+_VENDORS = {
+    "svs": "aperio",
+    "ndpi": "hamamatsu",
+    "philips": "philips",
+    "scn": "leica",
+    "bif": "ventana",
+    "qpi": "qptiff",
+    "ome": "ome",
+}
+
+Mpp = tuple[float, float]
+
+
+@dataclass(slots=True)
+class Metadata:
+    """Facts about the slide; `mpp` is (x, y) at level 0."""
+
+    vendor: str = "generic-tiff"
+    mpp: Mpp | None = None
+    power: float | None = None
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+def describe(tif: Any, main: Any) -> Metadata:
+    """Collect the metadata of the slide.
+
+    Parameters
+    ----------
+    tif : tifffile.TiffFile
+        Open file.
+    main : tifffile.TiffPageSeries
+        The slide's series.
+    """
+    first = tif.pages.first
+    about = Metadata(_VENDORS.get(main.kind, "generic-tiff"))
+    about.properties.update(tiff_properties(first))
+    if main.kind == "svs":
+        _aperio(about, _text(first.description))
+    elif main.kind == "ndpi":
+        _hamamatsu(about, first)
+    elif main.kind == "philips":
+        _philips(about, tif.philips_metadata or "")
+    elif main.kind == "scn":
+        _leica(about, _text(first.description), main.keyframe)
+    elif main.kind == "bif":
+        _ventana(about, tif)
+    elif main.kind == "qpi":
+        _qptiff(about, _text(first.description))
+    elif main.kind == "ome":
+        _ome(about, tif.ome_metadata or "", main)
+    if about.mpp is None:
+        about.mpp = resolution_mpp(main.keyframe)
+    return about
+
+
+def number_text(value: float) -> str:
+    """A float as OpenSlide prints it: shortest text, no trailing ``.0``."""
+    text = repr(float(value))
+    return text[:-2] if text.endswith(".0") else text
+
+
+def tiff_properties(page: Any) -> dict[str, str]:
+    """Properties under ``tiff.`` and the comment."""
+    found: dict[str, str] = {}
+    for code, name in _TEXT_TAGS.items():
+        value = page.tags.valueof(code)
+        if isinstance(value, bytes):
+            value = value.decode("latin-1")
+        if isinstance(value, str) and value:
+            found[f"tiff.{name}"] = value
+    for code, name in _NUMBER_TAGS.items():
+        number = _ratio(page.tags.valueof(code))
+        if number is not None:
+            found[f"tiff.{name}"] = number_text(number)
+    found["tiff.ResolutionUnit"] = _UNITS.get(int(page.tags.valueof(296, 2)), "unknown")
+    if "tiff.ImageDescription" in found:
+        found["openslide.comment"] = found["tiff.ImageDescription"]
+    return found
+
+
+def _ratio(value: Any) -> float | None:
+    if isinstance(value, tuple) and len(value) == 2:
+        return value[0] / value[1] if value[1] else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def resolution_mpp(page: Any) -> Mpp | None:
+    """(x, y) micrometers per pixel from the resolution tags, None when implausible."""
+    unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
+    x, y = (_ratio(page.tags.valueof(code)) for code in (282, 283))
+    if unit is None or not x or not y:
+        return None
+    return plausible(unit / x, unit / y)
+
+
+def plausible(x: float | None, y: float | None) -> Mpp | None:
+    """The pair, when both are finite and of a microscope's magnitude."""
+    if x is None or y is None:
+        return None
+    low, high = _PLAUSIBLE
+    return (x, y) if low <= x <= high and low <= y <= high else None
+
+
+def _float(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _aperio(about: Metadata, description: str) -> None:
+    for part in description.split("|")[1:]:
+        key, sep, value = part.partition("=")
+        if sep:
+            about.properties[f"aperio.{key.strip()}"] = value.strip()
+    mpp = _float(about.properties.get("aperio.MPP"))
+    about.mpp = (mpp, mpp) if mpp else None
+    about.power = _float(about.properties.get("aperio.AppMag"))
+
+
+def _hamamatsu(about: Metadata, page: Any) -> None:
+    names = {
+        65422: "XOffsetFromSlideCentre",
+        65423: "YOffsetFromSlideCentre",
+        65424: "ZOffsetFromSlideCentre",
+        65421: "SourceLens",
+        65427: "Reference",
+        65442: "ScannerSerialNumber",
+    }
+    for code, name in names.items():
+        value = page.tags.valueof(code)
+        if value is not None:
+            text = value if isinstance(value, str) else number_text(float(value))
+            about.properties[f"hamamatsu.{name}"] = text
+    for line in _text(page.tags.valueof(65449)).splitlines():
+        key, sep, value = line.partition("=")
+        if sep and key.strip():
+            about.properties[f"hamamatsu.{key.strip()}"] = value.strip()
+    about.power = _float(page.tags.valueof(65421))
+
+
+def _philips(about: Metadata, text: str) -> None:
+    root = xml_root(text)
+    if root is None:
+        return
+    for attribute in root.iter("Attribute"):
+        name, value = attribute.attrib.get("Name"), (attribute.text or "").strip()
+        if name and value and len(value) < 4096 and not list(attribute):
+            about.properties.setdefault(f"philips.{name}", value)
+    spacing = re.findall(r"[0-9.eE+-]+", about.properties.get("philips.DICOM_PIXEL_SPACING", ""))
+    if len(spacing) == 2:
+        # millimetres, DICOM order: between rows, then between columns
+        y, x = (_float(v) for v in spacing)
+        about.mpp = plausible(x and x * 1000, y and y * 1000)
+    about.power = _float(about.properties.get("philips.DICOM_OBJECTIVE_POWER"))
+
+
+def _leica(about: Metadata, text: str, page: Any) -> None:
+    root = xml_root(text)
+    if root is None:
+        return
+    for image in _named(root, "image"):
+        pixels = next(_named(image, "pixels"), None)
+        if pixels is None or _float(pixels.attrib.get("sizeX")) != page.imagewidth:
+            continue
+        for view in _named(image, "view"):
+            x = _spacing(view.attrib.get("sizeX"), page.imagewidth)
+            y = _spacing(view.attrib.get("sizeY"), page.imagelength)
+            about.mpp = plausible(x, y)
+        device = next(_named(image, "device"), None)
+        if device is not None:
+            for key, value in device.attrib.items():
+                about.properties[f"leica.device-{key}"] = value
+        for tag, name in (
+            ("objective", "objective"),
+            ("numericalAperture", "aperture"),
+            ("illuminationSource", "illumination-source"),
+            ("creationDate", "creation-date"),
+        ):
+            element = next(_named(image, tag), None)
+            if element is not None and element.text:
+                about.properties[f"leica.{name}"] = element.text.strip()
+        about.power = _float(about.properties.get("leica.objective"))
+        return
+
+
+def _spacing(nanometers: Any, pixels: int) -> float | None:
+    size = _float(nanometers)
+    return size / 1000 / pixels if size else None
+
+
+def _named(root: Any, name: str) -> Iterator[Any]:
+    """Descendants by local name, whatever the namespace."""
+    return (e for e in root.iter() if str(e.tag).rpartition("}")[2] == name)
+
+
+def _ventana(about: Metadata, tif: Any) -> None:
+    for page in tif.pages:
+        xmp = page.tags.valueof(700)
+        if xmp is None:
+            continue
+        text = xmp if isinstance(xmp, str) else bytes(xmp).decode("utf-8", "replace")
+        root = xml_root(text)
+        scan = None if root is None else next(_named(root, "iScan"), None)
+        if scan is None:
+            continue
+        for key, value in scan.attrib.items():
+            about.properties[f"ventana.{key}"] = value
+        mpp = _float(scan.attrib.get("ScanRes"))
+        about.mpp = (mpp, mpp) if mpp else None
+        about.power = _float(scan.attrib.get("Magnification"))
+        return
+
+
+def _qptiff(about: Metadata, text: str) -> None:
+    for key, value in re.findall(r"<(\w+)>([^<>]{1,256})</\1>", text):
+        about.properties.setdefault(f"qptiff.{key}", value.strip())
+    objective = re.match(r"\s*([0-9.]+)\s*x?", about.properties.get("qptiff.Objective", ""))
+    about.power = _float(objective.group(1)) if objective else None
+
+
+def _ome(about: Metadata, text: str, main: Any) -> None:
+    root = xml_root(text)
+    if root is None:
+        return
+    for image in _named(root, "Image"):
+        pixels = next(_named(image, "Pixels"), None)
+        size = (main.keyframe.imagewidth, main.keyframe.imagelength)
+        if pixels is None or tuple(_float(pixels.attrib.get(f"Size{a}")) for a in "XY") != size:
+            continue
+        x, y = (_physical(pixels.attrib, axis) for axis in "XY")
+        about.mpp = plausible(x, y)
+        for key in ("ID", "Name"):
+            if image.attrib.get(key):
+                about.properties[f"ome.Image.{key}"] = image.attrib[key]
+        for number, channel in enumerate(_named(pixels, "Channel")):
+            if channel.attrib.get("Name"):
+                about.properties[f"ome.Channel[{number}].Name"] = channel.attrib["Name"]
+        break
+    for objective in _named(root, "Objective"):
+        about.power = _float(objective.attrib.get("NominalMagnification"))
+        break
+
+
+def _physical(attributes: Any, axis: str) -> float | None:
+    size = _float(attributes.get(f"PhysicalSize{axis}"))
+    unit = _MICROMETERS.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+    return size * unit if size and unit else None

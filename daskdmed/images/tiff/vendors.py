@@ -1,0 +1,160 @@
+"""How vendors arrange images in a TIFF file.
+
+Which series is the slide, which pages are its levels, which are label, macro and thumbnail,
+and which arrangements need a reader that stitches.
+
+Not covered: what vendors write about the slide (`daskdmed.images.tiff.metadata`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from daskdmed.errors import UnsupportedImageError
+
+_ASSOCIATED_NAMES = {
+    "label": "label",
+    "label image": "macro",
+    "label_image": "macro",
+    "macro": "macro",
+    "macro image": "macro",
+    "overview": "macro",
+    "thumbnail": "thumbnail",
+    "map": "map",
+}
+#: aspect ratios of two levels of a pyramid differ by rounding only
+_ASPECT_TOLERANCE = 0.05
+
+
+def main_series(tif: Any, series: list[Any]) -> Any:
+    """The series that is the slide: the one with most pixels, the first of equals."""
+    candidates = [s for s in series if not _is_associated(s)] or series
+    return max(candidates, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+
+
+def _is_associated(series: Any) -> bool:
+    return str(series.name).strip().lower() in _ASSOCIATED_NAMES
+
+
+def check_readable(tif: Any, main: Any, uri: str) -> None:
+    """Refuse arrangements whose tiles would have to be stitched or composed.
+
+    Raises
+    ------
+    UnsupportedImageError
+        Ventana slides with overlapping tiles, Leica slides with several scanned areas.
+    """
+    if main.kind == "bif" and _overlaps(tif):
+        raise UnsupportedImageError(
+            f"{uri}: the tiles of this Ventana slide overlap and have to be stitched, which "
+            "the tiff backend does not do",
+            uri=uri,
+        )
+    if main.kind == "scn":
+        areas = sum(
+            1
+            for s in tif.series
+            if s.kind == "scn"
+            and s.is_pyramidal
+            and s.keyframe.imagewidth * s.keyframe.imagelength * 16
+            > main.keyframe.imagewidth * main.keyframe.imagelength
+        )
+        if areas > 1:
+            raise UnsupportedImageError(
+                f"{uri}: this Leica slide holds {areas} scanned areas that have to be composed, "
+                "which the tiff backend does not do",
+                uri=uri,
+            )
+
+
+def _overlaps(tif: Any) -> bool:
+    """Whether a Ventana slide's stitching table names an overlap."""
+    for page in tif.pages:
+        xmp = page.tags.valueof(700)
+        if xmp is None:
+            continue
+        text = bytes(xmp).decode("utf-8", "replace") if not isinstance(xmp, str) else xmp
+        for found in re.finditer(r'Overlap[XY]\s*=\s*"(-?[0-9.]+)"', text):
+            if float(found.group(1)) != 0:
+                return True
+    return False
+
+
+def more_levels(main: Any, series: list[Any]) -> list[Any]:
+    """Reduced pages that belong to the pyramid although their factor is unusual."""
+    if main.kind not in ("generic", "uniform", "shaped"):
+        return []
+    key = main.keyframe
+    sizes = {(lv.keyframe.imagelength, lv.keyframe.imagewidth) for lv in main.levels}
+    found = []
+    for other in series:
+        k = other.keyframe
+        if other is main or not (k.is_tiled and k.is_reduced) or k.is_subifd:
+            continue
+        if (k.imagelength, k.imagewidth) in sizes or k.imagewidth >= key.imagewidth:
+            continue
+        if (k.dtype, k.samplesperpixel) != (key.dtype, key.samplesperpixel):
+            continue
+        aspect = (k.imagewidth / k.imagelength) / (key.imagewidth / key.imagelength)
+        if abs(aspect - 1) < _ASPECT_TOLERANCE:
+            found.append(other)
+    return found
+
+
+def background(tif: Any, channels: int, dtype: np.dtype[Any], photometric: int) -> tuple[int, ...]:
+    """Value outside the image: white for colour, 0 for fluorescence and other counts."""
+    colour = photometric in (2, 6) and channels % 3 == 0
+    if colour and np.dtype(dtype).kind == "u":
+        return (int(np.iinfo(dtype).max),) * channels
+    return (0,) * channels
+
+
+def associated_pages(tif: Any, main: Any, series: list[Any]) -> dict[str, Any]:
+    """Name -> page of label, macro, thumbnail."""
+    if main.kind == "svs":
+        return _aperio_associated(tif)
+    found: dict[str, Any] = {}
+    if main.kind == "qpi":
+        for page in tif.pages:
+            kind = re.search(r"<ImageType>\s*(\w+)\s*</ImageType>", page.description or "")
+            name = _ASSOCIATED_NAMES.get(kind.group(1).lower()) if kind else None
+            if name:
+                found.setdefault(name, page)
+        return found
+    for other in series:
+        if other is main:
+            continue
+        text = str(other.name).strip().lower()
+        name = _ASSOCIATED_NAMES.get(text)
+        if name is None and main.kind == "scn":
+            name = "macro"
+        if name and len(other._pages) == 1:
+            found.setdefault(name, other.keyframe)
+    return found
+
+
+def _aperio_associated(tif: Any) -> dict[str, Any]:
+    """Striped pages: named by the second line of their description, else the thumbnail."""
+    found: dict[str, Any] = {}
+    for number, page in enumerate(tif.pages):
+        if page.is_tiled:
+            continue
+        lines = str(page.description).splitlines()
+        word = lines[1].split(" ")[0].strip() if len(lines) > 1 else ""
+        if word in ("label", "macro"):
+            found.setdefault(word, page)
+        elif number == 1:
+            found.setdefault("thumbnail", page)
+    return found
+
+
+def xml_root(text: str) -> Any | None:
+    """Root of an XML text, None when it is none."""
+    try:
+        return ElementTree.fromstring(text.strip("\0 \r\n\t"))
+    except (ElementTree.ParseError, ValueError):
+        return None

@@ -1,0 +1,266 @@
+"""A slide at one resolution: the value that everything above reads pixels through.
+
+`SlideView` is a level as it is stored, or the next finer level resampled to the mpp asked
+for. It holds values only; the open file comes from `daskdmed.images.filecache`.
+
+Not covered: level-0 locations and pixels outside the slide (`daskdmed.images.slide`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskdmed.errors import GeometryError, ResolutionError
+from daskdmed.images.buffers import empty
+from daskdmed.images.filecache import FileKey, cache
+from daskdmed.images.resample import resample_region
+from daskdmed.types import Array, OnError, Region, Resolution
+
+if TYPE_CHECKING:
+    from daskdmed.images.protocols import LevelInfo
+    from daskdmed.images.slide import Slide
+
+#: a level whose mpp agrees with the one asked for to this fraction is used as it is
+SAME_RESOLUTION = 1e-3
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """One slide at one resolution. Picklable, without open handles.
+
+    Made by ``Slide.view(...)``.
+
+    Parameters
+    ----------
+    key : FileKey
+        The file, by value.
+    level : int
+        Level that is read.
+    shape : tuple of int
+        (height, width, channels) of the view.
+    source_shape : tuple of int
+        (height, width, channels) of the level that is read.
+    source_tile : tuple of int
+        Storage tile of that level.
+    scale : tuple of float or None
+        Level pixels per view pixel along (y, x); None for a level as it is.
+    downsample : tuple of float
+        Level-0 pixels per view pixel along (y, x).
+    dtype_name : str
+        Sample type.
+    background_value : tuple of int
+        Outside the image, one per channel.
+    mpp : tuple of float or None
+        (x, y) micrometers per pixel of the view.
+    on_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes.
+    """
+
+    key: FileKey
+    level: int
+    shape: tuple[int, int, int]
+    source_shape: tuple[int, int, int]
+    source_tile: tuple[int, int]
+    scale: tuple[float, float] | None
+    downsample: tuple[float, float]
+    dtype_name: str
+    background_value: tuple[int, ...]
+    mpp: tuple[float, float] | None
+    on_error: OnError = "raise"
+
+    @property
+    def uri(self) -> str:
+        """The image."""
+        return self.key.uri
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that reads it."""
+        return self.key.backend
+
+    @property
+    def fingerprint(self) -> str:
+        """State of the file when the slide was opened."""
+        return self.key.fingerprint
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return np.dtype(self.dtype_name)
+
+    @property
+    def spatial_ndim(self) -> int:
+        """Two: (y, x)."""
+        return 2
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Storage tile (height, width) in pixels of the view, rounded when resampled."""
+        height, width = self.source_tile
+        if self.scale is None:
+            return height, width
+        return max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
+
+    @property
+    def background(self) -> Array:
+        """Value of pixels outside the image, shape (channels,)."""
+        return np.asarray(self.background_value, self.dtype)
+
+    @property
+    def token(self) -> str:
+        """Deterministic name of content and resolution."""
+        facts = (self.key, self.level, self.shape, self.scale, self.on_error)
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "daskdmed.SlideView", self.token
+
+    def read(self, region: Region, out: Array | None = None) -> Array:
+        """Pixels of a region that lies inside the view.
+
+        Parameters
+        ----------
+        region : Region
+            (y, x) in pixels of the view.
+        out : ndarray, optional
+            (height, width, channels) of the view's dtype, any strides.
+
+        Returns
+        -------
+        ndarray
+            (height, width, channels); `out` when it was given.
+
+        Raises
+        ------
+        GeometryError
+            The region does not lie inside the view.
+        ImageError
+            The file changed, cannot be opened, or a tile cannot be decoded.
+        """
+        if self.scale is None:
+            with cache.lease(self.key) as reader:
+                return reader.read(self.level, region, out, on_error=self.on_error)
+        return self._read_resampled(region, out)
+
+    def _read_resampled(self, region: Region, out: Array | None) -> Array:
+        assert self.scale is not None
+        if any(
+            o < 0 or e < 0 or o + e > s
+            for o, e, s in zip(region.origin, region.shape, self.shape, strict=False)
+        ):
+            raise GeometryError(f"{self.uri}: {region} lies outside the view of {self.shape}")
+        shape = (region.shape[0], region.shape[1], self.shape[2])
+        if out is None:
+            out = empty(shape, self.dtype)
+        elif out.shape != shape or out.dtype != self.dtype:
+            raise GeometryError(
+                f"out has shape {out.shape} and type {out.dtype}, the region needs {shape} and "
+                f"{self.dtype}"
+            )
+        with cache.lease(self.key) as reader:
+
+            def read(source: Region) -> Array:
+                return reader.read(self.level, source, on_error=self.on_error)
+
+            return resample_region(
+                region, self.scale, self.source_shape, self.source_tile[0], read, out
+            )
+
+
+def make_view(slide: Slide, resolution: Resolution, on_error: OnError) -> SlideView:
+    """The view of a slide at a resolution.
+
+    Raises
+    ------
+    ResolutionError
+        There is no such level, or the file tells no mpp or power.
+    """
+    levels = slide.levels
+    if resolution.level is not None:
+        if resolution.level >= len(levels):
+            raise ResolutionError(
+                f"{slide.uri}: no level {resolution.level}, the slide has levels 0 to "
+                f"{len(levels) - 1}"
+            )
+        return _level_view(slide, resolution.level, on_error)
+    wanted = _wanted_downsample(slide, resolution)
+    for number, level in enumerate(levels):
+        if all(
+            abs(w / d - 1) <= SAME_RESOLUTION for w, d in zip(wanted, level.downsample, strict=True)
+        ):
+            return _level_view(slide, number, on_error)
+    return _resampled_view(slide, wanted, on_error)
+
+
+def _level_view(slide: Slide, number: int, on_error: OnError) -> SlideView:
+    level = slide.levels[number]
+    return SlideView(
+        key=slide.key,
+        level=number,
+        shape=level.shape,
+        source_shape=level.shape,
+        source_tile=level.tile_shape,
+        scale=None,
+        downsample=level.downsample,
+        dtype_name=slide.info.dtype,
+        background_value=tuple(slide.info.background),
+        mpp=_mpp(slide, level.downsample),
+        on_error=on_error,
+    )
+
+
+def _resampled_view(slide: Slide, wanted: tuple[float, float], on_error: OnError) -> SlideView:
+    """Read the coarsest level that is still fine enough."""
+    number = 0
+    for candidate, level in enumerate(slide.levels):
+        if all(
+            d <= w * (1 + SAME_RESOLUTION) for d, w in zip(level.downsample, wanted, strict=True)
+        ):
+            number = candidate
+    source: LevelInfo = slide.levels[number]
+    full = slide.levels[0].shape
+    height, width = (max(1, round(n / w)) for n, w in zip(full[:2], wanted, strict=True))
+    scale = (wanted[0] / source.downsample[0], wanted[1] / source.downsample[1])
+    return SlideView(
+        key=slide.key,
+        level=number,
+        shape=(height, width, source.shape[2]),
+        source_shape=source.shape,
+        source_tile=source.tile_shape,
+        scale=scale,
+        downsample=wanted,
+        dtype_name=slide.info.dtype,
+        background_value=tuple(slide.info.background),
+        mpp=_mpp(slide, wanted),
+        on_error=on_error,
+    )
+
+
+def _wanted_downsample(slide: Slide, resolution: Resolution) -> tuple[float, float]:
+    if resolution.mpp is not None:
+        if slide.mpp is None:
+            raise ResolutionError(
+                f"{slide.uri}: the file does not say its resolution, so mpp={resolution.mpp} "
+                "means nothing; give the mpp of level 0: slide.with_mpp(0.5), or "
+                "Record(uri, mpp=0.5); or ask for level="
+            )
+        (x, y), (x0, y0) = resolution.mpp, slide.mpp
+        return y / y0, x / x0
+    assert resolution.power is not None
+    if slide.power is None:
+        raise ResolutionError(
+            f"{slide.uri}: the file does not say its objective power, so "
+            f"power={resolution.power:g} means nothing; ask for mpp= or level="
+        )
+    ratio = slide.power / resolution.power
+    return ratio, ratio
+
+
+def _mpp(slide: Slide, downsample: tuple[float, float]) -> tuple[float, float] | None:
+    if slide.mpp is None:
+        return None
+    return slide.mpp[0] * downsample[1], slide.mpp[1] * downsample[0]
