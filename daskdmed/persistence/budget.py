@@ -61,16 +61,11 @@ def to_bytes(budget: int | str) -> int:
     return nbytes
 
 
-def allot(
-    budget: int,
-    block_bytes: int,
-    *,
-    threads: int,
-    draws_per_visit: int,
-    draws_in_flight: int,
-    memory_limit: int | None,
-) -> Allotment:
+def allot(budget: int, block_bytes: int) -> Allotment:
     """Share a budget between visits that are drawn from and reads that run ahead.
+
+    A quarter is for reading ahead and for visits whose last draws are under way. Depends
+    on nothing else, above all not on the number of workers: batches depend on `slots`.
 
     Parameters
     ----------
@@ -78,19 +73,39 @@ def allot(
         Bytes for all big chunks.
     block_bytes : int
         Bytes of the largest big chunk.
-    threads : int
-        Threads that read, over all workers.
-    draws_per_visit : int
-        Draws after which a visit leaves.
-    draws_in_flight : int
-        Draws submitted but not yet received; their visits cannot be let go.
+
+    Raises
+    ------
+    BudgetError
+        The budget holds fewer than two big chunks.
+    """
+    capacity = budget // block_bytes
+    if capacity < 2:
+        raise BudgetError(
+            f"resident={format_bytes(budget)} holds {capacity} big chunks of "
+            f"{format_bytes(block_bytes)}, and rotation needs at least 2; ask for "
+            f"{format_bytes(2 * block_bytes)} or more, or make bigchunk_size smaller"
+        )
+    spare = max(1, capacity // 4)
+    # a group leaves memory as a whole, so several groups must fit into what is spare
+    group = max(1, min(BYTES_PER_READ // block_bytes, spare // 4))
+    return Allotment(capacity, capacity - spare, group, block_bytes)
+
+
+def check_memory(budget: int, memory_limit: int | None) -> None:
+    """Refuse a budget that leaves workers no room for anything else.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes for all big chunks.
     memory_limit : int or None
         Memory of all workers together, None when unknown.
 
     Raises
     ------
     BudgetError
-        The budget holds fewer than two big chunks, or exceeds half of the workers' memory.
+        The budget exceeds half of the workers' memory.
     """
     if memory_limit is not None and budget > memory_limit / 2:
         raise BudgetError(
@@ -99,19 +114,3 @@ def allot(
             f"batches and the model: ask for at most {format_bytes(memory_limit // 2)}, or "
             "add workers"
         )
-    capacity = budget // block_bytes
-    if capacity < 2:
-        raise BudgetError(
-            f"resident={format_bytes(budget)} holds {capacity} big chunks of "
-            f"{format_bytes(block_bytes)}, and rotation needs at least 2; ask for "
-            f"{format_bytes(2 * block_bytes)} or more, or make bigchunk_size smaller"
-        )
-    # two reads per thread hide the latency of a task; never more than a third of the budget
-    spare = max(1, capacity // 3)
-    group = max(1, min(BYTES_PER_READ // block_bytes, spare // (2 * threads + 2)))
-    ahead = min(2 * threads * group, spare)
-    # a group is let go as a whole, so the oldest and the newest may linger
-    slack = 2 * (group - 1)
-    lag = min(-(-draws_in_flight // draws_per_visit), spare) if draws_in_flight else 0
-    slots = max(1, capacity - ahead - slack - lag)
-    return Allotment(capacity, slots, group, block_bytes)

@@ -1,0 +1,110 @@
+"""A batch on its way from the engines to the consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daskdmed.images import buffers
+from daskdmed.loading.chunks import Provenance, SmallChunks
+from daskdmed.loading.sampling import CropSpec
+from daskdmed.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the plan stands after a batch; what ``state_dict`` saves.
+
+    Parameters
+    ----------
+    position : int
+        Number of the next planned draw.
+    ended : mapping
+        Visits that were ended early and are still resident: visit number -> draw.
+    """
+
+    position: int = 0
+    ended: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Crops of one batch and where they came from.
+
+    Parameters
+    ----------
+    smallchunks : SmallChunks
+        Pixels and provenance.
+    cursor : Cursor
+        State after this batch.
+    """
+
+    smallchunks: SmallChunks
+    cursor: Cursor
+
+
+class BatchBuilder:
+    """Fills batches row by row.
+
+    Parameters
+    ----------
+    size : int
+        Rows of a batch.
+    crop : CropSpec
+        Shape and type of a row.
+    """
+
+    def __init__(self, size: int, crop: CropSpec) -> None:
+        self.size = size
+        self._crop = crop
+        self._reset()
+
+    def _reset(self) -> None:
+        crop = self._crop
+        # recycled memory: a fresh batch costs more in page faults than its crops in copying
+        self.data = buffers.empty((self.size, *crop.shape), crop.dtype)
+        self.targets: Array | None = None
+        if crop.target_shape is not None and crop.target_dtype is not None:
+            self.targets = buffers.empty((self.size, *crop.target_shape), crop.target_dtype)
+        self._provenance: list[Provenance] = []
+        self._pieces: list[int] = []
+        self._origins: list[tuple[int, ...]] = []
+        self._draws: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._provenance)
+
+    @property
+    def full(self) -> bool:
+        """Whether the batch is complete."""
+        return len(self._provenance) == self.size
+
+    def next_row(self) -> tuple[Array, Array | None]:
+        """Where the next crop (and its target) goes."""
+        row = len(self._provenance)
+        return self.data[row], None if self.targets is None else self.targets[row]
+
+    def commit(
+        self, provenance: Provenance, piece: int, origin: tuple[int, ...], draw: int
+    ) -> None:
+        """Keep the row that was filled."""
+        self._provenance.append(provenance)
+        self._pieces.append(piece)
+        self._origins.append(origin)
+        self._draws.append(draw)
+
+    def finish(self, cursor: Cursor) -> Batch:
+        """The batch so far (short only at the end of a finite plan); begin the next one."""
+        rows = len(self)
+        smallchunks = SmallChunks(
+            self.data[:rows],
+            self._provenance,
+            np.array(self._pieces, np.int64),
+            np.array(self._origins, np.int64).reshape(rows, len(self._crop.size)),
+            np.array(self._draws, np.int64),
+            None if self.targets is None else self.targets[:rows],
+        )
+        self._reset()
+        return Batch(smallchunks, cursor)

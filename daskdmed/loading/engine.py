@@ -1,0 +1,194 @@
+"""Plan and resident set in, batches out: what both ways of sampling have in common.
+
+The stream of small chunks is the plan's draws in order, less the draws of visits that
+ended early (their collector gave up, or their block could not be read and
+``on_error="skip"``). Batches are cut from that stream. So a batch depends on the dataset,
+the parameters and the seed, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from daskdmed.errors import LoaderError
+from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
+from daskdmed.loading.chunks import BigChunk, Provenance
+from daskdmed.loading.collectors import CollectorFunction
+from daskdmed.loading.sampling import CropSpec, VisitFacts
+from daskdmed.loading.spans import Span, cut
+from daskdmed.persistence.catalogue import Catalogue, Failure
+from daskdmed.persistence.plan import Turn, Visit
+from daskdmed.persistence.resident import ResidentSet
+
+logger = logging.getLogger("daskdmed.loading")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Parameters of sampling, the same in both engines.
+
+    Parameters
+    ----------
+    crop : CropSpec
+        Shape and type of a small chunk.
+    batch_size : int
+        Small chunks per batch.
+    draws_per_visit : int
+        Draws after which a visit leaves.
+    key : int
+        From the seed.
+    collect : callable or None
+        The user's collector.
+    adaptive : bool
+        Whether to draw more from what is there instead of waiting.
+    on_error : {"raise", "skip"}
+        What an unreadable big chunk or a failing collector does.
+    rank, world_size : int
+        Which planned batches are ours.
+    """
+
+    crop: CropSpec
+    batch_size: int
+    draws_per_visit: int
+    key: int
+    collect: CollectorFunction | None
+    adaptive: bool
+    on_error: Literal["raise", "skip"]
+    rank: int
+    world_size: int
+
+
+class Engine(ABC):
+    """Makes batches from a resident set.
+
+    Parameters
+    ----------
+    residents : ResidentSet
+        Where big chunks are.
+    catalogue : Catalogue
+        Records of the visits.
+    sampling : Sampling
+        What to crop.
+    cursor : Cursor
+        Where to begin.
+    """
+
+    #: no span has more draws than this
+    longest_span = 1 << 62
+
+    def __init__(
+        self,
+        residents: ResidentSet,
+        catalogue: Catalogue,
+        sampling: Sampling,
+        cursor: Cursor,
+    ) -> None:
+        self.residents = residents
+        self.catalogue = catalogue
+        self.sampling = sampling
+        self.late_draws = 0
+        self.failures: list[Failure] = []
+        self._ended: dict[int, int] = dict(cursor.ended)
+        self._position = cursor.position
+        self._builder = BatchBuilder(sampling.batch_size, sampling.crop)
+        self._provenance: dict[int, Provenance] = {}
+        self._barren = 0
+        # only for draws beyond the plan, which no seed reproduces anyway
+        self._whim = np.random.default_rng(sampling.key)
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """Batches in order; ends when the plan does, with a short one if any is left."""
+
+    def spans(self) -> Iterator[Span]:
+        """Our runs of draws."""
+        s = self.sampling
+        return cut(
+            self.residents.turns(),
+            longest=self.longest_span,
+            deal=s.batch_size,
+            rank=s.rank,
+            world_size=s.world_size,
+            position=self._position,
+        )
+
+    def facts(self, visit: Visit) -> VisitFacts:
+        """What a sampler must know about a visit."""
+        entry = self.catalogue.entries[visit.record]
+        return VisitFacts(
+            number=visit.number,
+            nth=visit.nth,
+            key=self.sampling.key,
+            patient=str(entry.patient.id),
+            record=entry.record,
+            labels=dict(entry.patient.labels),
+            region=entry.grid.region(visit.block),
+            downsample=entry.view.downsample,
+            level=entry.level,
+            mpp=entry.view.mpp,
+        )
+
+    def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:
+        """Provenance that all small chunks of a visit share."""
+        provenance = self._provenance.get(visit.number)
+        if provenance is None:
+            patient = self.catalogue.entries[visit.record].patient
+            provenance = self._provenance[visit.number] = Provenance(patient, bigchunks)
+        return provenance
+
+    def cursor(self) -> Cursor:
+        """State after the draws taken so far."""
+        return Cursor(self._position, dict(self._ended))
+
+    def gave(self) -> None:
+        """Note that a draw gave a small chunk."""
+        self._barren = 0
+
+    def end_visit(self, visit: Visit, draw: int, error: BaseException | None) -> None:
+        """Note that a visit gives no more draws.
+
+        Raises
+        ------
+        LoaderError
+            It failed and ``on_error="raise"``; or no visit gives anything any more.
+        """
+        self._ended[visit.number] = draw
+        self._barren += 1
+        entry = self.catalogue.entries[visit.record]
+        patient = str(entry.patient.id)
+        region = entry.grid.region(visit.block)
+        where = f"big chunk at {region.origin}, shape {region.shape}"
+        if error is not None:
+            message = (
+                f"patient {patient!r}, record {entry.record!r}, {where}, draw {draw}: "
+                f"{type(error).__name__}: {error}"
+            )
+            if self.sampling.on_error == "raise":
+                raise LoaderError(message, patient=patient, record=entry.record) from error
+            logger.warning("skipped %s", message)
+            self.failures.append(Failure(patient, entry.record, where, str(error)))
+        tried = self._barren
+        if tried > 2 * self.residents.allotment.slots + 2 * len(self.catalogue.entries):
+            reason = self.failures[-1].message if self.failures else "the collector returned None"
+            raise LoaderError(
+                f"{tried} visits in a row gave no small chunk ({reason}); there is nothing to "
+                "make a batch from"
+            )
+
+    def finish_turn(self, turn: Turn) -> None:
+        """Let go of what a turn leaves behind."""
+        self.residents.finish(turn)
+        for visit in turn.leaving:
+            self._ended.pop(visit.number, None)
+            self._provenance.pop(visit.number, None)
+
+    def close(self) -> None:
+        """Let go of every block and future."""
+        self._provenance.clear()
+        self.residents.close()

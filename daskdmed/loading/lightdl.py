@@ -1,0 +1,514 @@
+"""`LightDL`, the loader that users hold.
+
+It checks what it is given, opens the dataset, plans the rotation, and hands over to a
+`Session`. Sampling itself is in `daskdmed.loading.local` and `daskdmed.loading.remote`;
+the rotation in `daskdmed.persistence`.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from dask.base import tokenize
+
+from daskdmed.cohort.dataset import Dataset
+from daskdmed.cohort.record import Patient
+from daskdmed.errors import LoaderClosedError, MissingExtraError, StateError, UsageError
+from daskdmed.loading import torchbridge
+from daskdmed.loading.batch import Batch, Cursor
+from daskdmed.loading.chunks import SmallChunks
+from daskdmed.loading.collectors import (
+    BigChunkLoader,
+    CollectorFunction,
+    SmallChunkCollector,
+    as_chooser,
+    as_collector,
+)
+from daskdmed.loading.engine import Engine, Sampling
+from daskdmed.loading.local import LocalEngine
+from daskdmed.loading.remote import RemoteEngine
+from daskdmed.loading.sampling import CropSpec
+from daskdmed.loading.session import Session
+from daskdmed.loading.stats import LoaderStats
+from daskdmed.persistence import catalogue as catalogues
+from daskdmed.persistence.budget import allot, check_memory, to_bytes
+from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
+from daskdmed.persistence.cluster import Cluster, connect
+from daskdmed.persistence.plan import RotationPlan
+from daskdmed.persistence.policy import PolicyLike, as_policy
+from daskdmed.persistence.randomness import seed_key
+from daskdmed.persistence.reading import RegionChooser
+from daskdmed.persistence.resident import JobFactory, ResidentSet
+from daskdmed.types import LevelLike, MppLike, PowerLike
+
+if TYPE_CHECKING:
+    import torch
+    from distributed import Client
+
+    _Base = torch.utils.data.IterableDataset[Any]
+else:
+    try:
+        from torch.utils.data import IterableDataset as _Base
+    except ImportError as error:
+        raise MissingExtraError('LightDL needs torch; pip install "daskdmed[torch]"') from error
+
+#: batches made ahead of the consumer, at most this many bytes of them
+_AHEAD_BYTES = 64 << 20
+_AHEAD_BATCHES = 4
+_STATE_VERSION = 1
+
+#: what a loader yields
+Item = tuple[Any, list[Patient], SmallChunks]
+
+
+class LightDL(_Base):
+    """Batches of small chunks cropped from rotating big chunks.
+
+    A context manager, an iterator, and a `torch.utils.data.IterableDataset` for
+    ``DataLoader(loader, batch_size=None, num_workers=0)``. It starts with the first batch
+    asked for (or `start`), makes batches ahead in a thread, and is closed by `close`, by
+    leaving its ``with`` block, or when it is forgotten.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Patients and their records.
+    smallchunk_size : int or tuple of int, default 224
+        Extent of a small chunk in pixels at the resolution asked for. One number: two
+        spatial axes, (y, x). A tuple, one number per spatial axis, in array order:
+        ``(32, 64, 64)`` for a (z, y, x) array.
+    batch_size : int, default 64
+        Small chunks per batch.
+    level, mpp, power
+        Resolution, mutually exclusive: a pyramid level, micrometers per pixel, objective
+        power. Each a value or a function of the patient.
+    record : str, optional
+        Name of the record to draw from; not needed when patients have one.
+    target : str, optional
+        Name of a record of the same size (a mask), cropped at the same places and resident
+        beside its big chunk: ``smallchunks.targets``.
+    bigchunk_size : int or tuple of int, default 4096
+        Largest extent of a big chunk; edges lie on the storage tile grid.
+    resident : int or str, default "2 GiB"
+        Bytes for all big chunks in memory, those being read included. Never exceeded.
+    smallchunks_per_bigchunk : int, default 512
+        Draws from a big chunk before it leaves memory. More: faster, less varied.
+    rotation : {"deterministic", "adaptive"}
+        "deterministic": batches are a function of dataset, parameters and seed alone.
+        "adaptive": when the next big chunk is late, draw more from those that are there
+        instead of waiting, and count how often (`LoaderStats.late_draws`).
+    bigchunk_loader : BigChunkLoader or callable, optional
+        Chooses the region or regions of a record that a visit holds.
+    smallchunk_collector : SmallChunkCollector or callable, optional
+        Chooses each crop. Default: uniform.
+    policy : Policy or callable, optional
+        Chooses whose big chunk comes next. Default: every record once per cycle.
+    tfms : callable, optional
+        Applied to each uint8 sample tensor (c, *spatial) in the background.
+    batch_tfms : callable, optional
+        Applied to the whole batch in the consumer's thread, on the consumer's device.
+    seed : int, default 0
+        Everything random follows from it.
+    epoch_length : int, optional
+        Batches per iteration; endless by default. The next iteration goes on where the
+        last one stopped.
+    drop_last : bool, default True
+        Drop the short last batch of a finite plan (a policy that ends).
+    on_error : {"raise", "skip"}
+        What an unreadable slide or big chunk does: reach ``next`` as an error that names
+        patient, record and region, or be left out and reported by `stats`.
+    rank, world_size : int
+        Which batches of the one global plan are ours, for several training processes.
+    client : distributed.Client, optional
+        Where big chunks live. None: threads of this process.
+    pad : bool, default False
+        Surround images smaller than a small chunk with background instead of refusing them.
+
+    Raises
+    ------
+    UsageError, DatasetError, GeometryError, ResolutionError
+        An argument is wrong; the message names it, and the patient where it is one.
+    BudgetError
+        `resident` holds fewer than two big chunks, or exceeds half of the workers' memory.
+
+    Notes
+    -----
+    ``x`` is a tensor ``[batch, channels, *spatial]`` of the records' sample type, in
+    channels-last memory. Rotation is that of PyDmed (big chunks in memory, small chunks
+    from those), by draws instead of by seconds.
+
+    Examples
+    --------
+    >>> with LightDL(dataset, batch_size=64) as loader:  # doctest: +SKIP
+    ...     for x, patients, smallchunks in loader:
+    ...         ...
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        smallchunk_size: int | tuple[int, ...] = 224,
+        batch_size: int = 64,
+        level: LevelLike = 0,
+        mpp: MppLike | None = None,
+        power: PowerLike | None = None,
+        record: str | None = None,
+        target: str | None = None,
+        bigchunk_size: int | tuple[int, ...] = 4096,
+        resident: int | str = "2 GiB",
+        smallchunks_per_bigchunk: int = 512,
+        rotation: Literal["deterministic", "adaptive"] = "deterministic",
+        bigchunk_loader: BigChunkLoader | type[BigChunkLoader] | RegionChooser | None = None,
+        smallchunk_collector: SmallChunkCollector
+        | type[SmallChunkCollector]
+        | CollectorFunction
+        | None = None,
+        policy: PolicyLike | None = None,
+        tfms: Callable[[Any], Any] | None = None,
+        batch_tfms: Callable[[Any], Any] | None = None,
+        seed: int = 0,
+        epoch_length: int | None = None,
+        drop_last: bool = True,
+        on_error: Literal["raise", "skip"] = "raise",
+        rank: int = 0,
+        world_size: int = 1,
+        client: Client | None = None,
+        pad: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_choice("rotation", rotation, ("deterministic", "adaptive"))
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        _check_positive("batch_size", batch_size)
+        _check_positive("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
+        _check_positive("world_size", world_size)
+        if epoch_length is not None:
+            _check_positive("epoch_length", epoch_length)
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank}")
+        if sum(v is not None and v != 0 for v in (level, mpp, power)) > 1:
+            raise UsageError("level, mpp and power exclude each other; give one")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.epoch_length = epoch_length
+        self.seed = int(seed)
+        self.rotation = rotation
+        self.drop_last = drop_last
+        self.on_error: Literal["raise", "skip"] = on_error
+        self.rank, self.world_size = rank, world_size
+        self.smallchunks_per_bigchunk = smallchunks_per_bigchunk
+        self.tfms, self.batch_tfms = tfms, batch_tfms
+        self._geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
+        self._request = Request(record, target, level, mpp, power)
+        self._budget = to_bytes(resident)
+        self._chooser = as_chooser(bigchunk_loader)
+        self._collect = as_collector(smallchunk_collector)
+        self._policy = as_policy(policy)
+        self._client = client
+        self._catalogue = catalogues.build(
+            dataset, self._request, self._geometry, on_error=on_error
+        )
+        self._allotment = allot(self._budget, self._catalogue.block_bytes)
+        self._crop = _crop_spec(self._catalogue, self._geometry)
+        self._session: Session | None = None
+        self._closer: weakref.finalize[[], LightDL] | None = None
+        self._closed = False
+        self._cursor = Cursor()
+        self._batches = 0
+        self._wait = 0.0
+        self._first: float | None = None
+
+    # -- life -----------------------------------------------------------------------
+
+    def start(self) -> LightDL:
+        """Begin to read, before the first batch is asked for. Idempotent."""
+        if self._closed:
+            raise LoaderClosedError("the loader is closed; make a new one")
+        if self._session is None:
+            cluster = connect(self._client)
+            try:
+                engine = self._engine(cluster)
+            except BaseException:
+                cluster.close()
+                raise
+            crop_bytes = self._crop.nbytes * self.batch_size
+            ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // crop_bytes))
+            self._session = Session(
+                cluster,
+                engine,
+                _Preparation(self._geometry.ndim, self.tfms),
+                ahead=ahead,
+                drop_last=self.drop_last,
+            )
+            self._closer = weakref.finalize(self, self._session.close)
+        return self
+
+    def _engine(self, cluster: Cluster) -> Engine:
+        check_memory(self._budget, cluster.memory_limit)
+        plan = RotationPlan(
+            self._catalogue.population,
+            slots=self._allotment.slots,
+            draws_per_visit=self.smallchunks_per_bigchunk,
+            seed=self.seed,
+            policy=self._policy,
+        )
+        plan.skip_to(self._cursor.position)
+        key = seed_key(self.seed)
+        factory = JobFactory(self._catalogue, self._chooser, self._geometry.bigchunk, key)
+        residents = ResidentSet(
+            cluster.client, plan, factory, self._allotment, in_process=cluster.in_process
+        )
+        sampling = Sampling(
+            crop=self._crop,
+            batch_size=self.batch_size,
+            draws_per_visit=self.smallchunks_per_bigchunk,
+            key=key,
+            collect=self._collect,
+            adaptive=self.rotation == "adaptive",
+            on_error=self.on_error,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        if cluster.in_process:
+            return LocalEngine(residents, self._catalogue, sampling, self._cursor)
+        return RemoteEngine(
+            residents, self._catalogue, sampling, self._cursor, workers=cluster.workers
+        )
+
+    def pause(self) -> None:
+        """Stop making batches until `resume`; a few that are ready can still be taken."""
+        self.start()._running_session().pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._running_session().resume()
+
+    def close(self) -> None:
+        """Stop, let go of all memory, close the in-process cluster. Idempotent."""
+        self._closed = True
+        if self._closer is not None:
+            self._closer()
+
+    def __enter__(self) -> LightDL:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _running_session(self) -> Session:
+        if self._session is None or not self._session.running:
+            raise LoaderClosedError("the loader is not running; call start(), or make a new one")
+        return self._session
+
+    # -- batches --------------------------------------------------------------------
+
+    def get(self, timeout: float | None = None) -> Item:
+        """The next batch.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait, for ever by default.
+
+        Returns
+        -------
+        x : torch.Tensor
+            ``[batch, channels, *spatial]``, after `tfms` and `batch_tfms`.
+        patients : list of Patient
+            Of each small chunk.
+        smallchunks : SmallChunks
+            Location, level, mpp, patient, record and big chunk of each.
+
+        Raises
+        ------
+        StopIteration
+            The plan is finite and over.
+        TimeoutError
+            None came in time.
+        LoaderError
+            A slide or big chunk could not be read; names patient, record and region.
+        """
+        self.start()
+        began = time.perf_counter()
+        session = self._running_session()
+        batch, x = session.get(timeout)
+        now = time.perf_counter()
+        self._wait += now - began
+        if self._first is None:
+            self._first = now - session.started
+        self._batches += 1
+        self._cursor = batch.cursor
+        chunks = batch.smallchunks
+        return (self.batch_tfms(x) if self.batch_tfms else x), chunks.patients, chunks
+
+    def __iter__(self) -> Iterator[Item]:
+        if torchbridge.in_dataloader_worker():
+            raise UsageError(
+                "LightDL reads in Dask workers, not in processes of a DataLoader: use "
+                "DataLoader(loader, batch_size=None, num_workers=0)"
+            )
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Item]:
+        done = 0
+        while self.epoch_length is None or done < self.epoch_length:
+            try:
+                item = self.get()
+            except StopIteration:
+                return
+            done += 1
+            yield item
+            del item
+
+    def __next__(self) -> Item:
+        return self.get()
+
+    def __len__(self) -> int:
+        """Batches per iteration.
+
+        Raises
+        ------
+        TypeError
+            The loader is endless.
+        """
+        if self.epoch_length is None:
+            raise TypeError("this loader is endless; give epoch_length= for it to have a length")
+        return self.epoch_length
+
+    # -- state ----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the batch after the last one taken.
+
+        Small and made of plain values: save it as JSON, or beside the model's weights.
+        With ``rotation="adaptive"`` what follows is valid but not identical.
+        """
+        return {
+            "version": _STATE_VERSION,
+            "position": self._cursor.position,
+            "ended": {str(k): v for k, v in self._cursor.ended.items()},
+            "batches": self._batches,
+            "parameters": self._parameters(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the batch at which a state was saved, here or on another machine.
+
+        Call it before the first batch is taken.
+
+        Raises
+        ------
+        StateError
+            The state is of another dataset, or of other parameters; names the differences.
+        UsageError
+            The loader has already started.
+        """
+        if self._session is not None:
+            raise UsageError("load_state_dict must be called before the loader starts")
+        if state.get("version") != _STATE_VERSION:
+            raise StateError(
+                f"this state has version {state.get('version')!r}, expected {_STATE_VERSION}"
+            )
+        mine, theirs = self._parameters(), dict(state["parameters"])
+        differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+        if differing:
+            lines = "; ".join(f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing)
+            raise StateError(f"the state belongs to another loader ({lines})")
+        ended = {int(k): int(v) for k, v in state["ended"].items()}
+        self._cursor = Cursor(int(state["position"]), ended)
+        self._batches = int(state["batches"])
+
+    def _parameters(self) -> dict[str, Any]:
+        """What batches depend on."""
+        return {
+            "dataset": tokenize([(e.view.token, e.target and e.target.token) for e in self._catalogue.entries]),
+            "patients": len(self._catalogue.entries),
+            "smallchunk_size": list(self._geometry.smallchunk),
+            "bigchunk_size": list(self._geometry.bigchunk),
+            "batch_size": self.batch_size,
+            "slots": self._allotment.slots,
+            "smallchunks_per_bigchunk": self.smallchunks_per_bigchunk,
+            "seed": self.seed,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
+
+    # -- looking at it --------------------------------------------------------------
+
+    def stats(self) -> LoaderStats:
+        """Counters so far; cheap."""
+        session = self._session
+        engine = session.engine if session is not None else None
+        residents = engine.residents if engine is not None else None
+        running = session is not None and session.running
+        return LoaderStats(
+            batches=self._batches,
+            patches=self._batches * self.batch_size,
+            seconds=time.perf_counter() - session.started if session is not None else 0.0,
+            wait_seconds=self._wait,
+            first_batch_seconds=self._first,
+            visits_admitted=residents.visits_admitted if residents else 0,
+            visits_evicted=residents.visits_evicted if residents else 0,
+            reads=residents.units_read if residents else 0,
+            resident_visits=residents.resident_visits if residents else 0,
+            resident_bytes=residents.resident_bytes if residents else 0,
+            budget_bytes=self._budget,
+            late_draws=engine.late_draws if engine else 0,
+            batches_ready=session.batches_ready if session is not None and running else 0,
+            failed=(*self._catalogue.failures, *(engine.failures if engine else ())),
+        )
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self._geometry.smallchunk))
+        state = "closed" if self._closed else "running" if self._session else "not started"
+        return (
+            f"<LightDL: {len(self._catalogue.entries)} patients, {self.batch_size} x {size}, "
+            f"{self._allotment.slots} big chunks resident, {state}>"
+        )
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<div><b>{html.escape(repr(self))}</b>{self.stats()._repr_html_()}</div>"
+
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            "LightDL cannot be pickled (a DataLoader with num_workers > 0 does that): use "
+            "DataLoader(loader, batch_size=None, num_workers=0); parallelism lives in Dask"
+        )
+
+
+class _Preparation:
+    """Batch to tensor and per-sample transforms, in the background thread."""
+
+    def __init__(self, spatial_ndim: int, tfms: Callable[[Any], Any] | None) -> None:
+        self._spatial_ndim = spatial_ndim
+        self._tfms = tfms
+
+    def __call__(self, batch: Batch) -> tuple[Batch, object]:
+        x = torchbridge.to_tensor(batch.smallchunks.data, self._spatial_ndim)
+        return batch, torchbridge.transform_each(x, self._tfms) if self._tfms else x
+
+
+def _crop_spec(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
+    target = catalogue.entries[0].target
+    return CropSpec(
+        size=geometry.smallchunk,
+        channels=catalogue.channels,
+        dtype=catalogue.dtype,
+        target_channels=None if target is None else target.shape[target.spatial_ndim :],
+        target_dtype=None if target is None else target.dtype,
+    )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise UsageError(f"{name} must be an integer >= 1, got {value!r}")

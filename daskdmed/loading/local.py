@@ -1,0 +1,94 @@
+"""Sampling from workers that are threads of this process: blocks by reference.
+
+Crops are copied once, from the resident block straight into the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from daskdmed.loading.batch import Batch
+from daskdmed.loading.chunks import Provenance
+from daskdmed.loading.engine import Engine
+from daskdmed.loading.sampling import Ended, VisitSampler
+from daskdmed.loading.spans import Span
+from daskdmed.persistence.plan import Turn, Visit
+
+
+class LocalEngine(Engine):
+    """Crops in the calling thread."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._samplers: dict[int, tuple[VisitSampler, Provenance]] = {}
+        self._beyond: dict[int, int] = {}
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches in order."""
+        for span in self.spans():
+            yield from self._sample(span)
+            if span.last:
+                self.finish_turn(span.turn)
+        if len(self._builder):
+            yield self._builder.finish(self.cursor())
+
+    def _sample(self, span: Span) -> Iterator[Batch]:
+        table = {v.number: v for v in span.turn.resident}
+        ended, samplers, builder = self._ended, self._samplers, self._builder
+        position = span.start
+        for number, draw in zip(span.visits.tolist(), span.draws.tolist(), strict=True):
+            if number not in ended:
+                if number not in samplers:
+                    if self.sampling.adaptive:
+                        yield from self._fill_in(number, table)
+                    self._open(table[number])
+                self._draw(number, draw, table)
+            position += 1
+            self._position = position
+            if builder.full:
+                yield builder.finish(self.cursor())
+        self._position = span.stop
+
+    def _draw(self, number: int, draw: int, table: dict[int, Visit]) -> None:
+        sampler, provenance = self._samplers[number]
+        out, target_out = self._builder.next_row()
+        taken = sampler.take(draw, out, target_out)
+        if isinstance(taken, Ended):
+            self.end_visit(table[number], draw, taken.error)
+            return
+        self._builder.commit(provenance, *taken, draw)
+        self.gave()
+
+    def _open(self, visit: Visit) -> None:
+        s = self.sampling
+        loaded = self.residents.fetch(visit.number)
+        sampler = VisitSampler(loaded, self.facts(visit), s.crop, s.collect, s.draws_per_visit)
+        provenance = self.remember(visit, sampler.bigchunks())
+        self._samplers[visit.number] = (sampler, provenance)
+
+    def _fill_in(self, number: int, table: dict[int, Visit]) -> Iterator[Batch]:
+        """While a big chunk is late, draw from those that are there."""
+        while not self.residents.is_ready(number):
+            there = [n for n in self._samplers if n in table and n not in self._ended]
+            if not there:
+                return
+            other = there[int(self._whim.integers(len(there)))]
+            beyond = self._beyond.get(other, self.sampling.draws_per_visit)
+            self._beyond[other] = beyond + 1
+            self._draw(other, beyond, table)
+            self.late_draws += 1
+            if self._builder.full:
+                yield self._builder.finish(self.cursor())
+
+    def finish_turn(self, turn: Turn) -> None:
+        """Drop the references to blocks before the resident set lets go of them."""
+        for visit in turn.leaving:
+            self._samplers.pop(visit.number, None)
+            self._beyond.pop(visit.number, None)
+        super().finish_turn(turn)
+
+    def close(self) -> None:
+        """Let go of every block."""
+        self._samplers.clear()
+        super().close()

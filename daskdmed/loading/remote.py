@@ -1,0 +1,271 @@
+"""Sampling next to the data: tasks crop where blocks live, crops of many draws travel.
+
+Draws are sent out in chunks, several in flight; each worker gets one task a chunk, for the
+draws from the blocks that it holds. Answers are put back into the plan's order here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from daskdmed.errors import DaskdmedError, LoaderError
+from daskdmed.loading.batch import Batch
+from daskdmed.loading.engine import Engine
+from daskdmed.loading.sampling import Sampled, Wanted, sample
+from daskdmed.loading.spans import Span
+from daskdmed.persistence.plan import Visit
+from daskdmed.persistence.resident import Unit
+from daskdmed.types import Array
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+#: bytes of crops that one task gives: enough to hide the cost of a task, little enough to
+#: travel while the next is made
+BYTES_PER_TASK = 16 << 20
+#: chunks in flight
+DEPTH = 3
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Draws that were sent out together.
+
+    Attributes
+    ----------
+    visits, draws, positions : ndarray of int64, shape (rows,)
+        Visit, draw within it, and number in the whole plan (-1 beyond the plan).
+    table : dict
+        Visit number -> Visit.
+    over : list of Span
+        Last spans of turns that are over once this chunk is in.
+    futures : list of Future
+        One a worker.
+    rows : list of ndarray
+        Rows of the chunk that each future answers.
+    """
+
+    visits: Array
+    draws: Array
+    positions: Array
+    table: dict[int, Visit]
+    over: list[Span]
+    futures: list[Future]
+    rows: list[Array]
+
+
+class RemoteEngine(Engine):
+    """Crops in the workers."""
+
+    def __init__(self, *args: Any, workers: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.chunk_draws = chunk_draws(self.sampling.crop.nbytes, workers)
+        self.longest_span = self.chunk_draws
+        self._label = uuid4().hex[:8]
+        self._serial = itertools.count()
+        self._beyond: dict[int, int] = {}
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches in order."""
+        spans = self.spans()
+        flying: deque[_Chunk] = deque()
+        turn_open = False
+        exhausted = False
+        while True:
+            while len(flying) < DEPTH and not exhausted:
+                if not turn_open and flying and not self.residents.can_advance():
+                    break
+                taken, turn_open, exhausted = self._take(spans, turn_open)
+                if not taken:
+                    break
+                if self.sampling.adaptive:
+                    yield from self._fill_in(taken, flying)
+                flying.append(self._send_spans(taken))
+            if not flying:
+                break
+            yield from self._receive(flying.popleft())
+        if len(self._builder):
+            yield self._builder.finish(self.cursor())
+
+    def _take(self, spans: Iterator[Span], turn_open: bool) -> tuple[list[Span], bool, bool]:
+        """Spans for one chunk; no new turn is begun whose blocks the budget cannot hold yet."""
+        taken: list[Span] = []
+        rows = 0
+        while rows < self.chunk_draws:
+            if taken and not turn_open and not self.residents.can_advance():
+                break
+            span = next(spans, None)
+            if span is None:
+                return taken, False, True
+            taken.append(span)
+            rows += len(span)
+            turn_open = not span.last
+        return taken, turn_open, False
+
+    # -- sending --------------------------------------------------------------------
+
+    def _send_spans(self, spans: list[Span]) -> _Chunk:
+        table = {v.number: v for s in spans for v in s.turn.resident}
+        visits = np.concatenate([s.visits for s in spans])
+        draws = np.concatenate([s.draws for s in spans])
+        positions = np.concatenate([np.arange(s.start, s.stop) for s in spans])
+        return self._send(visits, draws, positions, table, [s for s in spans if s.last])
+
+    def _send(
+        self,
+        visits: Array,
+        draws: Array,
+        positions: Array,
+        table: dict[int, Visit],
+        over: list[Span],
+    ) -> _Chunk:
+        chunk = _Chunk(visits, draws, positions, table, over, [], [])
+        by_visit = np.argsort(visits, kind="stable")
+        numbers, starts = np.unique(visits[by_visit], return_index=True)
+        groups: dict[str | None, list[tuple[int, Array]]] = {}
+        for number, rows in zip(
+            numbers.tolist(), np.split(by_visit, starts[1:]), strict=True
+        ):
+            if number not in self._ended:
+                unit, _ = self.residents.unit_of(number)
+                groups.setdefault(unit.home, []).append((number, rows))
+        for home, members in groups.items():
+            self._send_to(home, members, chunk)
+        return chunk
+
+    def _send_to(
+        self, home: str | None, members: list[tuple[int, Array]], chunk: _Chunk
+    ) -> None:
+        """One task for the draws from the blocks of one worker."""
+        s = self.sampling
+        units: dict[Unit, int] = {}
+        wanted = []
+        slot = 0
+        for number, rows in members:
+            unit, member = self.residents.unit_of(number)
+            wanted.append(
+                Wanted(
+                    unit=units.setdefault(unit, len(units)),
+                    member=member,
+                    single=unit.single,
+                    facts=self.facts(chunk.table[number]),
+                    draws=tuple(chunk.draws[rows].tolist()),
+                    slots=tuple(range(slot, slot + rows.size)),
+                )
+            )
+            slot += rows.size
+        options: dict[str, Any] = {}
+        if home is not None:
+            options = {"workers": [home], "allow_other_workers": True}
+        future = self.residents.client.submit(
+            sample,
+            [unit.future for unit in units],
+            wanted,
+            s.crop,
+            s.collect,
+            s.draws_per_visit,
+            key=("small-chunks", self._label, next(self._serial)),
+            priority=10,
+            **options,
+        )
+        chunk.futures.append(future)
+        chunk.rows.append(np.concatenate([rows for _, rows in members]))
+
+    # -- receiving ------------------------------------------------------------------
+
+    def _receive(self, chunk: _Chunk) -> Iterator[Batch]:
+        answers = self._gather(chunk.futures)
+        chunk.futures.clear()
+        where = np.zeros((chunk.visits.size, 2), np.int64)
+        for part, rows in enumerate(chunk.rows):
+            where[rows, 0] = part
+            where[rows, 1] = np.arange(rows.size)
+        ended = {number: value for a in answers for number, value in a.ended.items()}
+        bigchunks = {number: value for a in answers for number, value in a.bigchunks.items()}
+        rows_of = zip(
+            chunk.visits.tolist(),
+            chunk.draws.tolist(),
+            chunk.positions.tolist(),
+            where.tolist(),
+            strict=True,
+        )
+        for number, draw, position, (part, row) in rows_of:
+            visit = chunk.table[number]
+            if number not in self._ended:
+                if number in ended and draw >= ended[number][0]:
+                    self.end_visit(visit, *ended[number])
+                else:
+                    self._commit(visit, draw, answers[part], row, bigchunks)
+            if position >= 0:
+                self._position = position + 1
+            if self._builder.full:
+                yield self._builder.finish(self.cursor())
+        for span in chunk.over:
+            self._position = max(self._position, span.stop)
+            self.finish_turn(span.turn)
+            for gone in span.turn.leaving:
+                self._beyond.pop(gone.number, None)
+
+    def _commit(
+        self, visit: Visit, draw: int, answer: Sampled, row: int, bigchunks: dict[int, Any]
+    ) -> None:
+        out, target_out = self._builder.next_row()
+        out[...] = answer.data[row]
+        if target_out is not None and answer.targets is not None:
+            target_out[...] = answer.targets[row]
+        provenance = self.remember(visit, bigchunks[visit.number])
+        origin = tuple(answer.origins[row].tolist())
+        self._builder.commit(provenance, int(answer.pieces[row]), origin, draw)
+        self.gave()
+
+    def _gather(self, futures: list[Future]) -> list[Sampled]:
+        self.residents.wait_for(futures)
+        try:
+            answers: list[Sampled] = self.residents.client.gather(futures, direct=True)
+        except DaskdmedError:
+            raise
+        except Exception as error:
+            raise LoaderError(
+                f"a sampling task failed on the cluster: {type(error).__name__}: {error}"
+            ) from error
+        return answers
+
+    # -- adaptive -------------------------------------------------------------------
+
+    def _fill_in(self, spans: list[Span], flying: deque[_Chunk]) -> Iterator[Batch]:
+        """While big chunks of the next chunk are late, draw from those that are there."""
+        numbers = np.unique(np.concatenate([s.visits for s in spans])).tolist()
+        table = {v.number: v for s in spans for v in s.turn.resident}
+        while any(n not in self._ended and not self.residents.is_ready(n) for n in numbers):
+            if flying:
+                yield from self._receive(flying.popleft())
+                continue
+            there = [
+                n for n in table if n not in self._ended and self.residents.is_ready(n)
+            ]
+            if not there:
+                self.residents.wait(numbers)
+                continue
+            visits = self._whim.choice(np.array(there), self.sampling.batch_size)
+            draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
+            self.late_draws += visits.size
+            yield from self._receive(
+                self._send(visits, draws, np.full(visits.size, -1), table, [])
+            )
+
+    def _next_beyond(self, number: int) -> int:
+        draw = self._beyond.get(number, self.sampling.draws_per_visit)
+        self._beyond[number] = draw + 1
+        return draw
+
+
+def chunk_draws(crop_bytes: int, workers: int) -> int:
+    """Draws that are sent out together."""
+    return max(1, BYTES_PER_TASK * workers // crop_bytes)

@@ -1,0 +1,92 @@
+"""The plan's draws, cut into runs that one rank samples in one go. Pure.
+
+Draws are numbered over the whole plan; draws ``b * n`` to ``(b + 1) * n`` belong to rank
+``b % world_size``. All ranks walk the same turns. A span never crosses a turn, so that
+asking for the next one asks for no big chunk before the last turn's are let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from daskdmed.persistence.plan import Turn
+from daskdmed.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive draws of one turn.
+
+    Parameters
+    ----------
+    turn : Turn
+        The turn.
+    start, stop : int
+        Draw numbers in the whole plan; equal when the rank has none of them.
+    last : bool
+        Whether the turn is over once this span is sampled.
+    """
+
+    turn: Turn
+    start: int
+    stop: int
+    last: bool
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def visits(self) -> Array:
+        """Visit number of each draw."""
+        return self.turn.visits[self.start - self.turn.start : self.stop - self.turn.start]
+
+    @property
+    def draws(self) -> Array:
+        """How many draws the visit had given before each."""
+        return self.turn.draws[self.start - self.turn.start : self.stop - self.turn.start]
+
+
+def cut(
+    turns: Iterator[Turn],
+    *,
+    longest: int,
+    deal: int,
+    rank: int = 0,
+    world_size: int = 1,
+    position: int = 0,
+) -> Iterator[Span]:
+    """Cut turns into spans.
+
+    Parameters
+    ----------
+    turns : iterator of Turn
+        From the turn that holds `position`.
+    longest : int
+        No span has more draws.
+    deal : int
+        Draws that go to one rank before the next rank has its turn; the batch size.
+    rank, world_size : int
+        Whose spans.
+    position : int
+        First draw wanted.
+
+    Yields
+    ------
+    Span
+        In order. Every turn ends with a span whose `last` is set, if need be an empty one.
+    """
+    for turn in turns:
+        end = turn.start + len(turn)
+        at = max(turn.start, position)
+        while at < end:
+            stop = min(end, at + longest)
+            mine = True
+            if world_size > 1:
+                stop = min(stop, (at // deal + 1) * deal)
+                mine = (at // deal) % world_size == rank
+            if mine:
+                yield Span(turn, at, stop, stop == end)
+            elif stop == end:
+                yield Span(turn, end, end, last=True)
+            at = stop

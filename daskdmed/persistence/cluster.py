@@ -1,0 +1,134 @@
+"""The cluster under a loader: one of its own in this process, or the user's.
+
+An in-process cluster gives the loader big chunks by reference, on the dashboard's terms
+but without a dashboard server, nannies, spilling or profiling. Not covered: starting
+worker processes, which is the user's choice (``LocalCluster``, ``dask scheduler``...).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask
+
+from daskdmed.errors import LoaderError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: for a cluster that serves one loader: nothing is stolen, replicated, profiled or queued.
+#: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
+#: hundreds of times a second, each time making a decoding thread wait for the lock.
+_CONFIG: dict[str, Any] = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.scheduler.worker-saturation": float("inf"),
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.scheduler.dashboard.status.task-stream-length": 0,
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where big chunks live.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connection.
+    in_process : bool
+        Whether the workers are threads of this process.
+    workers : int
+        Number of workers.
+    memory_limit : int or None
+        Memory of all workers together, in bytes.
+    close : callable
+        Undo what was started; does nothing to a client that the user gave.
+    """
+
+    client: Client
+    in_process: bool
+    workers: int
+    memory_limit: int | None
+    close: Callable[[], None]
+
+
+def connect(client: Client | None, threads: int | None = None) -> Cluster:
+    """Use the client given, or start a cluster in this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        The user's.
+    threads : int, optional
+        Threads of the in-process cluster, one per core by default.
+
+    Raises
+    ------
+    LoaderError
+        The client's cluster has no workers.
+    UsageError
+        The client is asynchronous or closed.
+    """
+    if client is None:
+        return _start(threads)
+    if getattr(client, "asynchronous", False):
+        raise UsageError("client= must be a synchronous Client; this one is asynchronous")
+    if client.status != "running":
+        raise UsageError(f"client= is {client.status}; connect it before making a loader")
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        client.wait_for_workers(1, timeout=30)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        raise LoaderError(f"the cluster at {client.scheduler.address} has no workers")
+    limits = [w["memory_limit"] for w in workers.values()]
+    in_process = all(address.startswith("inproc://") for address in workers)
+    return Cluster(
+        client=client,
+        in_process=in_process,
+        workers=len(workers),
+        memory_limit=_system_memory() if in_process and not all(limits) else _total(limits),
+        close=lambda: None,
+    )
+
+
+def _start(threads: int | None) -> Cluster:
+    from dask.system import CPU_COUNT
+    from distributed import Client, LocalCluster
+
+    threads = threads or CPU_COUNT
+    with dask.config.set(_CONFIG):
+        cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=threads,
+            processes=False,
+            memory_limit=0,
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.ERROR,
+        )
+        client = Client(cluster, set_as_default=False, direct_to_workers=True)
+
+    def close() -> None:
+        client.close()
+        cluster.close()
+
+    return Cluster(client, True, 1, _system_memory(), close)
+
+
+def _system_memory() -> int:
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
+
+
+def _total(limits: list[int]) -> int | None:
+    """Memory of all workers; None when one of them has no limit."""
+    return sum(limits) if all(limits) else None

@@ -1,0 +1,421 @@
+"""The persistence scheduler: the plan enacted with futures.
+
+Big chunks are futures under keys of their own, requested ahead of the turn that needs them
+and let go when the last draw of their visit has been taken. Loaders that share a cluster
+and want the same big chunk hold the same key, so that it is read once. Nothing else keeps
+a reference.
+
+Not covered: the plan itself (`daskdmed.persistence.plan`), what a read does
+(`daskdmed.persistence.reading`), and cropping.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dask.base import tokenize
+
+from daskdmed.errors import LoaderClosedError, LoaderError
+from daskdmed.persistence.budget import Allotment
+from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.plan import RotationPlan, Turn, Visit
+from daskdmed.persistence.reading import Job, LoadContext, RegionChooser, read_jobs
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+logger = logging.getLogger("daskdmed.persistence")
+
+#: seconds without any worker after which waiting is given up
+WORKERLESS_LIMIT = 60.0
+#: seconds between looks at the cluster while waiting
+_LOOK_EVERY = 5.0
+
+
+@dataclass(eq=False)
+class Unit:
+    """What one read task brings: one big chunk, or a few small ones.
+
+    Attributes
+    ----------
+    visits : tuple of Visit
+        In order of admission.
+    key : tuple
+        Key of the future; also names the content.
+    future : Future or None
+        None before it was submitted and after it was let go.
+    home : str or None
+        Worker that was asked to read it.
+    """
+
+    visits: tuple[Visit, ...]
+    key: tuple[Any, ...]
+    jobs: tuple[Job, ...]
+    future: Future | None = None
+    home: str | None = None
+    waiting_for: set[int] = field(default_factory=set)
+    asked: float = 0.0
+
+    @property
+    def single(self) -> bool:
+        """Whether the task's result is the one job's result itself."""
+        return len(self.jobs) == 1
+
+
+class JobFactory:
+    """Makes the read jobs and the key of a unit.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        Records and their grids.
+    chooser : callable or None
+        The user's big-chunk loader.
+    bigchunk_size : tuple of int
+        Per spatial axis.
+    key : int
+        From the loader's seed.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        chooser: RegionChooser | None,
+        bigchunk_size: tuple[int, ...],
+        key: int,
+    ) -> None:
+        self._catalogue = catalogue
+        self._chooser = chooser
+        self._bigchunk_size = bigchunk_size
+        self._key = key
+        self._chooser_token = None if chooser is None else tokenize(chooser, key)[:12]
+
+    def unit(self, visits: tuple[Visit, ...]) -> Unit:
+        """The unit that reads some visits with one task."""
+        named = [self._name(v) for v in visits]
+        key = ("big-chunk", *named[0]) if len(named) == 1 else ("big-chunk", tokenize(*named))
+        jobs = tuple(self._job(v) for v in visits)
+        return Unit(visits, key, jobs, waiting_for={v.number for v in visits})
+
+    def _name(self, visit: Visit) -> tuple[Any, ...]:
+        entry = self._catalogue.entries[visit.record]
+        target = "" if entry.target is None else f"+{entry.target.token}"
+        content = f"{entry.patient.id}/{entry.record}-{entry.view.token}{target}"
+        if self._chooser is not None:
+            return (content, self._chooser_token, visit.number)
+        region = entry.grid.region(visit.block)
+        return (content, *region.origin, "x".join(map(str, region.shape)))
+
+    def _job(self, visit: Visit) -> Job:
+        entry = self._catalogue.entries[visit.record]
+        region = entry.grid.region(visit.block)
+        if self._chooser is None:
+            return Job(entry.view, entry.target, region)
+        view = entry.view
+        context = LoadContext(
+            patient=str(entry.patient.id),
+            record=entry.record,
+            labels=dict(entry.patient.labels),
+            region=region,
+            shape=view.shape[: view.spatial_ndim],
+            bigchunk_size=self._bigchunk_size,
+            downsample=view.downsample,
+            mpp=view.mpp,
+            visit=visit.number,
+            nth=visit.nth,
+        )
+        place = (self._key, visit.number)
+        return Job(view, entry.target, region, context, self._chooser, place)
+
+
+class ResidentSet:
+    """Keeps the visits of the current turn in memory, and reads ahead of it.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Where blocks live.
+    plan : RotationPlan
+        Turns, from the one to begin with.
+    factory : JobFactory
+        What to read.
+    allotment : Allotment
+        How many big chunks may be in memory.
+    in_process : bool
+        Whether the workers are threads of this process.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        plan: RotationPlan,
+        factory: JobFactory,
+        allotment: Allotment,
+        *,
+        in_process: bool,
+    ) -> None:
+        self.client = client
+        self.allotment = allotment
+        self.in_process = in_process
+        self.units_read = 0
+        self.visits_admitted = 0
+        self.visits_evicted = 0
+        self.read_latency = 0.0
+        self._plan: Iterator[Turn] = plan
+        self._factory = factory
+        self._ahead: deque[Turn] = deque()
+        self._known = -1
+        self._queue: deque[Visit] = deque()
+        self._units: dict[int, Unit] = {}
+        self._held = 0
+        self._ready: set[Unit] = set()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._workers = _Workers(client)
+
+    # -- turns ----------------------------------------------------------------------
+
+    def turns(self) -> Iterator[Turn]:
+        """Turns in order; the big chunks of each have been requested when it is given."""
+        while True:
+            if not self._ahead and not self._look_ahead():
+                return
+            turn = self._ahead.popleft()
+            self._request(turn)
+            yield turn
+
+    def _look_ahead(self) -> bool:
+        """Take one more turn from the plan and queue the visits that it admits."""
+        turn = next(self._plan, None)
+        if turn is None:
+            return False
+        self._ahead.append(turn)
+        fresh = [v for v in turn.resident if v.number > self._known]
+        self._queue.extend(fresh)
+        if fresh:
+            self._known = fresh[-1].number
+        return True
+
+    def can_advance(self) -> bool:
+        """Whether the next turn needs no big chunk that the budget has no room for."""
+        if not self._ahead and not self._look_ahead():
+            return True
+        newest = self._ahead[0].resident[-1].number
+        return not self._queue or self._queue[0].number > newest
+
+    def _request(self, turn: Turn) -> None:
+        newest = turn.resident[-1].number
+        while self._queue and self._queue[0].number <= newest:
+            self._submit_next()
+        self.read_ahead()
+
+    def read_ahead(self) -> None:
+        """Request further big chunks while the budget has room."""
+        group = self.allotment.group
+        while self._held + group <= self.allotment.capacity and not self._closed:
+            while len(self._queue) < group and self._look_ahead():
+                pass
+            if not self._queue:
+                return
+            self._submit_next()
+
+    def finish(self, turn: Turn) -> None:
+        """Let go of the visits that have given all their draws."""
+        for visit in turn.leaving:
+            self.evict(visit)
+        self.read_ahead()
+
+    def evict(self, visit: Visit) -> None:
+        """Let go of one visit; memory is freed with the last visit of its unit."""
+        unit = self._units.pop(visit.number, None)
+        if unit is None:
+            return
+        self.visits_evicted += 1
+        unit.waiting_for.discard(visit.number)
+        if not unit.waiting_for:
+            self._held -= len(unit.visits)
+            with self._wake:
+                self._ready.discard(unit)
+            unit.future = None  # the last reference: Dask frees the block
+
+    # -- reading --------------------------------------------------------------------
+
+    def _submit_next(self) -> None:
+        visits = tuple(
+            self._queue.popleft() for _ in range(min(self.allotment.group, len(self._queue)))
+        )
+        unit = self._factory.unit(visits)
+        self._held += len(visits)
+        self.visits_admitted += len(visits)
+        for visit in visits:
+            self._units[visit.number] = unit
+        jobs = unit.jobs if self.in_process else tuple(job.localised() for job in unit.jobs)
+        options: dict[str, Any] = {}
+        if not self.in_process:
+            unit.home = self._workers.pick(len(visits))
+            if unit.home is not None:
+                options = {"workers": [unit.home], "allow_other_workers": True}
+        unit.asked = time.perf_counter()
+        # earlier visits are needed earlier; crops (priority 10) before any read
+        unit.future = self.client.submit(
+            read_jobs, jobs, key=unit.key, priority=-visits[0].number, **options
+        )
+        self.units_read += 1
+        unit.future.add_done_callback(_Arrival(self, unit))
+
+    def _arrived(self, unit: Unit) -> None:
+        with self._wake:
+            self.read_latency += time.perf_counter() - unit.asked
+            if unit.waiting_for:
+                self._ready.add(unit)
+            self._wake.notify_all()
+
+    def is_ready(self, visit: Visit | int) -> bool:
+        """Whether a visit's pixels (or its failure) are there."""
+        number = visit if isinstance(visit, int) else visit.number
+        return self._units[number] in self._ready
+
+    def unit_of(self, visit: int) -> tuple[Unit, int]:
+        """A resident visit's unit, and its position in it."""
+        unit = self._units[visit]
+        return unit, next(i for i, v in enumerate(unit.visits) if v.number == visit)
+
+    def wait(self, visits: Iterable[int]) -> int:
+        """Block until one of some resident visits is there; gives its number.
+
+        Raises
+        ------
+        LoaderClosedError
+            The loader was closed meanwhile.
+        LoaderError
+            There has been no worker for `WORKERLESS_LIMIT` seconds.
+        """
+        wanted = list(visits)
+        while True:
+            with self._wake:
+                if self._closed:
+                    raise LoaderClosedError("the loader was closed while it waited for big chunks")
+                for number in wanted:
+                    if self._units[number] in self._ready:
+                        return number
+                notified = self._wake.wait(_LOOK_EVERY)
+            if not notified:
+                self._workers.check_alive()
+
+    def wait_for(self, futures: Iterable[Future]) -> None:
+        """Block until all of some futures are done; raises as `wait` does."""
+        waiting = [f for f in futures if not f.done()]
+        for future in waiting:
+            future.add_done_callback(lambda _: self._tick())
+        while True:
+            with self._wake:
+                if self._closed:
+                    raise LoaderClosedError("the loader was closed while it waited for a batch")
+                if all(f.done() for f in waiting):
+                    return
+                notified = self._wake.wait(_LOOK_EVERY)
+            if not notified:
+                self._workers.check_alive()
+
+    def _tick(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+
+    def fetch(self, visit: int) -> Any:
+        """What was read for a visit, by reference; for workers in this process."""
+        self.wait([visit])
+        unit, member = self.unit_of(visit)
+        assert unit.future is not None
+        try:
+            result = unit.future.result()
+        except Exception as error:  # a lost worker or scheduler: what is read never raises
+            raise LoaderError(
+                f"the task that reads big chunk {unit.key} failed on the cluster: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return result if unit.single else result[member]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Upper bound of the bytes held or being read."""
+        return self._held * self.allotment.block_bytes
+
+    @property
+    def resident_visits(self) -> int:
+        """Visits held or being read."""
+        return len(self._units)
+
+    def interrupt(self) -> None:
+        """Wake whoever waits; they get `LoaderClosedError`. Safe from any thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        self.interrupt()
+        for unit in list(self._units.values()):
+            unit.future = None
+        self._units.clear()
+        self._ready.clear()
+        self._ahead.clear()
+        self._queue.clear()
+        self._held = 0
+
+
+class _Arrival:
+    """Done-callback that keeps neither the resident set nor the block alive by itself."""
+
+    def __init__(self, residents: ResidentSet, unit: Unit) -> None:
+        self._arrived: Callable[[Unit], None] = residents._arrived
+        self._unit = unit
+
+    def __call__(self, future: Future) -> None:
+        self._arrived(self._unit)
+
+
+class _Workers:
+    """Which workers there are; asks the scheduler at most every few seconds."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._given: dict[str, int] = {}
+        self._asked = float("-inf")
+        self._last_seen = time.monotonic()
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._asked < _LOOK_EVERY:
+            return
+        self._asked = now
+        there = self._client.nthreads()
+        if there:
+            self._last_seen = now
+        least = min((self._given[w] for w in there if w in self._given), default=0)
+        # a worker that joins starts level with the least used, not with a backlog to fill
+        self._given = {w: self._given.get(w, least) for w in there}
+
+    def pick(self, count: int) -> str | None:
+        """The worker that was given least so far, per the record kept here."""
+        self._refresh()
+        if not self._given:
+            return None
+        home = min(self._given, key=lambda w: (self._given[w], w))
+        self._given[home] += count
+        return home
+
+    def check_alive(self) -> None:
+        """Complain when the cluster has had no workers for long."""
+        self._refresh()
+        silent = time.monotonic() - self._last_seen
+        if not self._given and silent > WORKERLESS_LIMIT:
+            raise LoaderError(
+                f"the cluster at {self._client.scheduler.address} has had no workers for "
+                f"{silent:.0f} s; start workers and make a new loader from state_dict()"
+            )
