@@ -8,6 +8,7 @@ Not covered: reading (`daskdmed.images.view`).
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import dask.array as da
@@ -89,18 +90,20 @@ def _read_block(view: SlideView, sizes: tuple[int, int], block_id: Any = None) -
 
 
 def _chunk_sizes(view: SlideView, chunks: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (chunks, chunks) if isinstance(chunks, int | np.integer) else tuple(chunks)
-    if len(pair) != 2 or not all(
-        isinstance(c, int | np.integer) and (c > 0 or c == -1) for c in pair
-    ):
+    try:
+        pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
+        numbers = [operator.index(c) for c in pair]
+    except TypeError:
+        numbers = []
+    if len(numbers) != 2 or not all(c > 0 or c == -1 for c in numbers):
         raise UsageError(
             f"chunks must be a positive number of pixels, two of them (y, x), or -1, got {chunks!r}"
         )
     if 0 in view.shape:
         raise GeometryError(f"{view.uri}: the image has no pixels: {view.shape}")
     height, width = (
-        align_chunk(int(c), tile, extent)
-        for c, tile, extent in zip(pair, view.tile_shape, view.shape, strict=False)
+        align_chunk(c, tile, extent)
+        for c, tile, extent in zip(numbers, view.tile_shape, view.shape, strict=False)
     )
     return height, width
 

@@ -73,13 +73,11 @@ def normalize_uri(uri: PathLike) -> str:
         `uri` is empty or no path.
     """
     try:
-        text = os.fspath(uri)
+        text = os.fsdecode(os.fspath(uri))
     except TypeError:
         raise UsageError(
             f"an image is named by a path or a URL, got {type(uri).__name__}: {uri!r:.80}"
         ) from None
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
     if not text or "\0" in text:
         raise UsageError(f"an image is named by a path or a URL, got {text!r:.80}")
     if text.startswith("file:"):

@@ -47,7 +47,9 @@ _IMAGES = {
     52546: ("JPEG XL", imagecodecs.jpegxl_decode),
 }
 _DTYPES = ("uint8", "uint16", "int8", "int16", "uint32", "int32", "float32")
-_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
+#: libjpeg's colour spaces
+_JCS_GREY, _JCS_RGB, _JCS_YCBCR = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +179,10 @@ def _jpeg(fmt: PageFormat, uri: str) -> Decode:
     outcolorspace: int | None = None
     if stored == 3:
         # as OpenSlide: the photometric tag decides, not a JFIF or Adobe marker
-        colorspace = {_RGB: _RGB, _YCBCR: _YCBCR}.get(fmt.photometric)
-        outcolorspace = _RGB
+        colorspace = {_RGB: _JCS_RGB, _YCBCR: _JCS_YCBCR}.get(fmt.photometric)
+        outcolorspace = _JCS_RGB
     elif fmt.planar:
-        outcolorspace = _MINISBLACK
+        outcolorspace = _JCS_GREY
     tables, header = fmt.tables, fmt.header
     jpeg8 = imagecodecs.jpeg8_decode
     single = stored == 1
@@ -205,7 +207,7 @@ def _jpeg(fmt: PageFormat, uri: str) -> Decode:
             return out
         _check_jpeg_size(data, out.shape)
         small = jpeg8(data, tables=tables, colorspace=colorspace, outcolorspace=outcolorspace)
-        return small.reshape(small.shape[:2] + (-1,))
+        return small.reshape((*small.shape[:2], -1))
 
     return decode
 
@@ -242,16 +244,15 @@ def _check_jpeg_size(data: bytes, shape: tuple[int, ...]) -> None:
     raise DecodeError("the JPEG stream has no frame header")
 
 
-def _image(unpack: Callable[..., Array], fmt: PageFormat) -> Decode:
+def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:
     """Codecs that know the shape of what they hold."""
-    webp_alpha = (
-        {"hasalpha": True} if fmt.compression in (50001, 34927) and fmt.samples == 4 else {}
-    )
+    webp = fmt.compression in (50001, 34927)
+    options = {"hasalpha": True} if webp and fmt.samples == 4 else {}
     kind = np.dtype(fmt.dtype)
 
     def decode(data: bytes, out: Array) -> Array:
         _check_codestream_size(data, out.shape)
-        tile = np.asarray(unpack(data, **webp_alpha))
+        tile = np.asarray(unpack(data, **options))
         if tile.ndim == 2:
             tile = tile[..., None]
         if tile.ndim != 3 or tile.shape[2] != out.shape[2] or tile.dtype != kind:
@@ -277,12 +278,12 @@ def _check_codestream_size(data: bytes, shape: tuple[int, ...]) -> None:
 def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
     """Codecs that give bytes: lossless compression with or without a predictor."""
     native = np.dtype(fmt.dtype)
-    stored = native.newbyteorder(fmt.byteorder)
+    stored = np.dtype(fmt.byteorder + native.str[1:])
     swap, reverse, delta = not stored.isnative, fmt.fillorder == 2, fmt.predictor == 2
 
     def decode(data: bytes, out: Array) -> Array:
         if reverse:
-            data = imagecodecs.bitorder_decode(data)
+            data = bytes(imagecodecs.bitorder_decode(data))
         flat: Any = data
         if unpack is not None:
             flat = unpack(data, out=out.view(np.uint8).reshape(-1))

@@ -67,6 +67,6 @@ def blend_alpha(
         alpha = wide[..., -1:]
         colour = wide[..., :-1] * (top if associated else alpha)
         mixed = (colour + (top - alpha) * ground + top // 2) // top
-        return np.minimum(mixed, top).astype(dtype)
+        return np.asarray(np.minimum(mixed, top).astype(dtype))
 
     return blend

@@ -81,31 +81,41 @@ def walk(source: Source) -> list[IFD]:
         A directory or its values lie outside the file, directories form a cycle, or the
         declared sizes cannot be true.
     """
-    layout, first = _header(source)
-    seen: set[int] = set()
-    found: list[IFD] = []
-    stack = [first]
-    while stack:
-        offset = stack.pop()
-        if offset == 0:
-            continue
-        if offset in seen:
+    layout, offset = _header(source)
+    found: dict[int, IFD] = {}
+    while offset:
+        if offset in found:
             _corrupt(source, f"the directories form a cycle: offset {offset} comes twice")
-        seen.add(offset)
-        if len(seen) > MAX_IFDS:
-            _corrupt(source, f"more than {MAX_IFDS} directories")
-        ifd, following = _read_ifd(source, layout, offset, is_first=not found)
-        found.append(ifd)
-        _check_sizes(source, ifd)
-        stack.append(following)
-        if _SUBIFD in ifd.tags:
-            count, children = ifd.tags[_SUBIFD]
-            if count != len(children):
-                _corrupt(source, f"{count} sub-directories in the directory at {offset}")
-            stack.extend(reversed(children))
+        main, offset = _visit(source, layout, offset, found)
+        _descend(source, layout, main, found)
     if not found:
         _corrupt(source, "it has no directory, so no image")
-    return found
+    return list(found.values())
+
+
+def _visit(source: Source, layout: _Layout, offset: int, found: dict[int, IFD]) -> tuple[IFD, int]:
+    if len(found) >= MAX_IFDS:
+        _corrupt(source, f"more than {MAX_IFDS} directories")
+    ifd, following = _read_ifd(source, layout, offset, is_first=not found)
+    found[offset] = ifd
+    _check_sizes(source, ifd)
+    return ifd, following
+
+
+def _descend(source: Source, layout: _Layout, main: IFD, found: dict[int, IFD]) -> None:
+    """Visit sub-directories. Their own chains are not followed: parsers use the lists."""
+    stack = [(main, {main.offset})]
+    while stack:
+        parent, ancestors = stack.pop()
+        count, children = parent.tags.get(_SUBIFD, (0, ()))
+        if count != len(children):
+            _corrupt(source, f"{count} sub-directories in the directory at {parent.offset}")
+        for child in children:
+            if child in ancestors:
+                _corrupt(source, f"the directories form a cycle: offset {child} is its own child")
+            if child and child not in found:
+                ifd, _ = _visit(source, layout, child, found)
+                stack.append((ifd, {*ancestors, child}))
 
 
 def _corrupt(source: Source, what: str) -> NoReturn:

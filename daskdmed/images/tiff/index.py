@@ -110,13 +110,12 @@ def _parse(tif: Any, source: Source) -> TiffIndex:
     main = vendors.main_series(tif, series)
     vendors.check_readable(tif, main, source.uri)
     stages = [_planes(level, source) for level in main.levels]
-    for extra in vendors.more_levels(main, series):
-        stages.append(_planes(extra, source))
+    stages += [_planes(extra, source) for extra in vendors.more_levels(main, series)]
     stages = _ordered(stages)
     channels = sum(_given(p.format) for p in stages[0])
     dtype = np.dtype(stages[0][0].format.dtype)
     background = vendors.background(tif, channels, dtype, stages[0][0].format.photometric)
-    levels = []
+    levels: list[LevelPlan] = []
     for number, planes in enumerate(stages):
         plan = make_plan(planes, number, background, source)
         if number and (plan.shape[2] != levels[0].shape[2] or plan.dtype != levels[0].dtype):
@@ -176,7 +175,7 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
         lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
     names, extents = axes[:lead], shape[:lead]
     count = int(np.prod(extents, dtype=np.int64)) if extents else 1
-    pick = np.arange(count).reshape(extents) if extents else np.arange(1)
+    pick: npt.NDArray[Any] = np.arange(count).reshape(extents) if extents else np.arange(1)
     single = keyframe.samplesperpixel == 1
     for axis in range(lead - 1, -1, -1):
         channel = names[axis] == "C" or (names[axis] in "IQS" and single)
@@ -188,7 +187,7 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
                     extents[axis],
                     names[axis],
                 )
-            pick = pick.take(0, axis=axis)
+            pick = np.asarray(pick.take(0, axis=axis))
     planes: list[PageIndex] = []
     for number in pick.ravel().tolist():
         if number >= len(level._pages):
