@@ -66,7 +66,7 @@ def corner_labels(seed: int, tiles: tuple[int, int], *, tissue: float, second: f
     x = np.abs(np.linspace(-1, 1, shape[1], dtype=np.float32))[None, :]
     height -= 1.6 * np.maximum(y, x) ** 3 + 2.5 * np.clip(np.maximum(y, x) - 0.9, 0, None) * 10
     is_tissue = _top(height, np.ones(shape, bool), tissue)
-    is_second = _top(_hills(classes, shape, max(extent * 0.12, 3.0), 1.4), is_tissue, second)
-    other_look = _hills(looks, shape, max(extent * 0.05, 3.0), 1.3) > 0
+    is_second = _top(_hills(classes, shape, max(extent * 0.12, 6.0), 1.4), is_tissue, second)
+    other_look = _hills(looks, shape, max(extent * 0.05, 10.0), 1.3) > 0
     labels = np.where(is_second, 3, 1) + other_look
     return np.where(is_tissue, labels, 0).astype(np.uint8)

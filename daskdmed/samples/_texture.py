@@ -9,6 +9,7 @@ lies is decided in `daskdmed.samples._layout`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def smooth_noise(
     fx = np.fft.rfftfreq(shape[1]).astype(np.float32)[None, :] * wavelength[1]
     spectrum *= np.exp(-2.0 * (fy * fy + fx * fx))
     spectrum[0, 0] = 0
-    noise = np.fft.irfft2(spectrum, s=shape).astype(np.float32)
+    noise = np.fft.irfft2(spectrum, s=shape).astype(np.float32, copy=False)
     noise /= max(float(noise.std()), 1e-6)
     return noise
 
@@ -121,26 +122,37 @@ def _wavy(rng: np.random.Generator, field: Array, um: float) -> Array:
 def _tissue(rng: np.random.Generator, period: int, um: float, look: _Look) -> Array:
     """RGB texture of one look, uint8 (period, period, 3)."""
     shape = (period, period)
-    cells = smooth_noise(rng, shape, (9.0 / um, 9.0 / um))
     fibres = _wavy(rng, smooth_noise(rng, shape, (2.2 / um, 16.0 / um)), um)
+    # clefts: where two slow fields are both near an extreme, the tissue is torn open
+    cleft = smooth_noise(rng, shape, (24.0 / um, 24.0 / um))
+    cleft += fibres
+    cleft = np.clip(1.4 * cleft - 2.0 * (2.6 - look.holes), 0.0, 1.0, out=cleft)
+    eosin = fibres
+    eosin *= look.fibre
+    eosin += look.eosin
+    cells = smooth_noise(rng, shape, (9.0 / um, 9.0 / um))
+    eosin += 0.035 * cells
+    haematoxylin = cells
+    haematoxylin *= 0.25 * look.haematoxylin
+    haematoxylin += look.haematoxylin
     grain = smooth_noise(rng, shape, (0.9 / um, 0.9 / um))
-    eosin = look.eosin + look.fibre * fibres + 0.035 * cells + 0.045 * grain
+    eosin += 0.045 * grain
     nuclei = _nuclei(rng, period, um, look)
-    chromatin = 1.0 + 0.2 * grain
-    haematoxylin = look.haematoxylin * (1.0 + 0.25 * cells) + nuclei * chromatin
-    if look.holes:
-        # clefts: where two slow fields are both near an extreme, the tissue is torn open
-        cleft = 0.7 * fibres + 0.7 * smooth_noise(rng, shape, (24.0 / um, 24.0 / um))
-        open_ = np.clip((cleft - (2.6 - look.holes)) * 2.0, 0.0, 1.0) * (nuclei < 0.1)
-        eosin *= 1.0 - 0.9 * open_
-        haematoxylin *= 1.0 - open_
+    cleft *= nuclei < 0.1
+    grain *= 0.2
+    grain += 1.0
+    nuclei *= grain
+    haematoxylin += nuclei
+    eosin *= 1.0 - 0.9 * cleft
+    haematoxylin *= 1.0 - cleft
+    del cleft, grain, nuclei
     np.clip(eosin, 0.01, None, out=eosin)
     np.clip(haematoxylin, 0.0, None, out=haematoxylin)
-    shot = rng.standard_normal(shape, dtype=np.float32)
+    shot = 1.6 * rng.standard_normal(shape, dtype=np.float32)
     rgb = np.empty((*shape, 3), np.uint8)
     for c in range(3):
         value = _GLASS * np.exp(-(haematoxylin * _HAEMATOXYLIN[c] + eosin * _EOSIN[c]))
-        value += 1.6 * shot + 0.9 * rng.standard_normal(shape, dtype=np.float32)
+        value += shot + 0.9 * rng.standard_normal(shape, dtype=np.float32)
         rgb[..., c] = np.clip(value, 0, 255)
     return rgb
 
@@ -150,12 +162,15 @@ def _glass(rng: np.random.Generator, period: int) -> Array:
     shape = (period, period)
     shade = 0.8 * smooth_noise(rng, shape, (period / 3, period / 3))
     shade += 0.9 * rng.standard_normal(shape, dtype=np.float32)
-    tint = np.array([0.0, -1.0, 0.5], np.float32)
-    return np.clip(_GLASS + shade[..., None] + tint, 0, 255).astype(np.uint8)
+    rgb = np.empty((*shape, 3), np.uint8)
+    for c, tint in enumerate((0.0, -1.0, 0.5)):
+        rgb[..., c] = np.clip(shade + np.float32(_GLASS + tint), 0, 255)
+    return rgb
 
 
+@lru_cache(maxsize=1)
 def synthetic_textures(seed: int, period: int, mpp: float) -> Array:
-    """Textures of all labels.
+    """Textures of all labels; the last ones made are kept, read-only.
 
     Parameters
     ----------
@@ -246,7 +261,7 @@ def _sort_tiles(
         value = pixels.astype(np.int16)
         saturated = (value.max(-1) - value.min(-1)) > 20
         fraction = float(saturated.mean())
-        if fraction > 0.6 and len(tissue) < want:
+        if fraction > 0.75 and len(tissue) < want:
             tissue.append(np.ascontiguousarray(pixels))
         elif fraction < 0.02 and float(value.mean()) > 200 and len(glass) < per_label:
             glass.append(np.ascontiguousarray(pixels))
