@@ -1,4 +1,4 @@
-"""Steps that readers share: local paths, typed file errors, fingerprints, output arrays.
+"""Steps that readers share: local paths, checks and fingerprints of files, output arrays.
 
 Not covered here: how any format is read, and the choice of a backend for a file.
 """
@@ -7,39 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from daskdmed.errors import (
-    GeometryError,
-    ImageError,
-    ImageNotFoundError,
-    ImagePermissionError,
-    ResolutionError,
-)
+from daskdmed.errors import GeometryError, ResolutionError
 from daskdmed.images.protocols import SlideInfo
+from daskdmed.images.source import explain_os_error, is_remote
 from daskdmed.types import Array, Region
-
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+://|::")
 
 
 def local_path(uri: str) -> str | None:
     """Path of a local file, or None when `uri` is a URL of something remote."""
-    if uri[:7].lower() == "file://":
-        return unquote(urlsplit(uri).path)
-    return None if _URL.search(uri) else uri
-
-
-def image_error(uri: str, error: OSError) -> ImageError:
-    """The typed error for an `OSError` met while opening or reading `uri`."""
-    if isinstance(error, FileNotFoundError):
-        return ImageNotFoundError(f"{uri}: no such file or directory; check the path", uri=uri)
-    if isinstance(error, PermissionError):
-        return ImagePermissionError(f"{uri}: permission denied; ask for read access to it", uri=uri)
-    return ImageError(f"{uri}: cannot be read: {error}", uri=uri)
+    if is_remote(uri):
+        return None
+    return unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
 
 
 def check_readable(uri: str, path: str) -> os.stat_result:
@@ -57,7 +40,7 @@ def check_readable(uri: str, path: str) -> os.stat_result:
         else:
             os.close(os.open(path, os.O_RDONLY))
     except OSError as error:
-        raise image_error(uri, error) from error
+        raise explain_os_error(error, uri) from error
     return facts
 
 
@@ -74,7 +57,7 @@ def fingerprint_files(uri: str, paths: Iterable[str]) -> str:
         try:
             facts = os.stat(path)
         except OSError as error:
-            raise image_error(uri, error) from error
+            raise explain_os_error(error, uri) from error
         digest.update(f"{os.path.basename(path)}:{facts.st_size}:{facts.st_mtime_ns};".encode())
     return digest.hexdigest()
 

@@ -21,7 +21,8 @@ from daskdmed.errors import (
     MissingExtraError,
     UnsupportedImageError,
 )
-from daskdmed.images.readers import check_readable, fingerprint_files, image_error, local_path
+from daskdmed.images.readers import check_readable, fingerprint_files, local_path
+from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
 
@@ -34,6 +35,8 @@ _VERSION_KEYS = (
     *("ETag", "etag", "md5Hash", "md5", "generation", "size"),
     *("mtime", "LastModified", "last_modified", "updated", "created"),
 )
+#: what parsers of metadata raise
+_PARSING = (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 
 
 class _Place(Protocol):
@@ -84,8 +87,8 @@ def open_store(uri: str) -> Any:
             return FsspecStore.from_url(uri, read_only=True)
         except (ImportError, ValueError) as error:
             raise _no_filesystem(uri, error) from error
-        except OSError as error:
-            raise image_error(uri, error) from error
+        except Exception as error:
+            raise explain_os_error(error, uri) from error
     check_readable(uri, path)
     if os.path.isdir(path):
         for name in METADATA_NAMES:
@@ -138,7 +141,9 @@ def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     Zarr lets through whatever its parsers raise (KeyError, TypeError, JSON errors...).
     """
     if isinstance(error, OSError) and not isinstance(error, ValueError):
-        return image_error(uri, error)
+        return explain_os_error(error, uri)
+    if local_path(uri) is None and not isinstance(error, _PARSING):
+        return explain_os_error(error, uri)  # clients of object stores have errors of their own
     if isinstance(error, zipfile.BadZipFile):
         return CorruptImageError(f"{uri}: the zip file is damaged: {error}", uri=uri)
     text = f"{type(error).__name__}: {error}"
@@ -180,7 +185,7 @@ class _Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise image_error(self._uri, error) from error
+            raise explain_os_error(error, self._uri) from error
 
     def facts(self, name: str) -> str | None:
         try:
@@ -188,7 +193,7 @@ class _Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise image_error(self._uri, error) from error
+            raise explain_os_error(error, self._uri) from error
         return f"{status.st_size}:{status.st_mtime_ns}"
 
     def folders(self) -> list[str]:
@@ -205,8 +210,8 @@ class _RemoteFolder:
             data: bytes = self._fs.cat_file(f"{self._root}/{name}")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise image_error(self._uri, error) from error
+        except Exception as error:  # clients of object stores have their own
+            raise explain_os_error(error, self._uri) from error
         return data
 
     def facts(self, name: str) -> str | None:
@@ -214,14 +219,14 @@ class _RemoteFolder:
             info = self._fs.info(f"{self._root}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise image_error(self._uri, error) from error
+        except Exception as error:  # clients of object stores have their own
+            raise explain_os_error(error, self._uri) from error
         return ":".join(f"{key}={info[key]}" for key in _VERSION_KEYS if key in info)
 
     def folders(self) -> list[str]:
         try:
             entries = self._fs.ls(self._root, detail=True)
-        except (OSError, NotImplementedError) as error:
+        except Exception as error:
             logger.debug("%s cannot be listed: %s", self._uri, error)
             return []
         folders = (e["name"] for e in entries if e["type"] == "directory")
@@ -235,8 +240,8 @@ def _remote(uri: str) -> _RemoteFolder:
         filesystem, root = url_to_fs(uri)
     except (ImportError, ValueError) as error:
         raise _no_filesystem(uri, error) from error
-    except OSError as error:
-        raise image_error(uri, error) from error
+    except Exception as error:
+        raise explain_os_error(error, uri) from error
     return _RemoteFolder(uri, filesystem, root)
 
 

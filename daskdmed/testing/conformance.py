@@ -319,6 +319,18 @@ class BackendConformance:
         copy.close()
         slide.close()
 
+    def test_slide_to_dask(self, image: tuple[str, list[Array]]) -> None:
+        if not self.through_slide:
+            pytest.skip("through_slide is False")
+        from daskdmed.images.slide import open_slide
+
+        uri, levels = image
+        with open_slide(uri, backend=self.backend.name) as slide:
+            for level, expected in enumerate(levels):
+                lazy = slide.to_dask(level, chunks=256)
+                actual = lazy.compute(scheduler="threads")
+                self._same(actual, expected, f"to_dask of level {level}")
+
     # -- helpers -----------------------------------------------------------------------
 
     def _same(self, actual: Array, expected: Array, what: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -396,6 +397,24 @@ def test_remote_names():
         BACKEND.open("nosuch://host/image.zarr")
     with pytest.raises(ImageNotFoundError):
         BACKEND.open("memory://daskdmed-none/image.zarr")
+
+
+def test_errors_of_a_remote_client_are_typed(monkeypatch):
+    memory = type(fsspec.filesystem("memory"))
+
+    class ClientError(Exception):
+        """As aiohttp and botocore have them: no OSError."""
+
+    def fail(self, path, **kwargs):
+        raise ClientError("signature expired")
+
+    for name in ("info", "cat_file", "ls"):
+        monkeypatch.setattr(memory, name, fail)
+    uri = "memory://daskdmed-client/image"
+    assert BACKEND.accepts(uri) is False
+    for action in (BACKEND.open, BACKEND.fingerprint):
+        with pytest.raises(ImageError, match=r"image: .*ClientError: signature expired"):
+            action(uri)
 
 
 def test_fingerprint_covers_the_levels_and_nothing_else(tmp_path):
