@@ -8,6 +8,7 @@ Not covered: files (`daskdmed.images.view`).
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -31,8 +32,6 @@ class ArrayView:
         Number of leading axes that are space: 2 for (y, x[, c]), 3 for (z, y, x[, c]).
     mpp : (float, float), optional
         (x, y) micrometers per pixel.
-    offset : tuple of int, optional
-        Position of the array's first pixel in the frame of `read`; used by `restrict`.
 
     Raises
     ------
@@ -46,9 +45,6 @@ class ArrayView:
         array: da.Array,
         spatial_ndim: int,
         mpp: tuple[float, float] | None = None,
-        *,
-        offset: tuple[int, ...] | None = None,
-        _token: str | None = None,
     ) -> None:
         if not spatial_ndim <= array.ndim <= spatial_ndim + 1:
             raise GeometryError(
@@ -63,8 +59,9 @@ class ArrayView:
         self.array = array
         self.spatial_ndim = spatial_ndim
         self.mpp = mpp
-        self.offset = offset or (0,) * spatial_ndim
-        self.token = _token or tokenize("array-view", array, spatial_ndim, mpp)
+        self.token = tokenize("array-view", array, spatial_ndim, mpp)
+        self._offset = (0,) * spatial_ndim
+        self._shape = tuple(int(s) for s in array.shape)
 
     def __repr__(self) -> str:
         return f"ArrayView(shape={self.shape}, dtype={self.dtype}, spatial_ndim={self.spatial_ndim})"
@@ -75,7 +72,7 @@ class ArrayView:
     @property
     def shape(self) -> tuple[int, ...]:
         """Array shape, spatial axes first."""
-        return tuple(int(s) for s in self.array.shape)
+        return self._shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -100,11 +97,15 @@ class ArrayView:
         return np.full(channels, 255 if white else 0, self.dtype)
 
     def restrict(self, region: Region) -> ArrayView:
-        """The part of the array that a region needs, its graph culled: cheap to pickle."""
-        sliced = self.array[region.slices]
-        (culled,) = dask.optimize(sliced)
-        origin = tuple(o + r for o, r in zip(self.offset, region.origin, strict=True))
-        return ArrayView(culled, self.spatial_ndim, self.mpp, offset=origin, _token=self.token)
+        """The same image with a graph that holds one region only: cheap to pickle.
+
+        Reading outside that region is an error.
+        """
+        (culled,) = dask.optimize(self.array[region.slices])
+        view = copy.copy(self)
+        view.array = culled
+        view._offset = tuple(o + r for o, r in zip(self._offset, region.origin, strict=True))
+        return view
 
     def read(self, region: Region, out: Array | None = None) -> Array:
         """Compute a region in the calling thread.
@@ -112,7 +113,7 @@ class ArrayView:
         Parameters
         ----------
         region : Region
-            In the frame of the unrestricted array.
+            In the frame of the whole image.
         out : ndarray, optional
             Written in place when given.
 
@@ -121,13 +122,14 @@ class ArrayView:
         ndarray
             Never a view of memory that the array itself holds.
         """
-        origin = tuple(r - o for r, o in zip(region.origin, self.offset, strict=True))
+        origin = tuple(r - o for r, o in zip(region.origin, self._offset, strict=True))
         inside = Region(origin, region.shape)
         if any(
-            o < 0 or s > n for o, s, n in zip(inside.origin, inside.stop, self.shape, strict=False)
+            o < 0 or s > n
+            for o, s, n in zip(inside.origin, inside.stop, self.array.shape, strict=False)
         ):
             raise GeometryError(
-                f"{region} lies outside the array of shape {self.shape} at offset {self.offset}"
+                f"{region} lies outside the array of shape {self.array.shape} at {self._offset}"
             )
         value = self._compute(self.array[inside.slices])
         if out is not None:
