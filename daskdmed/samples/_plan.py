@@ -44,21 +44,22 @@ class SlidePlan:
     def check(
         cls,
         size: int | tuple[int, int],
-        tile: int,
-        levels: int | None,
-        downsample: int,
-        quality: int,
-        subsampling: str,
-        tissue: float,
-        classes: int,
-        tumour: float,
-        mpp: float,
-        power: float,
+        *,
+        tile: int = 256,
+        levels: int | None = None,
+        downsample: int = 4,
+        quality: int = 80,
+        subsampling: str = "420",
+        tissue: float = 0.5,
+        classes: int = 2,
+        tumour: float = 0.5,
+        mpp: float = 0.5,
+        power: float = 20,
     ) -> SlidePlan:
-        pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(pair) != 2 or not all(
-            isinstance(n, (int, np.integer)) and bool(n >= 1) for n in pair
-        ):
+        """Check the arguments of `make_slide`, whose defaults these are."""
+        pair: tuple[Any, ...] = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        whole = all(isinstance(n, (int, np.integer)) and n >= 1 for n in pair)
+        if len(pair) != 2 or not whole:
             raise UsageError(f"size must be one or two positive integers, got {size!r}")
         if int(tile) != tile or not 16 <= tile <= 4096 or tile % 16:
             raise UsageError(f"tile must be a multiple of 16 from 16 to 4096, got {tile!r}")
