@@ -1,0 +1,243 @@
+"""Pictures: a result laid over its slide.
+
+Needs the extra ``plot`` (matplotlib). Not covered: computing results
+(`daskdmed.windows.heatmap`), interactive viewers (the stores open in napari and QuPath).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from daskdmed.errors import GeometryError, MissingExtraError, UsageError
+from daskdmed.store.ngff import Georeference, read_result
+from daskdmed.types import Array, PathLike
+from daskdmed.windows.grid import PerAxis, per_axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from daskdmed.images.slide import Slide
+
+
+def overlay(
+    slide: Slide | PathLike,
+    heatmap: PathLike | da.Array | Array,
+    *,
+    alpha: float = 0.5,
+    cmap: str = "magma",
+    channel: int | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    max_size: int = 1024,
+    ax: Axes | None = None,
+    kernel_size: PerAxis | None = None,
+    stride: PerAxis | None = None,
+    downsample: float = 1.0,
+    title: str | None = None,
+    label: str = "",
+) -> Figure:
+    """Draw a heatmap over the thumbnail of its slide.
+
+    Each value is drawn as a cell one stride wide around the centre of its window. Windows
+    that were not computed (NaN) are transparent.
+
+    Parameters
+    ----------
+    slide : Slide, path or URL
+        The slide.
+    heatmap : path, zarr store, dask.array.Array or numpy.ndarray
+        What `daskdmed.heatmap` wrote or returned. Both know where they lie. Any other array
+        lies where `kernel_size`, `stride` and `downsample` say, or without these evenly over
+        the whole slide. (rows, columns) or (k, rows, columns).
+    alpha : float
+        Opacity of the heatmap, 0 to 1.
+    cmap : str
+        A matplotlib colour map.
+    channel : int, optional
+        Which of k values; needed when there are several.
+    vmin, vmax : float, optional
+        Ends of the colour scale, default the smallest and largest value.
+    max_size : int
+        Longer side of the thumbnail, in pixels.
+    ax : matplotlib.axes.Axes, optional
+        Draw here instead of in a new figure.
+    kernel_size, stride : int or sequence of int, optional
+        Of the windows, for arrays without a place of their own, (y, x).
+    downsample : float
+        Level-0 pixels per pixel of those.
+    title : str, optional
+        Default: the file's name.
+    label : str
+        Of the colour bar.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With axes in level-0 pixels and a scale bar when the slide has an mpp. It is not
+        registered with pyplot: save it with ``figure.savefig(...)``; notebooks show it.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    UsageError, GeometryError
+        The array has another number of axes, or `channel` does not fit it.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing needs matplotlib; install it with: pip install 'daskdmed[plot]'"
+        ) from error
+    if isinstance(slide, (str, os.PathLike)):
+        from daskdmed.images.slide import open_slide
+
+        slide = open_slide(slide)
+    given = None
+    if kernel_size is not None or stride is not None:
+        given = _place(kernel_size, stride, float(downsample))
+    values, place = _values(heatmap)
+    values = _one_channel(values, channel)
+    width, height = slide.dimensions
+    edges = _edges(values.shape, given or place, (height, width))
+    thumbnail = slide.get_thumbnail((max_size, max_size))
+    if ax is None:
+        figure = _figure(Figure, width / height)
+        ax = figure.add_subplot()
+    else:
+        figure = ax.figure
+    picture = thumbnail if thumbnail.shape[-1] != 1 else thumbnail[..., 0]
+    ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", interpolation="antialiased")
+    colours = colormaps[cmap].with_extremes(bad=(0, 0, 0, 0))
+    (top, bottom), (left, right) = edges
+    cells = ax.imshow(
+        np.ma.masked_invalid(values),
+        extent=(left, right, bottom, top),
+        cmap=colours,
+        alpha=alpha,
+        vmin=vmin,
+        vmax=vmax,
+        interpolation="nearest",
+    )
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    _decorate(figure, ax, cells, slide, title, label)
+    return figure
+
+
+def _values(heatmap: Any) -> tuple[Array, Georeference | None]:
+    if isinstance(heatmap, np.ndarray):
+        return heatmap, None
+    if isinstance(heatmap, da.Array):
+        return np.asarray(heatmap.compute(scheduler="synchronous")), _place_of(heatmap)
+    return read_result(heatmap)
+
+
+def _place_of(array: da.Array) -> Georeference | None:
+    """The place of a Dask array that `daskdmed.heatmap` returned: its Zarr group knows it.
+
+    None for any other array, and for a part of such a result, which lies elsewhere.
+    """
+    import zarr
+
+    for value in dict(array.__dask_graph__()).values():
+        source = getattr(value, "value", value)
+        if not isinstance(source, zarr.Array) or source.shape[-2:] != array.shape[-2:]:
+            continue
+        if not array.name.startswith("heatmap-") and source.shape != array.shape:
+            continue
+        parent = source.store_path.path.rpartition("/")[0]
+        group = zarr.open_group(source.store_path.store, path=parent, mode="r")
+        own: Any = group.attrs.get("daskdmed")
+        if isinstance(own, dict) and "georeference" in own:
+            return Georeference.from_json(own["georeference"])
+    return None
+
+
+def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: float) -> Georeference:
+    kernel = kernel_size if kernel_size is not None else stride
+    step = stride if stride is not None else kernel_size
+    assert kernel is not None
+    assert step is not None
+    return Georeference(
+        per_axis(kernel, 2, "kernel_size"), per_axis(step, 2, "stride"), (downsample, downsample)
+    )
+
+
+def _one_channel(values: Array, channel: int | None) -> Array:
+    if values.ndim == 3:
+        k = values.shape[0]
+        if channel is None and k > 1:
+            raise UsageError(f"the heatmap has {k} values per window; say which with channel=")
+        if channel is not None and not -k <= channel < k:
+            raise UsageError(f"channel={channel}, but the heatmap has {k} values per window")
+        values = values[channel or 0]
+    elif channel not in (None, 0):
+        raise UsageError(f"channel={channel}, but the heatmap has one value per window")
+    if values.ndim != 2:
+        raise GeometryError(
+            f"a heatmap to be drawn has shape (rows, columns) or (k, rows, columns), "
+            f"got {values.ndim} axes; choose a plane first"
+        )
+    return np.asarray(values, np.float64)
+
+
+def _edges(
+    shape: tuple[int, ...], place: Georeference | None, size: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """((top, bottom), (left, right)) of the heatmap in level-0 pixels."""
+    if place is None:
+        return (0.0, float(size[0])), (0.0, float(size[1]))
+    if len(place.stride) != 2:
+        raise GeometryError(f"a result over {len(place.stride)} axes does not lie on a slide")
+    rows, columns = place.extent(shape)
+    return rows, columns
+
+
+def _figure(figure: Any, ratio: float) -> Any:
+    """A figure as wide as the slide asks for, with room for the colour bar."""
+    long = 7.0
+    width, height = (long, long / ratio) if ratio >= 1 else (long * ratio, long)
+    return figure(figsize=(max(width, 2.5) + 1.6, max(height, 2.0) + 0.7), layout="constrained")
+
+
+def _decorate(
+    figure: Any, ax: Any, cells: Any, slide: Slide, title: str | None, label: str
+) -> None:
+    bar = figure.colorbar(cells, ax=ax, fraction=0.045, pad=0.02, label=label)
+    bar.solids.set_alpha(1.0)
+    bar.outline.set_visible(False)
+    ax.set_title(os.path.basename(str(slide.uri)) if title is None else title, fontsize=10)
+    ax.tick_params(labelsize=7, color="0.6", labelcolor="0.35")
+    bar.ax.tick_params(labelsize=8)
+    for spine in ax.spines.values():
+        spine.set_color("0.8")
+    ax.set_xlabel("x, level-0 pixels", fontsize=8, color="0.35")
+    ax.set_ylabel("y, level-0 pixels", fontsize=8, color="0.35")
+    if slide.mpp is not None:
+        _scale_bar(ax, slide.dimensions, slide.mpp[0])
+
+
+def _scale_bar(ax: Any, dimensions: tuple[int, int], mpp: float) -> None:
+    """A bar of a round length, about a fifth of the width, in the lower left corner."""
+    width, height = dimensions
+    wanted = width * mpp / 5
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = power * max(f for f in (1, 2, 5) if f * power <= wanted)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    x, y = 0.04 * width, 0.95 * height
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+    ax.plot([x, x + length / mpp], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    ax.text(
+        *(x + length / mpp / 2, y - 0.015 * height, text),
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        bbox=box,
+    )

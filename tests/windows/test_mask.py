@@ -1,0 +1,55 @@
+"""Covered shares of windows against a mask blown up to full resolution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskdmed.errors import GeometryError
+from daskdmed.windows.grid import WindowGrid
+from daskdmed.windows.mask import coverage, kept_windows
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 7), st.integers(1, 5)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["pad", "shift", "drop"]),
+    st.integers(0, 2**32),
+)
+def test_coverage_is_the_area_weighted_mean(axes, edge, seed):
+    shape, kernel, stride, cells = zip(*axes, strict=True)
+    grid = WindowGrid(shape, kernel, stride, edge)
+    mask = np.random.default_rng(seed).random(cells)
+    # a common multiple of pixels and cells, on which both have whole edges
+    factor = [math.lcm(n, c) for n, c in zip(shape, cells, strict=True)]
+    fine = mask
+    for axis, (f, c) in enumerate(zip(factor, cells, strict=True)):
+        fine = np.repeat(fine, f // c, axis=axis)
+    found = coverage(mask, grid)
+    assert found.shape == grid.counts
+    for index, origin in grid:
+        window = tuple(
+            slice(o * f // n, min(o + k, n) * f // n)
+            for o, k, f, n in zip(origin, kernel, factor, shape, strict=True)
+        )
+        assert math.isclose(found[index], fine[window].mean(), abs_tol=1e-9)
+
+
+def test_boolean_masks_and_the_least_share():
+    grid = WindowGrid.of((40, 40), 20)
+    mask = np.zeros((40, 40), bool)
+    mask[:20, :10] = True
+    np.testing.assert_array_equal(coverage(mask, grid), [[0.5, 0], [0, 0]])
+    assert kept_windows(mask, grid).sum() == 1
+    assert kept_windows(mask, grid, 0.5).sum() == 1
+    assert kept_windows(mask, grid, 0.51).sum() == 0
+    with pytest.raises(GeometryError, match="share"):
+        kept_windows(mask, grid, 1.5)
