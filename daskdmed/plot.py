@@ -107,6 +107,7 @@ def overlay(
     width, height = slide.dimensions
     edges = _edges(values.shape, given or place, (height, width))
     thumbnail = slide.get_thumbnail((max_size, max_size))
+    figure: Any
     if ax is None:
         figure = _figure(Figure, width / height)
         ax = figure.add_subplot()
@@ -128,7 +129,8 @@ def overlay(
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     _decorate(figure, ax, cells, slide, title, label)
-    return figure
+    whole: Figure = figure
+    return whole
 
 
 def _values(heatmap: Any) -> tuple[Array, Georeference | None]:
@@ -142,15 +144,14 @@ def _values(heatmap: Any) -> tuple[Array, Georeference | None]:
 def _place_of(array: da.Array) -> Georeference | None:
     """The place of a Dask array that `daskdmed.heatmap` returned: its Zarr group knows it.
 
-    None for any other array, and for a part of such a result, which lies elsewhere.
+    Arithmetic on such a result, and one of its k values, keep the place; a part of its rows
+    or columns has none, because it lies elsewhere. None for any other array.
     """
     import zarr
 
     for value in dict(array.__dask_graph__()).values():
         source = getattr(value, "value", value)
         if not isinstance(source, zarr.Array) or source.shape[-2:] != array.shape[-2:]:
-            continue
-        if not array.name.startswith("heatmap-") and source.shape != array.shape:
             continue
         parent = source.store_path.path.rpartition("/")[0]
         group = zarr.open_group(source.store_path.store, path=parent, mode="r")
@@ -210,7 +211,8 @@ def _figure(figure: Any, ratio: float) -> Any:
 def _decorate(
     figure: Any, ax: Any, cells: Any, slide: Slide, title: str | None, label: str
 ) -> None:
-    bar = figure.colorbar(cells, ax=ax, fraction=0.045, pad=0.02, label=label)
+    beside = ax.inset_axes((1.02, 0.0, 0.035, 1.0))
+    bar = figure.colorbar(cells, cax=beside, label=label)
     bar.solids.set_alpha(1.0)
     bar.outline.set_visible(False)
     ax.set_title(os.path.basename(str(slide.uri)) if title is None else title, fontsize=10)

@@ -1,0 +1,100 @@
+"""Overlays lie where the windows lie."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from daskdmed import heatmap, open_slide
+from daskdmed.errors import GeometryError, MissingExtraError, UsageError
+from daskdmed.plot import overlay
+from daskdmed.samples import make_slide
+
+pytest.importorskip("matplotlib")
+
+
+def mean(windows):
+    return windows.mean(axis=(1, 2, 3))
+
+
+def two(windows):
+    return np.stack([mean(windows), 255 - mean(windows)], 1)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "made.tif"
+    return open_slide(make_slide(path, (1800, 1200), levels=2, mpp=0.5).path)
+
+
+def drawn(figure):
+    """The heatmap's image: the second of the first axes."""
+    return figure.axes[0].images[1]
+
+
+@pytest.mark.parametrize("keywords", [{}, {"level": 1}, {"mpp": 1.1}])
+def test_stores_and_returned_arrays_know_their_place(slide, tmp_path, keywords):
+    out = tmp_path / "a.zarr"
+    found = heatmap(slide, mean, kernel_size=64, stride=32, out=out, **keywords)
+    down = slide.view(**keywords).downsample
+    rows, columns = found.shape
+    left, top = 16 * down[1], 16 * down[0]
+    extent = (left, left + columns * 32 * down[1], top + rows * 32 * down[0], top)
+    for source in (out, str(out), found):
+        image = drawn(overlay(slide, source))
+        np.testing.assert_allclose(image.get_extent(), extent)
+        np.testing.assert_allclose(image.get_array(), found.compute())
+
+
+def test_results_in_memory_know_their_place_and_parts_of_them_do_not_lie(slide):
+    found = heatmap(slide, two, kernel_size=100, stride=200)
+    image = drawn(overlay(slide, found, channel=1))
+    np.testing.assert_allclose(image.get_extent(), (-50, 1750, 1150, -50))
+    np.testing.assert_allclose(image.get_array(), found[1].compute())
+    np.testing.assert_allclose(drawn(overlay(slide, found[1])).get_extent(), (-50, 1750, 1150, -50))
+    with pytest.raises(UsageError, match="channel="):
+        overlay(slide, found)
+    with pytest.raises(UsageError, match="2 values"):
+        overlay(slide, found, channel=2)
+
+
+def test_other_arrays(slide):
+    values = np.random.default_rng(0).random((6, 9))
+    assert drawn(overlay(slide, values)).get_extent() == [0, 1800, 1200, 0]
+    placed = drawn(overlay(slide, values, kernel_size=100, downsample=2.0))
+    assert tuple(placed.get_extent()) == (0, 1800, 1200, 0)
+    with pytest.raises(GeometryError, match="rows, columns"):
+        overlay(slide, np.zeros(3))
+    with pytest.raises(UsageError, match="one value"):
+        overlay(slide, values, channel=1)
+
+
+def test_windows_that_were_not_computed_are_transparent(slide):
+    values = np.full((4, 4), 0.5)
+    values[1, 2] = np.nan
+    image = drawn(overlay(slide, values, vmin=0, vmax=1))
+    rgba = image.cmap(image.norm(image.get_array()))
+    assert rgba[1, 2, 3] == 0
+    assert rgba[0, 0, 3] == 1
+    assert (image.norm.vmin, image.norm.vmax) == (0, 1)
+
+
+def test_the_figure_is_saved_and_drawn_on_given_axes(slide, tmp_path):
+    from matplotlib.figure import Figure
+
+    figure = overlay(slide, np.eye(4), title="a slide")
+    figure.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert figure.axes[0].get_title() == "a slide"
+    assert any("µm" in t.get_text() for t in figure.axes[0].texts)
+    mine = Figure()
+    ax = mine.add_subplot()
+    assert overlay(slide.uri, np.eye(4), ax=ax) is mine
+
+
+def test_without_matplotlib_the_extra_is_named(slide, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"daskdmed\[plot\]"):
+        overlay(slide, np.eye(4))
