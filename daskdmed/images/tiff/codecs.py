@@ -25,7 +25,7 @@ Decode = Callable[[bytes, Array], Array]
 Convert = Callable[[Array], Array]
 
 _JPEG = {7}
-_BYTES = {
+_BYTES: dict[int, tuple[str, Any]] = {
     5: ("LZW", imagecodecs.lzw_decode),
     8: ("deflate", imagecodecs.zlib_decode),
     32946: ("deflate", imagecodecs.zlib_decode),
@@ -33,7 +33,7 @@ _BYTES = {
     34926: ("zstd", imagecodecs.zstd_decode),
     50000: ("zstd", imagecodecs.zstd_decode),
 }
-_IMAGES = {
+_IMAGES: dict[int, tuple[str, Any]] = {
     33003: ("JPEG 2000 (Aperio YCbCr)", imagecodecs.jpeg2k_decode),
     33004: ("JPEG 2000", imagecodecs.jpeg2k_decode),
     33005: ("JPEG 2000 (Aperio RGB)", imagecodecs.jpeg2k_decode),
@@ -89,6 +89,10 @@ class Decoder:
         Samples per pixel given out.
     raw : bool
         Tiles are not compressed and need no change, so a part of one can be read.
+    direct : bool
+        Decoding into the destination, when that is contiguous, is the fastest way.
+    grouped : bool
+        Decoding into scratch tiles that are copied together is the fastest way.
     """
 
     decode: Decode
@@ -96,6 +100,8 @@ class Decoder:
     stored: int
     given: int
     raw: bool = False
+    direct: bool = False
+    grouped: bool = False
 
 
 class DecodeError(ValueError):
@@ -116,7 +122,7 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
     code = fmt.compression
     convert, given = _colours(fmt, background, uri)
     if code in _JPEG:
-        return Decoder(_jpeg(fmt, uri), convert, stored, given)
+        return Decoder(_jpeg(fmt, uri), convert, stored, given, grouped=True)
     if code in _IMAGES:
         return Decoder(_image(_IMAGES[code][1], fmt), convert, stored, given)
     if code == 1 or code in _BYTES:
@@ -126,7 +132,7 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
             raise _unsupported(uri, f"TIFF predictor {fmt.predictor}")
         raw = code == 1 and fmt.predictor == 1 and fmt.fillorder != 2
         unpack = None if code == 1 else _BYTES[code][1]
-        return Decoder(_plain(unpack, fmt), convert, stored, given, raw)
+        return Decoder(_plain(unpack, fmt), convert, stored, given, raw, direct=not raw)
     raise _unsupported(uri, f"TIFF compression {code}")
 
 

@@ -26,6 +26,8 @@ from daskdmed.types import Array, Region
 GAP = 64 * 1024
 #: ... as long as that reads no more than this
 RUN = 8 * 2**20
+#: tiles decoded before they are copied to the output together
+GROUP = 4
 #: scratch arrays up to this size stay with their thread
 _KEPT_SCRATCH = 16 * 2**20
 
@@ -201,42 +203,106 @@ def _read_row(
     if decoder.raw:
         _skip_rows(plan, offsets, counts, stored, band)
         stored, ty0, ty1 = ty1 - ty0, 0, ty1 - ty0
-    decode, convert = decoder.decode, decoder.convert
-    tile_w = plan.tile[1]
-    whole_rows = ty1 - ty0 == stored
-    scratch = _scratch((stored, tile_w, decoder.stored), plan.dtype)
     parts = fetch(source, offsets, counts, plan_limit(plan))
+    job = _Row(plan, row, first, stored, (ty0, ty1), ground, fail)
+    if decoder.grouped and decoder.convert is None and len(pieces) > 1:
+        decoded = _decode_grouped(job, parts, pieces, target)
+    else:
+        decoded = _decode_singly(job, parts, pieces, target)
+    if _counters:
+        for counter in _counters:
+            counter.add(plan.level, decoded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of tiles that is being read: `band` are its pixel rows that are wanted."""
+
+    plan: LevelPlan
+    row: int
+    first: int
+    stored: int
+    band: tuple[int, int]
+    ground: Array
+    fail: OnFailure
+
+
+def _decode_singly(
+    job: _Row, parts: list[bytes | Exception | None], pieces: list[Piece], target: Array
+) -> int:
+    """Tile by tile; the number of tiles decoded."""
+    decoder, tile_w, (ty0, ty1) = job.plan.decoder, job.plan.tile[1], job.band
+    direct = decoder.direct and decoder.convert is None and ty1 - ty0 == job.stored
+    scratch = _scratch((1, job.stored, tile_w, decoder.stored), job.plan.dtype)[0]
     decoded = 0
     for index, (data, (tx0, tx1, x0, x1)) in enumerate(zip(parts, pieces, strict=True)):
         destination = target[:, x0:x1]
         if data is None:
-            destination[...] = ground
+            destination[...] = job.ground
             continue
         decoded += 1
-        space = scratch
-        if whole_rows and convert is None and tx1 - tx0 == tile_w and _fits(destination):
-            space = destination
+        whole = direct and tx1 - tx0 == tile_w and _fits(destination)
+        space = destination if whole else scratch
         try:
             if isinstance(data, Exception):
                 raise data
-            tile = decode(data, space)
-            if tile is space and tile is destination:
+            tile = decoder.decode(data, space)
+            if tile is destination:
                 continue
-            if convert is not None:
-                tile = convert(tile)
-            if tile.shape[0] < ty1 or tile.shape[1] < tx1:
-                raise DecodeError(
-                    f"the tile decodes to {tile.shape[1]} x {tile.shape[0]} pixels, "
-                    f"expected {tile_w} x {stored}"
-                )
+            if decoder.convert is not None:
+                tile = decoder.convert(tile)
+            _check_extent(tile, ty1, tx1, job)
         except Exception as exc:
-            fail(plan.level, row, first + index, exc)
-            destination[...] = ground
+            job.fail(job.plan.level, job.row, job.first + index, exc)
+            destination[...] = job.ground
             continue
         destination[...] = tile[ty0:ty1, tx0:tx1]
-    if _counters:
-        for counter in _counters:
-            counter.add(plan.level, decoded)
+    return decoded
+
+
+def _decode_grouped(
+    job: _Row, parts: list[bytes | Exception | None], pieces: list[Piece], target: Array
+) -> int:
+    """Some tiles at a time, then one copy with long runs of memory for all of them."""
+    decode, tile_w, (ty0, ty1) = job.plan.decoder.decode, job.plan.tile[1], job.band
+    slots = _scratch((GROUP, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)
+    rows, channels = ty1 - ty0, slots.shape[3]
+    decoded = 0
+    for begin in range(0, len(pieces), GROUP):
+        group = pieces[begin : begin + GROUP]
+        for index, (_, tx1, _, _) in enumerate(group, begin):
+            data, slot = parts[index], slots[index - begin]
+            if data is None:
+                slot[...] = job.ground
+                continue
+            decoded += 1
+            try:
+                if isinstance(data, Exception):
+                    raise data
+                tile = decode(data, slot)
+                if tile is not slot:
+                    _check_extent(tile, ty1, tx1, job)
+                    slot[: tile.shape[0], : tile.shape[1]] = tile
+            except Exception as exc:
+                job.fail(job.plan.level, job.row, job.first + index, exc)
+                slot[...] = job.ground
+        x0, x1 = group[0][2], group[-1][3]
+        if x1 - x0 == len(group) * tile_w:
+            # splitting an axis always gives a view, whatever the strides of `target`
+            wide = target[:, x0:x1].reshape(rows, len(group), tile_w, channels)
+            np.copyto(wide, slots[: len(group), ty0:ty1].transpose(1, 0, 2, 3))
+        else:
+            for slot, (tx0, tx1, x0, x1) in zip(slots, group, strict=False):
+                target[:, x0:x1] = slot[ty0:ty1, tx0:tx1]
+    return decoded
+
+
+def _check_extent(tile: Array, rows: int, columns: int, job: _Row) -> None:
+    if tile.shape[0] < rows or tile.shape[1] < columns:
+        raise DecodeError(
+            f"the tile decodes to {tile.shape[1]} x {tile.shape[0]} pixels, "
+            f"expected {job.plan.tile[1]} x {job.stored}"
+        )
 
 
 def _fits(destination: Array) -> bool:
@@ -263,20 +329,32 @@ def _skip_rows(
             counts[i] = 1
 
 
-def _scratch(shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> Array:
-    """A scratch tile of the calling thread."""
+def _scratch(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> Array:
+    """Scratch tiles of the calling thread: (tiles, rows, width, samples)."""
     kept: dict[object, Array] | None = getattr(_local, "scratch", None)
     if kept is None:
         kept = _local.scratch = {}
     key = (shape, dtype.char)
     found = kept.get(key)
     if found is None:
-        found = np.empty(shape, dtype)
+        found = _misaligned(shape, dtype)
         if found.nbytes <= _KEPT_SCRATCH:
             if len(kept) >= 4:
                 kept.clear()
             kept[key] = found
     return found
+
+
+def _misaligned(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> Array:
+    """An array that begins 8 bytes behind a cache line.
+
+    libjpeg-turbo writes past the cache when rows are aligned to 16 or 32 bytes, after which
+    clearing and copying the tile costs more than half of the decoding again.
+    """
+    count = shape[0] * shape[1] * shape[2] * shape[3] * dtype.itemsize
+    memory = np.empty(count + 128, np.uint8)
+    start = (-memory.ctypes.data) % 64 + 8
+    return memory[start : start + count].view(dtype).reshape(shape)
 
 
 def fetch(
