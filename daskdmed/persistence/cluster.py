@@ -109,7 +109,7 @@ def _start(threads: int | None) -> Cluster:
             threads_per_worker=threads,
             processes=False,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address=":0",  # a fixed port would clash with the user's own
             worker_dashboard_address=None,
             scheduler_kwargs={"dashboard": False},
             silence_logs=logging.ERROR,

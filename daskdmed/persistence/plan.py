@@ -160,7 +160,7 @@ class RotationPlan:
         """Plan the next visit, or None when the policy wants no more."""
         if self._exhausted:
             return None
-        counts = self._counts.view()
+        counts = self._counts.copy()  # policies may keep what they see
         counts.flags.writeable = False
         situation = Situation(
             visit=self._admitted,

@@ -8,6 +8,8 @@ task survive and the loader meets the error exactly where the plan would have dr
 from __future__ import annotations
 
 import pickle
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -165,6 +167,40 @@ def read_jobs(jobs: Sequence[Job]) -> Loaded:
     """
     loaded = [_read_job(job) for job in jobs]
     return loaded[0] if len(loaded) == 1 else loaded
+
+
+class Ticket:
+    """Jobs that a worker thread of this process fetches instead of unpickling them.
+
+    Dask pickles every task, even for workers in the same process; arrays made of closures
+    would not survive that, and large graphs would cost more than the read.
+    """
+
+    __slots__ = ("__weakref__", "jobs")
+
+    def __init__(self, jobs: tuple[Job, ...]) -> None:
+        self.jobs = jobs
+
+
+_tickets: weakref.WeakValueDictionary[str, Ticket] = weakref.WeakValueDictionary()
+_tickets_lock = threading.Lock()
+
+
+def leave_ticket(name: str, jobs: tuple[Job, ...]) -> Ticket:
+    """Leave jobs for `read_ticket`, which finds them as long as someone keeps the ticket.
+
+    Loaders that want the same content share the name, and so the ticket.
+    """
+    with _tickets_lock:
+        ticket = _tickets.get(name)
+        if ticket is None:
+            ticket = _tickets[name] = Ticket(jobs)
+        return ticket
+
+
+def read_ticket(name: str) -> Loaded:
+    """Read the jobs left under a name; the body of a task in an in-process cluster."""
+    return read_jobs(_tickets[name].jobs)
 
 
 def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:

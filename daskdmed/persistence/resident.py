@@ -25,7 +25,15 @@ from daskdmed.errors import LoaderClosedError, LoaderError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
-from daskdmed.persistence.reading import Job, LoadContext, RegionChooser, read_jobs
+from daskdmed.persistence.reading import (
+    Job,
+    LoadContext,
+    RegionChooser,
+    Ticket,
+    leave_ticket,
+    read_jobs,
+    read_ticket,
+)
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -50,6 +58,8 @@ class Unit:
         Key of the future; also names the content.
     future : Future or None
         None before it was submitted and after it was let go.
+    ticket : Ticket or None
+        Keeps the jobs where workers of this process find them.
     home : str or None
         Worker that was asked to read it.
     """
@@ -58,6 +68,7 @@ class Unit:
     key: tuple[Any, ...]
     jobs: tuple[Job, ...]
     future: Future | None = None
+    ticket: Ticket | None = None
     home: str | None = None
     waiting_for: set[int] = field(default_factory=set)
     asked: float = 0.0
@@ -242,7 +253,7 @@ class ResidentSet:
             self._held -= len(unit.visits)
             with self._wake:
                 self._ready.discard(unit)
-            unit.future = None  # the last reference: Dask frees the block
+            unit.future = unit.ticket = None  # the last references: Dask frees the block
 
     # -- reading --------------------------------------------------------------------
 
@@ -255,16 +266,20 @@ class ResidentSet:
         self.visits_admitted += len(visits)
         for visit in visits:
             self._units[visit.number] = unit
-        jobs = unit.jobs if self.in_process else tuple(job.localised() for job in unit.jobs)
         options: dict[str, Any] = {}
-        if not self.in_process:
+        if self.in_process:
+            name = str(unit.key)
+            unit.ticket = leave_ticket(name, unit.jobs)
+            call: tuple[Any, ...] = (read_ticket, name)
+        else:
             unit.home = self._workers.pick(len(visits))
             if unit.home is not None:
                 options = {"workers": [unit.home], "allow_other_workers": True}
+            call = (read_jobs, tuple(job.localised() for job in unit.jobs))
         unit.asked = time.perf_counter()
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(
-            read_jobs, jobs, key=unit.key, priority=-visits[0].number, **options
+            *call, key=unit.key, priority=-visits[0].number, **options
         )
         self.units_read += 1
         unit.future.add_done_callback(_Arrival(self, unit))
@@ -361,7 +376,7 @@ class ResidentSet:
         """Let go of everything. Idempotent."""
         self.interrupt()
         for unit in list(self._units.values()):
-            unit.future = None
+            unit.future = unit.ticket = None
         self._units.clear()
         self._ready.clear()
         self._ahead.clear()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daskdmed.errors import BudgetError, UsageError
+from daskdmed.persistence.budget import allot, check_memory, to_bytes
+
+MIB = 1 << 20
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 1 << 32))
+def test_an_allotment_stays_within_the_budget(budget, block):
+    if budget // block < 2:
+        with pytest.raises(BudgetError):
+            allot(budget, block)
+        return
+    a = allot(budget, block)
+    assert a.nbytes <= budget
+    assert 1 <= a.slots < a.capacity
+    # room to read ahead while groups that are partly used up linger
+    assert a.group == 1 or 4 * a.group <= a.capacity - a.slots
+
+
+def test_small_blocks_are_read_in_groups():
+    assert allot(2048 * MIB, 48 * MIB).group == 1
+    assert allot(2048 * MIB, 3 * MIB).group == 8
+
+
+def test_too_small_a_budget_is_refused_with_numbers():
+    with pytest.raises(BudgetError, match=r"60\.00 MiB holds 1 big chunks of 48\.00 MiB.*96\.00 MiB"):
+        allot(60 * MIB, 48 * MIB)
+
+
+def test_more_than_half_of_the_memory_is_refused_with_numbers():
+    check_memory(2 * MIB, 4 * MIB)
+    check_memory(1 << 60, None)
+    with pytest.raises(BudgetError, match=r"3\.00 MiB exceeds half.*4\.00 MiB.*2\.00 MiB"):
+        check_memory(3 * MIB, 4 * MIB)
+
+
+def test_sizes():
+    assert to_bytes("2 GiB") == 2 << 30
+    assert to_bytes(123) == 123
+    for bad in ("much", "-1 GiB", 0, None, "2 bananas"):
+        with pytest.raises(UsageError, match="resident"):
+            to_bytes(bad)
