@@ -90,7 +90,7 @@ def choose_block(
 
 def _targets(grid: WindowGrid) -> list[int]:
     """Block extents to try, in pixels: small images get small blocks, for parallel work."""
-    start = min(max(max(grid.shape) // 8, _SMALLEST), _USUAL)
+    start = min(max(max(grid.shape) // 6, _SMALLEST), _USUAL)
     targets = []
     while start < _LARGEST:
         targets.append(start)

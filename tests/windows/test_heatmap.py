@@ -374,3 +374,29 @@ def test_a_model_that_fails_on_background_says_so():
     with pytest.raises(ZeroDivisionError) as caught:
         heatmap(np.zeros((64, 64)), model, kernel_size=16)
     assert any("background" in note for note in caught.value.__notes__)
+
+
+def test_progress_is_shown_when_asked_for(plane, capsys):
+    _, lazy = plane
+    heatmap(lazy, weighted, kernel_size=32, block_windows=4)
+    assert capsys.readouterr().err == ""
+    heatmap(lazy, weighted, kernel_size=32, block_windows=4, progress=True)
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_the_number_of_threads_is_dasks(plane):
+    import threading
+
+    import dask
+
+    _, lazy = plane
+    names = set()
+
+    def model(windows):
+        names.add(threading.current_thread().name)
+        return np.zeros(len(windows))
+
+    with dask.config.set(num_workers=1):
+        heatmap(lazy, model, kernel_size=32, block_windows=1)
+    names.discard(threading.main_thread().name)  # the probe
+    assert len(names) == 1

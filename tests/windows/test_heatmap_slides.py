@@ -122,3 +122,18 @@ def test_a_torn_tile_names_itself_and_the_rest_is_kept(slide, tmp_path):
     filled = heatmap(path, weighted, kernel_size=128, block_windows=2, on_error="fill").compute()
     whole = heatmap(slide, weighted, kernel_size=128).compute()
     assert 1 <= (filled != whole).sum() <= 4
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(224, 224), (200, 131)])
+def test_every_window_of_a_real_slide(kernel, stride):
+    from daskdmed.errors import SampleNotAvailableError
+    from daskdmed.samples import fetch
+
+    try:
+        slide = open_slide(fetch("CMU-1-Small-Region.svs"))
+    except SampleNotAvailableError as error:
+        pytest.skip(str(error))
+    view = slide.view()
+    grid = WindowGrid.of(view.shape[:2], kernel, stride=stride)
+    found = heatmap(slide, weighted, kernel_size=kernel, stride=stride).compute()
+    np.testing.assert_allclose(found, truth(view, grid), rtol=1e-6)
