@@ -151,8 +151,6 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
         if samples != 1 or dtype.kind != "u":
             raise _unsupported(uri, f"min-is-white pixels of {samples} samples, type {dtype}")
         return colour.invert, 1
-    if fmt.compression == 33003 and samples == 3:
-        return colour.ycbcr_to_rgb, 3
     if fmt.planar and has_alpha(fmt):
         raise _unsupported(uri, "an alpha channel in a plane of its own")
     if samples in (2, 4) and has_alpha(fmt):
@@ -255,12 +253,15 @@ def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:
     webp = fmt.compression in (50001, 34927)
     options = {"hasalpha": True} if webp and fmt.samples == 4 else {}
     kind = np.dtype(fmt.dtype)
+    aperio = fmt.compression == 33003 and fmt.samples == 3
 
     def decode(data: bytes, out: Array) -> Array:
         _check_codestream_size(data, out.shape)
         tile = np.asarray(unpack(data, **options))
         if tile.ndim == 2:
             tile = tile[..., None]
+        if aperio and not _subsampled(data):
+            tile = colour.ycbcr_to_rgb(tile)
         if tile.ndim != 3 or tile.shape[2] != out.shape[2] or tile.dtype != kind:
             raise DecodeError(
                 f"the tile decodes to {tile.shape} {tile.dtype}, expected {out.shape} {kind}"
@@ -279,6 +280,14 @@ def _check_codestream_size(data: bytes, shape: tuple[int, ...]) -> None:
                 f"the JPEG 2000 stream holds {right - left} x {bottom - top} pixels, "
                 f"the tile {shape[1]} x {shape[0]}"
             )
+
+
+def _subsampled(data: bytes) -> bool:
+    """Whether a JPEG 2000 codestream has subsampled chroma.
+
+    Its colours are then converted while decoding (within 1 of OpenSlide's rounding).
+    """
+    return data[:4] == b"\xff\x4f\xff\x51" and data[46:48] != b"\x01\x01"
 
 
 def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:

@@ -13,12 +13,11 @@ import numpy as np
 from daskdmed.types import Array
 
 _LEVELS = np.arange(256, dtype=np.int64) - 128
-# ITU-R BT.601 as in JFIF, in 16.16 fixed point and rounded as in libjpeg
-_HALF = 1 << 15
-_R_CR = ((91881 * _LEVELS + _HALF) >> 16).astype(np.int16)
-_B_CB = ((116130 * _LEVELS + _HALF) >> 16).astype(np.int16)
-_G_CR = (-46802 * _LEVELS).astype(np.int32)
-_G_CB = (-22554 * _LEVELS + _HALF).astype(np.int32)
+# ITU-R BT.601 as in JFIF, rounded half up as OpenSlide rounds it
+_R_CR = ((1402 * _LEVELS + 500) // 1000).astype(np.int16)
+_B_CB = ((1772 * _LEVELS + 500) // 1000).astype(np.int16)
+_G_CB_CR = (-34414 * _LEVELS[:, None] - 71414 * _LEVELS + 50000) // 100000
+_G_CB_CR = _G_CB_CR.astype(np.int16)
 
 
 def invert(tile: Array) -> Array:
@@ -27,12 +26,12 @@ def invert(tile: Array) -> Array:
 
 
 def ycbcr_to_rgb(tile: Array) -> Array:
-    """Full-range YCbCr (h, w, 3) uint8 to RGB, rounded as JPEG decoders round it."""
+    """Full-range YCbCr (h, w, 3) uint8 to RGB, rounded as OpenSlide rounds it."""
     luma = tile[..., 0].astype(np.int16)
     cb, cr = tile[..., 1], tile[..., 2]
     rgb = np.empty(tile.shape, np.int16)
     rgb[..., 0] = luma + _R_CR[cr]
-    rgb[..., 1] = luma + ((_G_CB[cb] + _G_CR[cr]) >> 16)
+    rgb[..., 1] = luma + _G_CB_CR[cb, cr]
     rgb[..., 2] = luma + _B_CB[cb]
     return np.clip(rgb, 0, 255).astype(np.uint8)
 

@@ -85,9 +85,8 @@ def describe(tif: Any, main: Any) -> Metadata:
 
 
 def number_text(value: float) -> str:
-    """A float as OpenSlide prints it: shortest text, no trailing ``.0``."""
-    text = repr(float(value))
-    return text[:-2] if text.endswith(".0") else text
+    """A float as OpenSlide prints it."""
+    return format(float(value), ".17g")
 
 
 def tiff_properties(page: Any) -> dict[str, str]:
