@@ -56,7 +56,7 @@ class ArrayView:
             raise GeometryError(
                 f"array {array.name!r} has unknown chunk sizes; call compute_chunk_sizes() first"
             )
-        self.array = array
+        self.array: Any = array
         self.spatial_ndim = spatial_ndim
         self.mpp = mpp
         self.token = tokenize("array-view", array, spatial_ndim, mpp)
@@ -105,6 +105,19 @@ class ArrayView:
         view = copy.copy(self)
         view.array = culled
         view._offset = tuple(o + r for o, r in zip(self._offset, region.origin, strict=True))
+        return view
+
+    def detached(self, region: Region) -> ArrayView:
+        """The same image without any array, to be given one region's values by `attached`."""
+        view = copy.copy(self)
+        view.array = None
+        view._offset = region.origin
+        return view
+
+    def attached(self, values: Array) -> ArrayView:
+        """A detached view with the values of its region."""
+        view = copy.copy(self)
+        view.array = da.from_array(values, chunks=-1, name=False)
         return view
 
     def read(self, region: Region, out: Array | None = None) -> Array:

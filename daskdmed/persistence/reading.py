@@ -11,12 +11,12 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, LoaderError
+from daskdmed.errors import GeometryError, LoaderError, UsageError
 from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.persistence.catalogue import clip
@@ -113,22 +113,43 @@ class Job:
     chooser: RegionChooser | None = None
     rng_place: tuple[int, int] = (0, 0)
 
-    def localised(self) -> Job:
-        """A copy whose Dask arrays are culled to the region: small enough to travel."""
-        if self.chooser is not None:
-            return self
-        restricted = [_restrict(v, self.region) for v in (self.view, self.target)]
-        if restricted[0] is self.view and restricted[1] is self.target:
-            return self
-        view, target = restricted
-        return Job(view or self.view, target, self.region)
+    def localised(self, client: Any) -> tuple[Job, tuple[Any, Any]]:
+        """A copy that can travel, and what has to be delivered to it.
+
+        Dask arrays are culled to the region. Arrays that are persisted on the cluster are
+        replaced by a future of the region's values, see `read_delivered`.
+
+        Parameters
+        ----------
+        client : distributed.Client
+            The loader's.
+
+        Raises
+        ------
+        UsageError
+            An array is persisted on another cluster, or under a big-chunk loader of the
+            user's, which may read anywhere.
+        """
+        view, pixels = _travelling(self.view, self, client)
+        if self.target is None:
+            return replace(self, view=view), (pixels, None)
+        target, target_pixels = _travelling(self.target, self, client)
+        return replace(self, view=view, target=target), (pixels, target_pixels)
 
 
-def _restrict(view: ImageView | None, region: Region) -> ImageView | None:
-    if not isinstance(view, ArrayView) or view.remote is not None:
-        return view
-    inside = clip(region, view.shape[: view.spatial_ndim])
-    return view.restrict(inside)
+def _travelling(view: ImageView, job: Job, client: Any) -> tuple[ImageView, Any]:
+    if not isinstance(view, ArrayView) or (job.chooser is not None and view.remote is None):
+        return view, None
+    inside = clip(job.region, view.shape[: view.spatial_ndim])
+    if view.remote is None:
+        return view.restrict(inside), None
+    if view.remote is not client or job.chooser is not None:
+        raise UsageError(
+            "a persisted Dask array can only be drawn from on the cluster that holds it, and "
+            "not with a bigchunk_loader; give that cluster's client, or the array before "
+            "persist()"
+        )
+    return view.detached(inside), client.compute(view.array[inside.slices])
 
 
 class ReadFailure:
@@ -169,6 +190,27 @@ def read_jobs(jobs: Sequence[Job]) -> Loaded:
     return loaded[0] if len(loaded) == 1 else loaded
 
 
+def read_delivered(jobs: Sequence[Job], delivered: Sequence[tuple[Any, Any]]) -> Loaded:
+    """`read_jobs` for jobs some of whose arrays are delivered as values.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        With detached views where values are delivered.
+    delivered : sequence of (ndarray or None, ndarray or None)
+        Values for the view and for the target of each job.
+    """
+    whole = [
+        replace(job, view=_attach(job.view, pixels), target=_attach(job.target, target))
+        for job, (pixels, target) in zip(jobs, delivered, strict=True)
+    ]
+    return read_jobs(whole)
+
+
+def _attach(view: Any, values: Array | None) -> Any:
+    return view if values is None else view.attached(np.asarray(values))
+
+
 class Ticket:
     """Jobs that a worker thread of this process fetches instead of unpickling them.
 
@@ -199,8 +241,12 @@ def leave_ticket(name: str, jobs: tuple[Job, ...]) -> Ticket:
 
 
 def read_ticket(name: str) -> Loaded:
-    """Read the jobs left under a name; the body of a task in an in-process cluster."""
-    return read_jobs(_tickets[name].jobs)
+    """Read the jobs left under a name; the body of a task in an in-process cluster.
+
+    Gives None when all loaders that wanted them have been closed meanwhile.
+    """
+    ticket = _tickets.get(name)
+    return None if ticket is None else read_jobs(ticket.jobs)
 
 
 def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:

@@ -31,6 +31,7 @@ from daskdmed.persistence.reading import (
     RegionChooser,
     Ticket,
     leave_ticket,
+    read_delivered,
     read_jobs,
     read_ticket,
 )
@@ -275,7 +276,7 @@ class ResidentSet:
             unit.home = self._workers.pick(len(visits))
             if unit.home is not None:
                 options = {"workers": [unit.home], "allow_other_workers": True}
-            call = (read_jobs, tuple(job.localised() for job in unit.jobs))
+            call = self._travelling(unit)
         unit.asked = time.perf_counter()
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(
@@ -283,6 +284,13 @@ class ResidentSet:
         )
         self.units_read += 1
         unit.future.add_done_callback(_Arrival(self, unit))
+
+    def _travelling(self, unit: Unit) -> tuple[Any, ...]:
+        """The call that reads a unit in another process."""
+        jobs, delivered = zip(*(job.localised(self.client) for job in unit.jobs), strict=True)
+        if all(values == (None, None) for values in delivered):
+            return read_jobs, jobs
+        return read_delivered, jobs, [list(values) for values in delivered]
 
     def _arrived(self, unit: Unit) -> None:
         with self._wake:
