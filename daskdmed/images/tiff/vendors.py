@@ -91,9 +91,9 @@ def more_levels(main: Any, series: list[Any]) -> list[Any]:
     key = main.keyframe
     sizes = {(lv.keyframe.imagelength, lv.keyframe.imagewidth) for lv in main.levels}
     found = []
-    for other in series:
+    for other in (level for s in series if s is not main for level in s.levels):
         k = other.keyframe
-        if other is main or not (k.is_tiled and k.is_reduced) or k.is_subifd:
+        if not (k.is_tiled and k.is_reduced) or k.is_subifd:
             continue
         if (k.imagelength, k.imagewidth) in sizes or k.imagewidth >= key.imagewidth:
             continue
