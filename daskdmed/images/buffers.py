@@ -11,7 +11,7 @@ Not covered: who keeps blocks, and for how long (`daskdmed.persistence`). Arrays
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from daskdmed.types import Array
 SMALLEST = 1 << 20
 #: bytes of spare memory the pool keeps; the rest goes back to the operating system
 SPARE_LIMIT = 256 << 20
-#: memory is requested in multiples of this, so that blocks of nearly one size share it
-_GRAIN = 1 << 18
+#: sizes are rounded up to this many steps per power of two, so that blocks of nearly one
+#: size (edge blocks are a little smaller) share memory; pages never touched cost nothing
+_STEPS_PER_OCTAVE = 4
 
 
 class _Pool:
@@ -78,8 +79,9 @@ class _Lease:
             "data": (memory.ctypes.data, False),
         }
 
-    def __del__(self) -> None:
-        _pool.give(self._memory)
+    # the default argument outlives the module's globals at interpreter exit
+    def __del__(self, _give: Callable[[Array], None] = _pool.give) -> None:
+        _give(self._memory)
 
 
 def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
@@ -105,7 +107,8 @@ def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
     nbytes = count * kind.itemsize
     if nbytes < SMALLEST or kind.hasobject:
         return np.empty(tuple(shape), kind)
-    memory = _pool.take(-(-nbytes // _GRAIN) * _GRAIN)
+    step = (1 << (nbytes.bit_length() - 1)) // _STEPS_PER_OCTAVE
+    memory = _pool.take(-(-nbytes // step) * step)
     return np.asarray(_Lease(memory, tuple(int(s) for s in shape), kind))
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from daskdmed.errors import (
-    ImageNotFoundError,
+    CorruptImageError,
     MissingExtraError,
     UnsupportedImageError,
     UsageError,
@@ -122,6 +123,10 @@ def choose_backend(uri: str) -> tuple[str, Reader]:
     """
     if not is_remote(uri):
         fingerprint(uri)  # says plainly that the file is not there
+        if os.path.isfile(uri) and os.path.getsize(uri) == 0:
+            raise CorruptImageError(
+                f"{uri}: the file is empty (0 bytes); fetch it again from where it came", uri=uri
+            )
     reasons = []
     tried = candidates(uri)
     for name, backend in tried:
@@ -148,15 +153,3 @@ def open_with(uri: str, backend: str | None) -> tuple[str, Reader]:
     if backend is None:
         return choose_backend(uri)
     return backend, get_backend(backend).open(uri)
-
-
-__all__ = [
-    "GROUP",
-    "ImageNotFoundError",
-    "backend_names",
-    "candidates",
-    "choose_backend",
-    "get_backend",
-    "open_with",
-    "refresh",
-]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, ImageError, ResolutionError, UsageError
+from daskdmed.errors import GeometryError, ImageError, UsageError
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.registry import get_backend, open_with
@@ -475,6 +475,3 @@ def _pair(value: Any, name: str) -> tuple[int, int]:
     if pair != (first, second):
         raise GeometryError(f"{name} must be two whole numbers, got {value!r}")
     return pair
-
-
-__all__ = ["ResolutionError", "Slide", "open_slide", "open_slides", "read_padded"]

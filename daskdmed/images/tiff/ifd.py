@@ -168,7 +168,7 @@ def _is_ndpi(source: Source, layout: _Layout, offset: int) -> bool:
 
 def _read_ifd(source: Source, layout: _Layout, offset: int, *, is_first: bool) -> tuple[IFD, int]:
     size = layout.count.size
-    head = source.read(offset, size)
+    head = source.read(offset, size) if offset < source.size else b""
     if len(head) < size:
         _corrupt(source, f"a directory at offset {offset}, behind the end of the file")
     count = layout.count.unpack(head)[0]
