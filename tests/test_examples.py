@@ -1,0 +1,98 @@
+"""Every example runs, from an empty folder, and shows what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+#: script -> what its output must match
+SCRIPTS = {
+    "read_and_compute.py": r"tissue per block.*record .*view \(\d+, \d+, 3\)",
+    "volume_patches.py": r"\(8, 1, 32, 64, 64\) torch\.int16.*slices \(64, 1, 1, 96, 96\)",
+    "custom_hooks.py": r"anywhere +640 crops.*by hand: +\(\d+, \d+\)",
+    "resume_training.py": "bit-identical: True",
+    "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
+}
+ENVIRONMENT = {**os.environ, "DASKDMED_QUICK": "1", "MPLBACKEND": "agg"}
+
+
+def run(script: str, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested() -> None:
+    scripts = {p.name for p in EXAMPLES.glob("*.py")}
+    assert scripts == {*SCRIPTS, "quickstart.py"}
+
+
+@pytest.mark.parametrize("script", [n for n in SCRIPTS if n != "cluster.py"])
+def test_example(script: str, tmp_path: Path) -> None:
+    assert re.search(SCRIPTS[script], run(script, tmp_path), re.DOTALL)
+
+
+@pytest.mark.cluster
+def test_example_on_a_cluster(tmp_path: Path) -> None:
+    assert re.search(SCRIPTS["cluster.py"], run("cluster.py", tmp_path), re.DOTALL)
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = run("quickstart.py", tmp_path, "--output", "here")
+    assert "level 0: dask.array<slide, shape=(3072, 3072, 3)" in out
+    assert re.search(r"patches/s while training; the loop waited for data [\d.]+%", out)
+    found = re.search(r"held-out slides: ([\d.]+)%", out)
+    assert found is not None
+    # 60 steps are few; chance is 50 %
+    assert float(found[1]) > 70
+    area = re.search(r"area under the ROC ([\d.]+)", out)
+    assert area is not None
+    assert float(area[1]) > 0.8
+    assert (tmp_path / "here" / "heatmap.ome.zarr" / "zarr.json").exists()
+    assert (tmp_path / "here" / "overlay.png").stat().st_size > 20_000
+
+    # and with slides of one's own
+    own = ("--slides", "here/slides", "--labels", "here/slides/labels.csv", "--steps", "4")
+    out = run("quickstart.py", tmp_path, *own, "--output", "mine")
+    assert "training on 4 slides, classes ['benign', 'tumour']" in out
+    assert (tmp_path / "mine" / "overlay.png").exists()
+
+
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("DASKDMED_QUICK", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    assert all(not c.get("outputs") for c in notebook.cells), "commit it without outputs"
+    client = nbclient.NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    tables = [o for o in outputs if "text/html" in o.get("data", {})]
+    assert len(pictures) >= 4
+    assert len(tables) >= 4
+    text = "".join(o.get("text", "") for o in outputs)
+    found = re.search(r"held-out slides: ([\d.]+)%", text)
+    assert found is not None
+    assert float(found[1]) > 70
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
