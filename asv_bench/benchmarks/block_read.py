@@ -1,0 +1,43 @@
+"""Reading blocks of 4096 x 4096 pixels."""
+
+from __future__ import annotations
+
+import inputs
+import scenarios
+
+from benchmarks import Once, requires
+
+
+class BlockRead(Once):
+    """Through `to_dask` under threads."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        self.path = inputs.slide(kind)
+
+    def track_megapixels(self, kind: str) -> float:
+        return scenarios.block_read(self.path, openslide=False).rate / 1e6
+
+    def track_ratio_to_raw_decode(self, kind: str) -> float:
+        return scenarios.block_read(self.path, openslide=False).to_limit
+
+    track_megapixels.unit = "Mpix/s"
+    track_ratio_to_raw_decode.unit = "ratio"
+
+
+class AgainstOpenSlide(Once):
+    """The same blocks through OpenSlide's `read_region`."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        requires("openslide")
+        self.path = inputs.slide(kind)
+
+    def track_ratio(self, kind: str) -> float:
+        return scenarios.block_read(self.path).to_openslide or 0.0
+
+    track_ratio.unit = "ratio"

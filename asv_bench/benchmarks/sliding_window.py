@@ -1,0 +1,40 @@
+"""Every window of a whole slide, through `heatmap` with a trivial model."""
+
+from __future__ import annotations
+
+import inputs
+import scenarios
+
+from benchmarks import Once
+
+#: kernel/stride
+GEOMETRIES = ["224/224", "224/112", "300/300"]
+
+
+class SlidingWindow(Once):
+    """Against decoding every tile once with two threads."""
+
+    params = [["mixed", "dense"], GEOMETRIES]
+    param_names = ["slide", "kernel/stride"]
+
+    def setup(self, kind: str, geometry: str) -> None:
+        self.path = inputs.slide(kind)
+        self.kernel, self.stride = map(int, geometry.split("/"))
+
+    def _measure(self, rounds: int) -> scenarios.SlidingWindow:
+        return scenarios.sliding_window(
+            self.path, kernel=self.kernel, stride=self.stride, rounds=rounds
+        )
+
+    def track_seconds(self, kind: str, geometry: str) -> float:
+        return self._measure(3).seconds
+
+    def track_ratio_to_raw_decode(self, kind: str, geometry: str) -> float:
+        return self._measure(3).to_limit
+
+    def track_decodes_per_tile(self, kind: str, geometry: str) -> float:
+        return self._measure(1).decodes_per_tile
+
+    track_seconds.unit = "s"
+    track_ratio_to_raw_decode.unit = "ratio"
+    track_decodes_per_tile.unit = "decodes"

@@ -1,0 +1,80 @@
+"""Random small chunks through `LightDL`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import inputs
+import scenarios
+
+from benchmarks import Once, requires
+
+#: (big chunk in pixels, small chunks drawn from each)
+ROTATIONS = ["4096/128", "4096/512", "4096/2048", "1024/32"]
+
+
+def rotation(name: str) -> dict[str, int]:
+    """Arguments of a rotation."""
+    bigchunk, draws = map(int, name.split("/"))
+    return {"bigchunk": bigchunk, "draws": draws}
+
+
+class SmallChunks(Once):
+    """In-process."""
+
+    params = [["mixed", "dense"], ROTATIONS]
+    param_names = ["slide", "bigchunk/draws"]
+
+    def setup(self, kind: str, name: str) -> None:
+        requires("torch")
+        self.paths = inputs.slides(kind)
+
+    def _measure(self, name: str) -> scenarios.SmallChunks:
+        return scenarios.small_chunks(self.paths, seconds=inputs.seconds(), **rotation(name))
+
+    def track_patches(self, kind: str, name: str) -> float:
+        return self._measure(name).rate
+
+    def track_ratio_to_gather(self, kind: str, name: str) -> float:
+        return self._measure(name).to_gather
+
+    def track_ratio_to_cost_model(self, kind: str, name: str) -> float:
+        return self._measure(name).to_model
+
+    track_patches.unit = "patches/s"
+    track_ratio_to_gather.unit = "ratio"
+    track_ratio_to_cost_model.unit = "ratio"
+
+
+class SmallChunksTcp(Once):
+    """Two workers behind TCP, in this process: asv cannot start processes of its own."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        requires("torch")
+        self.paths = inputs.slides(kind)
+        self._stack = ExitStack()
+        self.client = self._stack.enter_context(scenarios.local_cluster(processes=False))
+
+    def teardown(self, kind: str) -> None:
+        self._stack.close()
+
+    def track_patches(self, kind: str) -> float:
+        return scenarios.small_chunks(self.paths, seconds=inputs.seconds(), client=self.client).rate
+
+    track_patches.unit = "patches/s"
+
+
+class Idle(Once):
+    """A loader that nobody asks."""
+
+    def setup(self) -> None:
+        requires("torch")
+        self.paths = inputs.slides("mixed")
+
+    def track_cores(self) -> float:
+        return scenarios.idle_cpu(self.paths, min(3.0, inputs.seconds()))
+
+    track_cores.unit = "cores"

@@ -1,0 +1,183 @@
+"""Every figure that the project promises, in one run, as one table.
+
+    python report.py            at full size, on a quiet machine (about 20 minutes)
+    python report.py --quick    small slides and short measurements; shows that it runs
+
+All are ratios to what the same machine did in the same round, or counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import inputs
+import scenarios
+from compare import PEERS, measure, missing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line.
+
+    Parameters
+    ----------
+    what, slide : str
+        What was measured, on which slide.
+    value : float or None
+        The figure; None when it could not be measured here.
+    bound : float or None
+        What was promised.
+    least : bool
+        Whether the bound is the least (else the greatest) value.
+    detail : str
+        The absolute figure behind it.
+    """
+
+    what: str
+    slide: str
+    value: float | None
+    bound: float | None = None
+    least: bool = True
+    detail: str = ""
+
+    def row(self) -> str:
+        """One line of Markdown."""
+        value = "not measured" if self.value is None else f"{self.value:.3g}"
+        bound = "" if self.bound is None else f"{'>=' if self.least else '<='} {self.bound:g}"
+        kept = ""
+        if self.value is not None and self.bound is not None:
+            good = self.value >= self.bound if self.least else self.value <= self.bound
+            kept = "yes" if good else "NO"
+        return f"| {self.what} | {self.slide} | {value} | {bound} | {kept} | {self.detail} |"
+
+
+def block_reads(kind: str, rounds: int) -> Iterator[Figure]:
+    """Reading blocks."""
+    found = scenarios.block_read(inputs.slide(kind), rounds=rounds, openslide=_have("openslide"))
+    detail = f"{found.rate / 1e6:,.0f} Mpix/s"
+    yield Figure("block read / raw decode, 2 threads", kind, found.to_limit, 0.85, detail=detail)
+    yield Figure("block read / OpenSlide", kind, found.to_openslide, 10)
+
+
+def small_chunks(kind: str, rounds: int) -> Iterator[Figure]:
+    """Random small chunks in-process."""
+    paths = inputs.slides(kind)
+    for bigchunk, draws in ((4096, 128), (4096, 512), (4096, 2048), (1024, 32)):
+        found = scenarios.small_chunks(
+            paths, bigchunk=bigchunk, draws=draws, seconds=inputs.seconds(), rounds=rounds
+        )
+        name = f"LightDL {bigchunk}, {draws} draws"
+        detail = f"{found.rate:,.0f} patches/s, {found.draws_per_read:,.0f} draws per read"
+        yield Figure(f"{name} / cost model", kind, found.to_model, 0.6, detail=detail)
+        if (bigchunk, draws) == (4096, 512) and kind == "mixed":
+            yield Figure(f"{name} / gather", kind, found.to_gather, 0.22, detail=detail)
+            yield Figure(f"{name}, patches/s", kind, found.rate, 15_000)
+    yield Figure(
+        "idle loader, cores",
+        kind,
+        scenarios.idle_cpu(paths, min(5.0, inputs.seconds())),
+        0.05,
+        False,
+    )
+
+
+def peers(kind: str, rounds: int) -> Iterator[Figure]:
+    """LightDL against peers, each in its own process."""
+    paths = inputs.slides(kind)
+    bounds = {"OpenSlide, DataLoader, 2 workers": 10.0, "cuCIM, batched, 2 threads": 2.8}
+    for peer in PEERS:
+        if peer.name not in bounds:
+            continue
+        what = f"LightDL / {peer.name}"
+        absent = missing(peer)
+        if absent:
+            reason = f"not installed ({', '.join(absent)})"
+            yield Figure(what, kind, None, bounds[peer.name], detail=reason)
+            continue
+        ratios, last = [], ""
+        for _ in range(rounds):
+            ours, theirs = (
+                measure(name, "patches", paths, inputs.seconds())
+                for name in ("daskdmed", peer.name)
+            )
+            if isinstance(ours, str) or isinstance(theirs, str):
+                last = f"{ours}; {theirs}"
+                break
+            ratios.append((ours / theirs,))
+            last = f"{ours:,.0f} against {theirs:,.0f} patches/s"
+        value = scenarios.median_of(len(ratios), ratios.__getitem__)[0] if ratios else None
+        yield Figure(what, kind, value, bounds[peer.name], detail=last)
+
+
+def cluster(kind: str, rounds: int) -> Iterator[Figure]:
+    """Two worker processes."""
+    with scenarios.local_cluster(workers=2) as client:
+        found = scenarios.small_chunks(
+            inputs.slides(kind), seconds=inputs.seconds(), rounds=rounds, client=client
+        )
+    detail = f"{found.to_model:.2f} of the cost model"
+    yield Figure("LocalCluster of 2, patches/s", kind, found.rate, 4_000, detail=detail)
+
+
+def first_batch(kind: str, rounds: int) -> Iterator[Figure]:
+    """Waiting for the first batch."""
+    paths = inputs.slides(kind)
+    value = scenarios.median_of(rounds, lambda _: (scenarios.first_batch(paths),))[0]
+    yield Figure("first batch, s", kind, value, 2.0, False)
+
+
+def sliding_windows(kind: str, rounds: int) -> Iterator[Figure]:
+    """Heatmaps."""
+    path = inputs.slide(kind)
+    for kernel, stride, decodes in ((224, 224, 1.0), (224, 112, 1.15), (300, 300, 1.15)):
+        found = scenarios.sliding_window(path, kernel=kernel, stride=stride, rounds=rounds)
+        name = f"sliding window {kernel}/{stride}"
+        if stride == 224:
+            detail = f"{found.seconds:.1f} s"
+            yield Figure(f"{name} / raw decode", kind, found.to_limit, 1.4, False, detail)
+        yield Figure(f"{name}, decodes per tile", kind, found.decodes_per_tile, decodes, False)
+
+
+def memory() -> Iterator[Figure]:
+    """Memory against slide size."""
+    small, large = inputs.side() // 2, inputs.side() * 2
+    low, high = (
+        scenarios.heatmap_memory(inputs.slide("mixed", n, share_tiles=True)) for n in (small, large)
+    )
+    what = f"heatmap memory, {large} px / {small} px"
+    yield Figure(what, "mixed", high / low, 1.2, False, f"{high:,.0f} and {low:,.0f} MiB")
+
+
+def _have(name: str) -> bool:
+    return not any(missing(p) for p in PEERS if p.modules == (name,))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small slides, short measurements")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    rounds = options.rounds
+    if options.quick:
+        os.environ.setdefault("DASKDMED_BENCH_SIZE", "12800")
+        os.environ.setdefault("DASKDMED_BENCH_SECONDS", "1.5")
+        rounds = 1
+    print(f"slides of {inputs.side()} x {inputs.side()}, {os.cpu_count()} cores\n")
+    print("| what | slide | value | promised | kept | |\n|-|-|-|-|-|-|")
+    topics = (block_reads, small_chunks, peers, cluster, first_batch, sliding_windows)
+    for topic in topics:
+        for kind in inputs.KINDS:
+            for figure in topic(kind, rounds):
+                print(figure.row(), flush=True)
+    for figure in memory():
+        print(figure.row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

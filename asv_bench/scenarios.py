@@ -1,0 +1,257 @@
+"""The work that is measured, each with the limit it is compared with, in interleaved rounds.
+
+asv benchmarks and `report.py` call the same functions, so that both say the same. A figure
+is the median over rounds; a ratio is the median of the ratios of each round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+from limits import THREADS, RawTiles, cost_model, decode_rate, gather_rate
+
+import daskdmed
+from daskdmed.images.tiff.decode import count_tiles
+from daskdmed.persistence.blockgrid import BlockGrid
+
+BLOCK, CROP, BATCH = 4096, 224, 64
+
+
+def median_of(rounds: int, once: Callable[[int], tuple[float, ...]]) -> tuple[float, ...]:
+    """Median of each figure over rounds."""
+    return tuple(statistics.median(v) for v in zip(*map(once, range(rounds)), strict=True))
+
+
+def dataset(paths: list[Path]) -> daskdmed.Dataset:
+    """One patient per slide."""
+    patients = [
+        daskdmed.Patient(f"patient-{i}", {"wsi": daskdmed.Record(str(p))})
+        for i, p in enumerate(paths)
+    ]
+    return daskdmed.Dataset("benchmark", patients)
+
+
+@dataclass(frozen=True)
+class BlockRead:
+    """Pixels per second, and ratios."""
+
+    rate: float
+    to_limit: float
+    to_openslide: float | None
+
+
+def block_read(
+    path: Path, *, blocks: int = 6, rounds: int = 5, openslide: bool = True
+) -> BlockRead:
+    """Blocks of 4096 x 4096 through `to_dask` under threads, against raw decoding of the
+    same tiles and OpenSlide's `read_region` of one of the blocks.
+    """
+    array = daskdmed.open_slide(path).to_dask(chunks=BLOCK)
+    rows, columns = array.numblocks[:2]
+    rng = np.random.default_rng(0)
+
+    with RawTiles(path) as tiles:
+
+        def once(_: int) -> tuple[float, ...]:
+            chosen = [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(blocks)]
+            corners = [(i * BLOCK, j * BLOCK) for i, j in chosen]
+            numbers = [tiles.inside(y, x, BLOCK, BLOCK) for y, x in corners]
+            parts = [array.blocks[i, j] for i, j in chosen]
+            pixels = sum(p.shape[0] * p.shape[1] for p in parts)
+            began = time.perf_counter()
+            dask.compute(*parts, scheduler="threads", num_workers=THREADS)
+            ours = time.perf_counter() - began
+            limit = tiles.decode_seconds(np.concatenate(numbers))
+            theirs = _openslide_block(path, corners[0], parts[0].shape) if openslide else 1.0
+            one = parts[0].shape[0] * parts[0].shape[1]
+            return pixels / ours, limit / ours, (pixels / ours) / (one / theirs)
+
+        once(-1)
+        rate, to_limit, to_openslide = median_of(rounds, once)
+    return BlockRead(rate, to_limit, to_openslide if openslide else None)
+
+
+def _openslide_block(path: Path, corner: tuple[int, int], shape: tuple[int, ...]) -> float:
+    import openslide
+
+    with openslide.OpenSlide(path) as slide:
+        began = time.perf_counter()
+        np.asarray(slide.read_region(corner[::-1], 0, (shape[1], shape[0])).convert("RGB"))
+        return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class SmallChunks:
+    """Patches per second, and ratios to what the machine could do in the same round."""
+
+    rate: float
+    to_gather: float
+    to_model: float
+    draws_per_read: float
+
+
+def small_chunks(
+    paths: list[Path],
+    *,
+    bigchunk: int = BLOCK,
+    draws: int = 512,
+    seconds: float,
+    rounds: int = 1,
+    client: Any = None,
+    **options: Any,
+) -> SmallChunks:
+    """Random crops through `LightDL` while big chunks rotate."""
+    data = dataset(paths)
+    pixels = _block_pixels(paths, bigchunk)
+
+    def once(seed: int) -> tuple[float, ...]:
+        gather = gather_rate(CROP, BATCH)
+        decode = decode_rate(paths, seed=seed)
+        rate, reuse = _loader_rate(
+            data,
+            seconds,
+            bigchunk_size=bigchunk,
+            smallchunks_per_bigchunk=draws,
+            seed=seed,
+            client=client,
+            **options,
+        )
+        model = cost_model(pixels, decode, draws, gather)
+        return rate, rate / gather, rate / model, reuse
+
+    return SmallChunks(*median_of(rounds, once))
+
+
+def _block_pixels(paths: list[Path], bigchunk: int) -> float:
+    """Mean pixels of a big chunk."""
+    slide = daskdmed.open_slide(paths[0])
+    shape = slide.dimensions[::-1]
+    tile = slide.level_tile_shapes[0]
+    grid = BlockGrid.of(shape, (bigchunk, bigchunk), tile, (CROP, CROP))
+    return shape[0] * shape[1] / len(grid)
+
+
+def _loader_rate(data: daskdmed.Dataset, seconds: float, **options: Any) -> tuple[float, float]:
+    """(patches per second in the steady state, draws per big chunk read)."""
+    with daskdmed.LightDL(data, smallchunk_size=CROP, batch_size=BATCH, **options) as loader:
+        batches = iter(loader)
+        settled = time.perf_counter() + seconds / 4
+        while time.perf_counter() < settled:
+            next(batches)
+        before = loader.stats()
+        began = time.perf_counter()
+        patches = 0
+        while time.perf_counter() < began + seconds:
+            x, _, _ = next(batches)
+            patches += x.shape[0]
+        elapsed = time.perf_counter() - began
+        read = loader.stats().visits_admitted - before.visits_admitted
+    return patches / elapsed, patches / max(read, 1)
+
+
+def idle_cpu(paths: list[Path], seconds: float) -> float:
+    """Cores that a loader uses while nobody asks it for batches."""
+    with daskdmed.LightDL(dataset(paths), smallchunk_size=CROP, batch_size=BATCH) as loader:
+        loader.get()
+        time.sleep(max(1.0, seconds / 2))  # read-ahead comes to rest
+        began, used = time.perf_counter(), time.process_time()
+        time.sleep(seconds)
+        return (time.process_time() - used) / (time.perf_counter() - began)
+
+
+def first_batch(paths: list[Path]) -> float:
+    """Seconds from construction to the first batch."""
+    data = dataset(paths)
+    began = time.perf_counter()
+    loader = daskdmed.LightDL(data, smallchunk_size=CROP, batch_size=BATCH)
+    try:
+        loader.get()
+        return time.perf_counter() - began
+    finally:
+        loader.close()
+
+
+def grid_mean(windows: np.ndarray) -> np.ndarray:
+    """The trivial model: mean of a 4 x 4 sub-grid of each window."""
+    step = (max(1, windows.shape[1] // 4), max(1, windows.shape[2] // 4))
+    return windows[:, :: step[0], :: step[1]].mean(axis=(1, 2, 3), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Seconds, the ratio to decoding every tile once, and decodes per tile."""
+
+    seconds: float
+    to_limit: float
+    decodes_per_tile: float
+
+
+def sliding_window(
+    path: Path, *, kernel: int = CROP, stride: int | None = None, rounds: int = 3
+) -> SlidingWindow:
+    """A heatmap of a whole slide with a trivial model, against decoding every tile once."""
+    with RawTiles(path) as tiles:
+        everything = np.arange(len(tiles.offsets))
+
+        def once(_: int) -> tuple[float, ...]:
+            limit = tiles.decode_seconds(everything)
+            with count_tiles() as counted, dask.config.set(num_workers=THREADS):
+                began = time.perf_counter()
+                daskdmed.heatmap(path, grid_mean, kernel_size=kernel, stride=stride)
+                ours = time.perf_counter() - began
+            return ours, ours / limit, counted.tiles / len(everything)
+
+        return SlidingWindow(*median_of(rounds, once))
+
+
+def heatmap_memory(path: Path) -> float:
+    """Peak memory in MiB of a process that makes the heatmap of a slide."""
+    command = [sys.executable, str(Path(__file__).resolve()), "heatmap-memory", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)["mib"])
+
+
+def _heatmap_memory(path: str) -> float:
+    with dask.config.set(num_workers=THREADS):
+        daskdmed.heatmap(path, grid_mean, kernel_size=CROP)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def local_cluster(*, workers: int = 2, processes: bool = True) -> Iterator[Any]:
+    """A client of a local cluster that talks over TCP; without processes for asv."""
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=processes,
+            protocol="tcp",
+            dashboard_address=":0",
+            memory_limit="8 GiB",
+        ) as cluster,
+        Client(cluster, direct_to_workers=True) as client,
+    ):
+        yield client
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if len(sys.argv) != 3 or sys.argv[1] != "heatmap-memory":
+        raise SystemExit("usage: scenarios.py heatmap-memory SLIDE")
+    print(json.dumps({"mib": _heatmap_memory(sys.argv[2])}))

@@ -1,0 +1,130 @@
+"""Every benchmark runs at a tiny size, so that none of them rots."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "asv_bench"
+TOPICS = sorted(p.stem for p in (FOLDER / "benchmarks").glob("[!_]*.py"))
+KINDS = ("time_", "timeraw_", "track_", "peakmem_")
+SHARED = ("inputs", "limits", "scenarios", "peers", "compare", "report", "benchmarks")
+
+pytest.importorskip("torch")
+pytest.importorskip("openslide")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tiny slides, short measurements, and the benchmark folder on the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASKDMED_BENCH_SIZE", "1024")
+        patch.setenv("DASKDMED_BENCH_SECONDS", "0.05")
+        patch.setenv("DASKDMED_BENCH_DIR", str(tmp_path_factory.mktemp("bench")))
+        patch.syspath_prepend(str(FOLDER))
+        yield
+        for name in list(sys.modules):
+            if name.split(".")[0] in SHARED and FOLDER.as_posix() in str(
+                getattr(sys.modules[name], "__file__", "")
+            ):
+                del sys.modules[name]
+
+
+def test_configuration_is_readable() -> None:
+    text = re.sub(r"^\s*//.*$", "", (FOLDER / "asv.conf.json").read_text(), flags=re.M)
+    conf = json.loads(text)
+    assert (FOLDER / conf["benchmark_dir"]).is_dir()
+    assert (FOLDER / conf["repo"] / "pyproject.toml").is_file()
+
+
+def benchmarks_of(module: ModuleType) -> list[tuple[type | None, str]]:
+    """(class or None, name of the benchmark) of one file."""
+    found: list[tuple[type | None, str]] = []
+    for name, thing in vars(module).items():
+        if inspect.isclass(thing) and thing.__module__ == module.__name__:
+            found += [(thing, attribute) for attribute in dir(thing) if attribute.startswith(KINDS)]
+        elif inspect.isfunction(thing) and name.startswith(KINDS):
+            found.append((None, name))
+    return found
+
+
+def last_parameters(owner: type) -> tuple[object, ...]:
+    """One combination of parameters is enough to see that a benchmark runs."""
+    params = getattr(owner, "params", [])
+    if params and not isinstance(params[0], (list, tuple)):
+        params = [params]
+    return list(itertools.product(*params))[-1] if params else ()
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_benchmark_runs(topic: str) -> None:
+    module = importlib.import_module(f"benchmarks.{topic}")
+    found = benchmarks_of(module)
+    assert found
+    for owner, name in found:
+        if owner is None:
+            statement = getattr(module, name)()
+            exec(compile(statement, name, "exec"), {})
+            continue
+        suite, parameters = owner(), last_parameters(owner)
+        suite.setup(*parameters)
+        try:
+            result = getattr(suite, name)(*parameters)
+        finally:
+            getattr(suite, "teardown", lambda *_: None)(*parameters)
+        if name.startswith("track_"):
+            assert result > 0 or name == "track_cores"
+            assert getattr(suite, name).unit
+
+
+def test_cost_model() -> None:
+    limits = importlib.import_module("limits")
+    # a block of 16 Mpix at 1000 Mpix/s over 500 draws is 32 us, a copy 15 us
+    assert limits.cost_model(16e6, 1e9, 500, 1 / 15e-6) == pytest.approx(1 / 47e-6)
+
+
+def test_raw_decoding_covers_a_region() -> None:
+    inputs, limits = (importlib.import_module(n) for n in ("inputs", "limits"))
+    with limits.RawTiles(inputs.slide("mixed", 1000)) as tiles:
+        assert tiles.inside(0, 0, 1000, 1000).tolist() == list(range(16))
+        assert tiles.inside(256, 512, 300, 256).tolist() == [6, 10]
+        assert tiles.decode_seconds(tiles.inside(0, 0, 256, 256)) > 0
+
+
+def test_peers_give_steps() -> None:
+    inputs, compare = (importlib.import_module(n) for n in ("inputs", "compare"))
+    paths = inputs.slides("mixed", 2)
+    for task, name in (
+        ("patches", "daskdmed"),
+        ("blocks", "daskdmed"),
+        ("windows", "daskdmed"),
+        ("patches", "OpenSlide"),
+        ("blocks", "OpenSlide"),
+        ("windows", "OpenSlide"),
+    ):
+        assert compare.measure_here(name, task, paths, 0.01) > 0
+
+
+def test_table_of_ratios() -> None:
+    compare = importlib.import_module("compare")
+    figures = {"daskdmed": [100.0, 300.0], "slow": [10.0, 20.0], "absent": "not installed (x)"}
+    lines = compare.table("patches", figures)
+    assert lines[2] == "| daskdmed | 200 (100 to 300) |  |"
+    assert lines[3] == "| slow | 15 (10 to 20) | 12.5 x |"
+    assert "not installed (x)" in lines[4]
+
+
+def test_report_marks_what_is_kept() -> None:
+    report = importlib.import_module("report")
+    assert "| yes |" in report.Figure("a", "mixed", 0.9, 0.85).row()
+    assert "| NO |" in report.Figure("a", "mixed", 1.5, 1.4, False).row()
+    assert "not measured" in report.Figure("a", "mixed", None, 1.0).row()
