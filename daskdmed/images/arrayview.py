@@ -57,6 +57,7 @@ class ArrayView:
                 f"array {array.name!r} has unknown chunk sizes; call compute_chunk_sizes() first"
             )
         self.array: Any = array
+        self._dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.spatial_ndim = spatial_ndim
         self.mpp = mpp
         self.token = tokenize("array-view", array, spatial_ndim, mpp)
@@ -64,7 +65,9 @@ class ArrayView:
         self._shape = tuple(int(s) for s in array.shape)
 
     def __repr__(self) -> str:
-        return f"ArrayView(shape={self.shape}, dtype={self.dtype}, spatial_ndim={self.spatial_ndim})"
+        return (
+            f"ArrayView(shape={self.shape}, dtype={self.dtype}, spatial_ndim={self.spatial_ndim})"
+        )
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return type(self).__name__, self.token
@@ -77,7 +80,7 @@ class ArrayView:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Sample type."""
-        return np.dtype(self.array.dtype)
+        return self._dtype
 
     @property
     def tile_shape(self) -> tuple[int, ...]:

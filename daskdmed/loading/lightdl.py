@@ -415,8 +415,8 @@ class LightDL(_Base):
         mine, theirs = self._parameters(), dict(state["parameters"])
         differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
         if differing:
-            lines = "; ".join(f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing)
-            raise StateError(f"the state belongs to another loader ({lines})")
+            lines = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing]
+            raise StateError(f"the state belongs to another loader ({'; '.join(lines)})")
         ended = {int(k): int(v) for k, v in state["ended"].items()}
         self._cursor = Cursor(int(state["position"]), ended)
         self._batches = int(state["batches"])
@@ -424,7 +424,7 @@ class LightDL(_Base):
     def _parameters(self) -> dict[str, Any]:
         """What batches depend on."""
         return {
-            "dataset": tokenize([(e.view.token, e.target and e.target.token) for e in self._catalogue.entries]),
+            "dataset": tokenize([e.tokens for e in self._catalogue.entries]),
             "patients": len(self._catalogue.entries),
             "smallchunk_size": list(self._geometry.smallchunk),
             "bigchunk_size": list(self._geometry.bigchunk),

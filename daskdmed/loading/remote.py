@@ -130,9 +130,7 @@ class RemoteEngine(Engine):
         by_visit = np.argsort(visits, kind="stable")
         numbers, starts = np.unique(visits[by_visit], return_index=True)
         groups: dict[str | None, list[tuple[int, Array]]] = {}
-        for number, rows in zip(
-            numbers.tolist(), np.split(by_visit, starts[1:]), strict=True
-        ):
+        for number, rows in zip(numbers.tolist(), np.split(by_visit, starts[1:]), strict=True):
             if number not in self._ended:
                 unit, _ = self.residents.unit_of(number)
                 groups.setdefault(unit.home, []).append((number, rows))
@@ -140,9 +138,7 @@ class RemoteEngine(Engine):
             self._send_to(home, members, chunk)
         return chunk
 
-    def _send_to(
-        self, home: str | None, members: list[tuple[int, Array]], chunk: _Chunk
-    ) -> None:
+    def _send_to(self, home: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
         """One task for the draws from the blocks of one worker."""
         s = self.sampling
         units: dict[Unit, int] = {}
@@ -247,18 +243,14 @@ class RemoteEngine(Engine):
             if flying:
                 yield from self._receive(flying.popleft())
                 continue
-            there = [
-                n for n in table if n not in self._ended and self.residents.is_ready(n)
-            ]
+            there = [n for n in table if n not in self._ended and self.residents.is_ready(n)]
             if not there:
                 self.residents.wait(numbers)
                 continue
             visits = self._whim.choice(np.array(there), self.sampling.batch_size)
             draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
             self.late_draws += visits.size
-            yield from self._receive(
-                self._send(visits, draws, np.full(visits.size, -1), table, [])
-            )
+            yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))
 
     def _next_beyond(self, number: int) -> int:
         draw = self._beyond.get(number, self.sampling.draws_per_visit)

@@ -203,7 +203,8 @@ class VisitSampler:
     def _rooms(self) -> Array:
         """Valid first positions, (pieces, axes)."""
         extents = np.array([p.data.shape[: self._axes] for p in self.pieces], np.int64)
-        return extents - np.array(self._crop.size) + 1
+        rooms: Array = extents - np.array(self._crop.size) + 1
+        return rooms
 
     def _locate(self, draw: int) -> None:
         """Uniform positions of all draws up to a number.
@@ -267,8 +268,7 @@ class VisitSampler:
         start = tuple(int(v) for v in answer)
         extent = self.pieces[at].data.shape[: self._axes]
         fits = len(start) == self._axes and all(
-            0 <= o and o + s <= e
-            for o, s, e in zip(start, self._crop.size, extent, strict=False)
+            o >= 0 and o + s <= e for o, s, e in zip(start, self._crop.size, extent, strict=False)
         )
         if not fits:
             raise GeometryError(

@@ -8,6 +8,7 @@ often as a full chunk. Not covered: reading them (`daskdmed.persistence.reading`
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 from daskdmed.errors import GeometryError
@@ -50,7 +51,7 @@ def cut_axis(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...
     # rounding up keeps every span within `longest`, which is a multiple of the tile
     edges = [-(-i * size // (count * tile)) * tile for i in range(count)] + [size]
     spans = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         length = stop - start
         if length < smallest:
             start, length = max(0, stop - smallest), smallest

@@ -137,6 +137,12 @@ class Entry:
     level: int | None
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of the pixels drawn from."""
+        views = (self.view,) if self.target is None else (self.view, self.target)
+        return (str(self.patient.id), *(view.token for view in views))
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of the largest big chunk, with its target."""
         pixels = int(np.prod(self.grid.largest, dtype=np.int64))
@@ -205,12 +211,12 @@ class Request:
     def entry(self, patient: Patient, geometry: Geometry) -> Entry:
         """Open a patient's record (and target) and cut it into big chunks."""
         record = patient.record(self.record)
-        level, mpp, power = (
-            value(patient) if callable(value) else value
-            for value in (self.level, self.mpp, self.power)
-        )
-        kwargs = {"level": level, "mpp": mpp, "power": power, "spatial_ndim": geometry.ndim}
-        view = record.view(**kwargs)
+        resolution = {
+            name: value(patient) if callable(value) else value
+            for name, value in (("level", self.level), ("mpp", self.mpp), ("power", self.power))
+        }
+        options: dict[str, Any] = {**resolution, "spatial_ndim": geometry.ndim}
+        view = record.view(**options)
         if view.spatial_ndim != geometry.ndim:
             raise GeometryError(
                 f"record {record.name!r} has {view.spatial_ndim} spatial axes (shape "
@@ -218,11 +224,12 @@ class Request:
             )
         target = None
         if self.target is not None:
-            target = patient.record(self.target).view(**kwargs)
+            target = patient.record(self.target).view(**options)
             _check_aligned(view, target, self.target)
         grid = _grid(view, geometry)
-        by_level = mpp is None and power is None
-        return Entry(patient, record.name, view, target, grid, int(level) if by_level else None)
+        by_level = resolution["mpp"] is None and resolution["power"] is None
+        level: Any = resolution["level"] if by_level else None
+        return Entry(patient, record.name, view, target, grid, level)
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:

@@ -170,9 +170,7 @@ class RotationPlan:
             patients=self.population.patients,
             labels=self.population.labels,
         )
-        choice = self._policy.admit(
-            situation, generator(self._key, Purpose.ADMIT, self._admitted)
-        )
+        choice = self._policy.admit(situation, generator(self._key, Purpose.ADMIT, self._admitted))
         if choice is None:
             self._exhausted = True
             return None
@@ -308,7 +306,8 @@ class RotationPlan:
 def _within(shares: Array) -> Array:
     """0, 1, ..., n - 1 for each share of n, one after the other."""
     ends = np.cumsum(shares)
-    return np.arange(int(ends[-1])) - np.repeat(ends - shares, shares)
+    within: Array = np.arange(int(ends[-1])) - np.repeat(ends - shares, shares)
+    return within
 
 
 def visits_of(turns: Sequence[Turn]) -> list[Visit]:

@@ -48,6 +48,4 @@ def generator(key: int, purpose: Purpose, *place: int) -> np.random.Generator:
     """
     coordinates = (*place, 0, 0, 0)[:3]
     # the lowest counter word is left to the stream itself
-    return np.random.Generator(
-        np.random.Philox(key=[key, int(purpose)], counter=[0, *coordinates])
-    )
+    return np.random.Generator(np.random.Philox(key=[key, int(purpose)], counter=[0, *coordinates]))

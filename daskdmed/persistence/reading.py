@@ -262,8 +262,7 @@ def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
         blocks = [
-            (r.origin, read_padded(job.view, r), _read_target(job.target, r))
-            for r in regions
+            (r.origin, read_padded(job.view, r), _read_target(job.target, r)) for r in regions
         ]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)

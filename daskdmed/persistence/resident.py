@@ -279,9 +279,7 @@ class ResidentSet:
             call = self._travelling(unit)
         unit.asked = time.perf_counter()
         # earlier visits are needed earlier; crops (priority 10) before any read
-        unit.future = self.client.submit(
-            *call, key=unit.key, priority=-visits[0].number, **options
-        )
+        unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.units_read += 1
         unit.future.add_done_callback(_Arrival(self, unit))
 

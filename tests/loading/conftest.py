@@ -20,7 +20,9 @@ def coordinate_dataset(n=4, **kwargs):
     return Dataset(
         "coordinates",
         [
-            Patient(f"p{i}", {"wsi": Record(array=coordinate_array(number=i, **kwargs))}, {"y": i % 2})
+            Patient(
+                f"p{i}", {"wsi": Record(array=coordinate_array(number=i, **kwargs))}, {"y": i % 2}
+            )
             for i in range(n)
         ],
     )
@@ -32,8 +34,12 @@ def assert_true_to_place(x, smallchunks):
     for row, chunk in zip(data, smallchunks, strict=True):
         y, x0 = chunk.origin
         h, w = row.shape[:2]
-        assert np.array_equal(row[..., 0], np.broadcast_to(((y + np.arange(h)) % 251)[:, None], (h, w)))
-        assert np.array_equal(row[..., 1], np.broadcast_to(((x0 + np.arange(w)) % 241)[None], (h, w)))
+        assert np.array_equal(
+            row[..., 0], np.broadcast_to(((y + np.arange(h)) % 251)[:, None], (h, w))
+        )
+        assert np.array_equal(
+            row[..., 1], np.broadcast_to(((x0 + np.arange(w)) % 241)[None], (h, w))
+        )
         assert (row[..., 2] == int(str(chunk.patient.id)[1:])).all()
         assert chunk.location == (x0, y)
         assert np.array_equal(chunk.data, row)

@@ -84,7 +84,9 @@ def test_same_batches_for_any_number_of_workers(slides, expected, workers):
             stats = loader.stats()
             assert stats.resident_bytes <= stats.budget_bytes
         deadline = time.monotonic() + 20
-        while blocks := [k for held in client.has_what().values() for k in held if "chunk" in str(k)]:
+        while blocks := [
+            k for held in client.has_what().values() for k in held if "chunk" in str(k)
+        ]:
             assert time.monotonic() < deadline, f"closing lets go of every block: {blocks}"
             time.sleep(0.1)
 
@@ -102,7 +104,11 @@ def test_same_batches_after_a_worker_is_killed(slides, expected):
 
 @pytest.mark.cluster
 def test_a_worker_that_joins_changes_nothing(slides, expected):
-    with cluster(1) as local, Client(local) as client, LightDL(slides, **SLIDES, client=client) as loader:
+    with (
+        cluster(1) as local,
+        Client(local) as client,
+        LightDL(slides, **SLIDES, client=client) as loader,
+    ):
         first = collect(loader, 8)
         local.scale(2)
         client.wait_for_workers(2, timeout=60)
@@ -201,7 +207,8 @@ import numpy as np
 from daskdmed import Dataset, LightDL, Patient, Record
 from tests.loading.conftest import collect
 job = json.load(open(sys.argv[1]))
-dataset = Dataset("slides", [Patient(i, {"wsi": Record(u)}, {"class": k}) for k, (i, u) in enumerate(job["records"])])
+patients = [Patient(i, {"wsi": Record(u)}, {"class": k}) for k, (i, u) in enumerate(job["records"])]
+dataset = Dataset("slides", patients)
 loader = LightDL(dataset, **job["parameters"])
 loader.load_state_dict(job["state"])
 with loader:

@@ -19,7 +19,9 @@ def slide_path(tmp_path_factory):
 
 
 def dataset_of(*paths, **kwargs):
-    return Dataset("d", [Patient(f"p{i}", {"wsi": Record(p, **kwargs)}) for i, p in enumerate(paths)])
+    return Dataset(
+        "d", [Patient(f"p{i}", {"wsi": Record(p, **kwargs)}) for i, p in enumerate(paths)]
+    )
 
 
 def test_the_real_slide():
@@ -42,7 +44,10 @@ def test_levels_are_cropped_where_they_say(slide_path):
     for sample, chunk in zip(x, chunks, strict=True):
         y, x0 = chunk.origin
         assert np.array_equal(sample.permute(1, 2, 0).numpy(), level[y : y + 100, x0 : x0 + 100])
-        assert chunk.location == (round(x0 * slide.level_downsamples[1]), round(y * slide.level_downsamples[1]))
+        assert chunk.location == (
+            round(x0 * slide.level_downsamples[1]),
+            round(y * slide.level_downsamples[1]),
+        )
 
 
 def whole(view):

@@ -61,7 +61,9 @@ def test_grid_enumerates_every_block_once():
 def test_three_axes():
     grid = BlockGrid.of((40, 100, 100), (32, 64, 64), (1, 16, 16), (8, 32, 32))
     assert grid.counts == (2, 2, 2)
-    assert all(s >= m for i in range(8) for s, m in zip(grid.region(i).shape, (8, 32, 32), strict=True))
+    assert all(
+        s >= m for i in range(8) for s, m in zip(grid.region(i).shape, (8, 32, 32), strict=True)
+    )
 
 
 def test_image_smaller_than_a_crop_is_refused():

@@ -29,7 +29,9 @@ def test_small_blocks_are_read_in_groups():
 
 
 def test_too_small_a_budget_is_refused_with_numbers():
-    with pytest.raises(BudgetError, match=r"60\.00 MiB holds 1 big chunks of 48\.00 MiB.*96\.00 MiB"):
+    with pytest.raises(
+        BudgetError, match=r"60\.00 MiB holds 1 big chunks of 48\.00 MiB.*96\.00 MiB"
+    ):
         allot(60 * MIB, 48 * MIB)
 
 

@@ -92,9 +92,7 @@ def test_every_block_of_a_record_is_visited_once_per_lap(parameters):
 @settings(max_examples=40, deadline=None)
 @given(plans, st.integers(0, 400))
 def test_skipping_gives_the_turns_that_walking_gives(parameters, position):
-    walked = next(
-        t for t in plan(**parameters) if t.start <= position < t.start + len(t)
-    )
+    walked = next(t for t in plan(**parameters) if t.start <= position < t.start + len(t))
     skipped = plan(**parameters)
     skipped.skip_to(position)
     assert same(next(skipped), walked)
