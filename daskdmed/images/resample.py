@@ -140,13 +140,26 @@ def resample_region(
     ndarray
         `out`.
     """
-    parts_y = _split(region.origin[0], region.stop[0], scale, 0, source_shape[0])
-    parts_x = _split(region.origin[1], region.stop[1], scale, 1, source_shape[1])
-    for y0, y1 in parts_y:
-        for x0, x1 in parts_x:
-            part = out[y0 - region.origin[0] : y1 - region.origin[0]]
-            part = part[:, x0 - region.origin[1] : x1 - region.origin[1]]
-            _resample_part((y0, y1), (x0, x1), scale, source_shape, tile_rows, read, part)
+    top, left = region.origin
+    if not region.size:
+        return out
+    columns = [
+        (x0 - left, x1 - left, axis_taps(x0, x1, scale[1], source_shape[1]))
+        for x0, x1 in _split(left, region.stop[1], scale, 1, source_shape[1])
+    ]
+    first = min(x.start for _, _, x in columns)
+    width = max(x.stop for _, _, x in columns) - first
+    line = max(1, width * source_shape[2] * out.dtype.itemsize)
+    step = max(1, int(max(tile_rows, _BAND_BYTES // line) / max(scale[0], 1)))
+    band = _Band(read, first, width, source_shape[0], tile_rows)
+    for y0, y1 in _split(top, region.stop[0], scale, 0, source_shape[0]):
+        for begin in range(y0, y1, step):
+            end = min(begin + step, y1)
+            y = axis_taps(begin, end, scale[0], source_shape[0])
+            rows = band.rows(y.start, y.stop)
+            for x0, x1, x in columns:
+                part = rows[:, x.start - first : x.stop - first]
+                _reduce(part, y, x, out[begin - top : end - top, x0:x1])
     return out
 
 
@@ -168,26 +181,6 @@ def _split(
 
 def _whole(scale: float) -> bool:
     return scale >= 1 and abs(scale - round(scale)) < 1e-9
-
-
-def _resample_part(
-    y_range: tuple[int, int],
-    x_range: tuple[int, int],
-    scale: tuple[float, float],
-    source_shape: tuple[int, int, int],
-    tile_rows: int,
-    read: Callable[[Region], Array],
-    out: Array,
-) -> None:
-    x = axis_taps(*x_range, scale[1], source_shape[1])
-    line = (x.stop - x.start) * source_shape[2] * out.dtype.itemsize
-    rows = max(1, int(max(tile_rows, _BAND_BYTES // max(1, line)) / max(scale[0], 1)))
-    band = _Band(read, x.start, x.stop - x.start, source_shape[0], tile_rows)
-    for begin in range(*y_range, rows):
-        end = min(begin + rows, y_range[1])
-        y = axis_taps(begin, end, scale[0], source_shape[0])
-        target = out[begin - y_range[0] : end - y_range[0]]
-        _reduce(band.rows(y.start, y.stop), y, x, target)
 
 
 class _Band:

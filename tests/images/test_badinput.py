@@ -39,6 +39,14 @@ def pyramids(make, tmp_path_factory):
     return {path.stem: path for path in folder.iterdir()}
 
 
+def attempt(action, *args):
+    """(result, None) or (None, typed error); any other error fails the test."""
+    try:
+        return action(*args), None
+    except ImageError as error:
+        return None, error
+
+
 def read_levels(path):
     reader = TiffBackend().open(str(path))
     try:
@@ -59,15 +67,14 @@ def test_truncated_at_fifty_places(pyramids, tmp_path, kind):
     failed = 0
     for place in places:
         path.write_bytes(data[:place])
-        try:
-            levels = read_levels(path)
-        except ImageError as error:
+        levels, error = attempt(read_levels, path)
+        if error is not None:
             failed += 1
             assert "cut.tif" in str(error)
             assert error.uri == str(path)
-        else:
-            for got, right in zip(levels, expected, strict=True):
-                assert np.array_equal(got, right)
+            continue
+        for got, right in zip(levels, expected, strict=True):
+            assert np.array_equal(got, right)
     assert failed >= PLACES - 2
 
 
@@ -84,17 +91,14 @@ def test_damaged_at_random_places(pyramids, tmp_path, kind):
         for place in rng.choice(places, 3):
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
-        try:
-            reader = TiffBackend().open(str(path))
-        except ImageError as error:
+        reader, error = attempt(TiffBackend().open, str(path))
+        if error is not None:
             assert "odd.tif" in str(error)
             continue
         for number, level in enumerate(reader.info.levels):
             height, width = (min(300, n) for n in level.shape[:2])
-            try:
-                reader.read(number, Region((0, 0), (height, width)))
-            except ImageError as error:
-                assert "odd.tif" in str(error)
+            _, error = attempt(reader.read, number, Region((0, 0), (height, width)))
+            assert error is None or "odd.tif" in str(error)
         reader.close()
 
 
@@ -124,7 +128,7 @@ def test_no_file(tmp_path):
         open_slide(tmp_path / "gone.svs")
     with pytest.raises(FileNotFoundError):
         open_slide(tmp_path / "gone.svs", backend="tiff")
-    with pytest.raises(UnsupportedImageError, match="no backend|directory"):
+    with pytest.raises(UnsupportedImageError, match=r"no backend|directory"):
         open_slide(tmp_path)
     with pytest.raises(UnsupportedImageError, match="directory"):
         open_slide(tmp_path, backend="tiff")

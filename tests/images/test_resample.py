@@ -1,0 +1,126 @@
+"""Area-correct resampling, against brute force; independence of blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskdmed.images.resample import resample_region
+from daskdmed.types import Region
+
+
+def weights(length, scale, count):
+    """(count, length) matrix: part of each source pixel under each output pixel."""
+    matrix = np.zeros((count, length))
+    for j in range(count):
+        low, high = j * scale, min((j + 1) * scale, length)
+        low = min(low, max(high - 1e-9, 0))
+        for k in range(int(low), min(math.ceil(high), length)):
+            matrix[j, k] = max(0.0, min(k + 1, high) - max(k, low))
+        matrix[j] /= matrix[j].sum()
+    return matrix
+
+
+def brute_force(image, scale, shape):
+    y, x = weights(image.shape[0], scale[0], shape[0]), weights(image.shape[1], scale[1], shape[1])
+    return np.einsum("jk,klc,il->jic", y, image.astype(float), x, optimize=True)
+
+
+def whole(image, scale, tile=16, shape=None):
+    shape = shape or tuple(
+        max(1, round(n / s)) for n, s in zip(image.shape[:2], scale, strict=True)
+    )
+    out = np.empty((*shape, image.shape[2]), image.dtype)
+    return resample_region(
+        Region((0, 0), shape), scale, image.shape, tile, lambda r: image[r.slices], out
+    )
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (211, 173, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(
+    "scale", [(2, 2), (3, 3), (4, 4), (2.5, 2.5), (1.0001, 1.3), (7.77, 2), (1.5, 17.3), (30, 30)]
+)
+def test_against_brute_force(image, scale, dtype):
+    source = image.astype(dtype) * (1 if dtype == "uint8" else 200)
+    got = whole(source, scale)
+    expected = brute_force(source, scale, got.shape[:2])
+    if dtype == "float32":
+        assert np.allclose(got, expected, rtol=1e-5)
+    else:
+        # half a step of rounding, and float32 within one of 65 535
+        assert np.abs(got - expected).max() <= 0.5 + 1e-9 + 65535 * 2e-6 * (dtype == "uint16")
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_whole_factors_are_block_means(image, factor):
+    height, width = (n // factor for n in image.shape[:2])
+    inner = image[: height * factor, : width * factor].astype(float)
+    mean = inner.reshape(height, factor, width, factor, 3).mean(axis=(1, 3))
+    got = whole(image, (factor, factor))[:height, :width]
+    assert np.array_equal(got, np.rint(mean))
+
+
+def test_constant_stays_constant():
+    for value in (0, 1, 127, 254, 255):
+        source = np.full((97, 83, 3), value, np.uint8)
+        for scale in ((1.37, 2.91), (2, 2), (0.4, 0.7), (13, 5.5)):
+            assert (whole(source, scale) == value).all()
+
+
+def test_scale_that_misses_a_whole_number_by_rounding(image):
+    exact = whole(image, (2, 2))
+    for scale in (2 + 1e-13, 2 - 1e-13):
+        assert np.array_equal(whole(image, (scale, scale), shape=exact.shape[:2]), exact)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_region_is_the_same_part_of_the_whole(data):
+    height, width = data.draw(st.integers(1, 120)), data.draw(st.integers(1, 120))
+    seed = data.draw(st.integers(0, 5))
+    source = np.random.default_rng(seed).integers(0, 256, (height, width, 2)).astype(np.uint8)
+    factor = st.one_of(st.floats(0.3, 9), st.integers(1, 6).map(float))
+    scale = (data.draw(factor), data.draw(factor))
+    full = whole(source, scale, tile=data.draw(st.integers(1, 40)))
+    y0, y1 = sorted(data.draw(st.tuples(*[st.integers(0, full.shape[0])] * 2)))
+    x0, x1 = sorted(data.draw(st.tuples(*[st.integers(0, full.shape[1])] * 2)))
+    out = np.empty((y1 - y0, x1 - x0, 2), np.uint8)
+    region = Region((y0, x0), (y1 - y0, x1 - x0))
+    tile = data.draw(st.integers(1, 40))
+    resample_region(region, scale, source.shape, tile, lambda r: source[r.slices], out)
+    assert np.array_equal(out, full[region.slices])
+
+
+@pytest.mark.parametrize("scale", [(2, 2), (1.7, 1.7)])
+def test_source_rows_are_read_once(image, scale, monkeypatch):
+    monkeypatch.setattr("daskdmed.images.resample._BAND_BYTES", 20_000)
+    seen = np.zeros(image.shape[:2], int)
+
+    def read(region):
+        seen[region.slices] += 1
+        assert region.shape[0] * region.shape[1] * 3 <= 60_000
+        return image[region.slices]
+
+    shape = tuple(round(n / s) for n, s in zip(image.shape[:2], scale, strict=True))
+    out = np.empty((*shape, 3), np.uint8)
+    resample_region(Region((0, 0), shape), scale, image.shape, 16, read, out)
+    assert seen.max() == 1
+    assert seen[:-2, :-2].min() == 1
+
+
+def test_enlarging_is_linear_between_centres():
+    ramp = np.tile(np.arange(0, 200, 20, dtype=np.uint8)[None, :, None], (10, 1, 1))
+    big = whole(ramp, (0.5, 0.5))
+    assert big.shape == (20, 20, 1)
+    expected = np.interp((np.arange(20) + 0.5) * 0.5 - 0.5, np.arange(10), ramp[0, :, 0])
+    assert np.array_equal(big[0, :, 0], np.rint(expected))
+    assert np.array_equal(whole(ramp, (1.0, 1.0)), ramp)
