@@ -66,7 +66,9 @@ def block_read(
     with RawTiles(path) as tiles:
 
         def once(_: int) -> tuple[float, ...]:
-            chosen = [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(blocks)]
+            # different ones: Dask would read a block that is asked for twice only once
+            picked = rng.choice(rows * columns, min(blocks, rows * columns), replace=False)
+            chosen = [divmod(i, columns) for i in picked.tolist()]
             corners = [(i * BLOCK, j * BLOCK) for i, j in chosen]
             numbers = [tiles.inside(y, x, BLOCK, BLOCK) for y, x in corners]
             parts = [array.blocks[i, j] for i, j in chosen]
@@ -227,6 +229,11 @@ def heatmap_memory(path: Path) -> float:
 def _heatmap_memory(path: str) -> float:
     with dask.config.set(num_workers=THREADS):
         daskdmed.heatmap(path, grid_mean, kernel_size=CROP)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss of a started process begins with the peak of the one that started it
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
