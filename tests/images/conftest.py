@@ -29,6 +29,12 @@ def make() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def vendors() -> ModuleType:
+    """Functions that write small slides as vendors do."""
+    return _load("_vendors")
+
+
+@pytest.fixture(scope="session")
 def cmu() -> str:
     try:
         return str(fetch("CMU-1-Small-Region.svs"))

@@ -18,7 +18,7 @@ from daskdmed.images import source as sources
 from daskdmed.images.buffers import empty
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.source import Source
-from daskdmed.images.tiff.decode import LevelPlan, read_region
+from daskdmed.images.tiff.decode import Canvas, LevelPlan, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
 from daskdmed.images.tiff.metadata import number_text
 from daskdmed.types import Array, OnError, Region
@@ -133,7 +133,7 @@ class TiffReader:
         if not closed:
             self._source.close()
 
-    def _plan(self, level: int) -> LevelPlan:
+    def _plan(self, level: int) -> LevelPlan | Canvas:
         if self._closed:
             raise ImageError(f"{self._source.uri}: the reader is closed", uri=self._source.uri)
         if not 0 <= level < len(self._plans):
@@ -143,12 +143,17 @@ class TiffReader:
         return self._plans[level]
 
     def _fill(
-        self, plan: LevelPlan, region: Region, out: Array, background: Array, on_error: OnError
+        self,
+        plan: LevelPlan | Canvas,
+        region: Region,
+        out: Array,
+        background: Array,
+        on_error: OnError,
     ) -> Array:
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
             self._failure(level, (row, column), cause, on_error)
 
-        read_region(plan, self._source, region, out, background, fail)
+        read_level(plan, self._source, region, out, background, fail)
         return out
 
     def _failure(
@@ -239,7 +244,7 @@ def make_info(index: TiffIndex) -> SlideInfo:
         properties[name + "width"] = str(level.shape[1])
         properties[name + "height"] = str(level.shape[0])
         properties[name + "downsample"] = number_text(sum(level.downsample) / 2)
-        if not index.levels[i].short_tiles:
+        if isinstance(index.levels[i], LevelPlan) and not index.levels[i].short_tiles:
             properties[name + "tile-width"] = str(level.tile_shape[1])
             properties[name + "tile-height"] = str(level.tile_shape[0])
     for name, plan in index.associated.items():

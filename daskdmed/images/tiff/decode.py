@@ -118,6 +118,49 @@ class LevelPlan:
         return min(self.tile[0], self.shape[0] - row * self.tile[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A level composed of separately scanned areas on a background.
+
+    Parameters
+    ----------
+    level, shape, tile, dtype, short_tiles
+        As in `LevelPlan`, of the whole.
+    parts : tuple
+        ((y, x), plan) of each area, at its place in pixels of the level.
+    """
+
+    level: int
+    shape: tuple[int, int, int]
+    tile: tuple[int, int]
+    dtype: np.dtype[np.generic]
+    parts: tuple[tuple[tuple[int, int], LevelPlan], ...]
+    short_tiles: bool = False
+
+
+def read_level(
+    plan: LevelPlan | Canvas,
+    source: Source,
+    region: Region,
+    out: Array,
+    background: Array,
+    fail: OnFailure,
+) -> None:
+    """Fill `out` with a region of a level; see `read_region`."""
+    if isinstance(plan, LevelPlan):
+        read_region(plan, source, region, out, background, fail)
+        return
+    out[...] = background
+    for (top, left), part in plan.parts:
+        y0, x0 = max(region.origin[0], top), max(region.origin[1], left)
+        y1 = min(region.stop[0], top + part.shape[0])
+        x1 = min(region.stop[1], left + part.shape[1])
+        if y0 < y1 and x0 < x1:
+            inner = Region((y0 - top, x0 - left), (y1 - y0, x1 - x0))
+            target = Region((y0 - region.origin[0], x0 - region.origin[1]), inner.shape)
+            read_region(part, source, inner, out[target.slices], background, fail)
+
+
 def read_region(
     plan: LevelPlan,
     source: Source,

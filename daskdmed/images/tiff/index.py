@@ -19,9 +19,9 @@ import tifffile
 
 from daskdmed.errors import CorruptImageError, ImageError, UnsupportedImageError
 from daskdmed.images.source import Source
-from daskdmed.images.tiff import ifd, metadata, vendors
+from daskdmed.images.tiff import ifd, leica, metadata, vendors
 from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
-from daskdmed.images.tiff.decode import LevelPlan
+from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
 _log = logging.getLogger("daskdmed.images")
@@ -53,7 +53,7 @@ class TiffIndex:
     ----------
     kind : str
         tifffile's name of the arrangement: "svs", "ome", "generic"...
-    levels : list of LevelPlan
+    levels : list of LevelPlan or Canvas
         Largest first.
     dtype, background
         Of the levels.
@@ -64,7 +64,7 @@ class TiffIndex:
     """
 
     kind: str
-    levels: list[LevelPlan]
+    levels: list[LevelPlan | Canvas]
     dtype: np.dtype[np.generic]
     background: tuple[int, ...]
     metadata: Metadata
@@ -122,16 +122,51 @@ def _parse(tif: Any, source: Source) -> TiffIndex:
             _log.info("%s: level %d has other channels and is left out", source.uri, number)
             continue
         levels.append(plan)
+    about = metadata.describe(tif, main)
+    final: list[LevelPlan | Canvas] = [_renumber(p, i) for i, p in enumerate(levels)]
+    if main.kind == "scn":
+        final = _compose(tif, main, levels, about, source)
     index = TiffIndex(
         kind=main.kind,
-        levels=[_renumber(p, i) for i, p in enumerate(levels)],
+        levels=final,
         dtype=dtype,
         background=background,
-        metadata=metadata.describe(tif, main),
+        metadata=about,
     )
     for name, page in vendors.associated_pages(tif, main, series).items():
         _add_associated(index, name, page, source)
     return index
+
+
+def _compose(
+    tif: Any, main: Any, levels: list[LevelPlan], about: Metadata, source: Source
+) -> list[LevelPlan | Canvas]:
+    """Place the scanned areas of a Leica slide in the frame of the whole slide."""
+    canvas = leica.slide_layout(tif, main, source.uri)
+    about.properties.update(canvas.properties)
+    areas: list[list[LevelPlan]] = []
+    for area in canvas.areas:
+        own = levels
+        if area.series is not main:
+            stages = _ordered([_planes(level, source) for level in area.series.levels])
+            own = [
+                make_plan(s, i, (255,) * levels[0].shape[2], source) for i, s in enumerate(stages)
+            ]
+        areas.append(own)
+    composed: list[LevelPlan | Canvas] = []
+    for number, plan in enumerate(levels):
+        scale = levels[0].shape[1] / plan.shape[1], levels[0].shape[0] / plan.shape[0]
+        height, width = canvas.size_at(scale)
+        parts = tuple(
+            (area.origin_at(scale), _renumber(own[number], number))
+            for area, own in zip(canvas.areas, areas, strict=True)
+        )
+        if len(parts) == 1 and parts[0][0] == (0, 0) and plan.shape[:2] == (height, width):
+            composed.append(_renumber(plan, number))
+        else:
+            shape = (height, width, plan.shape[2])
+            composed.append(Canvas(number, shape, plan.tile, plan.dtype, parts))
+    return composed
 
 
 def _add_associated(index: TiffIndex, name: str, page: Any, source: Source) -> None:

@@ -39,6 +39,9 @@ _VENDORS = {
     "ome": "ome",
 }
 
+#: properties longer than this are pictures in disguise, or OME-XML of thousands of planes
+_LONG_VALUE = 2**16
+
 Mpp = tuple[float, float]
 
 
@@ -96,7 +99,7 @@ def tiff_properties(page: Any) -> dict[str, str]:
         value = page.tags.valueof(code)
         if isinstance(value, bytes):
             value = value.decode("latin-1")
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and 0 < len(value) < _LONG_VALUE:
             found[f"tiff.{name}"] = value
     for code, name in _NUMBER_TAGS.items():
         number = _ratio(page.tags.valueof(code))
@@ -157,7 +160,6 @@ def _hamamatsu(about: Metadata, page: Any) -> None:
     names = {
         65422: "XOffsetFromSlideCentre",
         65423: "YOffsetFromSlideCentre",
-        65424: "ZOffsetFromSlideCentre",
         65421: "SourceLens",
         65427: "Reference",
         65442: "ScannerSerialNumber",
@@ -178,10 +180,13 @@ def _philips(about: Metadata, text: str) -> None:
     root = xml_root(text)
     if root is None:
         return
-    for attribute in root.iter("Attribute"):
-        name, value = attribute.attrib.get("Name"), (attribute.text or "").strip()
-        if name and value and len(value) < 4096 and not list(attribute):
-            about.properties.setdefault(f"philips.{name}", value)
+    _drop_description(about)
+    _philips_attributes(about, root, "philips.")
+    for scanned in root.iter("DataObject"):
+        kind = scanned.find("Attribute[@Name='PIM_DP_IMAGE_TYPE']")
+        if kind is not None and (kind.text or "").strip() == "WSI":
+            _philips_attributes(about, scanned, "philips.")
+            break
     spacing = re.findall(r"[0-9.eE+-]+", about.properties.get("philips.DICOM_PIXEL_SPACING", ""))
     if len(spacing) == 2:
         # millimetres, DICOM order: between rows, then between columns
@@ -190,10 +195,29 @@ def _philips(about: Metadata, text: str) -> None:
     about.power = _float(about.properties.get("philips.DICOM_OBJECTIVE_POWER"))
 
 
+def _drop_description(about: Metadata) -> None:
+    """Leave out the vendor's XML, as OpenSlide does; Philips embeds whole pictures in it."""
+    for name in ("tiff.ImageDescription", "openslide.comment"):
+        about.properties.pop(name, None)
+
+
+def _philips_attributes(about: Metadata, parent: Any, prefix: str) -> None:
+    """Values of a data object, and of the data objects in its arrays."""
+    for attribute in parent.findall("Attribute"):
+        name, value = attribute.attrib.get("Name", ""), (attribute.text or "").strip()
+        children = attribute.findall("Array/DataObject")
+        if children and name != "PIM_DP_SCANNED_IMAGES":
+            for number, child in enumerate(children):
+                _philips_attributes(about, child, f"{prefix}{name}[{number}].")
+        elif name and value and len(value) < _LONG_VALUE:
+            about.properties[prefix + name] = value
+
+
 def _leica(about: Metadata, text: str, page: Any) -> None:
     root = xml_root(text)
     if root is None:
         return
+    _drop_description(about)
     for image in _named(root, "image"):
         pixels = next(_named(image, "pixels"), None)
         if pixels is None or _float(pixels.attrib.get("sizeX")) != page.imagewidth:

@@ -41,12 +41,12 @@ def _is_associated(series: Any) -> bool:
 
 
 def check_readable(tif: Any, main: Any, uri: str) -> None:
-    """Refuse arrangements whose tiles would have to be stitched or composed.
+    """Refuse arrangements whose tiles would have to be stitched.
 
     Raises
     ------
     UnsupportedImageError
-        Ventana slides with overlapping tiles, Leica slides with several scanned areas.
+        Ventana slides with overlapping tiles.
     """
     if main.kind == "bif" and _overlaps(tif):
         raise UnsupportedImageError(
@@ -54,21 +54,6 @@ def check_readable(tif: Any, main: Any, uri: str) -> None:
             "the tiff backend does not do",
             uri=uri,
         )
-    if main.kind == "scn":
-        areas = sum(
-            1
-            for s in tif.series
-            if s.kind == "scn"
-            and s.is_pyramidal
-            and s.keyframe.imagewidth * s.keyframe.imagelength * 16
-            > main.keyframe.imagewidth * main.keyframe.imagelength
-        )
-        if areas > 1:
-            raise UnsupportedImageError(
-                f"{uri}: this Leica slide holds {areas} scanned areas that have to be composed, "
-                "which the tiff backend does not do",
-                uri=uri,
-            )
 
 
 def _overlaps(tif: Any) -> bool:
@@ -130,7 +115,7 @@ def associated_pages(tif: Any, main: Any, series: list[Any]) -> dict[str, Any]:
             continue
         text = str(other.name).strip().lower()
         name = _ASSOCIATED_NAMES.get(text)
-        if name is None and main.kind == "scn":
+        if name is None and main.kind == "scn" and not other.is_pyramidal:
             name = "macro"
         if name and len(other._pages) == 1:
             found.setdefault(name, other.keyframe)

@@ -1,0 +1,154 @@
+"""Where the scanned areas of a Leica slide lie.
+
+A Leica file holds a macro image of the whole slide and one or more areas scanned at high
+power. Level 0 is the whole slide at the resolution of the areas, as in OpenSlide.
+
+Not covered: pixels (`daskdmed.images.tiff.decode`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from daskdmed.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.images.tiff.vendors import xml_root
+
+_MAX_SIDE = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """One scanned area; `x` and `y` in pixels of level 0."""
+
+    series: Any
+    x: float
+    y: float
+
+    def origin_at(self, scale: tuple[float, float]) -> tuple[int, int]:
+        """Nearest pixel (y, x) at a level; `scale` is its (x, y) downsample."""
+        return round(self.y / scale[1]), round(self.x / scale[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The whole slide in pixels of level 0, and its areas."""
+
+    width: float
+    height: float
+    areas: tuple[Area, ...]
+    properties: dict[str, str]
+
+    def size_at(self, scale: tuple[float, float]) -> tuple[int, int]:
+        """(height, width) at a level."""
+        return math.ceil(self.height / scale[1] - 1e-6), math.ceil(self.width / scale[0] - 1e-6)
+
+
+def slide_layout(tif: Any, main: Any, uri: str) -> Layout:
+    """Read the layout from the file's XML.
+
+    Parameters
+    ----------
+    tif : tifffile.TiffFile
+        Open file.
+    main : tifffile.TiffPageSeries
+        The largest area.
+
+    Raises
+    ------
+    UnsupportedImageError
+        The areas differ in resolution.
+    CorruptImageError
+        The XML does not say where they are.
+    """
+    root = xml_root(tif.pages.first.description)
+    series = [s for s in tif.series if s.kind == "scn"]
+    images = [] if root is None else _images(root)
+    if len(images) != len(series):
+        raise CorruptImageError(
+            f"{uri}: the Leica XML names {len(images)} images, the file has {len(series)}; "
+            "fetch it again",
+            uri=uri,
+        )
+    chosen, collection = next((v, c) for s, v, c in _pairs(series, images) if s is main)
+    step_x = chosen["sizeX"] / main.keyframe.imagewidth
+    step_y = chosen["sizeY"] / main.keyframe.imagelength
+    areas: list[Area] = []
+    properties: dict[str, str] = {}
+    for one, view, where in _pairs(series, images):
+        if where is not collection or not _same_power(one, view, main, chosen):
+            continue
+        if len(one.levels) != len(main.levels):
+            raise UnsupportedImageError(
+                f"{uri}: the scanned areas of this Leica slide have different levels, which the "
+                "tiff backend does not compose",
+                uri=uri,
+            )
+        area = Area(one, view["offsetX"] / step_x, view["offsetY"] / step_y)
+        name = f"openslide.region[{len(areas)}]."
+        properties[name + "x"] = str(round(area.x))
+        properties[name + "y"] = str(round(area.y))
+        properties[name + "width"] = str(one.keyframe.imagewidth)
+        properties[name + "height"] = str(one.keyframe.imagelength)
+        areas.append(area)
+    properties.update(_bounds(areas))
+    width = _number(collection.attrib.get("sizeX")) / step_x
+    height = _number(collection.attrib.get("sizeY")) / step_y
+    if not (0 < width < _MAX_SIDE and 0 < height < _MAX_SIDE):
+        raise CorruptImageError(
+            f"{uri}: the Leica XML claims a slide of {width:.0f} x {height:.0f} pixels; fetch "
+            "the file again",
+            uri=uri,
+        )
+    return Layout(width, height, tuple(areas), properties)
+
+
+def _bounds(areas: list[Area]) -> dict[str, str]:
+    left, top = min(a.x for a in areas), min(a.y for a in areas)
+    right = max(a.x + a.series.keyframe.imagewidth for a in areas)
+    bottom = max(a.y + a.series.keyframe.imagelength for a in areas)
+    return {
+        "openslide.bounds-x": str(round(left)),
+        "openslide.bounds-y": str(round(top)),
+        "openslide.bounds-width": str(round(right - left)),
+        "openslide.bounds-height": str(round(bottom - top)),
+    }
+
+
+def _images(root: Any) -> list[tuple[dict[str, float], Any]]:
+    """View and collection of every image that has pixels, in the order of the file."""
+    found = []
+    for collection in (e for e in root if _local(e) == "collection"):
+        for image in (e for e in collection if _local(e) == "image"):
+            views = [e for e in image if _local(e) == "view"]
+            for pixels in (e for e in image if _local(e) == "pixels"):
+                if views and any(_local(e) == "dimension" for e in pixels):
+                    names = ("sizeX", "sizeY", "offsetX", "offsetY")
+                    view = {n: _number(views[0].attrib.get(n)) for n in names}
+                    found.append((view, collection))
+    return found
+
+
+def _pairs(
+    series: list[Any], images: list[tuple[dict[str, float], Any]]
+) -> list[tuple[Any, dict[str, float], Any]]:
+    return [(s, view, where) for s, (view, where) in zip(series, images, strict=True)]
+
+
+def _same_power(one: Any, view: dict[str, float], main: Any, chosen: dict[str, float]) -> bool:
+    """Whether an image has the resolution of the main one."""
+    ours = view["sizeX"] / one.keyframe.imagewidth
+    theirs = chosen["sizeX"] / main.keyframe.imagewidth
+    return bool(abs(ours / theirs - 1) < 0.01)
+
+
+def _local(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _number(text: str | None) -> float:
+    value = float(text or 0)
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no extent")
+    return value
