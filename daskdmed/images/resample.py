@@ -22,6 +22,8 @@ from daskdmed.types import Array, Region
 
 #: source rows read at once; a band of a wide block stays within tens of MiB
 _BAND_BYTES = 32 * 2**20
+#: source samples worked on at a time
+_CACHED = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,7 @@ class Taps:
     index : ndarray
         (n, taps) source positions relative to `start`.
     weight : ndarray
-        (n, taps) float32, not normalised.
-    total : ndarray
-        (n,) float32, sum of the weights in tap order.
+        (n, taps) float32 that add up to one for each output pixel.
     start, stop : int
         Source range that the taps cover.
     step : int
@@ -44,7 +44,6 @@ class Taps:
 
     index: npt.NDArray[np.intp]
     weight: npt.NDArray[np.float32]
-    total: npt.NDArray[np.float32]
     start: int
     stop: int
     step: int
@@ -74,7 +73,7 @@ def axis_taps(begin: int, end: int, scale: float, length: int) -> Taps:
     number = math.ceil(scale - 1e-9) + 1
     index = first[:, None] + np.arange(number)
     weight = np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None])
-    weight = np.maximum(weight, 0).astype(np.float32)
+    weight = np.maximum(weight, 0)
     return _finish(index, weight, length, scale, end)
 
 
@@ -86,15 +85,15 @@ def _snap(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _linear_taps(position: npt.NDArray[np.float64], scale: float, length: int) -> Taps:
     centre = np.clip((position + 0.5) * scale - 0.5, 0, length - 1)
     first = np.floor(centre).astype(np.intp)
-    share = (centre - first).astype(np.float32)
+    share = centre - first
     index = np.stack([first, first + 1], axis=1)
-    weight = np.stack([np.float32(1) - share, share], axis=1)
+    weight = np.stack([1 - share, share], axis=1)
     return _finish(index, weight, length, scale, 0)
 
 
 def _finish(
     index: npt.NDArray[np.intp],
-    weight: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float64],
     length: int,
     scale: float,
     end: int,
@@ -102,12 +101,10 @@ def _finish(
     inside = np.minimum(index, length - 1)
     used = np.where(weight > 0, inside, inside[:, :1])
     start, stop = int(used.min()), int(used.max()) + 1
-    total = np.zeros(len(weight), np.float32)
-    for tap in range(weight.shape[1]):
-        total += weight[:, tap]
+    share = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
     whole = round(scale)
     step = whole if _whole(scale) and end * whole <= length else 0
-    return Taps(used - start, weight, total, start, stop, step)
+    return Taps(used - start, share, start, stop, step)
 
 
 def resample_region(
@@ -217,49 +214,56 @@ class _Band:
 
 
 def _reduce(source: Array, y: Taps, x: Taps, out: Array) -> None:
-    """One band: rows first, then columns."""
-    if y.step and x.step and source.dtype.kind == "u" and source.dtype.itemsize <= 2:
-        _reduce_whole(source, y.step, x.step, out)
-        return
-    rows = _along_rows(source, y)
-    columns = _along_columns(rows, x)
-    if out.dtype.kind in "ui":
-        np.rint(columns, out=columns)
-        limits = np.iinfo(out.dtype)
-        np.clip(columns, limits.min, limits.max, out=columns)
-    out[...] = columns
+    """One band: rows first, then columns, a few output rows at a time."""
+    whole = bool(y.step and x.step) and source.dtype in (np.uint8, np.uint16)
+    # what is worked on stays in the processor's cache
+    rows = max(1, _CACHED // max(1, source.shape[1] * source.shape[2] * max(1, y.step)))
+    for begin in range(0, len(out), rows):
+        end = min(begin + rows, len(out))
+        if whole:
+            part = source[begin * y.step : end * y.step]
+            _reduce_whole(part, y.step, x.step, out[begin:end])
+        else:
+            _reduce_weighted(source, y, begin, end, x, out[begin:end])
 
 
 def _reduce_whole(source: Array, step_y: int, step_x: int, out: Array) -> None:
     """Whole steps with equal weights: exact integer sums."""
     area = step_y * step_x
-    wide = np.uint16 if source.dtype == np.uint8 and area * 255 < 2**16 else np.uint64
-    total = np.zeros((out.shape[0], source.shape[1], source.shape[2]), wide)
-    for tap in range(step_y):
-        np.add(total, source[tap::step_y], out=total)
-    narrow = np.zeros(out.shape, wide)
-    for tap in range(step_x):
-        np.add(narrow, total[:, tap::step_x], out=narrow)
-    kind = np.float32 if wide is np.uint16 else np.float64
-    mean = np.true_divide(narrow, kind(area), dtype=kind)
-    out[...] = np.rint(mean, out=mean)
+    narrow = source.dtype == np.uint8 and area * 255 < 2**16
+    wide: Array = source.astype(np.uint16 if narrow else np.uint64)
+    total: Array = wide[0::step_y].copy()
+    for tap in range(1, step_y):
+        total += wide[tap::step_y]
+    kind = np.float32 if narrow else np.float64
+    # channel by channel: loops over three interleaved values are slow
+    for channel in range(out.shape[2]):
+        plane: Array = total[:, ::step_x, channel].copy()
+        for tap in range(1, step_x):
+            plane += total[:, tap::step_x, channel]
+        mean = np.true_divide(plane, kind(area), dtype=kind)
+        out[:, :, channel] = np.rint(mean, out=mean)
 
 
-def _along_rows(source: Array, taps: Taps) -> npt.NDArray[np.float32]:
-    total = np.zeros((len(taps.index), *source.shape[1:]), np.float32)
-    for tap in range(taps.index.shape[1]):
-        weight = taps.weight[:, tap]
-        if weight.any():
-            total += source[taps.index[:, tap]] * weight[:, None, None]
-    total /= taps.total[:, None, None]
-    return total
-
-
-def _along_columns(source: npt.NDArray[np.float32], taps: Taps) -> npt.NDArray[np.float32]:
-    total = np.zeros((source.shape[0], len(taps.index), source.shape[2]), np.float32)
-    for tap in range(taps.index.shape[1]):
-        weight = taps.weight[:, tap]
-        if weight.any():
-            total += source[:, taps.index[:, tap]] * weight[None, :, None]
-    total /= taps.total[None, :, None]
-    return total
+def _reduce_weighted(source: Array, y: Taps, begin: int, end: int, x: Taps, out: Array) -> None:
+    """Any steps: weighted sums, tap by tap so that the order of additions is fixed."""
+    height, channels = end - begin, source.shape[2]
+    index = y.index[begin:end]
+    low, high = int(index.min()), int(index.max()) + 1
+    rows = source[low:high].astype(np.float32).reshape(high - low, -1)
+    lines = np.zeros((height, rows.shape[1]), np.float32)
+    for tap in range(index.shape[1]):
+        lines += rows.take(index[:, tap] - low, axis=0) * y.weight[begin:end, tap, None]
+    total = lines.reshape(height, -1, channels)
+    result = np.zeros((height, len(x.index) * channels), np.float32)
+    taken = np.empty((height, len(x.index), channels), np.float32)
+    flat = taken.reshape(height, -1)
+    for tap in range(x.index.shape[1]):
+        total.take(x.index[:, tap], axis=1, out=taken, mode="clip")
+        flat *= np.repeat(x.weight[:, tap], channels)
+        result += flat
+    if out.dtype.kind in "ui":
+        np.rint(result, out=result)
+        limits = np.iinfo(out.dtype)
+        np.clip(result, limits.min, limits.max, out=result)
+    out[...] = result.reshape(out.shape)
