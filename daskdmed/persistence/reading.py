@@ -212,16 +212,48 @@ def _attach(view: Any, values: Array | None) -> Any:
 
 
 class Ticket:
-    """Jobs that a worker thread of this process fetches instead of unpickling them.
+    """Jobs that a worker thread of this process fetches, and the result that it leaves.
 
-    Dask pickles every task, even for workers in the same process; arrays made of closures
-    would not survive that, and large graphs would cost more than the read.
+    Dask pickles every task, even for workers in the same process: arrays made of closures
+    would not survive that, and large graphs would cost more than the read. And asking Dask
+    for a result costs several turns of its event loop, which decoding threads pay for.
     """
 
-    __slots__ = ("__weakref__", "jobs")
+    __slots__ = ("__weakref__", "_done", "_listeners", "_lock", "jobs", "result")
 
     def __init__(self, jobs: tuple[Job, ...]) -> None:
         self.jobs = jobs
+        self.result: Loaded = None
+        self._done = False
+        self._listeners: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def deliver(self, result: Loaded) -> None:
+        """Leave the result and tell those who wait for it."""
+        with self._lock:
+            self.result = result
+            self._done = True
+            listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()
+
+    def deliver_failure(self, error: BaseException) -> None:
+        """Leave a failure in place of every job's result."""
+        failures = [ReadFailure(error, job.region) for job in self.jobs]
+        self.deliver(failures[0] if len(failures) == 1 else failures)
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._done
+
+    def when_done(self, listener: Callable[[], None]) -> None:
+        """Call a function once the result is there, which may be now."""
+        with self._lock:
+            if not self._done:
+                self._listeners.append(listener)
+                return
+        listener()
 
 
 _tickets: weakref.WeakValueDictionary[str, Ticket] = weakref.WeakValueDictionary()
@@ -246,7 +278,11 @@ def read_ticket(name: str) -> Loaded:
     Gives None when all loaders that wanted them have been closed meanwhile.
     """
     ticket = _tickets.get(name)
-    return None if ticket is None else read_jobs(ticket.jobs)
+    if ticket is None:
+        return None
+    result = read_jobs(ticket.jobs)
+    ticket.deliver(result)
+    return result
 
 
 def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +281,12 @@ class ResidentSet:
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.units_read += 1
-        unit.future.add_done_callback(_Arrival(self, unit))
+        if unit.ticket is None:
+            unit.future.add_done_callback(lambda _: self._arrived(unit))
+        else:
+            ticket = unit.ticket
+            ticket.when_done(lambda: self._arrived(unit))
+            unit.future.add_done_callback(lambda future: _recover(ticket, future, unit))
 
     def _travelling(self, unit: Unit) -> tuple[Any, ...]:
         """The call that reads a unit in another process."""
@@ -352,15 +357,8 @@ class ResidentSet:
         """What was read for a visit, by reference; for workers in this process."""
         self.wait([visit])
         unit, member = self.unit_of(visit)
-        assert unit.future is not None
-        try:
-            result = unit.future.result()
-        except Exception as error:  # a lost worker or scheduler: what is read never raises
-            raise LoaderError(
-                f"the task that reads big chunk {unit.key} failed on the cluster: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return result if unit.single else result[member]
+        assert unit.ticket is not None
+        return unit.ticket.result if unit.single else unit.ticket.result[member]
 
     @property
     def resident_bytes(self) -> int:
@@ -390,15 +388,14 @@ class ResidentSet:
         self._held = 0
 
 
-class _Arrival:
-    """Done-callback that keeps neither the resident set nor the block alive by itself."""
-
-    def __init__(self, residents: ResidentSet, unit: Unit) -> None:
-        self._arrived: Callable[[Unit], None] = residents._arrived
-        self._unit = unit
-
-    def __call__(self, future: Future) -> None:
-        self._arrived(self._unit)
+def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
+    """Fill a ticket whose task did not run: Dask had the result, or lost it."""
+    if ticket.done or not unit.waiting_for:
+        return
+    try:
+        ticket.deliver(future.result())
+    except Exception as error:  # a lost worker or scheduler: reading itself never raises
+        ticket.deliver_failure(error)
 
 
 class _Workers:
@@ -415,7 +412,13 @@ class _Workers:
         if now - self._asked < _LOOK_EVERY:
             return
         self._asked = now
-        there = self._client.nthreads()
+        try:
+            there = self._client.nthreads()
+        except Exception as error:  # whatever a lost or closed connection raises
+            raise LoaderError(
+                f"the connection to the cluster is lost ({type(error).__name__}: {error}); make "
+                "a new client, and a new loader from state_dict()"
+            ) from error
         if there:
             self._last_seen = now
         least = min((self._given[w] for w in there if w in self._given), default=0)

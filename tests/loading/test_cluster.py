@@ -232,3 +232,13 @@ def test_state_continues_in_a_new_process(slides, expected, tmp_path):
     with np.load(tmp_path / "x.npz") as saved:
         pixels = [saved[k] for k in saved.files]
     assert all(np.array_equal(a, b[0]) for a, b in zip(pixels, expected[11:17], strict=True))
+
+
+def test_a_client_that_is_closed_under_the_loader_is_an_error(slides):
+    client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    with LightDL(slides, **SLIDES, client=client) as loader:
+        next(loader)
+        client.close()
+        with pytest.raises(LoaderError, match="connection|closed|cancelled"):
+            for _ in range(10_000):
+                loader.get(timeout=60)
