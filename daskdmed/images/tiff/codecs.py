@@ -4,7 +4,9 @@
 nothing but decode. imagecodecs wants contiguous output, so a tile is decoded into a scratch
 array that the caller owns, or straight into the destination when that is contiguous.
 
-Not covered: which tiles a region needs (`daskdmed.images.tiff.decode`).
+Not covered: which tiles a region needs (`daskdmed.images.tiff.decode`). A JPEG stream that
+is cut off, or not one, is an error; bytes changed in the middle of one may decode to wrong
+pixels without any sign, as with every libjpeg-based reader.
 """
 
 from __future__ import annotations
