@@ -17,6 +17,18 @@ import tifffile
 THREADS = 2
 
 
+def fast_scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory that libjpeg-turbo decodes into fastest.
+
+    Into 32-byte aligned rows it stores past the cache, which takes up to twice as long. A
+    limit must not depend on where the allocator happens to put an array.
+    """
+    nbytes = int(np.prod(shape))
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = (16 - memory.ctypes.data) % 32
+    return memory[start : start + nbytes].reshape(shape)
+
+
 class RawTiles:
     """The JPEG tiles of level 0 of a slide, by number.
 
@@ -57,7 +69,7 @@ class RawTiles:
 
     def decode(self, numbers: np.ndarray) -> None:
         """Read and decode tiles one after another into the same scratch array."""
-        scratch = np.empty((*self.tile, 3), np.uint8)
+        scratch = fast_scratch((*self.tile, 3))
         for i in numbers.tolist():
             data = os.pread(self._fd, int(self.counts[i]), int(self.offsets[i]))
             imagecodecs.jpeg8_decode(
