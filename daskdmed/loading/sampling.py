@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskdmed.errors import GeometryError, LoaderError, UsageError
+from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.persistence.randomness import Purpose, generator
@@ -368,9 +369,10 @@ def sample(
         Draws per visit.
     """
     rows = sum(len(w.draws) for w in wanted)
-    data = np.empty((rows, *crop.shape), crop.dtype)
-    target_shape = crop.target_shape
-    targets = None if target_shape is None else np.empty((rows, *target_shape), crop.target_dtype)
+    data = buffers.empty((rows, *crop.shape), crop.dtype)
+    targets = None
+    if crop.target_shape is not None and crop.target_dtype is not None:
+        targets = buffers.empty((rows, *crop.target_shape), crop.target_dtype)
     pieces = np.full(rows, -1, np.int64)
     origins = np.zeros((rows, len(crop.size)), np.int64)
     ended: dict[int, tuple[int, BaseException | None]] = {}
