@@ -424,7 +424,8 @@ class LightDL(_Base):
     def _parameters(self) -> dict[str, Any]:
         """What batches depend on."""
         return {
-            "dataset": tokenize([e.tokens for e in self._catalogue.entries]),
+            # by name and shape: on another machine the same files have other paths and times
+            "dataset": tokenize([e.summary for e in self._catalogue.entries]),
             "patients": len(self._catalogue.entries),
             "smallchunk_size": list(self._geometry.smallchunk),
             "bigchunk_size": list(self._geometry.bigchunk),

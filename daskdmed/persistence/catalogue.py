@@ -137,10 +137,11 @@ class Entry:
     level: int | None
 
     @property
-    def tokens(self) -> tuple[str, ...]:
-        """Names of the pixels drawn from."""
-        views = (self.view,) if self.target is None else (self.view, self.target)
-        return (str(self.patient.id), *(view.token for view in views))
+    def summary(self) -> tuple[Any, ...]:
+        """Whose image it is, and its shape: the same wherever the files lie."""
+        target = None if self.target is None else self.target.shape
+        view = self.view
+        return str(self.patient.id), self.record, view.shape, str(view.dtype), target
 
     @property
     def block_bytes(self) -> int:

@@ -269,7 +269,8 @@ class ResidentSet:
             self._units[visit.number] = unit
         options: dict[str, Any] = {}
         if self.in_process:
-            name = str(unit.key)
+            # by cluster: a loader on another one reads for itself
+            name = f"{self.client.scheduler.address} {unit.key}"
             unit.ticket = leave_ticket(name, unit.jobs)
             call: tuple[Any, ...] = (read_ticket, name)
         else:
@@ -380,6 +381,7 @@ class ResidentSet:
         """Let go of everything. Idempotent."""
         self.interrupt()
         for unit in list(self._units.values()):
+            unit.waiting_for.clear()
             unit.future = unit.ticket = None
         self._units.clear()
         self._ready.clear()

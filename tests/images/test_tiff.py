@@ -316,3 +316,20 @@ def test_failed_tile_raises_or_fills(make, tmp_path, caplog):
     assert "tile (1, 1)" in caplog.text
     # what lies beside the tile is read as ever
     assert np.array_equal(reader.read(0, Region((0, 320), (500, 291))), expected[:, 320:])
+
+
+def test_aperio_levels_without_a_thumbnail_between_them(tmp_path):
+    import openslide
+
+    from daskdmed import open_slide
+    from daskdmed.samples import make_slide
+
+    path = make_slide(tmp_path / "two.svs", 2048, levels=2).path
+    with openslide.OpenSlide(path) as theirs:
+        assert theirs.level_count > 1
+        slide = open_slide(path)
+        assert slide.level_dimensions == theirs.level_dimensions
+        assert "thumbnail" not in slide.associated_images
+        pixels = slide.read_region((0, 0), 1, slide.level_dimensions[1])
+        expected = theirs.read_region((0, 0), 1, theirs.level_dimensions[1]).convert("RGB")
+        assert np.array_equal(pixels, np.asarray(expected))

@@ -688,3 +688,10 @@ def test_notebook_repr(dataset):
     assert "patches" in page
     assert "<table>" in page
     assert "batches" in str(loader.stats())
+
+
+def test_loaders_that_follow_each_other_quickly_do_not_meet(dataset):
+    for _ in range(12):
+        with LightDL(dataset, **SMALL) as loader:
+            x, _, chunks = next(loader)
+            assert_true_to_place(x, chunks)

@@ -126,3 +126,19 @@ def test_memory_stays_within_the_budget_over_many_rotations(slide_path):
                 peak = max(peak, process.memory_info().rss)
         assert loader.stats().visits_evicted > 300
     assert peak - before < 60 << 20
+
+
+def test_state_goes_on_where_the_same_files_have_another_path(slide_path, tmp_path):
+    import shutil
+
+    from tests.loading.conftest import assert_same_batches, collect
+
+    moved = shutil.copy(slide_path, tmp_path / "elsewhere.tif")
+    with LightDL(dataset_of(slide_path), **SIZES) as loader:
+        collect(loader, 3)
+        state = loader.state_dict()
+        expected = collect(loader, 3)
+    other = LightDL(dataset_of(moved), **SIZES)
+    other.load_state_dict(state)
+    with other:
+        assert_same_batches(collect(other, 3), expected)

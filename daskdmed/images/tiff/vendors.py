@@ -70,15 +70,19 @@ def _overlaps(tif: Any) -> bool:
 
 
 def more_levels(main: Any, series: list[Any]) -> list[Any]:
-    """Reduced pages that belong to the pyramid although their factor is unusual."""
-    if main.kind not in ("generic", "uniform", "shaped"):
+    """Reduced pages that belong to the pyramid although tifffile leaves them out.
+
+    Their factor is unusual; or they are the second page of an Aperio file without a
+    thumbnail, which tifffile takes for it. Aperio's thumbnails are striped, its levels tiled.
+    """
+    if main.kind not in ("generic", "uniform", "shaped", "svs"):
         return []
     key = main.keyframe
     sizes = {(lv.keyframe.imagelength, lv.keyframe.imagewidth) for lv in main.levels}
     found = []
     for other in (level for s in series if s is not main for level in s.levels):
         k = other.keyframe
-        if not (k.is_tiled and k.is_reduced) or k.is_subifd:
+        if not (k.is_tiled and (k.is_reduced or main.kind == "svs")) or k.is_subifd:
             continue
         if (k.imagelength, k.imagewidth) in sizes or k.imagewidth >= key.imagewidth:
             continue
