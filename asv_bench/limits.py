@@ -89,7 +89,7 @@ class RawTiles:
         return len(numbers) * self.tile[0] * self.tile[1]
 
 
-def decode_rate(paths: list[Path], blocks: int = 12, block: int = 4096, seed: int = 0) -> float:
+def decode_rate(paths: list[Path], blocks: int = 32, block: int = 4096, seed: int = 0) -> float:
     """Pixels per second of raw decoding with two threads, over random blocks of slides."""
     rng = np.random.default_rng(seed)
     pixels, elapsed = 0, 0.0

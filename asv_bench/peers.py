@@ -74,6 +74,13 @@ def daskdmed_patches(paths: list[Path], client: Any = None) -> Steps:
     with daskdmed.LightDL(
         data, smallchunk_size=CROP, batch_size=BATCH, smallchunks_per_bigchunk=512, client=client
     ) as loader:
+        # the first step is not measured: until the memory budget is full once
+        done = 0
+        for x, _, _ in loader:
+            done += x.shape[0]
+            if loader.stats().visits_evicted >= 4:
+                break
+        yield done
         for x, _, _ in loader:
             yield x.shape[0]
 

@@ -74,7 +74,6 @@ def small_chunks(kind: str, rounds: int) -> Iterator[Figure]:
         yield Figure(f"{name} / cost model", kind, found.to_model, 0.6, detail=detail)
         if (bigchunk, draws) == (4096, 512) and kind == "mixed":
             yield Figure(f"{name} / gather", kind, found.to_gather, 0.22, detail=detail)
-            yield Figure(f"{name}, patches/s", kind, found.rate, 15_000)
     yield Figure(
         "idle loader, cores",
         kind,

@@ -159,7 +159,8 @@ def _loader_rate(data: daskdmed.Dataset, seconds: float, **options: Any) -> tupl
     with daskdmed.LightDL(data, smallchunk_size=CROP, batch_size=BATCH, **options) as loader:
         batches = iter(loader)
         settled = time.perf_counter() + seconds / 4
-        while time.perf_counter() < settled:
+        # until the budget is full once and big chunks rotate
+        while time.perf_counter() < settled or loader.stats().visits_evicted < 4:
             next(batches)
         before = loader.stats()
         began = time.perf_counter()

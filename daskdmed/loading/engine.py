@@ -97,6 +97,7 @@ class Engine(ABC):
         self._ended: dict[int, int] = dict(cursor.ended)
         self._position = cursor.position
         self._builder = BatchBuilder(sampling.batch_size, sampling.crop)
+        self._visits: dict[int, Visit] = {}
         self._provenance: dict[int, Provenance] = {}
         self._barren = 0
         # only for draws beyond the plan, which no seed reproduces anyway
@@ -117,6 +118,14 @@ class Engine(ABC):
             world_size=s.world_size,
             position=self._position,
         )
+
+    def visits_of(self, turn: Turn) -> dict[int, Visit]:
+        """The turn's visits by number (and maybe newer ones); kept from turn to turn."""
+        for visit in reversed(turn.resident):
+            if visit.number in self._visits:
+                break
+            self._visits[visit.number] = visit
+        return self._visits
 
     def facts(self, visit: Visit) -> VisitFacts:
         """What a sampler must know about a visit."""
@@ -185,6 +194,7 @@ class Engine(ABC):
         """Let go of what a turn leaves behind."""
         self.residents.finish(turn)
         for visit in turn.leaving:
+            self._visits.pop(visit.number, None)
             self._ended.pop(visit.number, None)
             self._provenance.pop(visit.number, None)
 

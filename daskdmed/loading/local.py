@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from dask.system import CPU_COUNT
+
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import Provenance
+from daskdmed.loading.copying import Copier
 from daskdmed.loading.engine import Engine
 from daskdmed.loading.sampling import Ended, VisitSampler
 from daskdmed.loading.spans import Span
@@ -17,12 +20,13 @@ from daskdmed.persistence.plan import Turn, Visit
 
 
 class LocalEngine(Engine):
-    """Crops in the calling thread."""
+    """Crops here: places in the calling thread, copies in a few."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._samplers: dict[int, tuple[VisitSampler, Provenance]] = {}
         self._beyond: dict[int, int] = {}
+        self._copier = Copier(CPU_COUNT)
 
     def batches(self) -> Iterator[Batch]:
         """Batches in order."""
@@ -31,10 +35,14 @@ class LocalEngine(Engine):
             if span.last:
                 self.finish_turn(span.turn)
         if len(self._builder):
-            yield self._builder.finish(self.cursor())
+            yield self._finish_batch()
+
+    def _finish_batch(self) -> Batch:
+        self._copier.flush()
+        return self._builder.finish(self.cursor())
 
     def _sample(self, span: Span) -> Iterator[Batch]:
-        table = {v.number: v for v in span.turn.resident}
+        table = self.visits_of(span.turn)
         ended, samplers, builder = self._ended, self._samplers, self._builder
         position = span.start
         for number, draw in zip(span.visits.tolist(), span.draws.tolist(), strict=True):
@@ -47,13 +55,13 @@ class LocalEngine(Engine):
             position += 1
             self._position = position
             if builder.full:
-                yield builder.finish(self.cursor())
+                yield self._finish_batch()
         self._position = span.stop
 
     def _draw(self, number: int, draw: int, table: dict[int, Visit]) -> None:
         sampler, provenance = self._samplers[number]
         out, target_out = self._builder.next_row()
-        taken = sampler.take(draw, out, target_out)
+        taken = sampler.take(draw, out, target_out, self._copier)
         if isinstance(taken, Ended):
             self.end_visit(table[number], draw, taken.error)
             return
@@ -79,10 +87,11 @@ class LocalEngine(Engine):
             self._draw(other, beyond, table)
             self.late_draws += 1
             if self._builder.full:
-                yield self._builder.finish(self.cursor())
+                yield self._finish_batch()
 
     def finish_turn(self, turn: Turn) -> None:
         """Drop the references to blocks before the resident set lets go of them."""
+        self._copier.flush()
         for visit in turn.leaving:
             self._samplers.pop(visit.number, None)
             self._beyond.pop(visit.number, None)
@@ -90,5 +99,6 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         """Let go of every block."""
+        self._copier.close()
         self._samplers.clear()
         super().close()

@@ -17,6 +17,7 @@ from daskdmed.errors import GeometryError, LoaderError, UsageError
 from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
+from daskdmed.loading.copying import Copier
 from daskdmed.persistence.randomness import Purpose, generator
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 from daskdmed.types import Array, Region
@@ -172,9 +173,9 @@ class VisitSampler:
         )
 
     def take(
-        self, draw: int, out: Array, target_out: Array | None
+        self, draw: int, out: Array, target_out: Array | None, copier: Copier | None = None
     ) -> tuple[int, tuple[int, ...]] | Ended:
-        """Crop one draw into `out`.
+        """Crop one draw into `out`, at once or (with a `copier`) when that is flushed.
 
         Returns
         -------
@@ -188,18 +189,26 @@ class VisitSampler:
         if draw >= len(self._where):
             self._locate(draw)
         at, start = self._where[draw]
-        self._copy(at, start, out, target_out)
+        self._copy(at, start, out, target_out, copier)
         return at, tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
 
     def _copy(
-        self, at: int, start: tuple[int, ...], out: Array | None, target_out: Array | None
+        self,
+        at: int,
+        start: tuple[int, ...],
+        out: Array | None,
+        target_out: Array | None,
+        copier: Copier | None = None,
     ) -> None:
         box = tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
         piece = self.pieces[at]
-        if out is not None:
-            out[...] = piece.data[box]
-        if target_out is not None and piece.target is not None:
-            target_out[...] = piece.target[box]
+        for target, source in ((out, piece.data), (target_out, piece.target)):
+            if target is None or source is None:
+                continue
+            if copier is None:
+                target[...] = source[box]
+            else:
+                copier.add(target, source[box])
 
     def _rooms(self) -> Array:
         """Valid first positions, (pieces, axes)."""

@@ -14,7 +14,7 @@ from daskdmed.errors import BudgetError, UsageError
 
 #: one read task handles about this many bytes: a task costs milliseconds end to end, so
 #: small big chunks share one
-BYTES_PER_READ = 24 << 20
+BYTES_PER_READ = 96 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,7 @@ class RotationPlan:
         self._counts = np.zeros(len(population.blocks), np.int64)
         self._laps: dict[int, tuple[int, Array]] = {}
         self._resident: list[Visit] = []
+        self._numbers = np.zeros(0, np.int64)
         self._remaining = np.zeros(0, np.int64)
         self._exhausted = False
         self._admitted = 0
@@ -202,6 +203,7 @@ class RotationPlan:
             if visit is None:
                 return
             self._resident.append(visit)
+            self._numbers = np.append(self._numbers, visit.number)
             self._remaining = np.append(self._remaining, self.draws_per_visit)
 
     # -- turns ----------------------------------------------------------------------
@@ -212,7 +214,8 @@ class RotationPlan:
     def __next__(self) -> Turn:
         shares, rng = self._step()
         resident = tuple(self._resident)
-        numbers = np.array([v.number for v in resident], np.int64)
+        # admitted in order, so these are sorted; kept as an array because there may be many
+        numbers = self._numbers
         order = self._order(shares, rng)
         given = self.draws_per_visit - self._remaining
         draws = np.repeat(given, shares) + _within(shares)
@@ -225,7 +228,7 @@ class RotationPlan:
             number=self._turn,
             start=self._position,
             resident=resident,
-            leaving=self._leaving(shares),
+            leaving=resident[:1],
             visits=numbers[owners],
             draws=ordered,
         )
@@ -278,29 +281,27 @@ class RotationPlan:
             when = np.repeat(opens, shares) + when * (1 - np.repeat(opens, shares))
         return np.argsort(when, kind="stable")
 
-    def _leaving(self, shares: Array) -> tuple[Visit, ...]:
-        gone = np.flatnonzero(self._remaining == shares)
-        return tuple(self._resident[i] for i in gone)
-
     def _finish(self, shares: Array) -> None:
-        remaining = self._remaining - shares
-        stay = remaining > 0
-        self._resident = [v for v, keep in zip(self._resident, stay, strict=True) if keep]
-        self._remaining = remaining[stay]
+        """The oldest visit has given all its draws, the others theirs of this turn."""
+        self._resident = self._resident[1:]
+        self._numbers = self._numbers[1:]
+        self._remaining = (self._remaining - shares)[1:]
         self._position += int(shares.sum())
         self._turn += 1
 
     def _snapshot(self) -> tuple[Any, ...]:
         return (
             list(self._resident),
-            self._remaining.copy(),
+            self._numbers,
+            self._remaining,
             self._counts.copy(),
             self._admitted,
             self._exhausted,
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
-        self._resident, self._remaining, self._counts, self._admitted, self._exhausted = saved
+        self._resident, self._numbers, self._remaining = saved[:3]
+        self._counts, self._admitted, self._exhausted = saved[3:]
 
 
 def _within(shares: Array) -> Array:

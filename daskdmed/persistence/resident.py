@@ -208,10 +208,10 @@ class ResidentSet:
         if turn is None:
             return False
         self._ahead.append(turn)
-        fresh = [v for v in turn.resident if v.number > self._known]
-        self._queue.extend(fresh)
-        if fresh:
-            self._known = fresh[-1].number
+        newest = turn.resident[-1].number
+        # the newest come last; with hundreds resident, looking at all would take long
+        self._queue.extend(turn.resident[len(turn.resident) - _count_after(turn, self._known) :])
+        self._known = max(self._known, newest)
         return True
 
     def can_advance(self) -> bool:
@@ -388,6 +388,16 @@ class ResidentSet:
         self._ahead.clear()
         self._queue.clear()
         self._held = 0
+
+
+def _count_after(turn: Turn, known: int) -> int:
+    """Visits of a turn that were admitted after a visit."""
+    count = 0
+    for visit in reversed(turn.resident):
+        if visit.number <= known:
+            break
+        count += 1
+    return count
 
 
 def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:

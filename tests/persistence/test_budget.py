@@ -24,8 +24,9 @@ def test_an_allotment_stays_within_the_budget(budget, block):
 
 
 def test_small_blocks_are_read_in_groups():
-    assert allot(2048 * MIB, 48 * MIB).group == 1
-    assert allot(2048 * MIB, 3 * MIB).group == 8
+    assert allot(2048 * MIB, 48 * MIB).group == 2
+    assert allot(2048 * MIB, 3 * MIB).group == 32
+    assert allot(192 * MIB, 48 * MIB).group == 1
 
 
 def test_too_small_a_budget_is_refused_with_numbers():
