@@ -13,7 +13,7 @@ futures (`daskdmed.persistence.resident`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,9 +309,3 @@ def _within(shares: Array) -> Array:
     ends = np.cumsum(shares)
     within: Array = np.arange(int(ends[-1])) - np.repeat(ends - shares, shares)
     return within
-
-
-def visits_of(turns: Sequence[Turn]) -> list[Visit]:
-    """All visits of some turns in order of admission, each once."""
-    seen = {visit.number: visit for turn in turns for visit in turn.resident}
-    return [seen[number] for number in sorted(seen)]

@@ -72,7 +72,6 @@ class Unit:
     ticket: Ticket | None = None
     home: str | None = None
     waiting_for: set[int] = field(default_factory=set)
-    asked: float = 0.0
 
     @property
     def single(self) -> bool:
@@ -178,7 +177,6 @@ class ResidentSet:
         self.units_read = 0
         self.visits_admitted = 0
         self.visits_evicted = 0
-        self.read_latency = 0.0
         self._plan: Iterator[Turn] = plan
         self._factory = factory
         self._ahead: deque[Turn] = deque()
@@ -278,7 +276,6 @@ class ResidentSet:
             if unit.home is not None:
                 options = {"workers": [unit.home], "allow_other_workers": True}
             call = self._travelling(unit)
-        unit.asked = time.perf_counter()
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.units_read += 1
@@ -298,7 +295,6 @@ class ResidentSet:
 
     def _arrived(self, unit: Unit) -> None:
         with self._wake:
-            self.read_latency += time.perf_counter() - unit.asked
             if unit.waiting_for:
                 self._ready.add(unit)
             self._wake.notify_all()
