@@ -82,6 +82,10 @@ class DatasetError(UsageError):
     """A dataset is inconsistent: duplicate ids, no patients, an unknown record..."""
 
 
+class NoTissueError(DatasetError):
+    """A slide (or every slide of a dataset) has no tissue, or no place where one may sample."""
+
+
 class BudgetError(DaskdmedError, MemoryError):
     """The byte budget cannot hold what was asked for; the message gives the numbers."""
 

@@ -13,13 +13,14 @@ futures (`daskdmed.persistence.resident`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.errors import NoTissueError, UsageError
+from daskdmed.persistence.areas import spread
 from daskdmed.persistence.policy import Policy, Situation
 from daskdmed.persistence.randomness import Purpose, generator, seed_key
 from daskdmed.types import Array
@@ -42,12 +43,19 @@ class Visit:
         Flat index of the big chunk in the record's block grid.
     nth : int
         How many visits the record had before this one.
+    again : int
+        Counts the visits of the same big chunk: no two have the same number, larger ones
+        are later.
+    stratum : int
+        Which share of the batches it is drawn for, see `daskdmed.persistence.strata`.
     """
 
     number: int
     record: int
     block: int
     nth: int
+    again: int = 0
+    stratum: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,10 @@ class Population:
     labels: tuple[Mapping[str, Any], ...] = ()
 
 
+#: weight of each big chunk of a record, None for equal ones
+Weights: TypeAlias = Callable[[int], "Array | None"]
+
+
 class RotationPlan:
     """Turns of the rotation, as an iterator that never looks outside itself.
 
@@ -115,11 +127,19 @@ class RotationPlan:
         Any integer.
     policy : Policy
         Who is admitted next.
+    weights : callable, optional
+        Record number -> weight of each of its big chunks, which are then visited in
+        proportion to it. Asked when the record is first admitted. A record whose weights
+        are all zero has nothing to draw from and is not admitted.
+    stream : int
+        Plans of one seed that differ in this are unrelated.
 
     Raises
     ------
     UsageError
         No records, or a count below one.
+    NoTissueError
+        While iterating: no record has anything to draw from.
     """
 
     def __init__(
@@ -130,6 +150,8 @@ class RotationPlan:
         draws_per_visit: int,
         seed: int,
         policy: Policy,
+        weights: Weights | None = None,
+        stream: int = 0,
     ) -> None:
         if not population.blocks:
             raise UsageError("there is nothing to draw from: the dataset has no usable records")
@@ -142,8 +164,11 @@ class RotationPlan:
         self.slots = min(slots, sum(population.blocks))
         self.draws_per_visit = draws_per_visit
         self._policy = policy
-        self._key = seed_key(seed)
-        self._blocks = np.asarray(population.blocks, np.int64)
+        self._weights = weights
+        self._once = bool(getattr(policy, "each_once", False))
+        # stream 0 is the seed itself
+        self._key = seed_key(seed) ^ (stream * 0x9E3779B97F4A7C15 % 2**64)
+        self._blocks = np.array(population.blocks, np.int64)
         self._counts = np.zeros(len(population.blocks), np.int64)
         self._laps: dict[int, tuple[int, Array]] = {}
         self._resident: list[Visit] = []
@@ -161,6 +186,38 @@ class RotationPlan:
         """Plan the next visit, or None when the policy wants no more."""
         if self._exhausted:
             return None
+        for _ in range(2 * self._blocks.size + 1):
+            record = self._choose()
+            if record is None:
+                self._exhausted = True
+                return None
+            weights = None if self._weights is None else self._weights(record)
+            if weights is not None:
+                self._note_blocks(record, int(np.count_nonzero(weights)))
+            if self._blocks[record]:
+                return self._visit(record, weights)
+        raise NoTissueError(
+            f"the policy {type(self._policy).__name__} keeps admitting records that have nothing "
+            "to draw from; Situation.blocks is 0 for them"
+        )
+
+    def _note_blocks(self, record: int, usable: int) -> None:
+        """Correct how many big chunks of a record have anything to draw from."""
+        if usable == self._blocks[record]:
+            return
+        blocks = self._blocks.copy()
+        blocks[record] = usable
+        blocks.flags.writeable = False
+        self._blocks = blocks
+        if not blocks.any():
+            raise NoTissueError(
+                f"none of the {blocks.size} records has a place for a small chunk: the masks are "
+                "empty, or ask for too much; lower min_tissue, choose another tissue method, or "
+                "look at daskdmed.tissue_mask(slide)"
+            )
+
+    def _choose(self) -> int | None:
+        """Ask the policy for a record."""
         counts = self._counts.copy()  # policies may keep what they see
         counts.flags.writeable = False
         situation = Situation(
@@ -173,7 +230,6 @@ class RotationPlan:
         )
         choice = self._policy.admit(situation, generator(self._key, Purpose.ADMIT, self._admitted))
         if choice is None:
-            self._exhausted = True
             return None
         record = int(choice)
         if not 0 <= record < self._blocks.size:
@@ -181,21 +237,37 @@ class RotationPlan:
                 f"policy {type(self._policy).__name__} admitted record {record}, but there are "
                 f"records 0 to {self._blocks.size - 1}"
             )
+        return record
+
+    def _visit(self, record: int, weights: Array | None) -> Visit:
         nth = int(self._counts[record])
-        visit = Visit(self._admitted, record, self._block(record, nth), nth)
+        visit = Visit(self._admitted, record, *self._block(record, nth, weights))
         self._counts[record] += 1
         self._admitted += 1
         return visit
 
-    def _block(self, record: int, nth: int) -> int:
-        """The record's big chunks in random order, each once per lap."""
-        lap, at = divmod(nth, int(self._blocks[record]))
+    def _block(self, record: int, nth: int, weights: Array | None) -> tuple[int, int, int]:
+        """Block, `nth` and `again` of a record's next visit.
+
+        Its big chunks come in random order, each once per lap, or as often as its weight says.
+        """
+        length = int(self._blocks[record])
+        lap, at = divmod(nth, length)
         known = self._laps.get(record)
         if known is None or known[0] != lap:
             rng = generator(self._key, Purpose.BLOCKS, record, lap)
-            known = (lap, rng.permutation(int(self._blocks[record])))
+            known = (lap, self._lap(length, weights, rng))
             self._laps[record] = known
-        return int(known[1][at])
+        block = int(known[1][at])
+        if weights is None or self._once:
+            return block, nth, lap
+        most = int(weights.max() * length / weights.sum()) + 1
+        return block, nth, lap * most + int(np.count_nonzero(known[1][:at] == block))
+
+    def _lap(self, length: int, weights: Array | None, rng: np.random.Generator) -> Array:
+        if weights is None:
+            return rng.permutation(length)
+        return rng.permutation(np.flatnonzero(weights)) if self._once else spread(weights, rng)
 
     def _fill(self) -> None:
         while len(self._resident) < self.slots:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from daskdmed.errors import UsageError
 from daskdmed.types import Array
 
 
@@ -28,7 +29,7 @@ class Situation:
     counts : ndarray of int64, shape (records,)
         Visits planned so far per record. Read only.
     blocks : ndarray of int64, shape (records,)
-        Big chunks per record. Read only.
+        Big chunks per record, 0 for records found to have nothing to draw from. Read only.
     resident : ndarray of int64
         Records of the visits now resident, oldest first (repeats possible).
     patients : sequence of str
@@ -47,7 +48,11 @@ class Situation:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses the record whose big chunk is admitted next."""
+    """Chooses the record whose big chunk is admitted next.
+
+    An attribute ``each_once = True`` asks for laps in which every big chunk that has anything
+    to draw from comes exactly once, instead of in proportion to its tissue.
+    """
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int | None:
         """Index of a record, or None to admit nothing more (the plan then ends).
@@ -69,16 +74,20 @@ class LeastVisitedFirst:
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int:
         """One of the records with the fewest visits, at random."""
-        counts = situation.counts
-        candidates = np.flatnonzero(counts == counts.min())
+        usable = np.flatnonzero(situation.blocks)
+        counts = situation.counts[usable]
+        candidates = usable[counts == counts.min()]
         return int(candidates[rng.integers(candidates.size)])
 
 
 class Sequential:
     """All big chunks of the first record, then of the second..., `laps` times over.
 
-    A finite plan: the loader stops when every big chunk has been visited `laps` times.
+    A finite plan: the loader stops when every big chunk has been visited `laps` times. Big
+    chunks without tissue (or without the classes asked for) are left out.
     """
+
+    each_once = True
 
     def __init__(self, laps: int = 1) -> None:
         self.laps = laps
@@ -87,6 +96,115 @@ class Sequential:
         """First record that still has unvisited big chunks."""
         wanting = np.flatnonzero(situation.counts < situation.blocks * self.laps)
         return int(wanting[0]) if wanting.size else None
+
+
+class OnePass:
+    """Every big chunk of every record exactly once per pass, in random order; then the end.
+
+    Parameters
+    ----------
+    passes : int
+        How often.
+    """
+
+    each_once = True
+
+    def __init__(self, passes: int = 1) -> None:
+        if passes < 1:
+            raise UsageError(f"passes must be at least 1, got {passes}")
+        self.passes = passes
+
+    def admit(self, situation: Situation, rng: np.random.Generator) -> int | None:
+        """A record, with probability proportional to the big chunks it still has to give."""
+        left = np.maximum(situation.blocks * self.passes - situation.counts, 0)
+        total = int(left.sum())
+        if not total:
+            return None
+        return int(np.searchsorted(np.cumsum(left), rng.integers(total), side="right"))
+
+
+class Weighted:
+    """Records with probability proportional to a weight.
+
+    Parameters
+    ----------
+    weights : mapping or callable
+        Patient id -> weight, or a function of the patient's labels. Not negative. Patients
+        that a mapping does not name have weight 0.
+
+    Raises
+    ------
+    UsageError
+        A weight is negative or not finite, or none is positive (at the first admission).
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float] | Callable[[Mapping[str, Any]], float]
+    ) -> None:
+        self.weights = weights
+
+    def admit(self, situation: Situation, rng: np.random.Generator) -> int:
+        """A record at random."""
+        weights = np.where(situation.blocks > 0, self._of(situation), 0.0)
+        if not weights.any():
+            raise UsageError(
+                "Weighted: no patient has a positive weight; patients are "
+                f"{', '.join(situation.patients[:5])}..."
+            )
+        ends = np.cumsum(weights)
+        return int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+
+    def _of(self, situation: Situation) -> Array:
+        given = self.weights
+        if isinstance(given, Mapping):
+            weights = [float(given.get(p, 0.0)) for p in situation.patients]
+        else:
+            weights = [float(given(labels)) for labels in situation.labels]
+        found = np.array(weights)
+        wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+        if wrong.size:
+            at = int(wrong[0])
+            raise UsageError(
+                f"Weighted: patient {situation.patients[at]!r} has weight {found[at]}; weights "
+                "are finite and not negative"
+            )
+        return found
+
+
+class LabelBalanced:
+    """Every value of a label equally often, and within it least visited first.
+
+    What PyDmed's ``LabelBalancedDL`` and ``balance_by_repeat`` were for, without copies of
+    patients. For guaranteed numbers in every batch see ``quotas`` of `LightDL`.
+
+    Parameters
+    ----------
+    label : str
+        Name of the label.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def admit(self, situation: Situation, rng: np.random.Generator) -> int:
+        """A value in turn, then one of its least visited records."""
+        usable = np.flatnonzero(situation.blocks)
+        values: dict[Any, list[int]] = {}
+        for record in usable.tolist():
+            labels = situation.labels[record]
+            if self.label not in labels:
+                raise UsageError(
+                    f"LabelBalanced: patient {situation.patients[record]!r} has no label "
+                    f"{self.label!r}, only {sorted(map(str, labels))}"
+                )
+            values.setdefault(labels[self.label], []).append(record)
+        visited = {v: int(situation.counts[r].sum()) for v, r in values.items()}
+        fewest = min(visited.values())
+        behind = [v for v, n in visited.items() if n == fewest]
+        records = np.array(values[behind[int(rng.integers(len(behind)))]])
+        counts = situation.counts[records]
+        candidates = records[counts == counts.min()]
+        return int(candidates[rng.integers(candidates.size)])
 
 
 class _FunctionPolicy:

@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     LOCATE = 4
     COLLECT = 5
     LOAD = 6
+    SHIFT = 7
+    SHARE = 8
+    MIX = 9
 
 
 def seed_key(seed: int) -> int:
