@@ -128,6 +128,30 @@ class SampleNotAvailableError(DaskdmedError, FileNotFoundError):
     """A sample image is neither in the data folder nor can it be downloaded."""
 
 
+class AnnotationError(DaskdmedError, ValueError):
+    """Annotations or patch coordinates cannot be read, made or written.
+
+    Attributes
+    ----------
+    uri : str
+        The file, empty for text and for values made in memory.
+    index : int or None
+        Position of the feature within the file, counted from 0 in file order.
+    """
+
+    def __init__(self, message: str, *, uri: str = "", index: int | None = None) -> None:
+        super().__init__(message)
+        self.uri = uri
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class AnnotationNotFoundError(AnnotationError, FileNotFoundError):
+    """The file of annotations does not exist."""
+
+
 class MissingExtraError(DaskdmedError, ImportError):
     """An optional dependency is missing; the message names the extra to install."""
 
