@@ -54,11 +54,14 @@ class BatchBuilder:
         Rows of a batch.
     crop : CropSpec
         Shape and type of a row.
+    key : int, default 0
+        Spread seed, for `SmallChunks.keys`.
     """
 
-    def __init__(self, size: int, crop: CropSpec) -> None:
+    def __init__(self, size: int, crop: CropSpec, key: int = 0) -> None:
         self.size = size
         self._crop = crop
+        self._key = key
         self._reset()
 
     def _reset(self) -> None:
@@ -105,6 +108,7 @@ class BatchBuilder:
             np.array(self._origins, np.int64).reshape(rows, len(self._crop.size)),
             np.array(self._draws, np.int64),
             None if self.targets is None else self.targets[:rows],
+            self._key,
         )
         self._reset()
         return Batch(smallchunks, cursor)

@@ -140,7 +140,9 @@ class SmallChunks:
     draws : ndarray of int64, shape (batch,)
         Draw number of each within its visit.
     targets : ndarray or None, shape (batch, *spatial, [channels])
-        Pixels of the target record.
+        Pixels of the target record; what a joint transform made of them, where one is used.
+    key : int, default 0
+        Spread seed of the loader, see `keys`.
     """
 
     # no collections.abc.Sequence: torch's default_convert would take it apart
@@ -153,6 +155,7 @@ class SmallChunks:
         origins: Array,
         draws: Array,
         targets: Array | None = None,
+        key: int = 0,
     ) -> None:
         self.data = data
         self.targets = targets
@@ -160,6 +163,7 @@ class SmallChunks:
         self.draws = draws
         self._provenance = provenance
         self._pieces = pieces
+        self._key = key
 
     def __len__(self) -> int:
         return len(self._provenance)
@@ -195,6 +199,18 @@ class SmallChunks:
     def patients(self) -> list[Patient]:
         """The patient of each small chunk."""
         return [source.patient for source in self._provenance]
+
+    @property
+    def keys(self) -> Array:
+        """(batch, 3) uint64: seed key, visit, draw.
+
+        Names each small chunk, whatever batch it is in: what transforms are seeded by.
+        """
+        keys = np.empty((len(self), 3), np.uint64)
+        keys[:, 0] = self._key
+        keys[:, 1] = [source.bigchunks[0].visit for source in self._provenance]
+        keys[:, 2] = self.draws
+        return keys
 
     @property
     def locations(self) -> Array:

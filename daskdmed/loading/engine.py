@@ -96,7 +96,7 @@ class Engine(ABC):
         self.failures: list[Failure] = []
         self._ended: dict[int, int] = dict(cursor.ended)
         self._position = cursor.position
-        self._builder = BatchBuilder(sampling.batch_size, sampling.crop)
+        self._builder = BatchBuilder(sampling.batch_size, sampling.crop, sampling.key)
         self._visits: dict[int, Visit] = {}
         self._provenance: dict[int, Provenance] = {}
         self._barren = 0

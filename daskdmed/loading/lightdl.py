@@ -107,9 +107,13 @@ class LightDL(_Base):
     policy : Policy or callable, optional
         Chooses whose big chunk comes next. Default: every record once per cycle.
     tfms : callable, optional
-        Applied to each uint8 sample tensor (c, *spatial) in the background.
+        Applied to each uint8 sample tensor (c, *spatial) in the background. A transform of
+        `daskdmed.transforms` is applied to the whole batch, in the background too.
     batch_tfms : callable, optional
-        Applied to the whole batch in the consumer's thread, on the consumer's device.
+        Applied to the whole batch in the consumer's thread, on the consumer's device. One
+        with an attribute ``needs_smallchunks = True`` (those of `daskdmed.transforms`) is
+        called as ``batch_tfms(x, smallchunks)`` and may return ``(x, targets)``, which
+        replaces ``smallchunks.targets``; others are called as ``batch_tfms(x)``.
     seed : int, default 0
         Everything random follows from it.
     epoch_length : int, optional
@@ -342,7 +346,9 @@ class LightDL(_Base):
         self._batches += 1
         self._cursor = batch.cursor
         chunks = batch.smallchunks
-        return (self.batch_tfms(x) if self.batch_tfms else x), chunks.patients, chunks
+        if self.batch_tfms is not None:
+            x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
+        return x, chunks.patients, chunks
 
     def __iter__(self) -> Iterator[Item]:
         if torchbridge.in_dataloader_worker():
@@ -491,7 +497,11 @@ class _Preparation:
 
     def __call__(self, batch: Batch) -> tuple[Batch, object]:
         x = torchbridge.to_tensor(batch.smallchunks.data, self._spatial_ndim)
-        return batch, torchbridge.transform_each(x, self._tfms) if self._tfms else x
+        if self._tfms is None:
+            return batch, x
+        if torchbridge.takes_smallchunks(self._tfms):
+            return batch, torchbridge.transform_batch(x, self._tfms, batch.smallchunks)
+        return batch, torchbridge.transform_each(x, self._tfms)
 
 
 def _crop_spec(catalogue: Catalogue, geometry: Geometry) -> CropSpec:

@@ -11,6 +11,8 @@ from daskdmed.types import Array
 if TYPE_CHECKING:
     import torch
 
+    from daskdmed.loading.chunks import SmallChunks
+
 try:
     import torch as _torch
 except ImportError as _error:
@@ -56,6 +58,33 @@ def transform_each(tensor: torch.Tensor, tfms: Callable[[Any], Any]) -> torch.Te
             "crop or resize to one shape"
         )
     return _torch.stack(results)
+
+
+def takes_smallchunks(tfms: Callable[..., Any]) -> bool:
+    """Whether a transform asks for the whole batch and its small chunks."""
+    return getattr(tfms, "needs_smallchunks", False) is True
+
+
+def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) -> Any:
+    """Apply a transform to a whole batch.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``[batch, c, *spatial]``.
+    tfms : callable
+        ``tfms(x) -> x``; or, when it says ``needs_smallchunks = True``,
+        ``tfms(x, smallchunks)`` -> x or (x, targets).
+    smallchunks : SmallChunks
+        Of the batch. Its `targets` are replaced when the transform returns some.
+    """
+    if not takes_smallchunks(tfms):
+        return tfms(x)
+    result = tfms(x, smallchunks)
+    if isinstance(result, tuple):
+        x, smallchunks.targets = result
+        return x
+    return result
 
 
 def in_dataloader_worker() -> bool:
