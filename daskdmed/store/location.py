@@ -1,7 +1,10 @@
 """Where a result store lies: a folder, a URL, or a Zarr store object.
 
-Answers whether something is there already, and replaces a finished store by a newer one.
-Not covered: what is in the store (`daskdmed.store.manifest`).
+Answers whether something is there already, and replaces a finished store by a newer one, so
+that a reader sees the old or the new one and never parts of both.
+
+Not covered: what is in the store (`daskdmed.store.manifest`), replacing single files
+(`daskdmed.store.files`).
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ import zarr
 from zarr.abc.store import Store
 
 from daskdmed.errors import StoreError
+from daskdmed.store.files import exchange
 from daskdmed.types import PathLike
+
+#: without these nothing is a Zarr node: removed first, and written last
+_METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Location:
         text = os.fspath(out)
         if text.startswith("file://"):
             text = text.removeprefix("file://")
-        return cls(text if "://" in text else str(Path(text).absolute()))
+        return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
 
     def __str__(self) -> str:
         return str(self.target)
@@ -62,15 +69,19 @@ class Location:
 
     @property
     def staging(self) -> Location:
-        """Where a store is built that shall replace this one."""
+        """Where a store is built that shall replace this one.
+
+        A sibling with a hidden name; a store object has no siblings and is its own staging.
+        """
         return self._sibling("new")
 
     def _sibling(self, word: str) -> Location:
-        assert isinstance(self.target, str)
+        if not isinstance(self.target, str):
+            return self
         parent, _, name = self.target.rstrip("/").rpartition("/")
         return Location(f"{parent}/.{name}.{word}")
 
-    def open(self, mode: Any = "r+") -> zarr.Group:
+    def open(self, mode: Any = "r+", zarr_format: Any = 3) -> zarr.Group:
         """The group that is there.
 
         Raises
@@ -79,15 +90,15 @@ class Location:
             What is there is no Zarr group, or cannot be read.
         """
         try:
-            return zarr.open_group(self.target, mode=mode, zarr_format=3)
+            return zarr.open_group(self.target, mode=mode, zarr_format=zarr_format)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
-                f"{self}: cannot open it as a Zarr v3 group ({type(error).__name__}: {error}); "
-                "give another out="
+                f"{self}: cannot open it as a Zarr v{zarr_format or '2 or v3'} group "
+                f"({type(error).__name__}: {error}); give another out="
             ) from error
 
     def holds_group(self) -> bool:
-        """Whether a group is there.
+        """Whether a group is there; a replacement that a crash interrupted is ended first.
 
         Raises
         ------
@@ -116,43 +127,100 @@ class Location:
         return True
 
     def remove(self) -> None:
-        """Delete what is there, if anything. For paths and URLs."""
+        """Delete what is there, if anything.
+
+        Killed half-way, it leaves nothing that opens as a store with holes: a folder is
+        renamed before it is deleted, elsewhere the metadata of the root go first.
+        """
         path = self.path
         if path is not None:
+            trash = self._sibling("trash").path
+            assert trash is not None
+            if trash.exists():
+                shutil.rmtree(trash)
             if path.exists():
-                shutil.rmtree(path)
+                os.rename(path, trash)
+                shutil.rmtree(trash)
             return
-        fs, inner = _filesystem(str(self.target))
-        if fs.exists(inner):
-            fs.rm(inner, recursive=True)
+        if isinstance(self.target, Store):
+            zarr.core.sync.sync(self.target.clear())
+            return
+        fs, inner = _filesystem(self.target)
+        _remove_objects(fs, inner)
 
     def replace(self, newer: Location) -> None:
         """Put `newer`, a sibling, in the place of this store.
 
-        For folders two renames: a reader sees the old store or the new one, and a crash
-        between the two is mended by the next `holds_group`. Object stores cannot rename;
-        there the old objects are deleted and the new ones moved.
+        Folders are exchanged in one step where the system can do that (Linux, macOS), else
+        by two renames, and a crash between these is mended by the next `holds_group`.
+
+        Object stores cannot rename. There a marker says that the newer store is complete,
+        the old root metadata are deleted (from now on readers find nothing), then the other
+        old objects, then the new ones are copied, the root metadata last (from now on
+        readers find the new store), and the marker and the copy's source are deleted. A
+        crash in between is mended by the next `holds_group`, which begins again from the
+        marker.
         """
-        if self.path is None or newer.path is None:
-            self.remove()
-            fs, inner = _filesystem(str(self.target))
-            fs.mv(_filesystem(str(newer.target))[1], inner, recursive=True)
+        if newer == self:
             return
+        if self.path is not None and newer.path is not None:
+            self._swap(self.path, newer.path)
+            return
+        fs, inner = _filesystem(str(self.target))
+        fs.pipe_file(_filesystem(str(self._sibling("ready").target))[1], b"replace")
+        self._move_objects(fs, inner, _filesystem(str(newer.target))[1])
+
+    def _swap(self, path: Path, newer: Path) -> None:
         old = self._sibling("old").path
         assert old is not None
         if old.exists():
             shutil.rmtree(old)
-        os.rename(self.path, old)
-        os.rename(newer.path, self.path)
-        shutil.rmtree(old)
+        if not path.exists():
+            os.rename(newer, path)
+        elif exchange(newer, path):
+            os.rename(newer, old)
+            shutil.rmtree(old)
+        else:
+            os.rename(path, old)
+            os.rename(newer, path)
+            shutil.rmtree(old)
+
+    def _move_objects(self, fs: Any, inner: str, newer: str) -> None:
+        """Idempotent as long as the marker is there."""
+        _remove_objects(fs, inner)
+        names = [name for name in fs.find(newer) if not name.endswith("/")]
+        prefix = names[0][: names[0].index(newer.strip("/"))] + newer.strip("/") if names else ""
+        roots = [f"{prefix}/{name}" for name in _METADATA if f"{prefix}/{name}" in names]
+        for name in [n for n in names if n not in roots] + roots:
+            fs.cp_file(name, f"{inner.rstrip('/')}{name[len(prefix) :]}")
+        fs.rm_file(_filesystem(str(self._sibling("ready").target))[1])
+        _remove_objects(fs, newer)
 
     def _recover(self) -> None:
+        """End a replacement that a crash interrupted."""
         path = self.path
-        if path is None or path.exists():
+        if path is not None:
+            old = self._sibling("old").path
+            if not path.exists() and old is not None and old.exists():
+                os.rename(old, path)
             return
-        old = self._sibling("old").path
-        if old is not None and old.exists():
-            os.rename(old, path)
+        if isinstance(self.target, Store):
+            return
+        fs, inner = _filesystem(self.target)
+        if fs.exists(_filesystem(str(self._sibling("ready").target))[1]):
+            self._move_objects(fs, inner, _filesystem(str(self.staging.target))[1])
+
+
+def _remove_objects(fs: Any, inner: str) -> None:
+    """Delete all objects below a prefix, those that make it a Zarr node first."""
+    if not fs.exists(inner):
+        return
+    for name in _METADATA:
+        if fs.exists(f"{inner.rstrip('/')}/{name}"):
+            fs.rm_file(f"{inner.rstrip('/')}/{name}")
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
+    fs.invalidate_cache()
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ import zarr
 
 from daskdmed import __version__
 from daskdmed.errors import StoreError
+from daskdmed.store.files import write_failure
 from daskdmed.store.location import Location
 from daskdmed.store.ngff import (
     Georeference,
@@ -174,9 +175,19 @@ class ResultStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write the map."""
+        """Write the map.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written (disk full...). Blocks whose mark is lost are computed again.
+        """
         if self._dirty:
-            self._done_array[...] = self._done.astype(np.uint8)
+            try:
+                self._done_array[...] = self._done.astype(np.uint8)
+            except OSError as error:
+                then = "blocks done since its last state are computed again by resume=True"
+                raise write_failure("the map of finished blocks", error, then) from error
             self._dirty = False
         self._written_at = time.monotonic()
 
@@ -220,7 +231,10 @@ def open_result(
         if overwrite:
             place = location.staging
             if not (resume and place.holds_group()):
-                place.remove()
+                try:
+                    place.remove()
+                except OSError as error:
+                    raise write_failure(place, error) from error
                 return _create(place, spec), place
         elif not resume:
             raise StoreError(_occupied(location))

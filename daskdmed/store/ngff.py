@@ -1,16 +1,17 @@
-"""OME-Zarr 0.5 metadata, and where a result lies on its slide.
+"""OME-Zarr metadata (0.5, and 0.4 on request), and where a result lies on its slide.
 
-The version of the format lives in this module only. Metadata are plain dictionaries, so
+The versions of the format live in this module only. Metadata are plain dictionaries, so
 that no OME library is needed to write them.
 
-Not covered: pyramids and labels, and how far a run has come (`daskdmed.store.manifest`).
+Not covered: the pixels of pyramids (`daskdmed.store.pyramid`) and of labels
+(`daskdmed.store.labels`), and how far a run has come (`daskdmed.store.manifest`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import Store
@@ -18,8 +19,13 @@ from zarr.abc.store import Store
 from daskdmed.errors import UsageError
 from daskdmed.types import Array
 
-OME_VERSION = "0.5"
+Version = Literal["0.4", "0.5"]
+OME_VERSION: Version = "0.5"
+#: version of OME-Zarr -> format of Zarr underneath
+ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 _SPACE = ("z", "y", "x")
+#: of channels whose colours are not given: one channel is shown in grey
+PALETTE = ("00B4D8", "FF5D5D", "FFD166", "06D6A0", "B388EB", "F4A261", "8ECAE6", "E5E5E5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,174 @@ def axis_names(spatial_ndim: int, channels: bool) -> tuple[str, ...]:
     return ("c", *names) if channels else names
 
 
+@dataclass(frozen=True, slots=True)
+class LevelPlace:
+    """One level of a multiscale image.
+
+    Parameters
+    ----------
+    path : str
+        Of the array within the group.
+    scale, translation : tuple of float
+        One per axis: extent of a pixel, and centre of the first one, in the axes' units.
+    """
+
+    path: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """How viewers show a channel.
+
+    Parameters
+    ----------
+    label : str
+        Its name.
+    color : str
+        Six hexadecimal digits, of the highest value.
+    window : (float, float)
+        Values shown darkest and brightest.
+    limits : (float, float), optional
+        Values that occur at most, default `window`.
+    active : bool
+        Whether it is shown at first.
+    """
+
+    label: str
+    color: str
+    window: tuple[float, float]
+    limits: tuple[float, float] | None = None
+    active: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``omero.channels``."""
+        low, high = self.window
+        least, most = self.limits or self.window
+        return {
+            "label": self.label,
+            "color": self.color,
+            "active": self.active,
+            "window": {"min": least, "max": most, "start": low, "end": high},
+        }
+
+
+def hex_color(value: str) -> str:
+    """Six upper-case hexadecimal digits from "#ff8000" or "FF8000".
+
+    Raises
+    ------
+    UsageError
+        It is neither.
+    """
+    digits = str(value).removeprefix("#").upper()
+    if len(digits) != 6 or any(c not in "0123456789ABCDEF" for c in digits):
+        raise UsageError(f"a colour is six hexadecimal digits like 'FF8000', got {value!r}")
+    return digits
+
+
+def check_version(version: str) -> Version:
+    """A version of OME-Zarr that can be written.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if version not in ZARR_FORMATS:
+        raise UsageError(f"version must be one of {sorted(ZARR_FORMATS)}, got {version!r}")
+    return version  # type: ignore[return-value]
+
+
+def multiscale_metadata(
+    axes: Sequence[str],
+    levels: Sequence[LevelPlace],
+    *,
+    units: Sequence[str | None] = (),
+    name: str = "",
+    method: str = "",
+    channels: Sequence[Channel] = (),
+    image_label: Mapping[str, Any] | None = None,
+    version: str = OME_VERSION,
+) -> dict[str, Any]:
+    """What OME-Zarr says about an image with any number of levels.
+
+    Parameters
+    ----------
+    axes : sequence of str
+        Names, channel first: ("y", "x") or ("c", "z", "y", "x").
+    levels : sequence of LevelPlace
+        Largest first.
+    units : sequence of str or None, optional
+        One per axis, for example "micrometer".
+    name : str
+        Shown by viewers.
+    method : str
+        How coarser levels are made: "mean", "mode", "nearest".
+    channels : sequence of Channel, optional
+        How they are shown.
+    image_label : mapping, optional
+        For label images, from `label_metadata`.
+    version : {"0.5", "0.4"}
+        Of the format.
+
+    Returns
+    -------
+    dict
+        For `ome_attributes`.
+
+    Raises
+    ------
+    UsageError
+        The lengths differ, or the version is unknown.
+    """
+    version = check_version(version)
+    units = tuple(units) or (None,) * len(axes)
+    if not levels:
+        raise UsageError("an image has at least one level")
+    for level in levels:
+        if not len(axes) == len(level.scale) == len(level.translation) == len(units):
+            raise UsageError(
+                f"axes={tuple(axes)}, scale={level.scale}, translation={level.translation} and "
+                f"units={units} must have the same length"
+            )
+    described = []
+    for axis, unit in zip(axes, units, strict=True):
+        entry = {"name": axis, "type": {"c": "channel", "t": "time"}.get(axis, "space")}
+        if unit is not None:
+            entry["unit"] = unit
+        described.append(entry)
+    multiscale: dict[str, Any] = {"axes": described, "datasets": [_dataset(v) for v in levels]}
+    if name:
+        multiscale["name"] = name
+    if method:
+        multiscale["type"] = method
+    ome: dict[str, Any] = {"multiscales": [multiscale]}
+    if version == "0.4":
+        multiscale["version"] = version
+    else:
+        ome["version"] = version
+    if channels:
+        model = "color" if len(channels) > 1 else "greyscale"
+        ome["omero"] = {
+            "channels": [channel.to_json() for channel in channels],
+            "rdefs": {"model": model},
+        }
+    if image_label is not None:
+        extra = {"version": version} if version == "0.4" else {}
+        ome["image-label"] = {**extra, **image_label}
+    return ome
+
+
+def _dataset(level: LevelPlace) -> dict[str, Any]:
+    transforms = [
+        {"type": "scale", "scale": [float(s) for s in level.scale]},
+        {"type": "translation", "translation": [float(t) for t in level.translation]},
+    ]
+    return {"path": level.path, "coordinateTransformations": transforms}
+
+
 def image_metadata(
     axes: Sequence[str],
     scale: Sequence[float],
@@ -117,71 +291,65 @@ def image_metadata(
     windows: Sequence[tuple[float, float]] = (),
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The ``ome`` attribute of an image group with one level.
+    """What OME-Zarr 0.5 says about an image with one level, see `multiscale_metadata`.
 
     Parameters
     ----------
-    axes : sequence of str
-        Names, channel first: ("y", "x") or ("c", "z", "y", "x").
+    axes, units, name
+        As there.
     scale, translation : sequence of float
         One per axis, 1 and 0 for the channel.
-    units : sequence of str or None, optional
-        One per axis, for example "micrometer".
-    name : str
-        Shown by viewers.
     path : str
         Of the array within the group.
     windows : sequence of (float, float), optional
         Display range per channel.
     labels : sequence of str, optional
         Channel names.
-
-    Returns
-    -------
-    dict
-        To be stored under ``attributes["ome"]``.
-
-    Raises
-    ------
-    UsageError
-        The lengths differ.
     """
-    units = tuple(units) or (None,) * len(axes)
-    if not len(axes) == len(scale) == len(translation) == len(units):
-        raise UsageError(
-            f"axes={tuple(axes)}, scale={tuple(scale)}, translation={tuple(translation)} and "
-            f"units={units} must have the same length"
-        )
-    described = []
-    for axis, unit in zip(axes, units, strict=True):
-        entry = {"name": axis, "type": {"c": "channel", "t": "time"}.get(axis, "space")}
-        if unit is not None:
-            entry["unit"] = unit
-        described.append(entry)
-    transforms = [
-        {"type": "scale", "scale": [float(s) for s in scale]},
-        {"type": "translation", "translation": [float(t) for t in translation]},
+    channels = [
+        Channel(labels[i] if i < len(labels) else str(i), "FFFFFF", window, active=i == 0)
+        for i, window in enumerate(windows)
     ]
-    multiscale: dict[str, Any] = {
-        "axes": described,
-        "datasets": [{"path": path, "coordinateTransformations": transforms}],
+    level = LevelPlace(path, tuple(scale), tuple(translation))
+    return multiscale_metadata(axes, [level], units=units, name=name, channels=channels)
+
+
+def label_metadata(
+    colors: Mapping[int, Sequence[int]], names: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """The ``image-label`` of a label image: colours and properties of its values.
+
+    Parameters
+    ----------
+    colors : mapping of int to (int, int, int, int)
+        Red, green, blue and opacity, 0 to 255, per label value.
+    names : mapping of int to str, optional
+        What the values mean.
+    """
+    found: dict[str, Any] = {
+        "colors": [
+            {"label-value": int(value), "rgba": [int(c) for c in rgba]}
+            for value, rgba in sorted(colors.items())
+        ],
+        "source": {"image": "../../"},
     }
-    if name:
-        multiscale["name"] = name
-    ome: dict[str, Any] = {"version": OME_VERSION, "multiscales": [multiscale]}
-    if windows:
-        ome["omero"] = {
-            "channels": [
-                {
-                    "label": labels[i] if i < len(labels) else str(i),
-                    "color": "FFFFFF",
-                    "active": i == 0,
-                    "window": {"min": low, "max": high, "start": low, "end": high},
-                }
-                for i, (low, high) in enumerate(windows)
-            ]
-        }
-    return ome
+    if names:
+        found["properties"] = [
+            {"label-value": int(value), "class": str(name)} for value, name in sorted(names.items())
+        ]
+    return found
+
+
+def ome_of(group: zarr.Group) -> dict[str, Any]:
+    """The OME metadata of a group of any version, empty when there are none."""
+    attributes: Any = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    return dict(ome) if isinstance(ome, dict) else {}
+
+
+def ome_attributes(ome: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """OME metadata as attributes of a group: 0.5 has them under one key, 0.4 has not."""
+    return dict(ome) if version == "0.4" else {"ome": dict(ome)}
 
 
 def create_image_group(
@@ -220,15 +388,31 @@ def create_level(
     dtype: str,
     fill_value: float,
     axes: Sequence[str],
+    shards: Sequence[int] | None = None,
+    compressors: Any = "auto",
+    overwrite: bool = False,
 ) -> zarr.Array[Any]:
-    """The array of one level, its dimension names equal to the axes."""
+    """The array of one level.
+
+    In Zarr v3 its dimension names are the axes; in v2 its chunks are named as OME-Zarr 0.4
+    wants it.
+    """
+    optional: dict[str, Any] = {}
+    if group.metadata.zarr_format == 2:
+        optional["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+    else:
+        optional["dimension_names"] = tuple(axes)
+    if shards is not None:
+        optional["shards"] = tuple(shards)
     return group.create_array(
         path,
         shape=tuple(shape),
         chunks=tuple(chunks),
         dtype=dtype,
         fill_value=fill_value,
-        dimension_names=tuple(axes),
+        compressors=compressors,
+        overwrite=overwrite,
+        **optional,
     )
 
 
