@@ -46,7 +46,7 @@ class ResultSpec:
     Parameters
     ----------
     kind : str
-        "heatmap".
+        "heatmap" or "predict".
     counts : tuple of int
         Windows per axis.
     outputs : int
@@ -59,6 +59,10 @@ class ResultSpec:
         Name of the image, for people.
     parameters : mapping
         Everything that the values depend on; JSON types.
+    dtype : str
+        Of the array.
+    fill_value : float
+        Of cells that are not computed; NaN only where `dtype` has it.
     """
 
     kind: str
@@ -68,6 +72,8 @@ class ResultSpec:
     georeference: Georeference
     image: str
     parameters: Mapping[str, Any]
+    dtype: str = "float32"
+    fill_value: float = float("nan")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -138,8 +144,8 @@ class ResultStore:
                 LEVEL,
                 shape=spec.shape,
                 chunks=spec.chunks,
-                dtype="float32",
-                fill_value=float("nan"),
+                dtype=spec.dtype,
+                fill_value=spec.fill_value,
                 axes=spec.axes,
             )
         if DONE not in group:
