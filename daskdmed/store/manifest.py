@@ -1,17 +1,12 @@
-"""How far a run has come, kept beside its result.
+"""Stores of window results: created, found again, and resumed.
 
-Presence of a chunk does not mean that it is done (a block of NaN leaves no object behind),
-so a map with one byte per block says so. It is written only by the process that runs the
-job, after the data of the block; a killed run loses at most the marks of its last second,
-and then computes those blocks again, with the same result.
-
-The parameters of the run are kept with it, and a run with others is refused.
+The parameters of a run are kept with its result, and a run with others is refused. Which
+blocks are done is in `daskdmed.store.donemap`.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +16,7 @@ import zarr
 
 from daskdmed import __version__
 from daskdmed.errors import StoreError
+from daskdmed.store.donemap import DONE, DoneMap
 from daskdmed.store.files import write_failure
 from daskdmed.store.location import Location
 from daskdmed.store.ngff import (
@@ -30,13 +26,10 @@ from daskdmed.store.ngff import (
     create_level,
     image_metadata,
 )
-from daskdmed.types import Array
 
-#: name of the result array and of the map of finished blocks within the group
-LEVEL, DONE = "0", "done"
+#: name of the result array within the group
+LEVEL = "0"
 _FORMAT = 1
-#: seconds between two writes of the map
-_FLUSH_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,37 +141,26 @@ class ResultStore:
                 fill_value=spec.fill_value,
                 axes=spec.axes,
             )
-        if DONE not in group:
-            group.create_array(
-                DONE, shape=spec.blocks, chunks=spec.blocks, dtype="uint8", fill_value=0
-            )
         self.array: Any = group[LEVEL]
-        self._done_array: Any = group[DONE]
-        self._done: Array = self._done_array[...].astype(bool)
-        self._dirty = False
-        self._written_at = time.monotonic()
+        self._map = DoneMap(group, spec.blocks)
 
     @property
     def total(self) -> int:
         """Number of blocks."""
-        return self._done.size
+        return self._map.total
 
     @property
     def finished(self) -> int:
         """Number of blocks that are done."""
-        return int(np.count_nonzero(self._done))
+        return self._map.finished
 
     def pending(self) -> Iterator[tuple[int, ...]]:
         """Blocks that are not done, in C order."""
-        for index in np.argwhere(~self._done):
-            yield tuple(int(i) for i in index)
+        return self._map.pending()
 
     def mark(self, index: Sequence[int]) -> None:
         """A block's data are in the store. The map is written at most once a second."""
-        self._done[tuple(index)] = True
-        self._dirty = True
-        if time.monotonic() - self._written_at > _FLUSH_EVERY:
-            self.flush()
+        self._map.mark(index)
 
     def flush(self) -> None:
         """Write the map.
@@ -186,16 +168,9 @@ class ResultStore:
         Raises
         ------
         StoreError
-            It cannot be written (disk full...). Blocks whose mark is lost are computed again.
+            It cannot be written. Blocks whose mark is lost are computed again.
         """
-        if self._dirty:
-            try:
-                self._done_array[...] = self._done.astype(np.uint8)
-            except OSError as error:
-                then = "blocks done since its last state are computed again by resume=True"
-                raise write_failure("the map of finished blocks", error, then) from error
-            self._dirty = False
-        self._written_at = time.monotonic()
+        self._map.flush()
 
 
 def open_result(
