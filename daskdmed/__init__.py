@@ -27,6 +27,7 @@ _EXPORTS: dict[str, str] = {
     "BigChunkLoader": "daskdmed.loading.collectors",
     "SmallChunkCollector": "daskdmed.loading.collectors",
     "heatmap": "daskdmed.windows.heatmap",
+    "SlidingWindowDL": "daskdmed.windows.loader",
     "Region": "daskdmed.types",
     "DaskdmedError": "daskdmed.errors",
 }
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from daskdmed.loading.lightdl import LightDL as LightDL
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
+    from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
 
 
 def __getattr__(name: str) -> Any:
