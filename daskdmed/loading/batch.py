@@ -9,6 +9,7 @@ import numpy as np
 
 from daskdmed.images import buffers
 from daskdmed.loading.chunks import Provenance, SmallChunks
+from daskdmed.loading.patientstate import Snapshot
 from daskdmed.loading.sampling import CropSpec
 from daskdmed.types import Array
 
@@ -23,10 +24,16 @@ class Cursor:
         Number of the next planned draw.
     ended : mapping
         Visits that were ended early and are still resident: visit number -> draw.
+    batches : int
+        Batches made, this one included.
+    states : Snapshot or None
+        Of the patients, with a stateful collector.
     """
 
     position: int = 0
     ended: Mapping[int, int] = field(default_factory=dict)
+    batches: int = 0
+    states: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)

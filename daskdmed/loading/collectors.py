@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,10 @@ class CollectContext:
         How many visits the record had before.
     draw : int
         How many draws this visit had before (0 at the first).
+    remembered : dict, optional
+        What `state` gives; None for collectors that do not declare that they use it.
+    messages : tuple
+        What `feedback` gives.
     """
 
     patient: str
@@ -48,6 +52,46 @@ class CollectContext:
     visit: int
     nth: int
     draw: int
+    remembered: dict[str, Any] | None = None
+    messages: tuple[Any, ...] = ()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was remembered about this patient; change it in place.
+
+        Empty at the patient's first visit. A visit works on a copy of its own, taken when
+        the visit is admitted, and leaves it behind for visits that are admitted after it
+        has left. Survives eviction, is part of the loader's ``state_dict``, and must pickle
+        (for a ``state_dict`` in JSON: be JSON). With several ranks each has its own.
+
+        Raises
+        ------
+        UsageError
+            The collector does not declare ``stateful = True``.
+        """
+        return self._declared("state")
+
+    @property
+    def feedback(self) -> tuple[Any, ...]:
+        """What `LightDL.feedback` said about this patient and this visit has not seen yet.
+
+        Given at one draw only; keep in `state` what is needed longer. Oldest first.
+
+        Raises
+        ------
+        UsageError
+            The collector does not declare ``stateful = True``.
+        """
+        self._declared("feedback")
+        return self.messages
+
+    def _declared(self, name: str) -> dict[str, Any]:
+        if self.remembered is None:
+            raise UsageError(
+                f"the collector uses context.{name} without declaring it: write stateful = True "
+                "in its class, or decorate the function with daskdmed.stateful"
+            )
+        return self.remembered
 
 
 #: what a collector may return, see `SmallChunkCollector.extract_smallchunk`
@@ -84,7 +128,17 @@ class BigChunkLoader(ABC):
 
 
 class SmallChunkCollector(ABC):
-    """Chooses each crop of a big chunk."""
+    """Chooses each crop of a big chunk.
+
+    Attributes
+    ----------
+    stateful : bool
+        Whether ``context.state`` and ``context.feedback`` are used. Draws of a stateful
+        collector are made in order, batch by batch; on a cluster that costs a round trip
+        a batch. Nothing is kept in `self` between draws.
+    """
+
+    stateful: ClassVar[bool] = False
 
     @abstractmethod
     def extract_smallchunk(
@@ -127,6 +181,23 @@ class UniformCollector(SmallChunkCollector):
 
 
 CollectorFunction: TypeAlias = Callable[[BigChunk, CollectContext, np.random.Generator], Any]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def stateful(function: _Function) -> _Function:
+    """Declare that a collector function uses ``context.state`` or ``context.feedback``."""
+    function.stateful = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_stateful(collector: CollectorFunction | None) -> bool:
+    """Whether a collector declares that it uses ``context.state`` or ``context.feedback``."""
+    owner = getattr(collector, "__self__", None)
+    if isinstance(owner, SmallChunkCollector):
+        return bool(owner.stateful)
+    return bool(getattr(collector, "stateful", False))
 
 
 def as_collector(

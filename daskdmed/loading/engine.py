@@ -20,11 +20,14 @@ from daskdmed.errors import LoaderError
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
+from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import CropSpec, VisitFacts
 from daskdmed.loading.spans import Span, cut
+from daskdmed.persistence.areas import Area
 from daskdmed.persistence.catalogue import Catalogue, Failure
 from daskdmed.persistence.plan import Turn, Visit
 from daskdmed.persistence.resident import ResidentSet
+from daskdmed.persistence.sources import AreaSource
 
 logger = logging.getLogger("daskdmed.loading")
 
@@ -51,6 +54,17 @@ class Sampling:
         What an unreadable big chunk or a failing collector does.
     rank, world_size : int
         Which planned batches are ours.
+    even : bool
+        Whether the last batches of a finite plan are left out when not every rank gets one.
+    areas : AreaSource or None
+        Where small chunks may lie.
+    classes : tuple of tuple of str
+        Classes of annotations that each stratum draws from.
+    free_regions : bool
+        Whether visits hold other regions than the grid's big chunks.
+    composed : bool
+        Whether batches hold a share of each stratum: a draw that is lost is then replaced
+        by one of the same stratum.
     """
 
     crop: CropSpec
@@ -62,6 +76,11 @@ class Sampling:
     on_error: Literal["raise", "skip"]
     rank: int
     world_size: int
+    even: bool = False
+    areas: AreaSource | None = None
+    classes: tuple[tuple[str, ...], ...] = ((),)
+    free_regions: bool = False
+    composed: bool = False
 
 
 class Engine(ABC):
@@ -77,6 +96,8 @@ class Engine(ABC):
         What to crop.
     cursor : Cursor
         Where to begin.
+    states : StateKeeper or None
+        With a collector that declares ``stateful = True``.
     """
 
     #: no span has more draws than this
@@ -88,17 +109,22 @@ class Engine(ABC):
         catalogue: Catalogue,
         sampling: Sampling,
         cursor: Cursor,
+        states: StateKeeper | None = None,
     ) -> None:
         self.residents = residents
+        self.states = states
         self.catalogue = catalogue
         self.sampling = sampling
         self.late_draws = 0
         self.failures: list[Failure] = []
         self._ended: dict[int, int] = dict(cursor.ended)
         self._position = cursor.position
+        self._batches = cursor.batches
+        self._turn = -1
         self._builder = BatchBuilder(sampling.batch_size, sampling.crop, sampling.key)
         self._visits: dict[int, Visit] = {}
         self._provenance: dict[int, Provenance] = {}
+        self._facts: dict[int, VisitFacts] = {}
         self._barren = 0
         # only for draws beyond the plan, which no seed reproduces anyway
         self._whim = np.random.default_rng(sampling.key)
@@ -117,7 +143,21 @@ class Engine(ABC):
             rank=s.rank,
             world_size=s.world_size,
             position=self._position,
+            reaches=self.residents.reaches if s.even and s.world_size > 1 else None,
         )
+
+    def begin_turn(self, turn: Turn) -> None:
+        """States of visits that are gone are left behind, those of new ones loaded."""
+        if self.states is None or turn.number == self._turn:
+            return
+        self._turn = turn.number
+        entries = self.catalogue.entries
+        patients = {
+            v.number: str(entries[v.record].patient.id)
+            for v in turn.resident
+            if v.number not in self._ended
+        }
+        self.states.begin_turn(turn, patients)
 
     def visits_of(self, turn: Turn) -> dict[int, Visit]:
         """The turn's visits by number (and maybe newer ones); kept from turn to turn."""
@@ -128,7 +168,13 @@ class Engine(ABC):
         return self._visits
 
     def facts(self, visit: Visit) -> VisitFacts:
-        """What a sampler must know about a visit."""
+        """What a sampler must know about a visit; made once."""
+        facts = self._facts.get(visit.number)
+        if facts is None:
+            facts = self._facts[visit.number] = self._make_facts(visit)
+        return facts
+
+    def _make_facts(self, visit: Visit) -> VisitFacts:
         entry = self.catalogue.entries[visit.record]
         return VisitFacts(
             number=visit.number,
@@ -141,7 +187,20 @@ class Engine(ABC):
             downsample=entry.view.downsample,
             level=entry.level,
             mpp=entry.view.mpp,
+            place=(visit.record, visit.block),
+            again=visit.again,
+            area=self._area(visit),
         )
+
+    def _area(self, visit: Visit) -> Area | None:
+        """Where in a visit's big chunk small chunks may lie."""
+        s = self.sampling
+        if s.areas is None:
+            return None
+        whole = s.areas.area(visit.record, s.classes[visit.stratum])
+        if whole is None or s.free_regions:
+            return whole
+        return whole.cut(self.catalogue.entries[visit.record].grid.region(visit.block))
 
     def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:
         """Provenance that all small chunks of a visit share."""
@@ -153,7 +212,13 @@ class Engine(ABC):
 
     def cursor(self) -> Cursor:
         """State after the draws taken so far."""
-        return Cursor(self._position, dict(self._ended))
+        states = None if self.states is None else self.states.snapshot()
+        return Cursor(self._position, dict(self._ended), self._batches, states)
+
+    def finish_batch(self) -> Batch:
+        """The batch that is complete, or the short last one."""
+        self._batches += 1
+        return self._builder.finish(self.cursor())
 
     def gave(self) -> None:
         """Note that a draw gave a small chunk."""
@@ -168,6 +233,8 @@ class Engine(ABC):
             It failed and ``on_error="raise"``; or no visit gives anything any more.
         """
         self._ended[visit.number] = draw
+        if self.states is not None:
+            self.states.leave(visit.number)
         self._barren += 1
         entry = self.catalogue.entries[visit.record]
         patient = str(entry.patient.id)
@@ -197,8 +264,17 @@ class Engine(ABC):
             self._visits.pop(visit.number, None)
             self._ended.pop(visit.number, None)
             self._provenance.pop(visit.number, None)
+            self._facts.pop(visit.number, None)
+
+    def interrupt(self) -> None:
+        """Wake the thread that makes batches; it gets `LoaderClosedError`. Safe anywhere."""
+        self.residents.interrupt()
+        if self.states is not None:
+            self.states.interrupt()
 
     def close(self) -> None:
         """Let go of every block and future."""
         self._provenance.clear()
+        if self.sampling.areas is not None:
+            self.sampling.areas.close()
         self.residents.close()

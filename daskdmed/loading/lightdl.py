@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from dask.base import tokenize
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
-from daskdmed.errors import LoaderClosedError, MissingExtraError, StateError, UsageError
+from daskdmed.errors import (
+    GeometryError,
+    LoaderClosedError,
+    MissingExtraError,
+    StateError,
+    UsageError,
+)
 from daskdmed.loading import torchbridge
 from daskdmed.loading.batch import Batch, Cursor
 from daskdmed.loading.chunks import SmallChunks
@@ -29,6 +35,8 @@ from daskdmed.loading.collectors import (
 )
 from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.local import LocalEngine
+from daskdmed.loading.planning import Planning
+from daskdmed.loading.quotas import Quota, as_quotas
 from daskdmed.loading.remote import RemoteEngine
 from daskdmed.loading.sampling import CropSpec
 from daskdmed.loading.session import Session
@@ -37,11 +45,11 @@ from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import allot, check_memory, to_bytes
 from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
 from daskdmed.persistence.cluster import Cluster, connect
-from daskdmed.persistence.plan import RotationPlan
 from daskdmed.persistence.policy import PolicyLike, as_policy
 from daskdmed.persistence.randomness import seed_key
 from daskdmed.persistence.reading import RegionChooser
 from daskdmed.persistence.resident import JobFactory, ResidentSet
+from daskdmed.persistence.sources import AreaSource, TissueLike, Wish
 from daskdmed.types import LevelLike, MppLike, PowerLike
 
 if TYPE_CHECKING:
@@ -130,6 +138,27 @@ class LightDL(_Base):
         Where big chunks live. None: threads of this process.
     pad : bool, default False
         Surround images smaller than a small chunk with background instead of refusing them.
+    tissue : bool, str, callable or mapping, optional
+        Draw from tissue only: a method of `daskdmed.tissue_mask` ("otsu" for True), a function
+        from a thumbnail to a mask, or a mapping patient id -> mask. Big chunks are then
+        visited in proportion to their tissue, and small chunks drawn exactly, without
+        repetition within a visit.
+    min_tissue : float, default 0.5
+        Fraction of a small chunk that must be tissue.
+    annotations : str, optional
+        Name of the record that holds annotations; not needed when one record does.
+    labels : str, sequence of str, or mapping, optional
+        Classes of annotations that small chunks are centred in. A mapping gives each its
+        share of a batch, as in `Quota`.
+    quotas : sequence of Quota, optional
+        Guaranteed shares of every batch, by labels of patients and classes of annotations.
+        What they leave is drawn from everybody.
+    target_level, target_mpp : optional
+        Resolution of the target, as `level` and `mpp`, when it is another than the image's.
+        The image must have a whole number of pixels per pixel of the target.
+    target_classes : optional
+        What a target made of annotations holds: a mapping label -> value, or a
+        `daskdmed.Categories`.
 
     Raises
     ------
@@ -182,6 +211,14 @@ class LightDL(_Base):
         world_size: int = 1,
         client: Client | None = None,
         pad: bool = False,
+        tissue: TissueLike | None = None,
+        min_tissue: float = 0.5,
+        annotations: str | None = None,
+        labels: str | Sequence[str] | Mapping[str, float] | None = None,
+        quotas: Sequence[Quota] | None = None,
+        target_level: LevelLike | None = None,
+        target_mpp: MppLike | None = None,
+        target_classes: Any = None,
     ) -> None:
         super().__init__()
         _check_choice("rotation", rotation, ("deterministic", "adaptive"))
@@ -206,17 +243,32 @@ class LightDL(_Base):
         self.smallchunks_per_bigchunk = smallchunks_per_bigchunk
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self._geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
-        self._request = Request(record, target, level, mpp, power)
+        self._request = Request(
+            record, target, level, mpp, power, target_level, target_mpp, target_classes
+        )
+        shares, classes = as_quotas(quotas, labels)
         self._budget = to_bytes(resident)
         self._chooser = as_chooser(bigchunk_loader)
         self._collect = as_collector(smallchunk_collector)
-        self._policy = as_policy(policy)
         self._client = client
         self._catalogue = catalogues.build(
             dataset, self._request, self._geometry, on_error=on_error
         )
         self._allotment = allot(self._budget, self._catalogue.block_bytes)
         self._crop = _crop_spec(self._catalogue, self._geometry)
+        wish = Wish(tissue, min_tissue, annotations)
+        self._planning = Planning(
+            self._catalogue,
+            self._allotment,
+            wish,
+            AreaSource(self._catalogue, wish, self._geometry.smallchunk, on_error=on_error),
+            shares,
+            classes,
+            as_policy(policy),
+            batch_size=batch_size,
+            draws_per_visit=smallchunks_per_bigchunk,
+            seed=self.seed,
+        )
         self._session: Session | None = None
         self._closer: weakref.finalize[[], LightDL] | None = None
         self._closed = False
@@ -252,13 +304,7 @@ class LightDL(_Base):
 
     def _engine(self, cluster: Cluster) -> Engine:
         check_memory(self._budget, cluster.memory_limit)
-        plan = RotationPlan(
-            self._catalogue.population,
-            slots=self._allotment.slots,
-            draws_per_visit=self.smallchunks_per_bigchunk,
-            seed=self.seed,
-            policy=self._policy,
-        )
+        plan, classes = self._planning.plan()
         plan.skip_to(self._cursor.position)
         key = seed_key(self.seed)
         factory = JobFactory(self._catalogue, self._chooser, self._geometry.bigchunk, key)
@@ -275,6 +321,10 @@ class LightDL(_Base):
             on_error=self.on_error,
             rank=self.rank,
             world_size=self.world_size,
+            areas=self._planning.areas if self._planning.restricted else None,
+            classes=classes,
+            free_regions=self._chooser is not None,
+            composed=bool(self._planning.quotas),
         )
         if cluster.in_process:
             return LocalEngine(residents, self._catalogue, sampling, self._cursor)
@@ -441,6 +491,7 @@ class LightDL(_Base):
             "seed": self.seed,
             "rank": self.rank,
             "world_size": self.world_size,
+            **self._planning.parameters(),
         }
 
     # -- looking at it --------------------------------------------------------------
@@ -465,7 +516,11 @@ class LightDL(_Base):
             budget_bytes=self._budget,
             late_draws=engine.late_draws if engine else 0,
             batches_ready=session.batches_ready if session is not None and running else 0,
-            failed=(*self._catalogue.failures, *(engine.failures if engine else ())),
+            failed=(
+                *self._catalogue.failures,
+                *self._planning.areas.failures,
+                *(engine.failures if engine else ()),
+            ),
         )
 
     def __repr__(self) -> str:
@@ -512,7 +567,21 @@ def _crop_spec(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
         dtype=catalogue.dtype,
         target_channels=None if target is None else target.shape[target.spatial_ndim :],
         target_dtype=None if target is None else target.dtype,
+        target_ratio=_common_ratio(catalogue),
     )
+
+
+def _common_ratio(catalogue: Catalogue) -> tuple[int, ...]:
+    """Pixels of the image per pixel of the target; empty when it is one."""
+    ratios = {entry.target_ratio: entry for entry in catalogue.entries}
+    if len(ratios) > 1:
+        named = [f"{e.patient.id}: {r}" for r, e in list(ratios.items())[:3]]
+        raise GeometryError(
+            f"targets of a batch must agree in resolution, but differ ({', '.join(named)} "
+            "pixels of the image per pixel of the target); give target_mpp="
+        )
+    ratio = next(iter(ratios))
+    return () if set(ratio) == {1} else ratio
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import Provenance
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.engine import Engine
+from daskdmed.loading.patientstate import VisitState
 from daskdmed.loading.sampling import Ended, VisitSampler
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.plan import Turn, Visit
@@ -27,6 +28,7 @@ class LocalEngine(Engine):
         self._samplers: dict[int, tuple[VisitSampler, Provenance]] = {}
         self._beyond: dict[int, int] = {}
         self._copier = Copier(CPU_COUNT)
+        self._touched: set[int] = set()
 
     def batches(self) -> Iterator[Batch]:
         """Batches in order."""
@@ -39,9 +41,13 @@ class LocalEngine(Engine):
 
     def _finish_batch(self) -> Batch:
         self._copier.flush()
-        return self._builder.finish(self.cursor())
+        for number in self._touched:
+            self._keep_state(number)
+        self._touched.clear()
+        return self.finish_batch()
 
     def _sample(self, span: Span) -> Iterator[Batch]:
+        self.begin_turn(span.turn)
         table = self.visits_of(span.turn)
         ended, samplers, builder = self._ended, self._samplers, self._builder
         position = span.start
@@ -60,9 +66,15 @@ class LocalEngine(Engine):
 
     def _draw(self, number: int, draw: int, table: dict[int, Visit]) -> None:
         sampler, provenance = self._samplers[number]
+        if self.states is not None and sampler.state is not None:
+            self.states.begin_batch(self._batches)
+            sampler.state.tell(self.states.read(number))
+            self._touched.add(number)
         out, target_out = self._builder.next_row()
         taken = sampler.take(draw, out, target_out, self._copier)
         if isinstance(taken, Ended):
+            self._keep_state(number)
+            self._touched.discard(number)
             self.end_visit(table[number], draw, taken.error)
             return
         self._builder.commit(provenance, *taken, draw)
@@ -71,9 +83,23 @@ class LocalEngine(Engine):
     def _open(self, visit: Visit) -> None:
         s = self.sampling
         loaded = self.residents.fetch(visit.number)
-        sampler = VisitSampler(loaded, self.facts(visit), s.crop, s.collect, s.draws_per_visit)
+        states = self.states
+        sampler = VisitSampler(
+            loaded,
+            self.facts(visit),
+            s.crop,
+            s.collect,
+            s.draws_per_visit,
+            None if states is None else VisitState(states.state_of(visit.number)),
+        )
         provenance = self.remember(visit, sampler.bigchunks())
         self._samplers[visit.number] = (sampler, provenance)
+
+    def _keep_state(self, number: int) -> None:
+        """Note a visit's state, as it would come back from another process."""
+        sampler, _ = self._samplers[number]
+        if self.states is not None and sampler.state is not None:
+            self.states.keep(number, sampler.state.packed(sampler.facts.patient))
 
     def _fill_in(self, number: int, table: dict[int, Visit]) -> Iterator[Batch]:
         """While a big chunk is late, draw from those that are there."""
@@ -93,6 +119,9 @@ class LocalEngine(Engine):
         """Drop the references to blocks before the resident set lets go of them."""
         self._copier.flush()
         for visit in turn.leaving:
+            if visit.number in self._touched:
+                self._touched.discard(visit.number)
+                self._keep_state(visit.number)
             self._samplers.pop(visit.number, None)
             self._beyond.pop(visit.number, None)
         super().finish_turn(turn)

@@ -74,6 +74,9 @@ class RemoteEngine(Engine):
 
     def batches(self) -> Iterator[Batch]:
         """Batches in order."""
+        if self.states is not None:
+            yield from self._in_sequence()
+            return
         spans = self.spans()
         flying: deque[_Chunk] = deque()
         turn_open = False
@@ -92,7 +95,37 @@ class RemoteEngine(Engine):
                 break
             yield from self._receive(flying.popleft())
         if len(self._builder):
-            yield self._builder.finish(self.cursor())
+            yield self.finish_batch()
+
+    def _in_sequence(self) -> Iterator[Batch]:
+        """Batches of a stateful collector: what one draw changes, the next may need.
+
+        Draws are sent out in parts that lie within a turn and a batch, one at a time.
+        """
+        for span in self.spans():
+            self.begin_turn(span.turn)
+            at = span.start
+            while True:
+                part = self._part(span, at)
+                if self.sampling.adaptive:
+                    yield from self._fill_in([part], deque())
+                    part = self._part(span, at)
+                yield from self._receive(self._send_spans([part]))
+                at = part.stop
+                if part.last or at >= span.stop:
+                    break
+        if len(self._builder):
+            yield self.finish_batch()
+
+    def _part(self, span: Span, at: int) -> Span:
+        """The draws from one on that still fit into the batch."""
+        room = self._builder.size - len(self._builder)
+        visits = span.visits[at - span.start :]
+        ended = np.fromiter(self._ended, np.int64, len(self._ended))
+        given = np.cumsum(~np.isin(visits, ended))
+        stop = at + int(np.searchsorted(given, room, side="left")) + 1
+        stop = min(stop, span.stop)
+        return Span(span.turn, at, stop, span.last and stop == span.stop)
 
     def _take(self, spans: Iterator[Span], turn_open: bool) -> tuple[list[Span], bool, bool]:
         """Spans for one chunk; no new turn is begun whose blocks the budget cannot hold yet."""
@@ -130,6 +163,8 @@ class RemoteEngine(Engine):
         by_visit = np.argsort(visits, kind="stable")
         numbers, starts = np.unique(visits[by_visit], return_index=True)
         groups: dict[str | None, list[tuple[int, Array]]] = {}
+        if self.states is not None and any(n not in self._ended for n in numbers.tolist()):
+            self.states.begin_batch(self._batches)
         for number, rows in zip(numbers.tolist(), np.split(by_visit, starts[1:]), strict=True):
             if number not in self._ended:
                 unit, _ = self.residents.unit_of(number)
@@ -140,7 +175,7 @@ class RemoteEngine(Engine):
 
     def _send_to(self, home: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
         """One task for the draws from the blocks of one worker."""
-        s = self.sampling
+        s, states = self.sampling, self.states
         units: dict[Unit, int] = {}
         wanted = []
         slot = 0
@@ -154,6 +189,8 @@ class RemoteEngine(Engine):
                     facts=self.facts(chunk.table[number]),
                     draws=tuple(chunk.draws[rows].tolist()),
                     slots=tuple(range(slot, slot + rows.size)),
+                    state=None if states is None else states.state_of(number),
+                    mail=() if states is None else states.read(number),
                 )
             )
             slot += rows.size
@@ -185,6 +222,9 @@ class RemoteEngine(Engine):
             where[rows, 1] = np.arange(rows.size)
         ended = {number: value for a in answers for number, value in a.ended.items()}
         bigchunks = {number: value for a in answers for number, value in a.bigchunks.items()}
+        if self.states is not None:
+            for number, state in (item for a in answers for item in a.states.items()):
+                self.states.keep(number, state)
         rows_of = zip(
             chunk.visits.tolist(),
             chunk.draws.tolist(),
@@ -202,7 +242,7 @@ class RemoteEngine(Engine):
             if position >= 0:
                 self._position = position + 1
             if self._builder.full:
-                yield self._builder.finish(self.cursor())
+                yield self.finish_batch()
         for span in chunk.over:
             self._position = max(self._position, span.stop)
             self.finish_turn(span.turn)
@@ -247,7 +287,8 @@ class RemoteEngine(Engine):
             if not there:
                 self.residents.wait(numbers)
                 continue
-            visits = self._whim.choice(np.array(there), self.sampling.batch_size)
+            room = self._builder.size - len(self._builder)
+            visits = self._whim.choice(np.array(there), room)
             draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
             self.late_draws += visits.size
             yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))

@@ -18,6 +18,8 @@ from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
+from daskdmed.loading.patientstate import VisitState
+from daskdmed.persistence.areas import Area
 from daskdmed.persistence.randomness import Purpose, generator
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 from daskdmed.types import Array, Region
@@ -39,6 +41,8 @@ class CropSpec:
         Trailing shape of the target, None without target.
     target_dtype : numpy.dtype or None
         Sample type of the target.
+    target_ratio : tuple of int
+        Pixels of the image per pixel of the target along each axis; empty for one.
     """
 
     size: tuple[int, ...]
@@ -46,6 +50,17 @@ class CropSpec:
     dtype: np.dtype[Any]
     target_channels: tuple[int, ...] | None = None
     target_dtype: np.dtype[Any] | None = None
+    target_ratio: tuple[int, ...] = ()
+
+    @property
+    def ratio(self) -> tuple[int, ...]:
+        """`target_ratio`, written out."""
+        return self.target_ratio or (1,) * len(self.size)
+
+    @property
+    def target_size(self) -> tuple[int, ...]:
+        """Extent of a target crop along each axis."""
+        return tuple(s // r for s, r in zip(self.size, self.ratio, strict=True))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +70,7 @@ class CropSpec:
     @property
     def target_shape(self) -> tuple[int, ...] | None:
         """Shape of one target crop."""
-        return None if self.target_channels is None else (*self.size, *self.target_channels)
+        return None if self.target_channels is None else (*self.target_size, *self.target_channels)
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +99,12 @@ class VisitFacts:
         The grid's big chunk.
     downsample, level, mpp
         See `BigChunk`.
+    place : (int, int)
+        Number of the record, and of the big chunk in it.
+    again : int
+        Tells visits of the same big chunk apart.
+    area : Area or None
+        Where small chunks may lie, None for anywhere.
     """
 
     number: int
@@ -96,6 +117,9 @@ class VisitFacts:
     downsample: tuple[float, ...]
     level: int | None
     mpp: tuple[float, float] | None
+    place: tuple[int, int] = (0, 0)
+    again: int = 0
+    area: Area | None = None
 
 
 class Ended(NamedTuple):
@@ -119,6 +143,8 @@ class VisitSampler:
         The user's collector, None for uniform positions.
     expected : int
         Draws for which positions are made at first; more are made when asked for.
+    state : VisitState or None
+        With a collector that declares ``stateful = True``.
     """
 
     def __init__(
@@ -128,9 +154,11 @@ class VisitSampler:
         crop: CropSpec,
         collect: CollectorFunction | None,
         expected: int,
+        state: VisitState | None = None,
     ) -> None:
         pieces = pieces_of(loaded, facts.region)
         self.facts = facts
+        self.state = state
         self.failure = pieces if isinstance(pieces, ReadFailure) else None
         self.pieces: list[Piece] = [] if isinstance(pieces, ReadFailure) else pieces
         self._crop = crop
@@ -138,6 +166,8 @@ class VisitSampler:
         self._axes = len(crop.size)
         self._shares: Array | None = None
         self._where: list[tuple[int, tuple[int, ...]]] = []
+        self._laps = 0
+        self._laps_expected = 1
         self._expected = expected
         if self.failure is None:
             self._check_pieces()
@@ -186,8 +216,8 @@ class VisitSampler:
             return Ended(self.failure.error)
         if self._collect is not None:
             return self._take_collected(draw, out, target_out)
-        if draw >= len(self._where):
-            self._locate(draw)
+        if draw >= len(self._where) and not self._locate(draw):
+            return Ended(None)
         at, start = self._where[draw]
         self._copy(at, start, out, target_out, copier)
         return at, tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
@@ -200,9 +230,11 @@ class VisitSampler:
         target_out: Array | None,
         copier: Copier | None = None,
     ) -> None:
-        box = tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
         piece = self.pieces[at]
-        for target, source in ((out, piece.data), (target_out, piece.target)):
+        for target, source, box in (
+            (out, piece.data, self._box(start)),
+            (target_out, piece.target, self._target_box(piece, start)),
+        ):
             if target is None or source is None:
                 continue
             if copier is None:
@@ -210,14 +242,42 @@ class VisitSampler:
             else:
                 copier.add(target, source[box])
 
+    def _box(self, start: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
+
+    def _target_box(self, piece: Piece, start: tuple[int, ...]) -> tuple[slice, ...]:
+        """The same pixels in the target; its own are whole where `start` allows it."""
+        crop = self._crop
+        if not crop.target_ratio:
+            return self._box(start)
+        first = (
+            (o + at) // r - o // r
+            for o, at, r in zip(piece.origin, start, crop.target_ratio, strict=True)
+        )
+        return tuple(slice(f, f + s) for f, s in zip(first, crop.target_size, strict=True))
+
+    def _firsts(self) -> Array:
+        """First valid position in each piece, (pieces, axes): on whole target pixels."""
+        origins = np.array([p.origin for p in self.pieces], np.int64)
+        firsts: Array = -origins % np.array(self._crop.ratio)
+        return firsts
+
     def _rooms(self) -> Array:
-        """Valid first positions, (pieces, axes)."""
+        """Number of valid first positions, (pieces, axes)."""
         extents = np.array([p.data.shape[: self._axes] for p in self.pieces], np.int64)
-        rooms: Array = extents - np.array(self._crop.size) + 1
+        room = extents - np.array(self._crop.size) - self._firsts()
+        rooms: Array = np.maximum(room // np.array(self._crop.ratio) + 1, 0)
         return rooms
 
-    def _locate(self, draw: int) -> None:
-        """Uniform positions of all draws up to a number.
+    def _locate(self, draw: int) -> bool:
+        """Positions of all draws up to a number; False when there is no place at all."""
+        if self.facts.area is None:
+            self._locate_anywhere(draw)
+            return True
+        return self._locate_in(self.facts.area, draw)
+
+    def _locate_anywhere(self, draw: int) -> None:
+        """Uniform positions.
 
         Uniform floats are prefix-stable: draw 7 is at the same place however many are made.
         """
@@ -230,8 +290,44 @@ class VisitSampler:
         else:
             shares = np.cumsum(rooms.prod(axis=1))
             at = np.searchsorted(shares, u[:, 0] * shares[-1], side="right")
-        starts = (u[:, 1:] * rooms[at]).astype(np.int64)
+        starts = self._firsts()[at] + (u[:, 1:] * rooms[at]).astype(np.int64) * self._crop.ratio
         self._where = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
+
+    def _locate_in(self, area: Area, draw: int) -> bool:
+        """All allowed positions of one lattice in random order, then of the next one.
+
+        Which lattice comes first depends on the big chunk and on how often it was visited, so
+        that later visits give other positions.
+        """
+        facts = self.facts
+        while len(self._where) <= draw:
+            found: list[tuple[int, tuple[int, ...]]] = []
+            for _ in range(area.shifts() + 1):
+                shift = area.shift(self._lattice(area), facts.key, *facts.place)
+                found = self._allowed(area, shift)
+                if self._laps == 0:
+                    self._laps_expected = -(-self._expected // max(1, len(found)))
+                self._laps += 1
+                if found:
+                    break
+            if not found:
+                return False
+            rng = generator(facts.key, Purpose.LOCATE, facts.number, self._laps)
+            self._where += [found[i] for i in rng.permutation(len(found)).tolist()]
+        return True
+
+    def _lattice(self, area: Area) -> int:
+        """Number of the next lattice: visits of one big chunk keep out of each other's way."""
+        stride = max(1, area.shifts() // self._laps_expected)
+        return self.facts.again + self._laps * stride + self._laps // self._laps_expected
+
+    def _allowed(self, area: Area, shift: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+        found = []
+        for at, piece in enumerate(self.pieces):
+            region = Region(piece.origin, tuple(piece.data.shape[: self._axes]))
+            starts = area.candidates(region, self._crop.size, shift) - piece.origin
+            found += [(at, tuple(start)) for start in starts.tolist()]
+        return found
 
     # -- user collectors --------------------------------------------------------------
 
@@ -255,6 +351,8 @@ class VisitSampler:
             visit=facts.number,
             nth=facts.nth,
             draw=draw,
+            remembered=None if self.state is None else self.state.state,
+            messages=() if self.state is None else self.state.read(),
         )
         assert self._collect is not None
         try:
@@ -318,6 +416,10 @@ class Wanted:
         The visit.
     draws, slots : tuple of int
         Draw numbers, and the row of the answer that each goes to.
+    state : bytes or None
+        The visit's state before these draws, with a stateful collector.
+    mail : tuple of bytes
+        Feedback for the first of them.
     """
 
     unit: int
@@ -326,6 +428,8 @@ class Wanted:
     facts: VisitFacts
     draws: tuple[int, ...]
     slots: tuple[int, ...]
+    state: bytes | None = None
+    mail: tuple[bytes, ...] = ()
 
 
 class Sampled(NamedTuple):
@@ -345,6 +449,8 @@ class Sampled(NamedTuple):
         Visit number -> (draw at which it ended, error or None).
     bigchunks : dict
         Visit number -> its pieces without pixels.
+    states : dict
+        Visit number -> its state after these draws, with a stateful collector.
     """
 
     data: Array
@@ -353,6 +459,7 @@ class Sampled(NamedTuple):
     origins: Array
     ended: dict[int, tuple[int, BaseException | None]]
     bigchunks: dict[int, tuple[BigChunk, ...]]
+    states: dict[int, bytes]
 
 
 def sample(
@@ -386,9 +493,11 @@ def sample(
     origins = np.zeros((rows, len(crop.size)), np.int64)
     ended: dict[int, tuple[int, BaseException | None]] = {}
     bigchunks = {}
+    states = {}
     for want in wanted:
         loaded = results[want.unit] if want.single else results[want.unit][want.member]
-        sampler = VisitSampler(loaded, want.facts, crop, collect, expected)
+        state = None if want.state is None else VisitState(want.state, want.mail)
+        sampler = VisitSampler(loaded, want.facts, crop, collect, expected, state)
         bigchunks[want.facts.number] = sampler.bigchunks()
         for draw, slot in zip(want.draws, want.slots, strict=True):
             taken = sampler.take(draw, data[slot], None if targets is None else targets[slot])
@@ -396,7 +505,9 @@ def sample(
                 ended[want.facts.number] = (draw, _portable(taken.error, want.facts.region))
                 break
             pieces[slot], origins[slot] = taken
-    return Sampled(data, targets, pieces, origins, ended, bigchunks)
+        if state is not None:
+            states[want.facts.number] = state.packed(want.facts.patient)
+    return Sampled(data, targets, pieces, origins, ended, bigchunks, states)
 
 
 def _portable(error: BaseException | None, region: Region) -> BaseException | None:

@@ -151,7 +151,7 @@ class Session:
             self._running = False
             self._ready.clear()
             self._change.notify_all()
-        self.engine.residents.interrupt()
+        self.engine.interrupt()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=60)
             if self._thread.is_alive():

@@ -7,7 +7,7 @@ asking for the next one asks for no big chunk before the last turn's are let go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from daskdmed.persistence.plan import Turn
@@ -55,6 +55,7 @@ def cut(
     rank: int = 0,
     world_size: int = 1,
     position: int = 0,
+    reaches: Callable[[int], bool] | None = None,
 ) -> Iterator[Span]:
     """Cut turns into spans.
 
@@ -70,6 +71,9 @@ def cut(
         Whose spans.
     position : int
         First draw wanted.
+    reaches : callable, optional
+        Whether the plan has at least a number of draws. When given, the draws at the end
+        that do not suffice for a batch of every rank are nobody's.
 
     Yields
     ------
@@ -85,6 +89,8 @@ def cut(
             if world_size > 1:
                 stop = min(stop, (at // deal + 1) * deal)
                 mine = (at // deal) % world_size == rank
+                whole_round = (at // (deal * world_size) + 1) * deal * world_size
+                mine = mine and (reaches is None or reaches(whole_round))
             if mine:
                 yield Span(turn, at, stop, stop == end)
             elif stop == end:

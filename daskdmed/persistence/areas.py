@@ -235,9 +235,7 @@ def _coprime(count: int) -> int:
     return stride
 
 
-def spread(
-    weights: npt.NDArray[np.float64], rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
+def spread(weights: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """One lap over weighted things: how often each is visited is its share, rounded.
 
     Systematic sampling (Madow 1949): things of equal weight come exactly once each; in the

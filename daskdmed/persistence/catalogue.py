@@ -127,6 +127,8 @@ class Entry:
         The big chunks.
     level : int or None
         Level asked for, None when the resolution was given by mpp or power.
+    target_ratio : tuple of int
+        Pixels of the image per pixel of the target along each spatial axis.
     """
 
     patient: Patient
@@ -135,6 +137,7 @@ class Entry:
     target: ImageView | None
     grid: BlockGrid
     level: int | None
+    target_ratio: tuple[int, ...]
 
     @property
     def summary(self) -> tuple[Any, ...]:
@@ -146,8 +149,14 @@ class Entry:
     @property
     def block_bytes(self) -> int:
         """Bytes of the largest big chunk, with its target."""
-        pixels = int(np.prod(self.grid.largest, dtype=np.int64))
-        return sum(pixels * _pixel_bytes(v) for v in (self.view, self.target) if v is not None)
+        largest = self.grid.largest
+        nbytes = int(np.prod(largest, dtype=np.int64)) * _pixel_bytes(self.view)
+        if self.target is not None:
+            covered = [
+                -(-e // r) + (r > 1) for e, r in zip(largest, self.target_ratio, strict=True)
+            ]
+            nbytes += int(np.prod(covered, dtype=np.int64)) * _pixel_bytes(self.target)
+        return nbytes
 
 
 def _pixel_bytes(view: ImageView) -> int:
@@ -200,7 +209,10 @@ class Catalogue:
 class Request:
     """Which record of each patient, at which resolution.
 
-    Each of `level`, `mpp` and `power` is a value or a function of the patient.
+    Each of `level`, `mpp` and `power` is a value or a function of the patient, and so are
+    `target_level` and `target_mpp`; without these the target is opened as the image is.
+    `target_classes` says what a target made of annotations holds, see
+    `daskdmed.cohort.annotations`.
     """
 
     record: str | None = None
@@ -208,14 +220,14 @@ class Request:
     level: LevelLike = 0
     mpp: MppLike | None = None
     power: PowerLike | None = None
+    target_level: LevelLike | None = None
+    target_mpp: MppLike | None = None
+    target_classes: Any = None
 
     def entry(self, patient: Patient, geometry: Geometry) -> Entry:
         """Open a patient's record (and target) and cut it into big chunks."""
         record = patient.record(self.record)
-        resolution = {
-            name: value(patient) if callable(value) else value
-            for name, value in (("level", self.level), ("mpp", self.mpp), ("power", self.power))
-        }
+        resolution = _resolved(patient, level=self.level, mpp=self.mpp, power=self.power)
         options: dict[str, Any] = {**resolution, "spatial_ndim": geometry.ndim}
         view = record.view(**options)
         if view.spatial_ndim != geometry.ndim:
@@ -223,14 +235,34 @@ class Request:
                 f"record {record.name!r} has {view.spatial_ndim} spatial axes (shape "
                 f"{view.shape}), but smallchunk_size {geometry.smallchunk} has {geometry.ndim}"
             )
-        target = None
-        if self.target is not None:
-            target = patient.record(self.target).view(**options)
-            _check_aligned(view, target, self.target)
+        target = self._target(patient, view, options)
+        ratio = (1,) * geometry.ndim
+        if target is not None:
+            ratio = _ratio(view, target, str(self.target), geometry.smallchunk)
         grid = _grid(view, geometry)
         by_level = resolution["mpp"] is None and resolution["power"] is None
         level: Any = resolution["level"] if by_level else None
-        return Entry(patient, record.name, view, target, grid, level)
+        return Entry(patient, record.name, view, target, grid, level, ratio)
+
+    def _target(
+        self, patient: Patient, view: ImageView, options: dict[str, Any]
+    ) -> ImageView | None:
+        if self.target is None:
+            return None
+        record = patient.record(self.target)
+        if getattr(record, "is_annotations", False):
+            from daskdmed.cohort.annotations import target_view
+
+            return target_view(record, like=view, classes=self.target_classes)
+        if self.target_level is not None or self.target_mpp is not None:
+            own = _resolved(patient, level=self.target_level or 0, mpp=self.target_mpp)
+            options = {**own, "spatial_ndim": options["spatial_ndim"]}
+        return record.view(**options)
+
+
+def _resolved(patient: Patient, **resolution: Any) -> dict[str, Any]:
+    """Values of what may be functions of the patient."""
+    return {name: v(patient) if callable(v) else v for name, v in resolution.items()}
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
@@ -247,12 +279,38 @@ def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
     return BlockGrid.of(shape, geometry.bigchunk, view.tile_shape, small)
 
 
-def _check_aligned(view: ImageView, target: ImageView, name: str) -> None:
-    if target.shape[: target.spatial_ndim] != view.shape[: view.spatial_ndim]:
+def _ratio(
+    view: ImageView, target: ImageView, name: str, smallchunk: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Pixels of the image per pixel of its target, whole numbers."""
+    shape, own = view.shape[: view.spatial_ndim], target.shape[: target.spatial_ndim]
+    if len(own) != len(shape):
         raise GeometryError(
-            f"target record {name!r} has shape {target.shape} and the image {view.shape}; a "
-            "target must have the image's size at the resolution asked for"
+            f"target record {name!r} has {len(own)} spatial axes and the image {len(shape)}"
         )
+    ratio = tuple(max(1, round(s / t)) for s, t in zip(shape, own, strict=True))
+    for size, extent, r in zip(shape, own, ratio, strict=True):
+        # the last pixel of the target may be cut off or only partly on the image
+        if abs(size - extent * r) >= r:
+            raise GeometryError(
+                f"target record {name!r} has shape {target.shape} and the image {view.shape}; a "
+                "target must have the image's size at the resolution asked for, or that divided "
+                "by a whole number; give target_level= or target_mpp="
+            )
+    if any(s % r for s, r in zip(smallchunk, ratio, strict=True)):
+        raise GeometryError(
+            f"target record {name!r} has one pixel per {ratio} of the image, so that a small "
+            f"chunk of {smallchunk} does not cover whole pixels of it; make smallchunk_size a "
+            f"multiple of {ratio}"
+        )
+    return ratio
+
+
+def target_region(region: Region, ratio: tuple[int, ...]) -> Region:
+    """The pixels of a target that a region of the image touches."""
+    origin = tuple(o // r for o, r in zip(region.origin, ratio, strict=True))
+    stop = tuple(-(-e // r) for e, r in zip(region.stop, ratio, strict=True))
+    return Region(origin, tuple(e - o for o, e in zip(origin, stop, strict=True)))
 
 
 OnRecordError = Literal["raise", "skip"]

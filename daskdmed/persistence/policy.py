@@ -138,9 +138,7 @@ class Weighted:
         A weight is negative or not finite, or none is positive (at the first admission).
     """
 
-    def __init__(
-        self, weights: Mapping[str, float] | Callable[[Mapping[str, Any]], float]
-    ) -> None:
+    def __init__(self, weights: Mapping[str, float] | Callable[[Mapping[str, Any]], float]) -> None:
         self.weights = weights
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from daskdmed.errors import GeometryError, LoaderError, UsageError
 from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
-from daskdmed.persistence.catalogue import clip
+from daskdmed.persistence.catalogue import clip, target_region
 from daskdmed.types import Array, ImageView, Region
 
 
@@ -34,7 +34,7 @@ class Piece:
     origin : tuple of int
         First pixel in the frame of the view.
     target : ndarray or None
-        The target's pixels of the same region.
+        The target's pixels that the same region touches, see `target_region`.
     """
 
     data: Array
@@ -104,6 +104,8 @@ class Job:
         The user's loader, None for the grid.
     rng_place : tuple of int
         Key and place of the chooser's random numbers.
+    target_ratio : tuple of int
+        Pixels of the image per pixel of the target, empty for one.
     """
 
     view: ImageView
@@ -112,6 +114,11 @@ class Job:
     context: LoadContext | None = None
     chooser: RegionChooser | None = None
     rng_place: tuple[int, int] = (0, 0)
+    target_ratio: tuple[int, ...] = ()
+
+    def target_region(self, region: Region) -> Region:
+        """The target's pixels of a region of the image."""
+        return target_region(region, self.target_ratio or (1,) * len(region.origin))
 
     def localised(self, client: Any) -> tuple[Job, tuple[Any, Any]]:
         """A copy that can travel, and what has to be delivered to it.
@@ -130,17 +137,18 @@ class Job:
             An array is persisted on another cluster, or under a big-chunk loader of the
             user's, which may read anywhere.
         """
-        view, pixels = _travelling(self.view, self, client)
+        view, pixels = _travelling(self.view, self.region, self, client)
         if self.target is None:
             return replace(self, view=view), (pixels, None)
-        target, target_pixels = _travelling(self.target, self, client)
+        region = self.target_region(self.region)
+        target, target_pixels = _travelling(self.target, region, self, client)
         return replace(self, view=view, target=target), (pixels, target_pixels)
 
 
-def _travelling(view: ImageView, job: Job, client: Any) -> tuple[ImageView, Any]:
+def _travelling(view: ImageView, region: Region, job: Job, client: Any) -> tuple[ImageView, Any]:
     if not isinstance(view, ArrayView) or (job.chooser is not None and view.remote is None):
         return view, None
-    inside = clip(job.region, view.shape[: view.spatial_ndim])
+    inside = clip(region, view.shape[: view.spatial_ndim])
     if view.remote is None:
         return view.restrict(inside), None
     if view.remote is not client or job.chooser is not None:
@@ -297,9 +305,7 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
 def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [
-            (r.origin, read_padded(job.view, r), _read_target(job.target, r)) for r in regions
-        ]
+        blocks = [(r.origin, read_padded(job.view, r), _read_target(job, r)) for r in regions]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
@@ -307,8 +313,8 @@ def _read_job(job: Job) -> Loaded:
     return blocks
 
 
-def _read_target(target: ImageView | None, region: Region) -> Array | None:
-    return None if target is None else read_padded(target, region)
+def _read_target(job: Job, region: Region) -> Array | None:
+    return None if job.target is None else read_padded(job.target, job.target_region(region))
 
 
 def read_padded(view: ImageView, region: Region) -> Array:

@@ -35,6 +35,7 @@ from daskdmed.persistence.reading import (
     read_jobs,
     read_ticket,
 )
+from daskdmed.persistence.strata import StratifiedPlan
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -127,7 +128,7 @@ class JobFactory:
         entry = self._catalogue.entries[visit.record]
         region = entry.grid.region(visit.block)
         if self._chooser is None:
-            return Job(entry.view, entry.target, region)
+            return Job(entry.view, entry.target, region, target_ratio=entry.target_ratio)
         view = entry.view
         context = LoadContext(
             patient=str(entry.patient.id),
@@ -142,7 +143,7 @@ class JobFactory:
             nth=visit.nth,
         )
         place = (self._key, visit.number)
-        return Job(view, entry.target, region, context, self._chooser, place)
+        return Job(view, entry.target, region, context, self._chooser, place, entry.target_ratio)
 
 
 class ResidentSet:
@@ -152,7 +153,7 @@ class ResidentSet:
     ----------
     client : distributed.Client
         Where blocks live.
-    plan : RotationPlan
+    plan : RotationPlan or StratifiedPlan
         Turns, from the one to begin with.
     factory : JobFactory
         What to read.
@@ -165,7 +166,7 @@ class ResidentSet:
     def __init__(
         self,
         client: Client,
-        plan: RotationPlan,
+        plan: RotationPlan | StratifiedPlan,
         factory: JobFactory,
         allotment: Allotment,
         *,

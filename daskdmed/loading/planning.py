@@ -1,0 +1,121 @@
+"""From what users ask for to a plan: tissue, classes, quotas, policy.
+
+`Planning` is what a loader keeps of its sampling arguments; it makes the plan anew for every
+start, because a plan is an iterator.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dask.base import tokenize
+
+from daskdmed.errors import UsageError
+from daskdmed.loading.quotas import Quota, strata_of
+from daskdmed.persistence.budget import Allotment
+from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.plan import RotationPlan
+from daskdmed.persistence.policy import Policy
+from daskdmed.persistence.sources import AreaSource, Wish
+from daskdmed.persistence.strata import StratifiedPlan
+
+#: masks of so many records are made ahead of the plan
+_AHEAD = 10_000
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How visits are chosen.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        Records.
+    allotment : Allotment
+        Slots.
+    wish : Wish
+        Tissue and annotations.
+    areas : AreaSource
+        Where small chunks may lie.
+    quotas : tuple of Quota
+        Shares of every batch.
+    labels : tuple of str
+        Classes of annotations that everything else is drawn from; empty for all places.
+    policy : Policy
+        Who is admitted next.
+    batch_size, draws_per_visit, seed : int
+        As of the loader.
+    """
+
+    catalogue: Catalogue
+    allotment: Allotment
+    wish: Wish
+    areas: AreaSource
+    quotas: tuple[Quota, ...]
+    labels: tuple[str, ...]
+    policy: Policy
+    batch_size: int
+    draws_per_visit: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.wish.least <= 1:
+            raise UsageError(f"min_tissue is a fraction in (0, 1], got {self.wish.least}")
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there are places where no small chunk may lie."""
+        return bool(self.wish.tissue) or bool(self.labels) or any(q.classes for q in self.quotas)
+
+    def plan(self) -> tuple[RotationPlan | StratifiedPlan, tuple[tuple[str, ...], ...]]:
+        """A new plan, and the classes that each of its strata draws from."""
+        if self.wish.tissue:
+            self.areas.prefetch(self._order())
+        options: dict[str, Any] = {
+            "slots": self.allotment.slots,
+            "draws_per_visit": self.draws_per_visit,
+            "seed": self.seed,
+            "policy": self.policy,
+        }
+        population = self.catalogue.population
+        if not self.quotas:
+            weights = None
+            if self.restricted:
+                weights = lambda record: self.areas.weights(record, self.labels)  # noqa: E731
+            return RotationPlan(population, **options, weights=weights), (self.labels,)
+        strata, classes = strata_of(
+            self.quotas, self.catalogue, self.areas, self.batch_size, self.labels
+        )
+        plan = StratifiedPlan(population, strata, batch_size=self.batch_size, **options)
+        return plan, tuple(classes)
+
+    def _order(self) -> Iterator[int]:
+        """Records in about the order in which they will be admitted."""
+        ahead = RotationPlan(
+            self.catalogue.population,
+            slots=self.allotment.slots,
+            draws_per_visit=1,
+            seed=self.seed,
+            policy=self.policy,
+        )
+        seen: set[int] = set()
+        for turn in itertools.islice(ahead, min(_AHEAD, len(self.catalogue.entries))):
+            for visit in turn.resident:
+                if visit.record not in seen:
+                    seen.add(visit.record)
+                    yield visit.record
+
+    def parameters(self) -> dict[str, Any]:
+        """What batches depend on, for ``state_dict``; empty when nothing was asked for."""
+        asked: dict[str, Any] = {}
+        if self.wish.tissue:
+            asked["tissue"] = self.wish.tissue if isinstance(self.wish.tissue, str) else "own"
+            asked["min_tissue"] = self.wish.least
+        if self.labels:
+            asked["labels"] = list(self.labels)
+        if self.quotas:
+            asked["quotas"] = tokenize([(q.share, q.classes, q.title) for q in self.quotas])
+        return asked

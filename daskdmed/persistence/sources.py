@@ -1,0 +1,272 @@
+"""Where areas come from: tissue masks and annotations of the records of a catalogue.
+
+Areas are made when a record is first admitted, some records ahead in a thread, and the last
+few are kept. Not covered: how a mask is found (`daskdmed.cohort.tissue`), what is drawn from
+it (`daskdmed.persistence.areas`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from dask.system import CPU_COUNT
+
+from daskdmed.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
+from daskdmed.persistence.areas import Area
+from daskdmed.persistence.catalogue import Catalogue, Entry, Failure
+from daskdmed.types import Array
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.tissue import TissueMask
+
+logger = logging.getLogger("daskdmed.persistence")
+
+#: areas kept in memory; a mask of a large slide has some megabytes
+_KEPT = 64
+#: a class of annotations is resolved to this part of a small chunk...
+_CLASS_PARTS = 8
+#: ... but its mask has at most so many pixels along an axis
+_CLASS_EXTENT = 4096
+
+#: what ``tissue=`` accepts: a method, a function, or masks by patient
+TissueLike: TypeAlias = "bool | str | Callable[[Array], Array] | Mapping[str, Any] | TissueMask"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Where small chunks shall come from.
+
+    Parameters
+    ----------
+    tissue : bool, str, callable, mapping or None
+        As ``tissue=`` of `LightDL`.
+    least : float
+        Fraction of a small chunk that tissue must cover.
+    annotations : str or None
+        Name of the record that holds annotations; None: the one record that does.
+    """
+
+    tissue: TissueLike | None = None
+    least: float = 0.5
+    annotations: str | None = None
+
+
+class AreaSource:
+    """Areas by record and classes.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        The records.
+    wish : Wish
+        What is asked for.
+    size : tuple of int
+        Extent of a small chunk.
+    on_error : {"raise", "skip"}
+        What a slide without tissue, or without a readable mask, does.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        wish: Wish,
+        size: tuple[int, ...],
+        *,
+        on_error: Literal["raise", "skip"],
+    ) -> None:
+        self._catalogue = catalogue
+        self._wish = wish
+        self._size = size
+        self._on_error = on_error
+        self._areas: OrderedDict[tuple[int, tuple[str, ...]], Area | None] = OrderedDict()
+        self._weights: dict[tuple[int, tuple[str, ...]], npt.NDArray[np.float64]] = {}
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: dict[int, Future[None]] = {}
+        self.failures: list[Failure] = []
+
+    def prefetch(self, records: Iterable[int]) -> None:
+        """Begin to find the tissue of some records, in order, in threads."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="daskdmed-tissue")
+        for record in records:
+            if (record, ()) not in self._weights and record not in self._pending:
+                self._pending[record] = self._pool.submit(self._find, record)
+
+    def _find(self, record: int) -> None:
+        """Fill the cache; what goes wrong is met again, and told, by who asks."""
+        with contextlib.suppress(DaskdmedError, OSError):
+            entry = self._catalogue.entries[record]
+            area = self.area(record)
+            if area is not None:
+                found = area.weights(entry.grid, self._size)
+                if found.any():
+                    self._weights[record, ()] = found
+
+    def close(self) -> None:
+        """Stop to look ahead. Idempotent."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._pending.clear()
+
+    def area(self, record: int, classes: tuple[str, ...] = ()) -> Area | None:
+        """Where in a record small chunks may lie; None: anywhere.
+
+        Parameters
+        ----------
+        record : int
+            Number in the catalogue.
+        classes : tuple of str
+            Classes of annotations; empty: tissue.
+        """
+        if not classes and not self._wish.tissue:
+            return None
+        key = (record, classes)
+        with self._lock:
+            if key in self._areas:
+                self._areas.move_to_end(key)
+                return self._areas[key]
+        area = self._make(record, classes)
+        with self._lock:
+            self._areas[key] = area
+            while len(self._areas) > _KEPT:
+                self._areas.popitem(last=False)
+        return area
+
+    def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
+        """How many small chunks each big chunk of a record can give; None: all alike.
+
+        Raises
+        ------
+        NoTissueError
+            Under ``on_error="raise"``: the record has tissue nowhere.
+        """
+        key = (record, classes)
+        pending = None if classes else self._pending.pop(record, None)
+        if pending is not None and not pending.cancelled():
+            pending.result()
+        found = self._weights.get(key)
+        if found is not None:
+            return found
+        entry = self._catalogue.entries[record]
+        try:
+            area = self.area(record, classes)
+            if area is None:
+                return None
+            found = area.weights(entry.grid, self._size)
+            if not classes and not found.any():
+                raise NoTissueError(self._no_tissue(entry, area))
+        except (DaskdmedError, OSError) as error:
+            found = self._failed(entry, error)
+        self._weights[key] = found
+        return found
+
+    def _failed(self, entry: Entry, error: Exception) -> npt.NDArray[np.float64]:
+        patient = str(entry.patient.id)
+        if self._on_error == "raise":
+            if isinstance(error, UsageError):
+                raise error
+            raise LoaderError(
+                f"patient {patient!r}, record {entry.record!r}: {error}",
+                patient=patient,
+                record=entry.record,
+            ) from error
+        logger.warning("left out patient %r: %s", patient, error)
+        self.failures.append(Failure(patient, entry.record, "mask", str(error)))
+        return np.zeros(len(entry.grid))
+
+    def _no_tissue(self, entry: Entry, area: Area) -> str:
+        covered = float(area.mask.mean()) if area.mask.size else 0.0
+        return (
+            f"patient {str(entry.patient.id)!r}, record {entry.record!r}: no small chunk of "
+            f"{self._size} pixels has at least {self._wish.least:.0%} tissue (the mask covers "
+            f"{covered:.2%} of the image); lower min_tissue, choose another tissue method, pass "
+            'on_error="skip", or leave the patient out'
+        )
+
+    # -- masks ----------------------------------------------------------------------
+
+    def _make(self, record: int, classes: tuple[str, ...]) -> Area:
+        entry = self._catalogue.entries[record]
+        multiple = entry.target_ratio
+        if classes:
+            mask, scale = self._class_mask(entry, classes)
+            return Area(mask, scale, None, (0,) * mask.ndim, multiple)
+        tissue = self._tissue_mask(entry)
+        scale = tuple(s / d for s, d in zip(tissue.scale, entry.view.downsample, strict=True))
+        return Area(tissue.data, scale, self._wish.least, (0,) * tissue.data.ndim, multiple)
+
+    def _tissue_mask(self, entry: Entry) -> TissueMask:
+        from daskdmed.cohort.tissue import tissue_mask
+
+        method: Any = self._wish.tissue
+        if isinstance(method, Mapping):
+            patient = str(entry.patient.id)
+            if patient not in method:
+                raise UsageError(
+                    f"tissue= has no mask for patient {patient!r}, only for "
+                    f"{', '.join(map(str, list(method)[:5]))}"
+                )
+            method = method[patient]
+        elif method is True:
+            method = "otsu"
+        source = entry.patient.record(entry.record)
+        return tissue_mask(source, method=method)
+
+    def _class_mask(
+        self, entry: Entry, classes: Sequence[str]
+    ) -> tuple[npt.NDArray[np.bool_], tuple[float, ...]]:
+        annotations = annotations_of(entry, self._wish.annotations)
+        view = entry.view
+        shape = view.shape[: view.spatial_ndim]
+        extent0 = tuple(round(s * d) for s, d in zip(shape, view.downsample, strict=True))
+        scale0 = tuple(
+            max(1.0, size * d / _CLASS_PARTS, extent / _CLASS_EXTENT)
+            for size, d, extent in zip(self._size, view.downsample, extent0, strict=True)
+        )
+        mask = annotations.mask(list(classes), extent0=extent0, scale=scale0, all_touched=True)
+        return mask, tuple(s / d for s, d in zip(scale0, view.downsample, strict=True))
+
+
+def annotations_of(entry: Entry, name: str | None) -> Any:
+    """The annotations of an entry's patient.
+
+    Parameters
+    ----------
+    entry : Entry
+        Whose.
+    name : str or None
+        Record that holds them; None: the only record that holds annotations.
+
+    Raises
+    ------
+    UsageError
+        None or several do, or the named one does not.
+    """
+    patient = entry.patient
+    if name is not None:
+        record = patient.record(name)
+        if not getattr(record, "is_annotations", False):
+            raise UsageError(
+                f"patient {str(patient.id)!r}: record {name!r} holds no annotations; give a "
+                ".geojson or .xml record, or Record(annotations=...)"
+            )
+        return record.annotations()
+    holding = [r for r in patient.records.values() if getattr(r, "is_annotations", False)]
+    if len(holding) != 1:
+        names = ", ".join(r.name for r in holding) or "none"
+        raise UsageError(
+            f"patient {str(patient.id)!r} has {len(holding)} records with annotations ({names}); "
+            "name one with annotations="
+        )
+    return holding[0].annotations()
