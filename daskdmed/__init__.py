@@ -26,7 +26,9 @@ _EXPORTS: dict[str, str] = {
     "SmallChunk": "daskdmed.loading.chunks",
     "BigChunkLoader": "daskdmed.loading.collectors",
     "SmallChunkCollector": "daskdmed.loading.collectors",
+    "stateful": "daskdmed.loading.collectors",
     "heatmap": "daskdmed.windows.heatmap",
+    "predict": "daskdmed.windows.predict",
     "SlidingWindowDL": "daskdmed.windows.loader",
     "Region": "daskdmed.types",
     "DaskdmedError": "daskdmed.errors",
@@ -50,9 +52,11 @@ if TYPE_CHECKING:
     from daskdmed.loading.chunks import SmallChunk as SmallChunk
     from daskdmed.loading.collectors import BigChunkLoader as BigChunkLoader
     from daskdmed.loading.collectors import SmallChunkCollector as SmallChunkCollector
+    from daskdmed.loading.collectors import stateful as stateful
     from daskdmed.loading.lightdl import LightDL as LightDL
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
+    from daskdmed.windows.predict import predict as predict
     from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
 
 

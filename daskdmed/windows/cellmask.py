@@ -1,0 +1,129 @@
+"""A mask over the cells of a result, kept at its own resolution.
+
+A cell is inside where the mask under the middle of the cell is true. A window is needed when
+one of its cells is inside; cells inside then have all their windows, so that a mask changes
+no value, it only leaves some out.
+
+Not covered: masks that choose whole windows by their cover (`daskdmed.windows.mask`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from daskdmed.errors import GeometryError
+from daskdmed.types import Array
+from daskdmed.windows.mosaic import AxisWindows
+
+
+class CellMask:
+    """Which cells are wanted.
+
+    Parameters
+    ----------
+    mask : array-like
+        One axis per spatial axis, over the whole image at any resolution; true or above
+        zero is wanted. Dask arrays are computed. An object with `data` and `shape0`, as
+        tissue masks are, stands for its data.
+    axes : sequence of AxisWindows
+        The result.
+
+    Raises
+    ------
+    GeometryError
+        Another number of axes, no cells, or values that are NaN or negative.
+    """
+
+    def __init__(self, mask: Any, axes: Sequence[AxisWindows]) -> None:
+        given = np.asarray(mask.data if hasattr(mask, "shape0") else mask)
+        sizes = tuple(axis.size for axis in axes)
+        if given.ndim != len(axes) or 0 in given.shape:
+            raise GeometryError(
+                f"a mask of shape {given.shape} does not lie over an image of {sizes}: it needs "
+                f"{len(axes)} axes (array order) and may have any resolution"
+            )
+        if given.dtype.kind not in "biuf":
+            raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
+        if given.dtype != np.bool_ and not given.min() >= 0:
+            raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
+        self.inside: Array = given > 0
+        self.index: tuple[Array, ...] = tuple(
+            np.minimum((axis.middles * n / axis.size).astype(np.intp), n - 1)
+            for n, axis in zip(given.shape, axes, strict=True)
+        )
+        # summed-area table: counts of any box with 2^ndim look-ups
+        count = np.int32 if given.size < 2**31 else np.int64
+        table = np.zeros([n + 1 for n in given.shape], count)
+        table[(slice(1, None),) * given.ndim] = self.inside
+        for i in range(given.ndim):
+            np.cumsum(table, axis=i, out=table)
+        self._table = table
+
+    def any(self, spans: Sequence[Sequence[tuple[int, int]]]) -> Array:
+        """Whether boxes of cells hold one that is inside.
+
+        Parameters
+        ----------
+        spans : per axis a sequence of (begin, stop)
+            The boxes are all combinations.
+
+        Returns
+        -------
+        ndarray of bool
+            One axis per spatial axis.
+        """
+        ends = [
+            (
+                np.array([index[a] for a, _ in axis_spans], np.intp),
+                np.array([index[b - 1] + 1 for _, b in axis_spans], np.intp),
+            )
+            for index, axis_spans in zip(self.index, spans, strict=True)
+        ]
+        count = np.zeros([len(s) for s in spans], np.int64)
+        for corner in itertools.product((0, 1), repeat=len(ends)):
+            sign = (-1) ** (len(ends) - sum(corner))
+            count += sign * self._table[np.ix_(*(e[c] for e, c in zip(ends, corner, strict=True)))]
+        return np.asarray(count > 0)
+
+    def at(self, spans: Sequence[tuple[int, int]]) -> Array:
+        """The mask of a box of cells, bool."""
+        index = [i[a:b] for i, (a, b) in zip(self.index, spans, strict=True)]
+        return np.asarray(self.inside[np.ix_(*index)])
+
+    def crop(self, spans: Sequence[tuple[int, int]]) -> CellWindow:
+        """The part that a box of cells needs, small enough to send."""
+        low = [int(i[a]) for i, (a, _) in zip(self.index, spans, strict=True)]
+        high = [int(i[b - 1]) + 1 for i, (_, b) in zip(self.index, spans, strict=True)]
+        part = self.inside[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].copy()
+        index = tuple(i[a:b] - lo for i, (a, b), lo in zip(self.index, spans, low, strict=True))
+        return CellWindow(part, index, tuple(a for a, _ in spans))
+
+
+class CellWindow:
+    """The mask of one box of cells.
+
+    Parameters
+    ----------
+    inside : ndarray of bool
+        Part of the mask.
+    index : tuple of ndarray
+        Per axis, the element of `inside` for each cell of the box.
+    begin : tuple of int
+        First cell of the box.
+    """
+
+    def __init__(self, inside: Array, index: tuple[Array, ...], begin: tuple[int, ...]) -> None:
+        self.inside = inside
+        self.index = index
+        self.begin = begin
+
+    def at(self, spans: Sequence[tuple[int, int]]) -> Array:
+        """The mask of a smaller box, given in cells of the whole result."""
+        index = [
+            i[a - o : b - o] for i, (a, b), o in zip(self.index, spans, self.begin, strict=True)
+        ]
+        return np.asarray(self.inside[np.ix_(*index)])

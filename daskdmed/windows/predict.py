@@ -1,0 +1,571 @@
+"""`predict`: a value per pixel (or per few pixels) of a whole image, written to Zarr.
+
+Puts together windows, weights, the model, the store and whoever computes; each of these has
+its module. Not covered: one value per window (`daskdmed.windows.heatmap`), whole datasets
+(`daskdmed.windows.infer`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+from dask.base import tokenize
+from numpy.typing import ArrayLike
+
+from daskdmed.errors import DaskdmedError, GeometryError, StoreError, UsageError
+from daskdmed.store.location import Location
+from daskdmed.store.manifest import LEVEL, ResultSpec, ResultStore, open_result
+from daskdmed.store.ngff import Georeference
+from daskdmed.types import Array, ImageView, OnError, PathLike, Resolution
+from daskdmed.windows.blend import Blend, BlendMode
+from daskdmed.windows.cellmask import CellMask
+from daskdmed.windows.dense import Field, dense_axes, find_field
+from daskdmed.windows.fingerprint import fingerprint
+from daskdmed.windows.finish import Finish, Post
+from daskdmed.windows.grid import OverlapLike, PerAxis, per_axis
+from daskdmed.windows.heatmap import as_view
+from daskdmed.windows.maps import Cells, MapModel, background_window, check_batch_bytes
+from daskdmed.windows.models import Model, Transform, WindowModel
+from daskdmed.windows.mosaic import MosaicPlan, blended_axis, choose_mosaic
+from daskdmed.windows.run import run_in_threads, worker_threads
+from daskdmed.windows.sweep import SweepJob, SweepTask, last_axis_overhead, make_sweeps
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from zarr.abc.store import Store
+
+    from daskdmed.cohort.record import Record
+    from daskdmed.images.slide import Slide
+
+logger = logging.getLogger("daskdmed.windows")
+#: a band is cut for more workers while its windows are computed at most so often
+_SPLIT_OVERHEAD = 1.1
+#: cells per axis of a chunk of the returned Dask array
+_RESULT_CHUNK = 2048
+
+
+def predict(
+    image: Slide | Record | ImageView | PathLike | da.Array | Array,
+    model: Model,
+    *,
+    kernel_size: PerAxis,
+    stride: PerAxis | None = None,
+    overlap: OverlapLike | None = None,
+    level: int = 0,
+    mpp: float | tuple[float, float] | None = None,
+    power: float | None = None,
+    out: PathLike | Store | None = None,
+    mask: ArrayLike | None = None,
+    blend: BlendMode = "gaussian",
+    sigma_scale: float | Sequence[float] = 0.125,
+    batch_size: int = 4,
+    post: Post = None,
+    fill: float | None = None,
+    receptive_field: PerAxis | None = None,
+    output_stride: PerAxis | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Client | None = None,
+    chunks: PerAxis | None = None,
+    batch_tfms: Transform | None = None,
+    device: Any = None,
+    on_error: OnError = "raise",
+    progress: bool = False,
+) -> da.Array:
+    """Dense prediction: run a model that gives a map per window, and blend the maps.
+
+    Equal to MONAI's ``sliding_window_inference`` with the same model and settings, but the
+    image and the result are streamed: bands of the result are swept from left to right, and
+    each of its chunks is written once, when all windows over it are in. Memory does not grow
+    with the image. A window is computed once within its band; windows over the edge between
+    two bands are computed for both (bands are as high as 96 MiB of partial sums allow). The
+    log and the parameters kept in the store say how many windows were needed and computed.
+
+    Parameters
+    ----------
+    image : Slide, Record, path, URL, view, dask.array.Array or numpy.ndarray
+        As for `heatmap`: spatial axes first, at most one channel axis behind them.
+    model : torch.nn.Module or callable
+        A module gets float32 (n, c, *kernel) in [0, 1] (or what `batch_tfms` makes of it) and
+        gives (n, k, *cells) or (n, *cells). Any other callable gets (n, *kernel[, c]) in the
+        dtype of the image and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells``
+        is the kernel divided by a whole number r per axis, 1 for a value per pixel; it and k
+        are learnt from a window of background. NaN or infinite values are refused. Windows
+        over the border see the background of the image; in-process the model may be called
+        from several threads at once.
+    kernel_size : int or sequence of int
+        Extent of a window in pixels at the chosen resolution, array order. An image that is
+        smaller is padded with background on both sides.
+    stride : int or sequence of int, optional
+        Distance between windows, at most `kernel_size` and a multiple of r. The last window
+        of an axis is moved inside.
+    overlap : int, float or sequence, optional
+        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel; default
+        0.25. The stride is ``int(kernel * (1 - overlap))``, as MONAI has it, in whole cells.
+    level, mpp, power
+        The resolution, at most one of them.
+    out : path, URL or zarr store, optional
+        Where to write. Default: in memory.
+    mask : array-like or TissueMask, optional
+        Over the whole image at any resolution, true (above 0) where a prediction is wanted.
+        A cell is inside where the mask under its middle is true. Cells inside have exactly
+        the value they have without a mask; windows without any are neither read nor computed.
+    blend : {"gaussian", "constant", "hann"}
+        Weights of overlapping windows, see `daskdmed.windows.blend`.
+    sigma_scale : float or sequence of float
+        Standard deviation of the Gaussian as a fraction of the kernel.
+    batch_size : int
+        Windows per call of the model, at most.
+    post : optional
+        What is written of the blended values. None: float32. "argmax": the channel with the
+        largest value, uint8, without a channel axis. "threshold" or ("threshold", t): uint8,
+        1 where the value is at least t (0.5). "uint8", "uint16": values in [0, 1] (others
+        are clipped) times 255 or 65535, rounded. "float16".
+    fill : float, optional
+        Value of cells outside the mask. Default: NaN for floating point, 0 for integers.
+    receptive_field, output_stride : int or sequence of int, optional
+        Both or none. The exact dense mode for fully convolutional models, see
+        `daskdmed.windows.dense`: the model is run over pieces of up to `kernel_size` pixels,
+        and no window is blended (`stride`, `overlap`, `blend` do not apply). A declaration
+        that does not hold on a patch of noise is refused. `output_stride` is the product of
+        all strides within the network.
+    resume : bool
+        Go on with what an interrupted run left in `out`; parameters and model must be the
+        same, the result is that of an uninterrupted run.
+    overwrite : bool
+        Replace a result in `out`, which stays there until the new one is finished.
+    client : distributed.Client, optional
+        Compute on a cluster. Default: threads of this process.
+    chunks : int or sequence of int, optional
+        Cells per chunk of the result. Default: about 1024 x 1024, or 128^3.
+    batch_tfms, device, on_error, progress
+        As for `heatmap`.
+
+    Returns
+    -------
+    dask.array.Array
+        Lazy, of the Zarr array written: (*cells) for one value, (k, *cells) for k, with
+        ``ceil(size / r)`` cells along each axis of the image. Valid networks in dense mode:
+        as many as `heatmap` has windows.
+
+    Raises
+    ------
+    UsageError
+        A model that gives no such map, or a declaration that does not hold.
+    GeometryError, ResolutionError
+        Arguments that do not fit each other or the image.
+    BudgetError
+        A batch of windows would take more than 8 GiB.
+    StoreError
+        As for `heatmap`.
+    ImageError
+        The image, or one of its tiles, cannot be read.
+
+    Examples
+    --------
+    >>> labels = daskdmed.predict(  # doctest: +SKIP
+    ...     slide, unet, kernel_size=512, overlap=0.25, post="argmax", out="labels.zarr"
+    ... )
+    """
+    if int(batch_size) != batch_size or batch_size < 1:
+        raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
+    resolution = Resolution.of(level, mpp, power)
+    ndim = 2 if isinstance(kernel_size, (int, float)) else len(tuple(kernel_size))
+    view = as_view(image, ndim, resolution, on_error)
+    windows = _Windows.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
+    check_batch_bytes(view, windows.kernel_size, batch_size)
+    location = _location(out, client)
+    adapted = MapModel(WindowModel(model, batch_tfms, device))
+    threads = worker_threads() if client is None else 1
+    with adapted.wrapped.ready(threads):
+        ready = adapted.place() if client is None else adapted
+        mosaic = windows.try_model(ready, blend, sigma_scale, chunks)
+    outputs = mosaic.outputs
+    finish = Finish.of(post, outputs, fill)
+    cells = None if mask is None else CellMask(mask, mosaic.plan.axes)
+    spec = _spec(view, windows, mosaic, finish, resolution, adapted, cells)
+    store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
+    task = SweepTask(
+        view, mosaic.plan, mosaic.blend, finish, store.array, max(outputs, 1), batch_size
+    )
+    work = _Work(task, cells, store, location, progress)
+    work.compute(mosaic.model, client)
+    if place != location:
+        location.replace(place)
+    return _lazy(location, spec)
+
+
+@dataclass(frozen=True)
+class _Mosaic:
+    """What the trial of the model decided."""
+
+    model: MapModel
+    plan: MosaicPlan
+    blend: Blend | None
+    place: tuple[tuple[int, ...], tuple[int, ...]]
+    field: Field | None = None
+
+    @property
+    def outputs(self) -> int:
+        assert self.model.layout is not None
+        return self.model.layout.outputs
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What the user said about windows, in pixels."""
+
+    view: ImageView
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    exact_stride: bool
+    receptive_field: tuple[int, ...] | None
+    output_stride: tuple[int, ...] | None
+
+    @classmethod
+    def of(
+        cls,
+        view: ImageView,
+        kernel_size: PerAxis,
+        stride: PerAxis | None,
+        overlap: OverlapLike | None,
+        receptive_field: PerAxis | None,
+        output_stride: PerAxis | None,
+    ) -> _Windows:
+        ndim = view.spatial_ndim
+        if 0 in view.shape:
+            raise GeometryError(f"an image of shape {view.shape} has no pixels")
+        kernel = per_axis(kernel_size, ndim, "kernel_size")
+        if min(kernel) < 1:
+            raise GeometryError(f"kernel_size must be at least 1 along every axis, got {kernel}")
+        if (receptive_field is None) != (output_stride is None):
+            raise UsageError(
+                "receptive_field and output_stride declare a fully convolutional model together; "
+                f"got receptive_field={receptive_field!r} and output_stride={output_stride!r}"
+            )
+        if receptive_field is not None and output_stride is not None:
+            if stride is not None or overlap is not None:
+                raise UsageError(
+                    "receptive_field= runs the model over pieces that need no blending: leave "
+                    "stride and overlap away"
+                )
+            reach = per_axis(receptive_field, ndim, "receptive_field")
+            return cls(
+                view, kernel, kernel, True, reach, per_axis(output_stride, ndim, "output_stride")
+            )
+        if stride is not None and overlap is not None:
+            raise UsageError(
+                f"stride={stride!r} and overlap={overlap!r} say the same thing; give one of them"
+            )
+        if stride is None:
+            steps = _stride_of(kernel, 0.25 if overlap is None else overlap)
+        else:
+            steps = per_axis(stride, ndim, "stride")
+            if not all(1 <= s <= k for s, k in zip(steps, kernel, strict=True)):
+                raise GeometryError(
+                    f"stride={steps} must lie between 1 and kernel_size={kernel}, or pixels "
+                    "would get no prediction"
+                )
+        return cls(view, kernel, steps, stride is not None, None, None)
+
+    def try_model(
+        self,
+        model: MapModel,
+        blend: BlendMode,
+        sigma_scale: float | Sequence[float],
+        chunks: PerAxis | None,
+    ) -> _Mosaic:
+        """Learn what the model gives, and lay out the windows."""
+        if self.receptive_field is not None and self.output_stride is not None:
+            return self._try_dense(model, self.receptive_field, self.output_stride, chunks)
+        Blend.of(blend, self.kernel_size, sigma_scale=sigma_scale)  # before the model runs
+
+        def fits(cells: Cells) -> bool:
+            return all(c >= 1 and k % c == 0 for k, c in zip(self.kernel_size, cells, strict=True))
+
+        window = background_window(self.view, self.kernel_size)
+        model, _ = model.trial(
+            [window], len(self.kernel_size), fits, f"{self.kernel_size} pixels / a whole number"
+        )
+        assert model.layout is not None
+        reduction = tuple(k // c for k, c in zip(self.kernel_size, model.layout.cells, strict=True))
+        steps = self._in_cells(reduction)
+        axes = tuple(
+            blended_axis(n, k, s, r)
+            for n, k, s, r in zip(self.view.shape, self.kernel_size, steps, reduction, strict=False)
+        )
+        pitch = [s // r for s, r in zip(steps, reduction, strict=True)]
+        plan = choose_mosaic(
+            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
+        )
+        weights = Blend.of(blend, self.kernel_size, reduction=reduction, sigma_scale=sigma_scale)
+        return _Mosaic(model, plan, weights, (reduction, reduction))
+
+    def _in_cells(self, reduction: tuple[int, ...]) -> tuple[int, ...]:
+        """The stride in whole cells."""
+        if self.exact_stride and any(s % r for s, r in zip(self.stride, reduction, strict=True)):
+            raise GeometryError(
+                f"stride={self.stride} is no multiple of the {reduction} pixels per output cell "
+                "of this model; windows would lie between cells"
+            )
+        return tuple(max(s // r * r, r) for s, r in zip(self.stride, reduction, strict=True))
+
+    def _try_dense(
+        self,
+        model: MapModel,
+        receptive_field: tuple[int, ...],
+        output_stride: tuple[int, ...],
+        chunks: PerAxis | None,
+    ) -> _Mosaic:
+        field = find_field(model, self.view, receptive_field, output_stride)
+        ndim = len(self.kernel_size)
+        axes = dense_axes(self.view.shape[:ndim], self.kernel_size, field)
+        kernel = tuple(axis.kernel_size for axis in axes)
+        if field.padded:
+            expected = tuple(k // u for k, u in zip(kernel, field.unit, strict=True))
+        else:
+            expected = tuple(
+                (k - r) // s + 1
+                for k, r, s in zip(kernel, receptive_field, output_stride, strict=True)
+            )
+        window = background_window(self.view, kernel)
+        model, _ = model.trial([window], ndim, lambda cells: cells == expected, f"{expected} cells")
+        assert model.layout is not None
+        pitch = [max(axis.stops[0] - axis.starts[0], 1) for axis in axes]
+        plan = choose_mosaic(
+            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
+        )
+        place = (field.unit if field.padded else receptive_field, field.unit)
+        return _Mosaic(model, plan, None, place, field)
+
+    def _chunks(self, chunks: PerAxis | None) -> tuple[int, ...] | None:
+        if chunks is None:
+            return None
+        wanted = per_axis(chunks, len(self.kernel_size), "chunks")
+        if min(wanted) < 1:
+            raise GeometryError(f"chunks must be at least 1 along every axis, got {wanted}")
+        return wanted
+
+
+def _stride_of(kernel: tuple[int, ...], overlap: OverlapLike) -> tuple[int, ...]:
+    values = (overlap,) * len(kernel) if isinstance(overlap, (int, float)) else tuple(overlap)
+    if len(values) != len(kernel):
+        raise GeometryError(f"overlap={overlap!r} has {len(values)} values for {len(kernel)} axes")
+    steps = []
+    for k, value in zip(kernel, values, strict=True):
+        limit = 1 if isinstance(value, float) else k
+        if not 0 <= value < limit:
+            raise GeometryError(
+                f"overlap={value!r} does not fit a kernel of {k} pixels: give pixels "
+                f"(int, 0 to {k - 1}) or a fraction (float in [0, 1))"
+            )
+        steps.append(max(int(k * (1 - value)), 1) if isinstance(value, float) else k - value)
+    return tuple(steps)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The chunks of one call that are not done yet."""
+
+    task: SweepTask
+    mask: CellMask | None
+    store: ResultStore
+    location: Location
+    progress: bool
+
+    def compute(self, model: MapModel, client: Client | None) -> None:
+        """Compute them all, and record what is done whatever happens."""
+        store, plan = self.store, self.task.plan
+        if client is None:
+            workers = worker_threads()
+        else:
+            workers = 2 * max(sum(client.nthreads().values()), 1)
+        longest = steps_per_job(plan, workers)
+        parallel = min(workers, math.prod(plan.bands) * -(-plan.steps // longest))
+        jobs = list(make_sweeps(plan, list(store.pending()), self.mask, longest, store.mark))
+        logger.info(
+            "%s: %d of %d chunks to compute in %d sweeps; %d windows needed, %d computed (x%.3f)",
+            self.location,
+            store.total - store.finished,
+            store.total,
+            len(jobs),
+            plan.needed,
+            round(plan.computed * last_axis_overhead(plan, longest)),
+            plan.recomputed * last_axis_overhead(plan, longest),
+        )
+        try:
+            with _bar(store, self.progress) as mark:
+                if client is None:
+                    with model.wrapped.ready(parallel):
+                        self._in_threads(model, jobs, mark, parallel)
+                else:
+                    self._on_cluster(model, jobs, mark, client)
+        except DaskdmedError as error:
+            error.add_note(self._state())
+            raise
+        except Exception as error:
+            notes = "; ".join(getattr(error, "__notes__", ()))
+            raise StoreError(
+                f"prediction of {store.spec.image} stopped: {type(error).__name__}: {error} "
+                f"({notes}). {self._state()}"
+            ) from error
+        finally:
+            store.flush()
+
+    def _in_threads(self, model: MapModel, jobs: list[SweepJob], mark: _Mark, threads: int) -> None:
+        lock = threading.Lock()
+
+        def call(job: SweepJob) -> tuple[int, ...]:
+            def wrote(step: int) -> None:
+                with lock:
+                    self._mark(job.band, step, mark)
+
+            return self.task(model, job, wrote)
+
+        run: Any = run_in_threads  # sweeps have an index, which is all that it asks of jobs
+        run(jobs, call, lambda index: None, threads)
+
+    def _on_cluster(
+        self, model: MapModel, jobs: list[SweepJob], mark: _Mark, client: Client
+    ) -> None:
+        from daskdmed.windows.cluster import run_on_cluster
+
+        by_index = {job.index: job for job in jobs}
+
+        def done(index: tuple[int, ...]) -> None:
+            job = by_index[tuple(index)]
+            for step in range(job.begin, job.stop):
+                self._mark(job.band, step, mark)
+
+        run: Any = run_on_cluster
+        with model.wrapped.ready(1):
+            run(client, jobs, self.task, model, done)
+
+    def _mark(self, band: tuple[int, ...], step: int, mark: _Mark) -> None:
+        for chunk in self.task.plan.band_chunks(band, step):
+            mark(chunk)
+
+    def _state(self) -> str:
+        store = self.store
+        kept = f"{store.finished} of {store.total} chunks are done"
+        if self.location.in_memory:
+            return f"{kept}; give out= to keep them when a run stops"
+        return f"{kept} and kept in {self.location}; call again with resume=True to go on"
+
+
+_Mark = Callable[[tuple[int, ...]], None]
+
+
+def steps_per_job(plan: MosaicPlan, workers: int) -> int:
+    """Steps per sweep, so that there is work for all without computing much twice.
+
+    Sweeps that begin within a band compute again what the windows of the step before give to
+    them; this may cost a tenth.
+    """
+    longest = plan.steps
+    while longest > 1:
+        shorter = -(-plan.steps // (-(-plan.steps // longest) + 1))
+        shorter = min(shorter, longest - 1)
+        busy = math.prod(plan.bands) * -(-plan.steps // longest)
+        if busy >= workers or last_axis_overhead(plan, shorter) > _SPLIT_OVERHEAD:
+            break
+        longest = shorter
+    return longest
+
+
+@contextmanager
+def _bar(store: ResultStore, show: bool) -> Iterator[_Mark]:
+    if not show:
+        yield store.mark
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=store.total, initial=store.finished, unit="chunk", desc="predict") as bar:
+
+        def done(index: tuple[int, ...]) -> None:
+            store.mark(index)
+            bar.update()
+
+        yield done
+
+
+def _location(out: PathLike | Store | None, client: Client | None) -> Location:
+    if out is None:
+        import zarr
+
+        out = zarr.storage.MemoryStore()
+    elif not isinstance(out, (str, os.PathLike)) and not hasattr(out, "supports_writes"):
+        raise UsageError(f"out must be a path, a URL or a Zarr store, got {type(out).__name__}")
+    location = Location.of(out)
+    if client is not None and location.in_memory:
+        raise UsageError(
+            "workers of a cluster cannot write into this process's memory; "
+            "give out= a path or URL that all of them see"
+        )
+    return location
+
+
+def _spec(
+    view: ImageView,
+    windows: _Windows,
+    mosaic: _Mosaic,
+    finish: Finish,
+    resolution: Resolution,
+    model: MapModel,
+    mask: CellMask | None,
+) -> ResultSpec:
+    """Everything that the values depend on goes into the parameters; `batch_size` does not."""
+    plan, blend = mosaic.plan, mosaic.blend
+    place = Georeference(*mosaic.place, tuple(view.downsample), view.mpp)
+    parameters = {
+        "image": view.token,
+        "shape": view.shape,
+        "resolution": str(resolution),
+        "kernel_size": plan.kernel_size,
+        "stride": windows.stride,
+        "blend": None if blend is None else [blend.mode, *blend.sigma_scale],
+        "receptive_field": windows.receptive_field,
+        "output_stride": windows.output_stride,
+        "model": model.wrapped.fingerprint,
+        "mask": None if mask is None else fingerprint(mask.inside),
+        "post": [finish.kind, finish.least, str(finish.fill)],
+        "outputs": mosaic.outputs,
+        "pixels_per_cell": mosaic.place[1],
+        "chunk": plan.chunk,
+        "chunks_per_band": plan.rows,
+        "windows_needed": plan.needed,
+        "windows_computed": plan.computed,
+    }
+    return ResultSpec(
+        kind="predict",
+        counts=plan.cells,
+        outputs=finish.outputs,
+        block_windows=plan.chunk,
+        georeference=place,
+        image=str(getattr(view, "uri", "") or f"array of shape {view.shape}"),
+        parameters=parameters,
+        dtype=finish.dtype,
+        fill_value=finish.fill,
+    )
+
+
+def _lazy(location: Location, spec: ResultSpec) -> da.Array:
+    array: Any = location.open("r")[LEVEL]
+    chunks = [
+        min(n, max(_RESULT_CHUNK // c, 1) * c) for n, c in zip(spec.shape, spec.chunks, strict=True)
+    ]
+    # a store object has no name that says which one it is
+    which = str(location) if isinstance(location.target, str) else id(location.target)
+    name = f"predict-{tokenize(which, spec)}"
+    return da.from_array(array, chunks=tuple(chunks), name=name, lock=False)
+
+
+__all__ = ["predict"]
