@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from daskdmed.errors import LoaderClosedError
 
@@ -129,13 +129,3 @@ class Mailbox:
         """Serve another engine, after the last one has ended."""
         with self._change:
             self._open = True
-
-    # -- saving -----------------------------------------------------------------------
-
-    def to_dict(self, unpack: Any) -> dict[str, Any]:
-        """Plain values; `unpack` turns payloads into objects."""
-        posted, messages = self.under_way()
-        return {
-            "posted": posted,
-            "under_way": [[m.serial, m.batch, m.patient, unpack(m.payload)] for m in messages],
-        }

@@ -20,11 +20,10 @@ from daskdmed.errors import (
     GeometryError,
     LoaderClosedError,
     MissingExtraError,
-    StateError,
     UsageError,
 )
 from daskdmed.loading import torchbridge
-from daskdmed.loading.batch import Batch, Cursor
+from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
     BigChunkLoader,
@@ -32,11 +31,16 @@ from daskdmed.loading.collectors import (
     SmallChunkCollector,
     as_chooser,
     as_collector,
+    is_stateful,
 )
+from daskdmed.loading.continuing import Continuing
+from daskdmed.loading.diversity import Diversity
 from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.local import LocalEngine
 from daskdmed.loading.planning import Planning
+from daskdmed.loading.progress import Progress, epoch_seed
 from daskdmed.loading.quotas import Quota, as_quotas
+from daskdmed.loading.ranks import RankLike, resolve
 from daskdmed.loading.remote import RemoteEngine
 from daskdmed.loading.sampling import CropSpec
 from daskdmed.loading.session import Session
@@ -55,6 +59,8 @@ from daskdmed.types import LevelLike, MppLike, PowerLike
 if TYPE_CHECKING:
     import torch
     from distributed import Client
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     _Base = torch.utils.data.IterableDataset[Any]
 else:
@@ -66,13 +72,12 @@ else:
 #: batches made ahead of the consumer, at most this many bytes of them
 _AHEAD_BYTES = 64 << 20
 _AHEAD_BATCHES = 4
-_STATE_VERSION = 1
 
 #: what a loader yields
 Item = tuple[Any, list[Patient], SmallChunks]
 
 
-class LightDL(_Base):
+class LightDL(Continuing, _Base):
     """Batches of small chunks cropped from rotating big chunks.
 
     A context manager, an iterator, and a `torch.utils.data.IterableDataset` for
@@ -125,15 +130,24 @@ class LightDL(_Base):
     seed : int, default 0
         Everything random follows from it.
     epoch_length : int, optional
-        Batches per iteration; endless by default. The next iteration goes on where the
-        last one stopped.
+        Batches per iteration, at most. Default: endless, or as many as a finite plan (a
+        policy that ends, such as ``OnePass``) has. The next iteration goes on where the last
+        one stopped; after the end of a finite plan it begins the next epoch, see `set_epoch`.
     drop_last : bool, default True
-        Drop the short last batch of a finite plan (a policy that ends).
+        Drop the short last batch of a finite plan, and with several ranks those last batches
+        of it that not every rank would get one of.
     on_error : {"raise", "skip"}
         What an unreadable slide or big chunk does: reach ``next`` as an error that names
         patient, record and region, or be left out and reported by `stats`.
     rank, world_size : int
-        Which batches of the one global plan are ours, for several training processes.
+        Which batches of the one global plan are ours, for several training processes: batch
+        ``b`` is rank ``b % world_size``'s. Not given: those of `torch.distributed` when a
+        process group has been initialised, otherwise 0 of 1; ``rank="auto"``: also from the
+        variables RANK and WORLD_SIZE that ``torchrun`` sets. Ranks with one cluster (`client`)
+        share its big chunks, see `daskdmed.persistence.ranks`.
+    feedback_lag : int, optional
+        Batches after which `feedback` counts, with a stateful collector. Default 4. Fewer:
+        sooner, but fewer batches are made ahead.
     client : distributed.Client, optional
         Where big chunks live. None: threads of this process.
     pad : bool, default False
@@ -207,8 +221,9 @@ class LightDL(_Base):
         epoch_length: int | None = None,
         drop_last: bool = True,
         on_error: Literal["raise", "skip"] = "raise",
-        rank: int = 0,
-        world_size: int = 1,
+        rank: RankLike = None,
+        world_size: int | None = None,
+        feedback_lag: int | None = None,
         client: Client | None = None,
         pad: bool = False,
         tissue: TissueLike | None = None,
@@ -225,11 +240,8 @@ class LightDL(_Base):
         _check_choice("on_error", on_error, ("raise", "skip"))
         _check_positive("batch_size", batch_size)
         _check_positive("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
-        _check_positive("world_size", world_size)
         if epoch_length is not None:
             _check_positive("epoch_length", epoch_length)
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank}")
         if sum(v is not None and v != 0 for v in (level, mpp, power)) > 1:
             raise UsageError("level, mpp and power exclude each other; give one")
         self.dataset = dataset
@@ -239,7 +251,7 @@ class LightDL(_Base):
         self.rotation = rotation
         self.drop_last = drop_last
         self.on_error: Literal["raise", "skip"] = on_error
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size = resolve(rank, world_size)
         self.smallchunks_per_bigchunk = smallchunks_per_bigchunk
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self._geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
@@ -269,11 +281,12 @@ class LightDL(_Base):
             draws_per_visit=smallchunks_per_bigchunk,
             seed=self.seed,
         )
+        self._diversity = Diversity(self._catalogue, self._geometry.smallchunk)
         self._session: Session | None = None
         self._closer: weakref.finalize[[], LightDL] | None = None
         self._closed = False
-        self._cursor = Cursor()
-        self._batches = 0
+        self._progress = Progress(is_stateful(self._collect), feedback_lag)
+        self._began = 0.0
         self._wait = 0.0
         self._first: float | None = None
 
@@ -284,7 +297,7 @@ class LightDL(_Base):
         if self._closed:
             raise LoaderClosedError("the loader is closed; make a new one")
         if self._session is None:
-            cluster = connect(self._client)
+            cluster = self._cluster or connect(self._client)
             try:
                 engine = self._engine(cluster)
             except BaseException:
@@ -299,14 +312,17 @@ class LightDL(_Base):
                 ahead=ahead,
                 drop_last=self.drop_last,
             )
-            self._closer = weakref.finalize(self, self._session.close)
+            self._close_with(self._session.close)
+            self._cluster = None
+            self._began = self._began or self._session.started
         return self
 
     def _engine(self, cluster: Cluster) -> Engine:
         check_memory(self._budget, cluster.memory_limit)
-        plan, classes = self._planning.plan()
-        plan.skip_to(self._cursor.position)
-        key = seed_key(self.seed)
+        progress = self._progress
+        plan, classes = self._epoch_planning().plan()
+        plan.skip_to(progress.cursor.position)
+        key = seed_key(epoch_seed(self.seed, progress.epoch))
         factory = JobFactory(self._catalogue, self._chooser, self._geometry.bigchunk, key)
         residents = ResidentSet(
             cluster.client, plan, factory, self._allotment, in_process=cluster.in_process
@@ -321,16 +337,16 @@ class LightDL(_Base):
             on_error=self.on_error,
             rank=self.rank,
             world_size=self.world_size,
+            even=self.drop_last,
             areas=self._planning.areas if self._planning.restricted else None,
             classes=classes,
             free_regions=self._chooser is not None,
             composed=bool(self._planning.quotas),
         )
+        begin = (residents, self._catalogue, sampling, progress.cursor, progress.keeper())
         if cluster.in_process:
-            return LocalEngine(residents, self._catalogue, sampling, self._cursor)
-        return RemoteEngine(
-            residents, self._catalogue, sampling, self._cursor, workers=cluster.workers
-        )
+            return LocalEngine(*begin)
+        return RemoteEngine(*begin, workers=cluster.workers)
 
     def pause(self) -> None:
         """Stop making batches until `resume`; a few that are ready can still be taken."""
@@ -388,14 +404,18 @@ class LightDL(_Base):
         self.start()
         began = time.perf_counter()
         session = self._running_session()
-        batch, x = session.get(timeout)
+        try:
+            batch, x = session.get(timeout)
+        except StopIteration:
+            self._progress.over = True
+            raise
         now = time.perf_counter()
         self._wait += now - began
         if self._first is None:
             self._first = now - session.started
-        self._batches += 1
-        self._cursor = batch.cursor
+        self._progress.take(batch.cursor)
         chunks = batch.smallchunks
+        self._diversity.add(chunks)
         if self.batch_tfms is not None:
             x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
         return x, chunks.patients, chunks
@@ -409,73 +429,19 @@ class LightDL(_Base):
         return self._iterate()
 
     def _iterate(self) -> Iterator[Item]:
-        done = 0
-        while self.epoch_length is None or done < self.epoch_length:
+        self._begin_iteration()
+        progress = self._progress
+        while self.epoch_length is None or progress.iterated < self.epoch_length:
             try:
                 item = self.get()
             except StopIteration:
                 return
-            done += 1
+            progress.iterated += 1
             yield item
             del item
 
     def __next__(self) -> Item:
         return self.get()
-
-    def __len__(self) -> int:
-        """Batches per iteration.
-
-        Raises
-        ------
-        TypeError
-            The loader is endless.
-        """
-        if self.epoch_length is None:
-            raise TypeError("this loader is endless; give epoch_length= for it to have a length")
-        return self.epoch_length
-
-    # -- state ----------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on with the batch after the last one taken.
-
-        Small and made of plain values: save it as JSON, or beside the model's weights.
-        With ``rotation="adaptive"`` what follows is valid but not identical.
-        """
-        return {
-            "version": _STATE_VERSION,
-            "position": self._cursor.position,
-            "ended": {str(k): v for k, v in self._cursor.ended.items()},
-            "batches": self._batches,
-            "parameters": self._parameters(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the batch at which a state was saved, here or on another machine.
-
-        Call it before the first batch is taken.
-
-        Raises
-        ------
-        StateError
-            The state is of another dataset, or of other parameters; names the differences.
-        UsageError
-            The loader has already started.
-        """
-        if self._session is not None:
-            raise UsageError("load_state_dict must be called before the loader starts")
-        if state.get("version") != _STATE_VERSION:
-            raise StateError(
-                f"this state has version {state.get('version')!r}, expected {_STATE_VERSION}"
-            )
-        mine, theirs = self._parameters(), dict(state["parameters"])
-        differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-        if differing:
-            lines = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing]
-            raise StateError(f"the state belongs to another loader ({'; '.join(lines)})")
-        ended = {int(k): int(v) for k, v in state["ended"].items()}
-        self._cursor = Cursor(int(state["position"]), ended)
-        self._batches = int(state["batches"])
 
     def _parameters(self) -> dict[str, Any]:
         """What batches depend on."""
@@ -491,10 +457,35 @@ class LightDL(_Base):
             "seed": self.seed,
             "rank": self.rank,
             "world_size": self.world_size,
+            "feedback_lag": self._progress.lag,
             **self._planning.parameters(),
         }
 
     # -- looking at it --------------------------------------------------------------
+
+    def plot_coverage(
+        self, patient: Patient | str, *, ax: Axes | None = None, alpha: float = 0.6
+    ) -> Figure:
+        """Draw where small chunks of a patient came from so far, over the thumbnail.
+
+        Parameters
+        ----------
+        patient : Patient or str
+            Whose.
+        ax : matplotlib.axes.Axes, optional
+            Draw here instead of in a new figure.
+        alpha : float
+            Opacity, 0 to 1.
+
+        Raises
+        ------
+        UsageError
+            No such patient in this loader.
+        MissingExtraError
+            matplotlib is not installed.
+        """
+        name = str(patient.id) if isinstance(patient, Patient) else str(patient)
+        return self._diversity.plot(name, self._planning.areas, ax=ax, alpha=alpha)
 
     def stats(self) -> LoaderStats:
         """Counters so far; cheap."""
@@ -502,10 +493,10 @@ class LightDL(_Base):
         engine = session.engine if session is not None else None
         residents = engine.residents if engine is not None else None
         running = session is not None and session.running
-        return LoaderStats(
-            batches=self._batches,
-            patches=self._batches * self.batch_size,
-            seconds=time.perf_counter() - session.started if session is not None else 0.0,
+        now = LoaderStats(
+            batches=self._progress.batches,
+            patches=self._progress.batches * self.batch_size,
+            seconds=time.perf_counter() - self._began if self._began else 0.0,
             wait_seconds=self._wait,
             first_batch_seconds=self._first,
             visits_admitted=residents.visits_admitted if residents else 0,
@@ -516,12 +507,14 @@ class LightDL(_Base):
             budget_bytes=self._budget,
             late_draws=engine.late_draws if engine else 0,
             batches_ready=session.batches_ready if session is not None and running else 0,
+            diversity=self._diversity.stats(self._planning.areas),
             failed=(
                 *self._catalogue.failures,
                 *self._planning.areas.failures,
                 *(engine.failures if engine else ()),
             ),
         )
+        return now if self._past is None else now.after(self._past)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._geometry.smallchunk))

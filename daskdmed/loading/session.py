@@ -145,9 +145,20 @@ class Session:
 
     def close(self) -> None:
         """Stop the thread, let go of all big chunks, close what was started. Idempotent."""
+        if self._stop():
+            self.cluster.close()
+            buffers.clear()
+
+    def hand_over(self) -> Cluster:
+        """Stop, let go of all big chunks, but leave the cluster to the next session."""
+        self._stop()
+        return self.cluster
+
+    def _stop(self) -> bool:
+        """Stop the thread, let go of all big chunks; False when that was done before."""
         with self._change:
             if not self._running:
-                return
+                return False
             self._running = False
             self._ready.clear()
             self._change.notify_all()
@@ -157,5 +168,4 @@ class Session:
             if self._thread.is_alive():
                 logger.warning("the loader's thread is still busy in user code")
         self.engine.close()
-        self.cluster.close()
-        buffers.clear()
+        return True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask.utils import format_bytes
 
+from daskdmed.loading.diversity import DiversityStats
 from daskdmed.persistence.catalogue import Failure
 
 
@@ -38,6 +39,8 @@ class LoaderStats:
         Draws beyond the plan, because a big chunk was late (``rotation="adaptive"``).
     batches_ready : int
         Batches made and not yet asked for.
+    diversity : DiversityStats
+        How varied the batches were.
     failed : tuple of Failure
         What was left out under ``on_error="skip"``.
     """
@@ -55,7 +58,19 @@ class LoaderStats:
     budget_bytes: int
     late_draws: int
     batches_ready: int
+    diversity: DiversityStats
     failed: tuple[Failure, ...]
+
+    def after(self, past: LoaderStats) -> LoaderStats:
+        """With what was counted in earlier epochs."""
+        return replace(
+            self,
+            visits_admitted=past.visits_admitted + self.visits_admitted,
+            visits_evicted=past.visits_evicted + self.visits_evicted,
+            reads=past.reads + self.reads,
+            late_draws=past.late_draws + self.late_draws,
+            failed=past.failed + tuple(f for f in self.failed if f not in past.failed),
+        )
 
     @property
     def patches_per_second(self) -> float:
@@ -70,6 +85,7 @@ class LoaderStats:
     def rows(self) -> list[tuple[str, str]]:
         """Name and value, for people."""
         first = self.first_batch_seconds
+        varied, distance = self.diversity, self.diversity.repeat_distance
         return [
             ("batches", f"{self.batches:,}"),
             ("patches", f"{self.patches:,} ({self.patches_per_second:,.0f} per second)"),
@@ -82,6 +98,11 @@ class LoaderStats:
             ),
             ("visits admitted, evicted", f"{self.visits_admitted:,}, {self.visits_evicted:,}"),
             ("late draws", f"{self.late_draws:,}"),
+            ("patches per visit", f"{varied.patches_per_visit:,.1f}"),
+            ("patients per batch", f"{varied.patients_per_batch:.1f}"),
+            ("big chunks per batch", f"{varied.bigchunks_per_batch:.1f}"),
+            ("repeat distance", "-" if distance is None else f"{distance:,.0f} patches"),
+            ("coverage", f"{varied.coverage:.1%} of {varied.patients:,} patients"),
             ("left out", f"{len(self.failed):,}"),
         ]
 

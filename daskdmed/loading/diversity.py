@@ -1,0 +1,235 @@
+"""How varied batches are, and where small chunks came from: bounded bookkeeping.
+
+`Diversity` is fed every batch that the consumer takes and keeps a small count map per
+patient and one number per resident visit; PyDmed kept every location for ever. Not covered:
+throughput (`daskdmed.loading.stats`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daskdmed.errors import MissingExtraError, UsageError
+from daskdmed.loading.chunks import SmallChunks
+from daskdmed.persistence.catalogue import Catalogue, Entry
+from daskdmed.types import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from daskdmed.persistence.sources import AreaSource
+
+#: cells of a count map along the longer of the last two axes
+CELLS = 64
+#: visits whose last draw is remembered
+_VISITS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class DiversityStats:
+    """How varied the batches taken so far were.
+
+    Parameters
+    ----------
+    patches_per_visit : float
+        Mean over the big chunks that were drawn from.
+    patients_per_batch, bigchunks_per_batch : float
+        Mean number of distinct ones in a batch.
+    repeat_distance : float or None
+        Mean number of small chunks between two from the same big chunk; None before any
+        was repeated. Independent sampling from n big chunks gives n.
+    coverage : float
+        Fraction of the cells that hold anything to draw from (tissue, where a mask is in
+        use) in which a small chunk has been centred, over all patients drawn from.
+    patients : int
+        Patients drawn from so far.
+    """
+
+    patches_per_visit: float
+    patients_per_batch: float
+    bigchunks_per_batch: float
+    repeat_distance: float | None
+    coverage: float
+    patients: int
+
+
+class Diversity:
+    """Counts what `DiversityStats` says.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        Sizes of the images.
+    size : tuple of int
+        Extent of a small chunk.
+    """
+
+    def __init__(self, catalogue: Catalogue, size: tuple[int, ...]) -> None:
+        self._entries = {str(e.patient.id): e for e in catalogue.entries}
+        self._numbers = {str(e.patient.id): i for i, e in enumerate(catalogue.entries)}
+        self._half = np.array(size[-2:]) / 2
+        self._maps: dict[str, npt.NDArray[np.uint32]] = {}
+        self._last: OrderedDict[int, int] = OrderedDict()
+        self._usable: dict[str, npt.NDArray[np.bool_]] = {}
+        self._taken = self._batches = self._visits = 0
+        self._patients = self._bigchunks = 0
+        self._gaps = self._repeats = 0
+
+    def add(self, smallchunks: SmallChunks) -> None:
+        """Count one batch."""
+        patients = [str(p.id) for p in smallchunks.patients]
+        visits = smallchunks.keys[:, 1].tolist()
+        self._batches += 1
+        self._patients += len(set(patients))
+        self._bigchunks += len(set(visits))
+        last = self._last
+        for number, visit in enumerate(visits, self._taken):
+            before = last.pop(visit, None)
+            if before is None:
+                self._visits += 1
+            else:
+                self._gaps += number - before
+                self._repeats += 1
+            last[visit] = number
+        while len(last) > _VISITS:
+            last.popitem(last=False)
+        self._taken += len(visits)
+        self._locate(patients, smallchunks.origins[:, -2:] + self._half)
+
+    def _locate(self, patients: list[str], centres: Array) -> None:
+        names = np.array(patients)
+        for name, rows in Counter(patients).items():
+            counts = self._maps.get(name)
+            if counts is None:
+                shape = cells_of(_extent(self._entries[name]))
+                counts = self._maps[name] = np.zeros(shape, np.uint32)
+            here = centres[names == name] if rows < len(patients) else centres
+            scale = np.array(counts.shape) / _extent(self._entries[name])
+            at = np.clip((here * scale).astype(np.int64), 0, np.array(counts.shape) - 1)
+            np.add.at(counts, (at[:, 0], at[:, 1]), 1)
+
+    def stats(self, areas: AreaSource | None = None) -> DiversityStats:
+        """What has been counted.
+
+        Parameters
+        ----------
+        areas : AreaSource, optional
+            Where small chunks may lie; without it everywhere.
+        """
+        batches = max(1, self._batches)
+        seen = possible = 0
+        for name, counts in self._maps.items():
+            usable = self.usable(name, areas)
+            seen += int(np.count_nonzero(counts[usable]))
+            possible += int(np.count_nonzero(usable))
+        return DiversityStats(
+            patches_per_visit=self._taken / max(1, self._visits),
+            patients_per_batch=self._patients / batches,
+            bigchunks_per_batch=self._bigchunks / batches,
+            repeat_distance=self._gaps / self._repeats if self._repeats else None,
+            coverage=seen / possible if possible else 0.0,
+            patients=len(self._maps),
+        )
+
+    def counts(self, patient: str) -> npt.NDArray[np.uint32]:
+        """How many small chunks were centred in each cell of a patient's image.
+
+        Raises
+        ------
+        UsageError
+            No such patient.
+        """
+        if patient not in self._entries:
+            some = ", ".join(list(self._entries)[:5])
+            raise UsageError(f"there is no patient {patient!r} in this loader; there are {some}")
+        found = self._maps.get(patient)
+        if found is None:
+            return np.zeros(cells_of(_extent(self._entries[patient])), np.uint32)
+        return found.copy()
+
+    def usable(self, patient: str, areas: AreaSource | None) -> npt.NDArray[np.bool_]:
+        """Cells in which a small chunk can be centred."""
+        known = self._usable.get(patient)
+        if known is None:
+            known = self._usable[patient] = self._find_usable(patient, areas)
+        return known
+
+    def _find_usable(self, patient: str, areas: AreaSource | None) -> npt.NDArray[np.bool_]:
+        shape = cells_of(_extent(self._entries[patient]))
+        area = None if areas is None else areas.area(self._numbers[patient])
+        if area is None:
+            return np.ones(shape, bool)
+        mask: Array = area.mask
+        while mask.ndim > 2:
+            mask = mask.any(axis=0)
+        rows = np.arange(mask.shape[0]) * shape[0] // mask.shape[0]
+        columns = np.arange(mask.shape[1]) * shape[1] // mask.shape[1]
+        found = np.zeros(shape, np.int64)
+        np.add.at(found, (rows[:, None], columns[None, :]), mask)
+        # cells that tissue only touches may have no place for a centre
+        usable: npt.NDArray[np.bool_] = np.asarray(found * 2 >= mask.size / found.size)
+        return usable
+
+    def plot(
+        self, patient: str, areas: AreaSource | None, *, ax: Axes | None = None, alpha: float = 0.6
+    ) -> Figure:
+        """Draw where small chunks were centred, over the thumbnail."""
+        counts = self.counts(patient)
+        return plot_counts(self._entries[patient], counts, ax=ax, alpha=alpha)
+
+
+def _extent(entry: Entry) -> Array:
+    """Rows and columns of an entry's image: its last two spatial axes."""
+    view = entry.view
+    return np.array(view.shape[: view.spatial_ndim][-2:])
+
+
+def cells_of(extent: Array) -> tuple[int, int]:
+    """Rows and columns of the count map of an image."""
+    rows, columns = (max(1, round(CELLS * e / max(extent))) for e in extent.tolist())
+    return rows, columns
+
+
+def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -> Figure:
+    """A count map over the thumbnail of its image.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            'plot_coverage needs matplotlib; pip install "daskdmed[plot]"'
+        ) from error
+    if ax is None:
+        figure = Figure(figsize=(8, 8 * counts.shape[0] / counts.shape[1] + 1), dpi=100)
+        ax = figure.add_subplot()
+    top = ax.get_figure(root=True)
+    assert top is not None
+    rows, columns = counts.shape
+    picture = _thumbnail(entry)
+    if picture is not None:
+        ax.imshow(picture, extent=(0, columns, rows, 0))
+    shown = np.ma.masked_equal(counts, 0)
+    image = ax.imshow(shown, extent=(0, columns, rows, 0), alpha=alpha, cmap="viridis")
+    top.colorbar(image, ax=ax, label="small chunks centred here", shrink=0.7)
+    ax.set_title(f"{entry.patient.id}: {int(counts.sum()):,} small chunks")
+    ax.set_axis_off()
+    return top
+
+
+def _thumbnail(entry: Entry) -> Any:
+    """A small picture of a file record; None for arrays, whose pixels may be anything."""
+    record = entry.patient.record(entry.record)
+    if record.uri is None:
+        return None
+    return record.open().get_thumbnail((1024, 1024))

@@ -1,0 +1,78 @@
+"""Which of several training processes this one is.
+
+Not covered: how ranks that share a cluster share big chunks, which is
+`daskdmed.persistence.ranks`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, TypeAlias
+
+from daskdmed.errors import UsageError
+
+#: a number, "auto", or None
+RankLike: TypeAlias = int | Literal["auto"] | None
+
+
+def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
+    """Rank and number of ranks.
+
+    Parameters
+    ----------
+    rank : int, "auto" or None
+        A number: taken as it is, `world_size` must be given too. None: the process group of
+        `torch.distributed` when one has been initialised, otherwise the only rank, whatever
+        the environment says. "auto": as None, but without a process group the variables
+        RANK and WORLD_SIZE that ``torchrun`` sets count.
+    world_size : int, optional
+        Number of ranks.
+
+    Raises
+    ------
+    UsageError
+        Only one of the two is given, or they are no numbers that fit together.
+    """
+    if rank is None or rank == "auto":
+        if world_size is not None:
+            raise UsageError(
+                f'world_size={world_size!r} without a rank: give both, or neither (or rank="auto")'
+            )
+        found = _process_group() or (_environment() if rank == "auto" else None)
+        rank, world_size = found or (0, 1)
+    elif world_size is None:
+        if rank == 0 and not isinstance(rank, bool):
+            world_size = 1
+        else:
+            raise UsageError(f"rank={rank!r} without world_size: give both")
+    _check_count("rank", rank, 0)
+    _check_count("world_size", world_size, 1)
+    if rank >= world_size:
+        raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank}")
+    return int(rank), int(world_size)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise UsageError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def _process_group() -> tuple[int, int] | None:
+    import torch.distributed as group
+
+    if not (group.is_available() and group.is_initialized()):
+        return None
+    return group.get_rank(), group.get_world_size()
+
+
+def _environment() -> tuple[int, int] | None:
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and world_size is None:
+        return None
+    try:
+        return int(rank or ""), int(world_size or "")
+    except ValueError as error:
+        raise UsageError(
+            f'rank="auto" found RANK={rank!r} and WORLD_SIZE={world_size!r} in the environment, '
+            "which must be two numbers; give rank= and world_size="
+        ) from error
