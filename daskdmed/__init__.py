@@ -21,6 +21,9 @@ _EXPORTS: dict[str, str] = {
     "Record": "daskdmed.cohort.record",
     "Patient": "daskdmed.cohort.record",
     "Dataset": "daskdmed.cohort.dataset",
+    "TissueMask": "daskdmed.cohort.tissuemask",
+    "tissue_mask": "daskdmed.cohort.tissue",
+    "tissue_masks": "daskdmed.cohort.tissue",
     "LightDL": "daskdmed.loading.lightdl",
     "BigChunk": "daskdmed.loading.chunks",
     "SmallChunk": "daskdmed.loading.chunks",
@@ -30,6 +33,8 @@ _EXPORTS: dict[str, str] = {
     "heatmap": "daskdmed.windows.heatmap",
     "predict": "daskdmed.windows.predict",
     "SlidingWindowDL": "daskdmed.windows.loader",
+    "add_pyramid": "daskdmed.store.pyramid",
+    "slide_to_ome_zarr": "daskdmed.store.convert",
     "Region": "daskdmed.types",
     "DaskdmedError": "daskdmed.errors",
 }
@@ -44,6 +49,9 @@ if TYPE_CHECKING:
     from daskdmed.cohort.dataset import Dataset as Dataset
     from daskdmed.cohort.record import Patient as Patient
     from daskdmed.cohort.record import Record as Record
+    from daskdmed.cohort.tissue import tissue_mask as tissue_mask
+    from daskdmed.cohort.tissue import tissue_masks as tissue_masks
+    from daskdmed.cohort.tissuemask import TissueMask as TissueMask
     from daskdmed.errors import DaskdmedError as DaskdmedError
     from daskdmed.images.slide import Slide as Slide
     from daskdmed.images.slide import open_slide as open_slide
@@ -54,10 +62,12 @@ if TYPE_CHECKING:
     from daskdmed.loading.collectors import SmallChunkCollector as SmallChunkCollector
     from daskdmed.loading.collectors import stateful as stateful
     from daskdmed.loading.lightdl import LightDL as LightDL
+    from daskdmed.store.convert import slide_to_ome_zarr as slide_to_ome_zarr
+    from daskdmed.store.pyramid import add_pyramid as add_pyramid
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
-    from daskdmed.windows.predict import predict as predict
     from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
+    from daskdmed.windows.predict import predict as predict
 
 
 def __getattr__(name: str) -> Any:

@@ -115,13 +115,14 @@ def read_pyramid(uri: str, node: Any) -> Pyramid:
             only = _plane(uri, node, "", _named_axes(node))
             return _assemble(uri, (only,), {}, {}, {}, "zarr")
         node, ome = _image_group(uri, node)
+        own = _own_facts(uri, node)
         associated = _associated(uri, node)
         if "multiscales" not in ome:
             return _assemble(uri, _plain_levels(uri, node), associated, {}, {}, "zarr")
         multiscale = ome["multiscales"][0]
         axes = _axes(multiscale)
         planes = tuple(_ome_levels(uri, node, multiscale, axes))
-        return _assemble(uri, planes, associated, ome, multiscale, "ome-zarr")
+        return _assemble(uri, planes, associated, ome, multiscale, "ome-zarr", own)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CorruptImageError(
             f"{uri}: the image metadata are malformed ({type(error).__name__}: {error}); "
@@ -143,6 +144,19 @@ def _image_group(uri: str, group: Any) -> tuple[Any, Mapping[str, Any]]:
     if "bioformats2raw.layout" in ome and "multiscales" not in ome:
         return _image_group(uri, _child(uri, group, "0", "the first image"))
     return group, ome
+
+
+def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
+    """What this library wrote beside the OME metadata; an unfinished store is refused."""
+    own = group.attrs.asdict().get("daskdmed")
+    if not isinstance(own, Mapping):
+        return {}
+    if own.get("state") == "incomplete":
+        raise UnsupportedImageError(
+            f"{uri}: its conversion is not finished; call to_ome_zarr again with resume=True",
+            uri=uri,
+        )
+    return own
 
 
 def _child(uri: str, group: Any, path: str, what: str) -> Any:
@@ -305,6 +319,7 @@ def _assemble(
     ome: Mapping[str, Any],
     multiscale: Mapping[str, Any],
     vendor: str,
+    own: Mapping[str, Any] | None = None,
 ) -> Pyramid:
     """Put levels and facts together, largest level first."""
     if not planes:
@@ -324,13 +339,18 @@ def _assemble(
     levels = tuple(
         LevelInfo(p.shape, p.tile_shape, (height / p.shape[0], width / p.shape[1])) for p in planes
     )
+    power = (own or {}).get("power")
+    properties = _properties(levels, mpp, vendor, first, ome, multiscale)
+    if power is not None:
+        properties["openslide.objective-power"] = f"{float(power):g}"
     info = SlideInfo(
         levels=levels,
         dtype=np.dtype(first.array.dtype).name,
         background=(background,) * channels,
         mpp=mpp,
+        power=None if power is None else float(power),
         vendor=vendor,
-        properties=_properties(levels, mpp, vendor, first, ome, multiscale),
+        properties=properties,
         associated=tuple(sorted(associated)),
     )
     planes = tuple(_with_fill(p, background) for p in planes)

@@ -366,6 +366,29 @@ class Slide:
         view = unit.view(mpp=ratio)
         return view.read(Region((0, 0), view.shape[:2]))
 
+    def to_ome_zarr(self, path: PathLike, **options: Any) -> Slide:
+        """Convert to OME-Zarr: sharded, streaming, resumable.
+
+        Parameters
+        ----------
+        path : path or URL
+            Where to write.
+        **options
+            Those of `daskdmed.slide_to_ome_zarr`, which does it: level, mpp, pyramid,
+            chunks, shards, compressor, version, associated, on_error, resume, overwrite,
+            client, progress.
+
+        Returns
+        -------
+        Slide
+            The converted slide, open.
+        """
+        # stores lie above images in the house; the method reaches up when it is called, and
+        # through the public name only, so that nothing here needs them to be imported
+        import daskdmed
+
+        return daskdmed.slide_to_ome_zarr(self, path, **options)
+
     def close(self) -> None:
         """Close the file in this process; reading opens it again."""
         cache.discard(self.uri)
