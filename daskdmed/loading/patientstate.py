@@ -48,7 +48,7 @@ def pack(value: Any, what: str) -> bytes:
             return packed
     except Exception:
         pass
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     try:
         return bytes(cloudpickle.dumps(value))

@@ -182,6 +182,7 @@ class ResidentSet:
         self._factory = factory
         self._ahead: deque[Turn] = deque()
         self._known = -1
+        self._planned = 0
         self._queue: deque[Visit] = deque()
         self._units: dict[int, Unit] = {}
         self._held = 0
@@ -207,11 +208,18 @@ class ResidentSet:
         if turn is None:
             return False
         self._ahead.append(turn)
+        self._planned = turn.start + len(turn)
         newest = turn.resident[-1].number
         # the newest come last; with hundreds resident, looking at all would take long
         self._queue.extend(turn.resident[len(turn.resident) - _count_after(turn, self._known) :])
         self._known = max(self._known, newest)
         return True
+
+    def reaches(self, draws: int) -> bool:
+        """Whether the plan has at least so many draws; looks ahead, reads nothing."""
+        while self._planned < draws and self._look_ahead():
+            pass
+        return self._planned >= draws
 
     def can_advance(self) -> bool:
         """Whether the next turn needs no big chunk that the budget has no room for."""
