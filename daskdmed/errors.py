@@ -86,24 +86,6 @@ class NoTissueError(DatasetError):
     """A slide (or every slide of a dataset) has no tissue, or no place where one may sample."""
 
 
-class NoTissueError(DatasetError):
-    """A slide has no tissue where some is needed.
-
-    Attributes
-    ----------
-    patient, record : str
-        Which; empty when it concerns no single patient.
-    """
-
-    def __init__(self, message: str, *, patient: str = "", record: str = "") -> None:
-        super().__init__(message)
-        self.patient = patient
-        self.record = record
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
-
-
 class BudgetError(DaskdmedError, MemoryError):
     """The byte budget cannot hold what was asked for; the message gives the numbers."""
 

@@ -14,15 +14,29 @@ _EXPORTS: dict[str, str] = {
     "Patient": "daskdmed.cohort.record",
     "Dataset": "daskdmed.cohort.dataset",
     "FrozenMapping": "daskdmed.cohort.frozen",
+    "TissueMask": "daskdmed.cohort.tissuemask",
+    "tissue_mask": "daskdmed.cohort.tissue",
+    "tissue_masks": "daskdmed.cohort.tissue",
 }
 
-__all__ = ["Dataset", "FrozenMapping", "Patient", "Record"]
+__all__ = [
+    "Dataset",
+    "FrozenMapping",
+    "Patient",
+    "Record",
+    "TissueMask",
+    "tissue_mask",
+    "tissue_masks",
+]
 
 if TYPE_CHECKING:
     from daskdmed.cohort.dataset import Dataset as Dataset
     from daskdmed.cohort.frozen import FrozenMapping as FrozenMapping
     from daskdmed.cohort.record import Patient as Patient
     from daskdmed.cohort.record import Record as Record
+    from daskdmed.cohort.tissue import tissue_mask as tissue_mask
+    from daskdmed.cohort.tissue import tissue_masks as tissue_masks
+    from daskdmed.cohort.tissuemask import TissueMask as TissueMask
 
 
 def __getattr__(name: str) -> Any:

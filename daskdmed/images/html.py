@@ -1,13 +1,18 @@
 """How a slide looks in a notebook.
 
-Not covered: figures (`daskdmed.plot`).
+What stands above this layer draws on the picture through the entry-point group
+``daskdmed.slide_html``, or `register_overlay`. Not covered: figures (`daskdmed.plot`).
 """
 
 from __future__ import annotations
 
 import base64
 import html
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -15,6 +20,45 @@ from daskdmed.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
+
+_log = logging.getLogger("daskdmed.images")
+OVERLAY_GROUP = "daskdmed.slide_html"
+#: from a slide and its (h, w, 3) uint8 picture to another picture and a line of text, or None
+#: when there is nothing to show; it must not compute anything
+Overlay: TypeAlias = "Callable[[Slide, Array], tuple[Array, str] | None]"
+_overlays: dict[str, Overlay] = {}
+
+
+def register_overlay(name: str, overlay: Overlay) -> None:
+    """Let something draw on the pictures of slides; the same name replaces it."""
+    _overlays[name] = overlay
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, Overlay]:
+    found: dict[str, Overlay] = {}
+    for point in entry_points(group=OVERLAY_GROUP):
+        try:
+            found[point.name] = point.load()
+        except (ImportError, AttributeError) as error:
+            _log.warning("the overlay %r cannot be imported: %s", point.value, error)
+    return found
+
+
+def _draw_overlays(slide: Slide, picture: Array) -> tuple[Array, list[str]]:
+    """The picture and lines of text, after all overlays."""
+    notes = []
+    for name, overlay in {**_installed(), **_overlays}.items():
+        try:
+            drawn = overlay(slide, picture)
+        # somebody else's code must not take the table of the slide away
+        except Exception as error:
+            _log.warning("%s: the overlay %r failed: %s", slide.uri, name, error)
+            continue
+        if drawn is not None:
+            picture, note = drawn
+            notes.append(note)
+    return picture, notes
 
 
 def slide_html(slide: Slide, picture: Array | None) -> str:
@@ -27,6 +71,9 @@ def slide_html(slide: Slide, picture: Array | None) -> str:
     picture : ndarray or None
         (h, w, c) thumbnail of any dtype.
     """
+    notes: list[str] = []
+    if picture is not None:
+        picture, notes = _draw_overlays(slide, display_rgb(picture))
     rows = []
     for number, level in enumerate(slide.levels):
         height, width, channels = level.shape
@@ -44,9 +91,10 @@ def slide_html(slide: Slide, picture: Array | None) -> str:
     )
     power = "" if slide.power is None else f", {slide.power:g}x"
     facts = f"{slide.info.vendor or 'unknown vendor'}{power}, {slide.dtype}, {slide.backend}"
+    said = "<br>".join(html.escape(text) for text in (facts, *notes))
     return (
         '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f"{_image(picture)}<div><b>{html.escape(slide.uri)}</b><br>{html.escape(facts)}"
+        f"{_image(picture)}<div><b>{html.escape(slide.uri)}</b><br>{said}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
 
