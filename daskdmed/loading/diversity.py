@@ -166,8 +166,8 @@ class Diversity:
         if area is None:
             return np.ones(shape, bool)
         mask: Array = area.mask
-        while mask.ndim > 2:
-            mask = mask.any(axis=0)
+        if mask.ndim > 2:
+            mask = np.any(mask, axis=tuple(range(mask.ndim - 2)))
         rows = np.arange(mask.shape[0]) * shape[0] // mask.shape[0]
         columns = np.arange(mask.shape[1]) * shape[1] // mask.shape[1]
         found = np.zeros(shape, np.int64)

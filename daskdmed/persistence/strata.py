@@ -83,13 +83,13 @@ class StratifiedPlan:
         seed: int,
         policy: Policy,
     ) -> None:
-        _check(strata, batch_size, slots)
+        spare = len(strata) + 2 * -(-batch_size // draws_per_visit)
+        _check(strata, batch_size, slots, spare)
         self.population = population
         self.draws_per_visit = draws_per_visit
         self.batch_size = batch_size
         self._key = seed_key(seed)
         self._batches_per_turn = max(1, draws_per_visit // batch_size)
-        spare = len(strata) + 1
         rooms = _divide(slots - spare, [s.share for s in strata])
         self.slots = sum(rooms) + spare
         self._streams = [
@@ -272,7 +272,7 @@ def _divide(slots: int, shares: Sequence[float]) -> list[int]:
     return rooms
 
 
-def _check(strata: Sequence[Stratum], batch_size: int, slots: int) -> None:
+def _check(strata: Sequence[Stratum], batch_size: int, slots: int, spare: int) -> None:
     total = sum(s.share for s in strata)
     if abs(total - batch_size) > 1e-6 * batch_size or any(s.share <= 0 for s in strata):
         shares = ", ".join(f"{s.name}: {s.share:g}" for s in strata)
@@ -286,7 +286,7 @@ def _check(strata: Sequence[Stratum], batch_size: int, slots: int) -> None:
                 f"no record belongs to {stratum.name!r}, so that no batch can hold its share of "
                 f"{stratum.share:g}; check labels and annotations"
             )
-    needed = 2 * len(strata) + 1
+    needed = len(strata) + spare
     if slots < needed:
         raise BudgetError(
             f"{len(strata)} shares need {needed} big chunks in memory at a time, but the budget "
