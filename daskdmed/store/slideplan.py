@@ -30,8 +30,10 @@ _PYRAMIDS: tuple[Pyramid, ...] = ("auto", "copy", "build", "none")
 Extent = int | Sequence[int] | None
 #: levels are built until no axis is longer
 SMALLEST_LEVEL = 1024
-#: pixels along an axis, and bytes, that a block of work and a shard aim at
+#: pixels along an axis, and bytes, that a shard aims at
 _SIDE, _BYTES = 4096, 64 * 2**20
+#: pixels along an axis that a block of work has at least, of smaller shards or chunks
+_BLOCK_SIDE = 1024
 #: a block may take this much more to begin and end on whole storage tiles
 _STRETCH = 4
 #: storage tiles that make good chunks
@@ -197,7 +199,8 @@ def _level(
     chunk = tuple(min(c, max(n, 1)) for c, n in zip(chunk, extents, strict=True))
     # a tile as wide as the image (strips) is best read in one piece, a few rows of them
     wide = tile[1] > side and extents[1] > side
-    target = (max(_BYTES // (extents[1] * per_pixel), 1), extents[1]) if wide else (side, side)
+    strip = (max(_BYTES // (extents[1] * per_pixel), 1), extents[1])
+    target = strip if wide else (side, side)
     shard = None
     unit = chunk
     if asked.sharded and asked.shards is not False:
@@ -211,9 +214,10 @@ def _level(
             )
         unit = shard
         shard = None if shard == chunk else shard
+    least = strip if wide else (min(side, _BLOCK_SIDE),) * 2
     block = tuple(
         _towards(u, math.lcm(u, t), g, n)
-        for u, t, g, n in zip(unit, tile, target, extents, strict=True)
+        for u, t, g, n in zip(unit, tile, least, extents, strict=True)
     )
     return PlannedLevel(
         place=place,
