@@ -33,6 +33,11 @@ _EXPORTS: dict[str, str] = {
     "heatmap": "daskdmed.windows.heatmap",
     "predict": "daskdmed.windows.predict",
     "SlidingWindowDL": "daskdmed.windows.loader",
+    "ProcessedPiece": "daskdmed.windows.streams.collector",
+    "StreamCollector": "daskdmed.windows.streams.collector",
+    "StreamWriter": "daskdmed.windows.streams.writer",
+    "read_windows": "daskdmed.windows.streams.reading",
+    "run_stream": "daskdmed.windows.streams.collector",
     "add_pyramid": "daskdmed.store.pyramid",
     "slide_to_ome_zarr": "daskdmed.store.convert",
     "Region": "daskdmed.types",
@@ -40,7 +45,7 @@ _EXPORTS: dict[str, str] = {
 }
 _SUBMODULES = frozenset(
     {"cohort", "errors", "images", "loading", "persistence", "plot", "samples", "store"}
-    | {"testing", "types", "windows"}
+    | {"testing", "transforms", "types", "windows"}
 )
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
@@ -67,6 +72,11 @@ if TYPE_CHECKING:
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
     from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
+    from daskdmed.windows.streams.collector import ProcessedPiece as ProcessedPiece
+    from daskdmed.windows.streams.collector import StreamCollector as StreamCollector
+    from daskdmed.windows.streams.collector import run_stream as run_stream
+    from daskdmed.windows.streams.reading import read_windows as read_windows
+    from daskdmed.windows.streams.writer import StreamWriter as StreamWriter
     from daskdmed.windows.predict import predict as predict
 
 

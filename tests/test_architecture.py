@@ -20,6 +20,7 @@ LAYERS = [
     "cohort",
     "persistence",
     "loading",
+    "transforms",
     "store",
     "windows",
     "plot",
