@@ -241,6 +241,14 @@ class WindowTable:
         return pd.DataFrame({**self.columns, **values})
 
     @classmethod
+    def empty(
+        cls, ndim: int = 2, value_shape: Sequence[int] = (), dtype: Any = np.float32
+    ) -> WindowTable:
+        """A table without rows."""
+        columns = {name: np.empty(0, kind) for name, kind in row_columns(ndim).items()}
+        return cls(columns, np.empty((0, *value_shape), dtype))
+
+    @classmethod
     def concatenate(cls, tables: Sequence[WindowTable]) -> WindowTable:
         """Tables one below the other; images that occur twice are kept once.
 
