@@ -30,6 +30,18 @@ _EXPORTS: dict[str, str] = {
     "BigChunkLoader": "daskdmed.loading.collectors",
     "SmallChunkCollector": "daskdmed.loading.collectors",
     "stateful": "daskdmed.loading.collectors",
+    "Quota": "daskdmed.loading.quotas",
+    "advise": "daskdmed.loading.advise",
+    "Weighted": "daskdmed.persistence.policy",
+    "LabelBalanced": "daskdmed.persistence.policy",
+    "LeastVisitedFirst": "daskdmed.persistence.policy",
+    "Sequential": "daskdmed.persistence.policy",
+    "OnePass": "daskdmed.persistence.policy",
+    "GridExplorer": "daskdmed.loading.explorers",
+    "SpiralExplorer": "daskdmed.loading.explorers",
+    "CircleExplorer": "daskdmed.loading.explorers",
+    "LowDiscrepancyExplorer": "daskdmed.loading.explorers",
+    "Explorer": "daskdmed.loading.explorers",
     "heatmap": "daskdmed.windows.heatmap",
     "predict": "daskdmed.windows.predict",
     "SlidingWindowDL": "daskdmed.windows.loader",
@@ -61,23 +73,35 @@ if TYPE_CHECKING:
     from daskdmed.images.slide import Slide as Slide
     from daskdmed.images.slide import open_slide as open_slide
     from daskdmed.images.slide import open_slides as open_slides
+    from daskdmed.loading.advise import advise as advise
     from daskdmed.loading.chunks import BigChunk as BigChunk
     from daskdmed.loading.chunks import SmallChunk as SmallChunk
     from daskdmed.loading.collectors import BigChunkLoader as BigChunkLoader
     from daskdmed.loading.collectors import SmallChunkCollector as SmallChunkCollector
     from daskdmed.loading.collectors import stateful as stateful
+    from daskdmed.loading.explorers import CircleExplorer as CircleExplorer
+    from daskdmed.loading.explorers import Explorer as Explorer
+    from daskdmed.loading.explorers import GridExplorer as GridExplorer
+    from daskdmed.loading.explorers import LowDiscrepancyExplorer as LowDiscrepancyExplorer
+    from daskdmed.loading.explorers import SpiralExplorer as SpiralExplorer
     from daskdmed.loading.lightdl import LightDL as LightDL
+    from daskdmed.loading.quotas import Quota as Quota
+    from daskdmed.persistence.policy import LabelBalanced as LabelBalanced
+    from daskdmed.persistence.policy import LeastVisitedFirst as LeastVisitedFirst
+    from daskdmed.persistence.policy import OnePass as OnePass
+    from daskdmed.persistence.policy import Sequential as Sequential
+    from daskdmed.persistence.policy import Weighted as Weighted
     from daskdmed.store.convert import slide_to_ome_zarr as slide_to_ome_zarr
     from daskdmed.store.pyramid import add_pyramid as add_pyramid
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
     from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
+    from daskdmed.windows.predict import predict as predict
     from daskdmed.windows.streams.collector import ProcessedPiece as ProcessedPiece
     from daskdmed.windows.streams.collector import StreamCollector as StreamCollector
     from daskdmed.windows.streams.collector import run_stream as run_stream
     from daskdmed.windows.streams.reading import read_windows as read_windows
     from daskdmed.windows.streams.writer import StreamWriter as StreamWriter
-    from daskdmed.windows.predict import predict as predict
 
 
 def __getattr__(name: str) -> Any:
