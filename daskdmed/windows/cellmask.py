@@ -50,14 +50,17 @@ class CellMask:
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
-        self.inside: Array = given > 0
-        self.index: tuple[Array, ...] = tuple(
+        under = [
             np.minimum((axis.middles * n / axis.size).astype(np.intp), n - 1)
             for n, axis in zip(given.shape, axes, strict=True)
-        )
+        ]
+        # what no middle lies on would only blur which windows are needed
+        places = [np.unique(places, return_inverse=True) for places in under]
+        self.inside: Array = given[np.ix_(*(rows for rows, _ in places))] > 0
+        self.index: tuple[Array, ...] = tuple(inverse for _, inverse in places)
         # summed-area table: counts of any box with 2^ndim look-ups
-        count = np.int32 if given.size < 2**31 else np.int64
-        table = np.zeros([n + 1 for n in given.shape], count)
+        count = np.int32 if self.inside.size < 2**31 else np.int64
+        table = np.zeros([n + 1 for n in self.inside.shape], count)
         table[(slice(1, None),) * given.ndim] = self.inside
         for i in range(given.ndim):
             np.cumsum(table, axis=i, out=table)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, UsageError
+from daskdmed.errors import DaskdmedError, GeometryError, UsageError
 from daskdmed.types import Array, ImageView
 from daskdmed.windows.grid import axis_count
 from daskdmed.windows.maps import Cells, MapModel
@@ -235,21 +235,26 @@ class _Trial:
         self.patch = self._noise((*larger, *channels), view.dtype)
         self.first = self.patch[tuple(slice(0, n) for n in self.extent)]
         wanted = (
-            f"{self.extent} pixels divided by a whole number, or of {self._valid_cells} cells "
-            f"(receptive_field={reach}, output_stride={stride}, a patch of {self.extent})"
+            f"{self.extent} pixels divided by a divisor of output_stride={stride} (padded "
+            f"network), or of {self._valid_cells} cells (network without padding and with "
+            f"receptive_field={reach}, output_stride={stride})"
         )
-        self.model, values = model.trial([self.first], self.ndim, self._fits, wanted)
+        try:
+            self.model, values = model.trial([self.first], self.ndim, self._fits, wanted)
+        except DaskdmedError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"the model cannot be run on a patch of {self.extent} pixels, whole multiples of "
+                f"output_stride={stride} ({type(error).__name__}: {error}); declare the product "
+                "of all strides and poolings in the network (16 for a U-Net with four poolings)"
+            ) from error
         self.values = values[0]
         cells = self.values.shape[1:]
         self.valid = cells == self._valid_cells
         unit = stride if self.valid else self._unit(cells)
         assert unit is not None
         self.field = Field(reach, stride, unit, not self.valid)
-        if any(s % u for s, u in zip(stride, unit, strict=True)):
-            raise UsageError(
-                f"the model gives one cell per {unit} pixels, output_stride={stride} is no "
-                "multiple of that; it is the product of all strides in the network"
-            )
 
     def _noise(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if dtype == np.bool_:
@@ -268,7 +273,8 @@ class _Trial:
     def _unit(self, cells: Cells) -> tuple[int, ...] | None:
         if any(c < 1 or n % c for n, c in zip(self.extent, cells, strict=True)):
             return None
-        return tuple(n // c for n, c in zip(self.extent, cells, strict=True))
+        unit = tuple(n // c for n, c in zip(self.extent, cells, strict=True))
+        return unit if all(s % u == 0 for s, u in zip(self.stride, unit, strict=True)) else None
 
     def _fits(self, cells: Cells) -> bool:
         return cells == self._valid_cells or self._unit(cells) is not None

@@ -20,44 +20,13 @@ import numpy as np
 from daskdmed.images import buffers
 from daskdmed.types import Array, ImageView, Region
 from daskdmed.windows.blend import Blend
-from daskdmed.windows.cellmask import CellMask, CellWindow
 from daskdmed.windows.finish import Finish
 from daskdmed.windows.maps import MapModel
 from daskdmed.windows.mosaic import Group, MosaicPlan
+from daskdmed.windows.sweepjobs import Index, SweepJob
 
-Index = tuple[int, ...]
 #: pixels read beyond what is needed, to end on a storage tile, take at most these bytes
 _AHEAD_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """Consecutive steps of one band.
-
-    Parameters
-    ----------
-    index : tuple of int
-        Band and first step, which name the job.
-    band : tuple of int
-        Which band.
-    begin, stop : int
-        Steps.
-    keep : ndarray of bool, optional
-        Which windows of the band are computed: one axis per spatial axis, the last one over
-        the windows from `first`. None for all.
-    first : int
-        First window along the last axis that `keep` is about.
-    mask : CellWindow, optional
-        Which cells are wanted.
-    """
-
-    index: Index
-    band: Index
-    begin: int
-    stop: int
-    keep: Array | None = None
-    first: int = 0
-    mask: CellWindow | None = None
 
 
 class Strip:
@@ -327,82 +296,3 @@ class _Sweep:
             total = blend.total(spans, shape)
             self._scale = (spans[-1], shape[-1]), np.reciprocal(total, out=total)
         return self._scale[1]
-
-
-def make_sweeps(
-    plan: MosaicPlan,
-    pending: Iterable[Index],
-    mask: CellMask | None,
-    longest: int,
-    skip: Callable[[Index], None],
-) -> Iterator[SweepJob]:
-    """Jobs for all chunks that are pending.
-
-    Parameters
-    ----------
-    plan : MosaicPlan
-        The result.
-    pending : iterable of tuple of int
-        Chunks that are not done.
-    mask : CellMask, optional
-        Which cells are wanted.
-    longest : int
-        Steps per job, at most.
-    skip : callable
-        Told each pending chunk of which no cell is wanted.
-    """
-    steps: dict[Index, set[int]] = {}
-    for chunk in pending:
-        if mask is not None and not mask.any([[s] for s in _chunk_cells(plan, chunk)]).item():
-            skip(chunk)
-            continue
-        band = tuple(i // r for i, r in zip(chunk[:-1], plan.rows, strict=True))
-        steps.setdefault(band, set()).add(chunk[-1])
-    for band, wanted in steps.items():
-        for begin, stop in _runs(sorted(wanted), longest):
-            yield _job(plan, band, begin, stop, mask)
-
-
-def _chunk_cells(plan: MosaicPlan, chunk: Index) -> list[tuple[int, int]]:
-    return [
-        (i * c, min((i + 1) * c, axis.cells))
-        for i, c, axis in zip(chunk, plan.chunk, plan.axes, strict=True)
-    ]
-
-
-def _runs(steps: list[int], longest: int) -> Iterator[tuple[int, int]]:
-    """Consecutive steps, cut into nearly equal parts of at most `longest`."""
-    for _, members in itertools.groupby(enumerate(steps), lambda pair: pair[1] - pair[0]):
-        run = [step for _, step in members]
-        parts = -(-len(run) // longest)
-        cuts = [len(run) * i // parts for i in range(parts + 1)]
-        yield from ((run[a], run[b - 1] + 1) for a, b in itertools.pairwise(cuts))
-
-
-def _job(plan: MosaicPlan, band: Index, begin: int, stop: int, mask: CellMask | None) -> SweepJob:
-    index = (*band, begin)
-    if mask is None:
-        return SweepJob(index, band, begin, stop)
-    last = plan.axes[-1]
-    span = (plan.step_cells(begin)[0], plan.step_cells(stop - 1)[1])
-    # batches hold whole groups, so that groups are asked for as a whole
-    groups = [g.windows for s in range(begin, stop) for g in plan.groups_for(s, begin=begin)]
-    columns = range(min(w.start for w in groups), max(w.stop for w in groups))
-    windows = (*plan.band_windows(band), columns)
-    # cut to the band, not to the steps: what is computed must not depend on these
-    limits = [*plan.band_cells(band), (0, last.cells)]
-    spans = [
-        [(max(axis.starts[i], a), min(axis.stops[i], b)) for i in w]
-        for axis, w, (a, b) in zip(plan.axes, windows, limits, strict=True)
-    ]
-    cells = mask.crop([*plan.band_cells(band), span])
-    return SweepJob(index, band, begin, stop, mask.any(spans), columns.start, cells)
-
-
-def last_axis_overhead(plan: MosaicPlan, longest: int) -> float:
-    """Windows computed along the last axis over those needed, when jobs have `longest` steps."""
-    count = 0
-    for begin, stop in _runs(list(range(plan.steps)), longest):
-        for step in range(begin, stop):
-            count += sum(len(g.windows) for g in plan.groups_for(step, begin=begin))
-    return count / len(plan.axes[-1])
