@@ -24,7 +24,7 @@ from daskdmed.errors import LoaderClosedError, MissingExtraError, StateError, Us
 from daskdmed.loading import torchbridge
 from daskdmed.persistence.budget import check_memory, to_bytes
 from daskdmed.persistence.cluster import connect
-from daskdmed.types import Array, LevelLike, MppLike, PowerLike
+from daskdmed.types import LevelLike, MppLike, PowerLike
 from daskdmed.windows.grid import Edge, OverlapLike, PerAxis
 from daskdmed.windows.loader_batches import Cutter, Feed, WindowBatch, WindowChunks
 from daskdmed.windows.loader_open import MasksLike, Wish, open_images
@@ -102,9 +102,11 @@ class SlidingWindowDL(_Base):
     min_interval : float, optional
         Least seconds between the beginnings of block reads, to spare a shared disk.
     tfms : callable, optional
-        Applied to each sample tensor (c, *spatial) in the background.
+        Applied to each sample tensor (c, *spatial) in the background. A transform of
+        `daskdmed.transforms` is applied to the whole batch, in the background too.
     batch_tfms : callable, optional
-        Applied to the whole batch in the consumer's thread, on the consumer's device.
+        Applied to the whole batch in the consumer's thread, on the consumer's device; called
+        as ``batch_tfms(x, windows)`` when it says ``needs_smallchunks = True``.
     rank, world_size : int
         Each rank delivers whole blocks of its own, about equally many windows; together
         every window once.
@@ -291,7 +293,9 @@ class SlidingWindowDL(_Base):
         self._batches += 1
         self._windows += len(batch.chunks)
         chunks = batch.chunks
-        return (self.batch_tfms(x) if self.batch_tfms else x), chunks.patients, chunks
+        if self.batch_tfms is not None:
+            x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
+        return x, chunks.patients, chunks
 
     def __iter__(self) -> Iterator[Item]:
         if torchbridge.in_dataloader_worker():
@@ -504,18 +508,22 @@ class _Run:
             loaded = future.result()
             del future  # it holds the pixels
             for batch in cutter.cut(load, loaded, skip):
-                yield batch, self._tensor(batch.chunks.data)
+                yield batch, self._tensor(batch.chunks)
                 del batch
             del loaded
             self.held -= load.nbytes
             skip = 0
         rest = cutter.rest(self._plan.windows)
         if rest is not None:
-            yield rest, self._tensor(rest.chunks.data)
+            yield rest, self._tensor(rest.chunks)
 
-    def _tensor(self, data: Array) -> Any:
-        x = torchbridge.to_tensor(data, self._ndim)
-        return torchbridge.transform_each(x, self._tfms) if self._tfms and len(x) else x
+    def _tensor(self, chunks: WindowChunks) -> Any:
+        x = torchbridge.to_tensor(chunks.data, self._ndim)
+        if self._tfms is None or not len(chunks):
+            return x
+        if torchbridge.takes_smallchunks(self._tfms):
+            return torchbridge.transform_batch(x, self._tfms, chunks)
+        return torchbridge.transform_each(x, self._tfms)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -60,8 +60,9 @@ class WindowChunks(SmallChunks):
         Number of each along the axes of its grid.
     origins : ndarray of int64, shape (batch, spatial axes)
         First pixel of each at the resolution read.
-    positions : ndarray of int64, shape (batch,)
-        Number of each in the loader's plan.
+    draws : ndarray of int64, shape (batch,)
+        Number of each among the windows of its block that are delivered. Together with the
+        number of the block (``bigchunk.visit``) it names the window on every rank.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class WindowChunks(SmallChunks):
         sources: list[tuple[Provenance, ImageGrid]],
         indices: Array,
         origins: Array,
-        positions: Array,
+        draws: Array,
     ) -> None:
         provenance = [p for p, _ in sources]
-        super().__init__(data, provenance, np.zeros(len(sources), np.int64), origins, positions)
+        super().__init__(data, provenance, np.zeros(len(sources), np.int64), origins, draws)
         self.indices = indices
         self._images = [image for _, image in sources]
 
@@ -161,7 +162,7 @@ class Cutter:
         self._sources: list[tuple[Provenance, ImageGrid]] = []
         self._indices: list[Array] = []
         self._origins: list[Array] = []
-        self._positions: list[Array] = []
+        self._draws: list[Array] = []
 
     def cut(self, load: Load, loaded: Loaded, skip: int) -> Iterator[WindowBatch]:
         """Copy the windows of a load into batches, and give those that are full.
@@ -191,7 +192,7 @@ class Cutter:
                 self._note(load, source, lead, begin, n, rank)
                 begin += n
                 if self._filled == self.size:
-                    yield self._batch(int(self._positions[-1][-1]) + 1)
+                    yield self._batch(load.first + int(self._draws[-1][-1]) + 1)
 
     def rest(self, position: int) -> WindowBatch | None:
         """The short last batch, if there is one."""
@@ -221,7 +222,7 @@ class Cutter:
         self._indices.append(within + np.array(block.start))
         self._origins.append(np.stack(places, axis=-1).astype(np.int64))
         row = rank.reshape(-1, block.shape[-1])[_row_of(lead, block.shape)]
-        self._positions.append(load.first + row[begin : begin + n])
+        self._draws.append(row[begin : begin + n])
         self._sources += [source] * n
         self._filled += n
 
@@ -234,7 +235,7 @@ class Cutter:
             self._sources,
             np.concatenate(self._indices) if self._indices else empty,
             np.concatenate(self._origins) if self._origins else empty,
-            np.concatenate(self._positions) if self._positions else np.empty(0, np.int64),
+            np.concatenate(self._draws) if self._draws else np.empty(0, np.int64),
         )
         failures, self._failures = tuple(self._failures), []
         self._reset()
@@ -270,7 +271,7 @@ def provenance(load: Load) -> Provenance:
         shape=load.block.region.shape,
         patient=str(image.patient.id),
         record=image.record,
-        visit=load.number,
+        visit=load.visit,
         downsample=tuple(view.downsample),
         level=image.level,
         mpp=view.mpp,

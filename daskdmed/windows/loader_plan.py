@@ -181,6 +181,8 @@ class Load:
         Position of its first window in the plan of this rank.
     count : int
         Windows to deliver.
+    visit : int
+        Number in the plan of all ranks.
     """
 
     number: int
@@ -189,6 +191,7 @@ class Load:
     keep: Array | None
     first: int
     count: int
+    visit: int
 
     @property
     def nbytes(self) -> int:
@@ -238,6 +241,7 @@ class LoadPlan:
         table = np.concatenate(queues) if queues else np.empty((0, 3), np.int64)
         if order == "interleaved":
             table = table[_by_turns([len(q) for q in queues], at_once)]
+        table = np.column_stack([table, np.arange(len(table))])
         self.total_windows = int(table[:, 2].sum())
         if world_size > 1:
             ends = np.cumsum(table[:, 2])
@@ -272,10 +276,11 @@ class LoadPlan:
 
     def load(self, number: int) -> Load:
         """One load."""
-        which, block_number, count = (int(v) for v in self._table[number])
+        which, block_number, count, visit = (int(v) for v in self._table[number])
         image = self.images[which]
         block, keep = image.block(block_number)
-        return Load(number, image, block, keep, int(self._ends[number]) - count, count)
+        first = int(self._ends[number]) - count
+        return Load(number, image, block, keep, first, count, visit)
 
 
 def _by_turns(lengths: Sequence[int], at_once: int) -> Array:
