@@ -52,6 +52,12 @@ _EXPORTS: dict[str, str] = {
     "run_stream": "daskdmed.windows.streams.collector",
     "add_pyramid": "daskdmed.store.pyramid",
     "slide_to_ome_zarr": "daskdmed.store.convert",
+    "Annotation": "daskdmed.cohort.annotations.annotation",
+    "Annotations": "daskdmed.cohort.annotations.table",
+    "Categories": "daskdmed.cohort.categories",
+    "PatchCoordinates": "daskdmed.cohort.annotations.patches",
+    "read_annotations": "daskdmed.cohort.annotations.reading",
+    "target_view": "daskdmed.cohort.annotations.view",
     "Region": "daskdmed.types",
     "DaskdmedError": "daskdmed.errors",
 }
@@ -63,6 +69,12 @@ _SUBMODULES = frozenset(
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from daskdmed.cohort.annotations.annotation import Annotation as Annotation
+    from daskdmed.cohort.annotations.patches import PatchCoordinates as PatchCoordinates
+    from daskdmed.cohort.annotations.reading import read_annotations as read_annotations
+    from daskdmed.cohort.annotations.table import Annotations as Annotations
+    from daskdmed.cohort.annotations.view import target_view as target_view
+    from daskdmed.cohort.categories import Categories as Categories
     from daskdmed.cohort.dataset import Dataset as Dataset
     from daskdmed.cohort.record import Patient as Patient
     from daskdmed.cohort.record import Record as Record

@@ -14,22 +14,37 @@ _EXPORTS: dict[str, str] = {
     "Patient": "daskdmed.cohort.record",
     "Dataset": "daskdmed.cohort.dataset",
     "FrozenMapping": "daskdmed.cohort.frozen",
+    "Annotations": "daskdmed.cohort.annotations",
+    "Categories": "daskdmed.cohort.categories",
+    "PatchCoordinates": "daskdmed.cohort.annotations",
+    "read_annotations": "daskdmed.cohort.annotations",
+    "target_view": "daskdmed.cohort.annotations",
     "TissueMask": "daskdmed.cohort.tissuemask",
     "tissue_mask": "daskdmed.cohort.tissue",
     "tissue_masks": "daskdmed.cohort.tissue",
 }
 
 __all__ = [
+    "Annotations",
+    "Categories",
     "Dataset",
     "FrozenMapping",
+    "PatchCoordinates",
     "Patient",
     "Record",
     "TissueMask",
+    "read_annotations",
+    "target_view",
     "tissue_mask",
     "tissue_masks",
 ]
 
 if TYPE_CHECKING:
+    from daskdmed.cohort.annotations import Annotations as Annotations
+    from daskdmed.cohort.annotations import PatchCoordinates as PatchCoordinates
+    from daskdmed.cohort.annotations import read_annotations as read_annotations
+    from daskdmed.cohort.annotations import target_view as target_view
+    from daskdmed.cohort.categories import Categories as Categories
     from daskdmed.cohort.dataset import Dataset as Dataset
     from daskdmed.cohort.frozen import FrozenMapping as FrozenMapping
     from daskdmed.cohort.record import Patient as Patient

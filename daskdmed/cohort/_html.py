@@ -42,7 +42,7 @@ def _row(patient: Patient, names: list[str]) -> str:
 
 def _where(record: Any) -> str:
     if record.array is None:
-        return str(record.uri)
+        return str(record.uri) if record.uri is not None else repr(record.annotations())
     return f"{record.array.dtype} {tuple(record.array.shape)}"
 
 

@@ -86,8 +86,9 @@ def _check_writable(dataset: Dataset) -> None:
             where = f"patient {patient.id!r}, record {record.name!r}"
             if record.uri is None:
                 raise DatasetError(
-                    f"{where}: is an array, which a manifest cannot hold; write it as Zarr "
-                    "and use Record('image.zarr')"
+                    f"{where}: is an array or annotations in memory, which a manifest cannot "
+                    "hold; write it as Zarr and use Record('image.zarr'), or with to_geojson and "
+                    "use Record('drawn.geojson')"
                 )
             _check_json(record.facts, f"{where}, fact")
         _check_json(patient.labels, f"patient {patient.id!r}, label")

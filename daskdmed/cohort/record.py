@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -23,25 +23,39 @@ from daskdmed.errors import DaskdmedError, DatasetError, ImageError, ResolutionE
 from daskdmed.types import ImageView, PathLike, Resolution
 
 if TYPE_CHECKING:
+    from daskdmed.cohort.annotations.table import Annotations
     from daskdmed.images.slide import Slide
 
 #: the record that `Patient.record` takes when a patient has several and none is named
 DEFAULT_RECORD = "wsi"
+#: files of these names hold annotations, not an image
+ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz")
 #: a wrapped Zarr array gets Dask chunks of about this size, whole storage chunks each
 _ZARR_CHUNK_BYTES = 4 * 2**20
+_NO_GRID = (
+    "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
+    "daskdmed.target_view(record, image.view(...), classes=...)"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Record:
-    """One image of a patient: a file, or an array.
+    """One image of a patient: a file, or an array; or what was drawn on one of its images.
+
+    A record of annotations (`is_annotations`) has no grid of its own: it is painted on that
+    of another record, see `daskdmed.target_view`.
 
     Parameters
     ----------
     uri : path or str, optional
-        A file or URL that some backend of `daskdmed.images` reads.
+        A file or URL that some backend of `daskdmed.images` reads; or a file of annotations
+        (``.geojson``, ``.json``, ``.xml``, each also ``.gz``).
     array : dask.array.Array, numpy.ndarray or zarr.Array, optional
         Spatial axes first, (y, x[, c]) or (z, y, x[, c]). NumPy and Zarr arrays become lazy
-        Dask arrays. Exactly one of `uri` and `array` is given.
+        Dask arrays.
+    annotations : Annotations, optional
+        Annotations in memory, for instance read with an offset or other labels. Exactly one
+        of `uri`, `array` and `annotations` is given.
     name : str, optional
         Name within the patient; `Patient` sets it to the key in its `records`.
     mpp : float or (float, float), optional
@@ -58,7 +72,8 @@ class Record:
     Raises
     ------
     DatasetError
-        Neither or both of `uri` and `array`, or an array of a kind that is not known.
+        None or several of `uri`, `array` and `annotations`, or an array of a kind that is
+        not known.
     ResolutionError
         `mpp` is not one or two positive numbers.
     """
@@ -70,6 +85,7 @@ class Record:
     backend: str | None = field(default=None, kw_only=True)
     spatial_ndim: int | None = field(default=None, kw_only=True)
     facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
+    _drawn: Annotations | None = field(default=None, init=False)
 
     # written out because it accepts more than it stores: paths, one number for mpp
     def __init__(
@@ -77,17 +93,24 @@ class Record:
         uri: PathLike | None = None,
         *,
         array: Any = None,
+        annotations: Annotations | None = None,
         name: str | None = "",
         mpp: float | tuple[float, float] | None = None,
         backend: str | None = None,
         spatial_ndim: int | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        if (uri is None) == (array is None):
-            got = "neither" if uri is None else f"both, uri={os.fspath(uri or '')!r}"
+        given = {"uri": uri, "array": array, "annotations": annotations}
+        named = [key for key, value in given.items() if value is not None]
+        if len(named) != 1:
+            got = (
+                "neither"
+                if not named
+                else f"both {' and '.join(named)}, uri={os.fspath(uri or '')!r}"
+            )
             raise DatasetError(
-                f"a record needs exactly one of uri= and array=, got {got}; "
-                "write Record('slide.svs') or Record(array=x)"
+                f"a record needs exactly one of uri=, array= and annotations=, got {got}; "
+                "write Record('slide.svs'), Record(array=x) or Record('slide.geojson')"
             )
         if uri is not None and not isinstance(uri, (str, os.PathLike)):
             raise DatasetError(
@@ -101,8 +124,9 @@ class Record:
         lazy = None if array is None else _as_dask(array, spatial_ndim)
         if lazy is not None and backend is not None:
             raise DatasetError(f"backend={backend!r} is for files, this record is an array")
-        values = (path, lazy, name or "", pair, backend, spatial_ndim)
-        names = ("uri", "array", "name", "mpp", "backend", "spatial_ndim")
+        drawn = None if annotations is None else _as_annotations(annotations, backend)
+        values = (path, lazy, name or "", pair, backend, spatial_ndim, drawn)
+        names = ("uri", "array", "name", "mpp", "backend", "spatial_ndim", "_drawn")
         for attribute, value in zip(names, values, strict=True):
             object.__setattr__(self, attribute, value)
         cleaned = {str(k): plain(v) for k, v in (facts or {}).items()}
@@ -115,6 +139,8 @@ class Record:
 
         if self.array is not None:
             return str(self.array.name)
+        if self._drawn is not None:
+            return f"annotations-{self._drawn.token}"
         stem = PurePath(str(self.uri)).name or "slide"
         return f"{stem}-{tokenize('record', self.uri, self.backend)[:16]}"
 
@@ -125,16 +151,60 @@ class Record:
 
         return str(tokenize(self.key, self.name, self.mpp, self.spatial_ndim, self.facts))
 
+    def renamed(self, name: str) -> Record:
+        """The same record under another name."""
+        return Record(
+            self.uri,
+            array=self.array,
+            annotations=self._drawn,
+            name=name,
+            mpp=self.mpp,
+            backend=self.backend,
+            spatial_ndim=self.spatial_ndim,
+            facts=self.facts,
+        )
+
+    @property
+    def is_annotations(self) -> bool:
+        """Whether it holds annotations and not an image, told from the name of the file."""
+        if self._drawn is not None:
+            return True
+        named = self.uri is not None and self.uri.lower().endswith(ANNOTATION_SUFFIXES)
+        return named and self.backend is None
+
+    def annotations(self) -> Annotations:
+        """The annotations of a record that holds them.
+
+        Raises
+        ------
+        DatasetError
+            The record is an image.
+        AnnotationError
+            The file cannot be read; names the object and the remedy.
+        """
+        if self._drawn is not None:
+            return self._drawn
+        if not self.is_annotations:
+            raise DatasetError(
+                f"{self!r} is an image; annotations are a .geojson, .json or .xml file, or "
+                "Record(annotations=read_annotations(...))"
+            )
+        from daskdmed.cohort.annotations.reading import annotations_of
+
+        return annotations_of(str(self.uri))
+
     def open(self) -> Slide:
         """Open the slide of a file record.
 
         Raises
         ------
         DatasetError
-            The record is an array.
+            The record is an array, or annotations.
         ImageError
             The file cannot be opened; names the file and the remedy.
         """
+        if self.is_annotations:
+            raise DatasetError(_NO_GRID.format(self))
         if self.uri is None:
             raise DatasetError(
                 f"{self!r} is an array, there is no slide to open; use Record.view(), "
@@ -176,12 +246,14 @@ class Record:
         ResolutionError
             The image does not have this resolution.
         DatasetError
-            `spatial_ndim` contradicts the record.
+            `spatial_ndim` contradicts the record, or the record is of annotations.
         GeometryError
             The array does not have so many axes.
         ImageError
             The file cannot be opened.
         """
+        if self.is_annotations:
+            raise DatasetError(_NO_GRID.format(self))
         if self.array is None:
             if spatial_ndim not in (None, 2):
                 raise DatasetError(
@@ -224,7 +296,9 @@ class Record:
         return "Record", self.token
 
     def __repr__(self) -> str:
-        if self.array is None:
+        if self._drawn is not None:
+            what = f"annotations={self._drawn!r}"
+        elif self.array is None:
             what = repr(self.uri)
         else:
             what = f"array={self.array.dtype}{tuple(self.array.shape)}"
@@ -273,7 +347,7 @@ class Patient:
                 )
             if not isinstance(name, str) or not name:
                 raise DatasetError(f"patient {self.id!r}: the record name {name!r} is not a text")
-        named = {k: r if r.name == k else replace(r, name=k) for k, r in given.items()}
+        named = {k: r if r.name == k else r.renamed(k) for k, r in given.items()}
         object.__setattr__(self, "records", FrozenMapping(named))
         labels = {str(k): plain(v) for k, v in self.labels.items()}
         object.__setattr__(self, "labels", FrozenMapping(labels))
@@ -340,6 +414,19 @@ def _same_mpp(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
     return b is not None and all(
         math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True)
     )
+
+
+def _as_annotations(value: Any, backend: str | None) -> Annotations:
+    from daskdmed.cohort.annotations.table import Annotations
+
+    if not isinstance(value, Annotations):
+        raise DatasetError(
+            f"annotations= takes Annotations, got {type(value).__name__}; write "
+            "Record('slide.geojson') or Record(annotations=read_annotations(...))"
+        )
+    if backend is not None:
+        raise DatasetError(f"backend={backend!r} is for images, this record is annotations")
+    return value
 
 
 def _as_dask(array: Any, spatial_ndim: int | None) -> Any:

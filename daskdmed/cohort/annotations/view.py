@@ -1,0 +1,449 @@
+"""Targets as images: annotations, or a label map's classes, on the grid of another image.
+
+Both views follow `daskdmed.types.ImageView`: values that pickle, named by a token, read
+region by region, so that the loader reads a target exactly as it reads an image.
+
+Not covered: the rules of painting (`daskdmed.cohort.annotations.raster`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid
+from daskdmed.cohort.categories import Categories
+from daskdmed.errors import DatasetError, GeometryError, UsageError
+from daskdmed.types import Array, ImageView, Region
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from daskdmed.cohort.annotations.table import Annotations
+    from daskdmed.cohort.record import Record
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotationView:
+    """Annotations painted on an image's grid, read region by region.
+
+    Made by ``Annotations.view``.
+
+    Parameters
+    ----------
+    annotations : Annotations
+        What is painted.
+    table : ClassTable
+        Which label paints what.
+    spatial_shape : (int, int)
+        Extent (y, x) of the image.
+    tile_shape : (int, int)
+        Storage tile of the image.
+    downsample : (float, float)
+        Level-0 pixels per pixel along (y, x).
+    mpp : (float, float) or None
+        (x, y) micrometers per pixel.
+    multichannel, all_touched : bool
+        As in ``Annotations.rasterize``.
+    dtype_name : str
+        Sample type.
+    token : str
+        Deterministic name of content and grid.
+    """
+
+    annotations: Annotations
+    table: ClassTable
+    spatial_shape: tuple[int, int]
+    tile_shape: tuple[int, int]
+    downsample: tuple[float, float]
+    mpp: tuple[float, float] | None
+    multichannel: bool
+    all_touched: bool
+    dtype_name: str
+    token: str
+
+    @classmethod
+    def on(
+        cls,
+        like: ImageView,
+        annotations: Annotations,
+        table: ClassTable,
+        *,
+        multichannel: bool,
+        all_touched: bool,
+        dtype: npt.DTypeLike,
+    ) -> AnnotationView:
+        """On the grid of an image, see ``Annotations.view``."""
+        if not isinstance(like, ImageView):
+            raise UsageError(
+                f"like= is a view of the image, got {type(like).__name__}; give "
+                "slide.view(level=...) or record.view(...)"
+            )
+        if like.spatial_ndim != 2:
+            raise GeometryError(
+                f"annotations lie in a plane, the image has {like.spatial_ndim} spatial axes; "
+                "paint them slice by slice with Annotations.rasterize"
+            )
+        kind = np.dtype(dtype) if multichannel else table.check_dtype(dtype)
+        shape = int(like.shape[0]), int(like.shape[1])
+        tile = int(like.tile_shape[0]), int(like.tile_shape[1])
+        scale = float(like.downsample[0]), float(like.downsample[1])
+        numbers = sorted((repr(k), v) for k, v in table.numbers.items())
+        facts = (annotations.token, numbers, table.count, table.background, shape, scale)
+        name = repr((*facts, multichannel, all_touched, kind.str))
+        token = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        own = (annotations, table, shape, tile, scale, like.mpp)
+        return cls(*own, bool(multichannel), bool(all_touched), kind.str, token)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(y, x), or (y, x, channels) of a multi-channel target."""
+        channels = (self.table.channels,) if self.multichannel else ()
+        return (*self.spatial_shape, *channels)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return np.dtype(self.dtype_name)
+
+    @property
+    def spatial_ndim(self) -> int:
+        """Two: (y, x)."""
+        return 2
+
+    @property
+    def background(self) -> Array:
+        """What lies outside: 0, or 1 in the background channel; shape () or (channels,)."""
+        empty = np.zeros(self.shape[2:], self.dtype)
+        if self.multichannel and self.table.background is not None:
+            empty[0 if self.table.background == "first" else -1] = 1
+        return empty
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "daskdmed.AnnotationView", self.token
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, AnnotationView) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __repr__(self) -> str:
+        return f"AnnotationView(shape={self.shape}, dtype={self.dtype}, {self.annotations!r})"
+
+    def restrict(self, region: Region) -> AnnotationView:
+        """The same image with only the shapes near a region: cheap to pickle.
+
+        It keeps its token, and reads the same as before inside the region only.
+        """
+        grid = Grid(_two(region.origin), _two(region.shape), self.downsample)
+        near = self.annotations.shapes.near(grid.bounds)
+        chosen = [item for item, kept in zip(self.annotations, near, strict=True) if kept]
+        return replace(self, annotations=type(self.annotations)(chosen))
+
+    def read(self, region: Region, out: Array | None = None) -> Array:
+        """Paint a region that lies inside the image.
+
+        Parameters
+        ----------
+        region : Region
+            (y, x) in pixels of the view.
+        out : ndarray, optional
+            Written in place when given.
+
+        Returns
+        -------
+        ndarray
+            Shape of the region, with the channels behind; `out` when it was given.
+
+        Raises
+        ------
+        GeometryError
+            The region does not lie inside, or `out` does not fit.
+        """
+        _check_inside(region, self.spatial_shape)
+        grid = Grid(_two(region.origin), _two(region.shape), self.downsample)
+        painted = self.annotations._paint(
+            grid, self.table, self.multichannel, self.all_touched, self.dtype
+        )
+        return _delivered(painted, out)
+
+
+@dataclass(frozen=True, eq=False)
+class CollatedView:
+    """An integer label map seen through `Categories`, read region by region.
+
+    Parameters
+    ----------
+    source : ImageView
+        The label map: (..spatial..) or with one channel; with several channels of masks
+        the categories name channels.
+    categories : Categories
+        Which values (or channels) make which class.
+    multichannel : bool
+        One channel per class instead of class numbers. Masks always give channels.
+    """
+
+    source: ImageView
+    categories: Categories
+    multichannel: bool = False
+
+    def __post_init__(self) -> None:
+        kind = self.source.dtype.kind
+        if kind not in "iub":
+            raise UsageError(
+                f"a label map holds integers, {self.source!r} holds {self.source.dtype}"
+            )
+        self.background  # noqa: B018  wrong categories are refused now, not when pixels are read
+
+    @property
+    def _masks(self) -> bool:
+        extra = self.source.shape[self.source.spatial_ndim :]
+        return bool(extra) and extra[0] > 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial axes, with the channels of a multi-channel target behind."""
+        spatial = self.source.shape[: self.source.spatial_ndim]
+        many = self.multichannel or self._masks
+        return (*spatial, len(self.categories.channels)) if many else spatial
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8, or uint16 for more than 255 classes."""
+        return np.dtype("u1") if len(self.categories) < 256 else np.dtype("u2")
+
+    @property
+    def spatial_ndim(self) -> int:
+        """That of the label map."""
+        return self.source.spatial_ndim
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """That of the label map."""
+        return self.source.tile_shape
+
+    @property
+    def downsample(self) -> tuple[float, ...]:
+        """That of the label map."""
+        return self.source.downsample
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """That of the label map."""
+        return self.source.mpp
+
+    @property
+    def background(self) -> Array:
+        """What lies outside the label map: its value 0, collated; of masks, no mask."""
+        return self._collate(np.zeros(self.source.shape[self.source.spatial_ndim :], "u1"))
+
+    @functools.cached_property
+    def token(self) -> str:
+        """Deterministic name of content and classes."""
+        name = repr((self.source.token, self.categories, self.multichannel))
+        return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "daskdmed.CollatedView", self.token
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, CollatedView) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def restrict(self, region: Region) -> CollatedView:
+        """The same image over a source that holds one region, where the source can do so."""
+        narrow = getattr(self.source, "restrict", None)
+        return self if narrow is None else replace(self, source=narrow(region))
+
+    def read(self, region: Region, out: Array | None = None) -> Array:
+        """Classes of a region that lies inside the label map, see `AnnotationView.read`."""
+        return _delivered(self._collate(self.source.read(region)), out)
+
+    def _collate(self, values: Array) -> Array:
+        if self._masks:
+            return self.categories.collate_channels(values, dtype=self.dtype)
+        if len(self.source.shape) > self.source.spatial_ndim:
+            values = values[..., 0]
+        return self.categories.collate(values, multichannel=self.multichannel, dtype=self.dtype)
+
+
+def target_view(
+    record: Record,
+    like: ImageView,
+    classes: ClassesLike | None = None,
+    *,
+    multichannel: bool = False,
+    all_touched: bool = False,
+) -> ImageView:
+    """A record as a target on an image's grid.
+
+    Parameters
+    ----------
+    record : Record
+        Annotations, a label map, or a stack of masks.
+    like : ImageView
+        The image's view.
+    classes : Categories, mapping or sequence, optional
+        For annotations required, see ``Annotations.rasterize``. For a label map optional:
+        which of its values make which class; without it, it is taken as it is.
+    multichannel : bool
+        One channel of zeros and ones per class.
+    all_touched : bool
+        Annotations paint pixels that they cover in part. Does not apply to label maps.
+
+    Returns
+    -------
+    ImageView
+        With the spatial shape of `like`.
+
+    Raises
+    ------
+    UsageError
+        Annotations without `classes`, or options that the record cannot follow.
+    DatasetError
+        A label map that has no resolution of the extent of `like`.
+    """
+    if record.is_annotations:
+        annotations = record.annotations()
+        if classes is None:
+            raise UsageError(
+                f"{record!r} needs classes=, the same for every patient, because slides need "
+                f"not have the same labels; this one has {list(annotations.labels)}"
+            )
+        return annotations.view(
+            like, classes=classes, multichannel=multichannel, all_touched=all_touched
+        )
+    if all_touched:
+        raise UsageError("all_touched= is for annotations, a label map has pixels already")
+    labelmap = _matching(record, like)
+    if classes is None:
+        if multichannel:
+            raise UsageError("multichannel= of a label map needs classes=")
+        return labelmap
+    return CollatedView(labelmap, _as_categories(classes), multichannel)
+
+
+def _as_categories(classes: ClassesLike) -> Categories:
+    if isinstance(classes, Categories):
+        return classes
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        return Categories(classes)
+    raise UsageError(
+        f"classes= of a label map are Categories or a sequence of values, got {classes!r}; for "
+        "example Categories({'tumour': [1, 2], 'stroma': 3})"
+    )
+
+
+def _matching(record: Record, like: ImageView) -> ImageView:
+    """The resolution of a label map that has the image's extent."""
+    spatial = tuple(like.shape[: like.spatial_ndim])
+    if record.array is not None:
+        views = [record.view(spatial_ndim=like.spatial_ndim)]
+    else:
+        slide = record.open()
+        views = [slide.view(level=number) for number in range(slide.level_count)]
+    for view in views:
+        if tuple(view.shape[: view.spatial_ndim]) == spatial:
+            return view
+    raise DatasetError(
+        f"{record!r} has the extents {[tuple(v.shape[: v.spatial_ndim]) for v in views]}, the "
+        f"image has {spatial} at a downsample of {_rounded(like.downsample)}; a target has the "
+        "image's extent at the resolution asked for: store it at that resolution, or ask for one "
+        "that it has"
+    )
+
+
+def lazy(view: AnnotationView, chunks: Any) -> da.Array:
+    """The view as a Dask array, see ``Annotations.to_dask``."""
+    import dask.array as da
+    from dask.base import tokenize
+    from dask.delayed import Delayed, delayed
+
+    edges = _edges(view, chunks)
+    extra = tuple((n,) for n in view.shape[2:])
+    starts = tuple(tuple(np.cumsum((0, *e[:-1])).tolist()) for e in edges)
+    # the table travels once per worker, as a value of its own, and not once per block
+    table: Delayed = delayed(view, name=f"annotations-{view.token}", traverse=False)
+    return da.map_blocks(
+        _paint_block,
+        chunks=(*edges, *extra),
+        dtype=view.dtype,
+        meta=np.empty((0,) * len(view.shape), view.dtype),
+        name=f"annotations-{tokenize('daskdmed-annotations', view.token, edges)}",
+        view=table,
+        starts=starts,
+        edges=edges,
+    )
+
+
+def _paint_block(view: AnnotationView, starts: Any, edges: Any, block_id: Any = None) -> Array:
+    origin = tuple(starts[axis][block_id[axis]] for axis in (0, 1))
+    shape = tuple(edges[axis][block_id[axis]] for axis in (0, 1))
+    return view.read(Region(origin, shape))
+
+
+def _edges(view: AnnotationView, chunks: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], tuple):
+        edges = tuple(tuple(int(n) for n in axis) for axis in chunks[:2])
+        if tuple(sum(axis) for axis in edges) != view.spatial_shape:
+            raise GeometryError(
+                f"the chunks add up to {tuple(sum(a) for a in edges)}, the image has "
+                f"{view.spatial_shape}"
+            )
+        return edges[0], edges[1]
+    from daskdmed.images.lazy import align_chunk
+
+    try:
+        pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
+        numbers = [operator.index(c) for c in pair]
+    except TypeError:
+        numbers = []
+    if len(numbers) != 2 or not all(c > 0 or c == -1 for c in numbers):
+        raise UsageError(
+            "chunks is a number of pixels, two of them (y, x), -1 for the whole axis, or the "
+            f"chunks of a Dask array, got {chunks!r}"
+        )
+    axes = zip(numbers, view.tile_shape, view.spatial_shape, strict=True)
+    height, width = (_regular(n, align_chunk(c, tile, n)) for c, tile, n in axes)
+    return height, width
+
+
+def _regular(extent: int, size: int) -> tuple[int, ...]:
+    whole, rest = divmod(extent, size)
+    return (size,) * whole + ((rest,) if rest else ())
+
+
+def _delivered(values: Array, out: Array | None) -> Array:
+    if out is None:
+        return values
+    if out.shape != values.shape:
+        raise GeometryError(f"out has shape {out.shape}, the region needs {values.shape}")
+    np.copyto(out, values)
+    return out
+
+
+def _check_inside(region: Region, shape: tuple[int, ...]) -> None:
+    if len(region.shape) != len(shape) or any(
+        o < 0 or s > n or e < 0
+        for o, s, n, e in zip(region.origin, region.stop, shape, region.shape, strict=True)
+    ):
+        raise GeometryError(f"{region} lies outside the target of shape {shape}")
+
+
+def _two(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(f"{v:.6g}") if math.isfinite(v) else v for v in values)
