@@ -46,7 +46,8 @@ class DiversityStats:
         was repeated. Independent sampling from n big chunks gives n.
     coverage : float
         Fraction of the cells that hold anything to draw from (tissue, where a mask is in
-        use) in which a small chunk has been centred, over all patients drawn from.
+        use) that a small chunk has reached with a corner or its centre, over all patients
+        drawn from. An image has up to 64 x 64 cells.
     patients : int
         Patients drawn from so far.
     """
@@ -73,8 +74,9 @@ class Diversity:
     def __init__(self, catalogue: Catalogue, size: tuple[int, ...]) -> None:
         self._entries = {str(e.patient.id): e for e in catalogue.entries}
         self._numbers = {str(e.patient.id): i for i, e in enumerate(catalogue.entries)}
-        self._half = np.array(size[-2:]) / 2
+        self._size = np.array(size[-2:])
         self._maps: dict[str, npt.NDArray[np.uint32]] = {}
+        self._reached: dict[str, npt.NDArray[np.bool_]] = {}
         self._last: OrderedDict[int, int] = OrderedDict()
         self._usable: dict[str, npt.NDArray[np.bool_]] = {}
         self._taken = self._batches = self._visits = 0
@@ -100,19 +102,25 @@ class Diversity:
         while len(last) > _VISITS:
             last.popitem(last=False)
         self._taken += len(visits)
-        self._locate(patients, smallchunks.origins[:, -2:] + self._half)
+        self._locate(patients, smallchunks.origins[:, -2:])
 
-    def _locate(self, patients: list[str], centres: Array) -> None:
+    def _locate(self, patients: list[str], origins: Array) -> None:
         names = np.array(patients)
         for name, rows in Counter(patients).items():
-            counts = self._maps.get(name)
-            if counts is None:
+            if name not in self._maps:
                 shape = cells_of(_extent(self._entries[name]))
-                counts = self._maps[name] = np.zeros(shape, np.uint32)
-            here = centres[names == name] if rows < len(patients) else centres
+                self._maps[name] = np.zeros(shape, np.uint32)
+                self._reached[name] = np.zeros(shape, bool)
+            counts = self._maps[name]
+            here = origins[names == name] if rows < len(patients) else origins
             scale = np.array(counts.shape) / _extent(self._entries[name])
-            at = np.clip((here * scale).astype(np.int64), 0, np.array(counts.shape) - 1)
-            np.add.at(counts, (at[:, 0], at[:, 1]), 1)
+            last = np.array(counts.shape) - 1
+            # first corner, centre and last corner, per axis
+            steps = np.array([0.0, 0.5, 1.0])[:, None, None] * (self._size - 1)
+            at = np.clip(((here + steps) * scale).astype(np.int64), 0, last)
+            np.add.at(counts, (at[1, :, 0], at[1, :, 1]), 1)
+            for i, k in ((0, 0), (0, 2), (1, 1), (2, 0), (2, 2)):
+                self._reached[name][at[i, :, 0], at[k, :, 1]] = True
 
     def stats(self, areas: AreaSource | None = None) -> DiversityStats:
         """What has been counted.
@@ -124,9 +132,9 @@ class Diversity:
         """
         batches = max(1, self._batches)
         seen = possible = 0
-        for name, counts in self._maps.items():
+        for name, reached in self._reached.items():
             usable = self.usable(name, areas)
-            seen += int(np.count_nonzero(counts[usable]))
+            seen += int(np.count_nonzero(reached & usable))
             possible += int(np.count_nonzero(usable))
         return DiversityStats(
             patches_per_visit=self._taken / max(1, self._visits),
@@ -211,7 +219,8 @@ def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -
             'plot_coverage needs matplotlib; pip install "daskdmed[plot]"'
         ) from error
     if ax is None:
-        figure = Figure(figsize=(8, 8 * counts.shape[0] / counts.shape[1] + 1), dpi=100)
+        height = min(12.0, 6.5 * counts.shape[0] / counts.shape[1] + 0.5)
+        figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
         ax = figure.add_subplot()
     top = ax.get_figure(root=True)
     assert top is not None

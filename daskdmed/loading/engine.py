@@ -210,6 +210,37 @@ class Engine(ABC):
             provenance = self._provenance[visit.number] = Provenance(patient, bigchunks)
         return provenance
 
+    def stand_ins(self, gone: Visit, turn: Turn, position: int) -> list[Visit]:
+        """Visits that may give a draw in place of one that ended, in order of preference.
+
+        They are of the same stratum, so that batches keep their composition, and depend on
+        the plan alone.
+
+        Raises
+        ------
+        LoaderError
+            There are none.
+        """
+        others = [
+            v for v in turn.resident if v.stratum == gone.stratum and v.number not in self._ended
+        ]
+        if not others:
+            entry = self.catalogue.entries[gone.record]
+            raise LoaderError(
+                f"patient {str(entry.patient.id)!r}: a big chunk ended early, and no other one in "
+                "memory belongs to the same quota, so that the batch cannot hold its share; give "
+                "the quota more patients, or raise resident=",
+                patient=str(entry.patient.id),
+                record=entry.record,
+            )
+        first = position % len(others)
+        return others[first:] + others[:first]
+
+    def spare_draw(self, position: int) -> int:
+        """Number of a draw beyond those that the plan gives a visit."""
+        planned = self.sampling.draws_per_visit
+        return planned + position % planned
+
     def cursor(self) -> Cursor:
         """State after the draws taken so far."""
         states = None if self.states is None else self.states.snapshot()

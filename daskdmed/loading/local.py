@@ -58,6 +58,8 @@ class LocalEngine(Engine):
                         yield from self._fill_in(number, table)
                     self._open(table[number])
                 self._draw(number, draw, table)
+            if self.sampling.composed and number in ended:
+                self._stand_in(table[number], position, span.turn)
             position += 1
             self._position = position
             if builder.full:
@@ -79,6 +81,16 @@ class LocalEngine(Engine):
             return
         self._builder.commit(provenance, *taken, draw)
         self.gave()
+
+    def _stand_in(self, gone: Visit, position: int, turn: Turn) -> None:
+        """One draw of another visit in place of one that ended."""
+        for other in self.stand_ins(gone, turn, position):
+            if other.number not in self._samplers:
+                self._open(other)
+            self._draw(other.number, self.spare_draw(position), {other.number: other})
+            if other.number not in self._ended:
+                return
+        self.stand_ins(gone, turn, position)  # raises: all have ended meanwhile
 
     def _open(self, visit: Visit) -> None:
         s = self.sampling

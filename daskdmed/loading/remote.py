@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -50,6 +50,8 @@ class _Chunk:
         One a worker.
     rows : list of ndarray
         Rows of the chunk that each future answers.
+    spans : list of Span
+        Where the draws come from; empty for draws beyond the plan.
     """
 
     visits: Array
@@ -59,6 +61,7 @@ class _Chunk:
     over: list[Span]
     futures: list[Future]
     rows: list[Array]
+    spans: list[Span] = field(default_factory=list)
 
 
 class RemoteEngine(Engine):
@@ -149,7 +152,9 @@ class RemoteEngine(Engine):
         visits = np.concatenate([s.visits for s in spans])
         draws = np.concatenate([s.draws for s in spans])
         positions = np.concatenate([np.arange(s.start, s.stop) for s in spans])
-        return self._send(visits, draws, positions, table, [s for s in spans if s.last])
+        chunk = self._send(visits, draws, positions, table, [s for s in spans if s.last])
+        chunk.spans = spans
+        return chunk
 
     def _send(
         self,
@@ -241,6 +246,8 @@ class RemoteEngine(Engine):
                     self._commit(visit, draw, answers[part], row, bigchunks)
             if position >= 0:
                 self._position = position + 1
+                if self.sampling.composed and number in self._ended:
+                    yield from self._stand_in(visit, position, chunk)
             if self._builder.full:
                 yield self.finish_batch()
         for span in chunk.over:
@@ -248,6 +255,18 @@ class RemoteEngine(Engine):
             self.finish_turn(span.turn)
             for gone in span.turn.leaving:
                 self._beyond.pop(gone.number, None)
+
+    def _stand_in(self, gone: Visit, position: int, chunk: _Chunk) -> Iterator[Batch]:
+        """One draw of another visit in place of one that ended, asked for by itself."""
+        turn = next(s.turn for s in chunk.spans if s.start <= position < s.stop)
+        for other in self.stand_ins(gone, turn, position):
+            draw = np.array([self.spare_draw(position)], np.int64)
+            number = np.array([other.number], np.int64)
+            alone = self._send(number, draw, np.array([-1]), {other.number: other}, [])
+            yield from self._receive(alone)
+            if other.number not in self._ended:
+                return
+        self.stand_ins(gone, turn, position)  # raises: all have ended meanwhile
 
     def _commit(
         self, visit: Visit, draw: int, answer: Sampled, row: int, bigchunks: dict[int, Any]
