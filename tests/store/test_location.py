@@ -1,0 +1,275 @@
+"""Replacing a store: readers see the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from daskdmed import heatmap
+from daskdmed.errors import ImageError, StoreError
+from daskdmed.store import files, location
+from daskdmed.store.files import exchange, new_file, write_failure
+from daskdmed.store.location import Location
+
+
+def write(target, value):
+    """A store whose every chunk and whose metadata say which one it is."""
+    group = zarr.create_group(target, attributes={"value": value}, overwrite=True)
+    array = group.create_array("0", shape=(40, 40), chunks=(10, 10), dtype="int64")
+    array[...] = value
+    return target
+
+
+def read(target):
+    """Which store it is; None when there is none; an error when it is half of one."""
+    try:
+        group = zarr.open_group(target, mode="r")
+    except FileNotFoundError:
+        return None
+    values = set(np.unique(group["0"][...]).tolist())
+    assert values == {group.attrs["value"]}, "parts of two stores, or holes"
+    return values.pop()
+
+
+def watch(path, stop, found):
+    """Read the root metadata and one chunk by name, over and over."""
+    seen = set()
+    metadata, chunk = Path(path) / "zarr.json", Path(path) / "0" / "c" / "1" / "1"
+    while not stop.is_set():
+        try:
+            seen.add(len(metadata.read_bytes()))
+            seen.add(-len(chunk.read_bytes()))
+        except OSError as error:
+            seen.add(type(error).__name__)
+    found.put(seen)
+
+
+def test_a_reader_never_finds_nothing(tmp_path):
+    out = Location.of(write(tmp_path / "a.zarr", 0))
+    probe = (tmp_path / "x", tmp_path / "y")
+    for p in probe:
+        p.mkdir()
+    if not exchange(*probe):
+        pytest.skip("this file system cannot exchange two folders")
+    context = multiprocessing.get_context("spawn")
+    stop, found = context.Event(), context.Queue()
+    reader = context.Process(target=watch, args=(str(out), stop, found))
+    reader.start()
+    for value in range(1, 40):
+        write(out.staging.path, value)
+        out.replace(out.staging)
+        assert read(out.target) == value
+    stop.set()
+    seen = found.get(timeout=60)
+    reader.join()
+    assert seen
+    assert not {s for s in seen if isinstance(s, str)}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "x", "y"]
+
+
+class Crash(BaseException):
+    """A process that is killed."""
+
+
+def crashing(monkeypatch, module, name, at):
+    """The at-th call from now on is never made, and none after it."""
+    calls = iter(range(10_000))
+    original = getattr(module, name)
+
+    def counted(*args, **keywords):
+        if next(calls) >= at:
+            raise Crash
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("at", range(4))
+def test_a_crash_while_a_folder_is_replaced(tmp_path, monkeypatch, can_exchange, at):
+    out = Location.of(write(tmp_path / "a.zarr", 1))
+    write(out.staging.path, 2)
+    if not can_exchange:
+        monkeypatch.setattr(location, "exchange", lambda one, other: False)
+    try:
+        with monkeypatch.context() as patch:
+            crashing(patch, os, "rename", at)
+            out.replace(out.staging)
+    except Crash:
+        pass
+    assert out.holds_group()
+    assert read(out.target) in (1, 2)
+    out.staging.remove()
+    write(out.staging.path, 3)
+    out.replace(out.staging)
+    assert read(out.target) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_crash_while_a_store_is_removed_leaves_no_holes(tmp_path, monkeypatch):
+    out = Location.of(write(tmp_path / "a.zarr", 1))
+
+    def crash(path, *args, **keywords):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(location.shutil, "rmtree", crash)
+        with pytest.raises(Crash):
+            out.remove()
+    assert read(out.target) is None
+    write(out.path, 2)
+    out.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def bucket():
+    fs = fsspec.filesystem("memory")
+    yield "memory://bucket/results"
+    if fs.exists("/bucket"):
+        fs.rm("/bucket", recursive=True)
+
+
+def test_the_order_in_which_an_object_store_is_replaced(bucket, monkeypatch):
+    """Killed before any of its operations, a reader sees the old, nothing, or the new."""
+    from fsspec.implementations.memory import MemoryFileSystem as Memory
+
+    states = []
+    for at in range(200):
+        out = Location.of(f"{bucket}/{at}.zarr")
+        write(out.target, 1)
+        write(out.staging.target, 2)
+        with monkeypatch.context() as patch:
+            calls = iter(range(10_000))
+
+            def counted(original, calls=calls, at=at):
+                def call(*args, **keywords):
+                    if next(calls) >= at:
+                        raise Crash
+                    return original(*args, **keywords)
+
+                return call
+
+            for name in ("rm_file", "cp_file", "pipe_file", "rm", "_rm"):
+                patch.setattr(Memory, name, counted(getattr(Memory, name)))
+            crashed = False
+            try:
+                out.replace(out.staging)
+            except Crash:
+                crashed = True
+        states.append(read(out.target))
+        began = states[-1] != 1
+        # the next run mends it
+        assert out.holds_group()
+        assert read(out.target) == (2 if began else read(out.target))
+        assert not fsspec.filesystem("memory").exists(f"/bucket/results/.{at}.zarr.ready")
+        if not crashed:
+            break
+    assert states[0] == 1
+    assert states[-1] == 2
+    order = [s for i, s in enumerate(states) if i == 0 or s != states[i - 1]]
+    assert order == [1, None, 2]
+    assert not crashed
+
+
+def test_store_objects_are_their_own_staging():
+    store = zarr.storage.MemoryStore()
+    out = Location.of(write(store, 1))
+    assert out.staging == out
+    out.replace(out.staging)
+    assert read(store) == 1
+    out.remove()
+    assert read(store) is None
+
+
+def test_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Location.of("a.zarr").path == tmp_path / "a.zarr"
+    assert Location.of(f"file://{tmp_path}/a.zarr").path == tmp_path / "a.zarr"
+    assert Location.of(zarr.storage.LocalStore(tmp_path / "a.zarr")).path == tmp_path / "a.zarr"
+    assert Location.of("memory://b/a.zarr").staging.target == "memory://b/.a.zarr.new"
+    assert Location.of("memory://b/a.zarr").in_memory
+    with pytest.raises(StoreError, match="cannot open it as a Zarr v3 group"):
+        Location.of("nothing.zarr").open()
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    with new_file(target) as partial:
+        partial.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one"
+    with pytest.raises(StoreError, match="overwrite=True replaces it"), new_file(target):
+        pass
+    with pytest.raises(ValueError, match="broken"), new_file(target, overwrite=True) as partial:
+        partial.write_text("two")
+        raise ValueError("broken")
+    with pytest.raises(StoreError, match=r"disk is full.*unchanged"):
+        with new_file(target, overwrite=True):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ImageError), new_file(target, overwrite=True):
+        raise ImageError("not a matter of writing")
+    assert target.read_text() == "one"
+    with new_file(target, overwrite=True) as partial:
+        partial.write_text("two")
+    assert target.read_text() == "two"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+    with pytest.raises(StoreError, match="is a folder"), new_file(tmp_path, overwrite=True):
+        pass
+    with pytest.raises(StoreError, match="local paths only"), new_file("memory://a.txt"):
+        pass
+    with pytest.raises(StoreError, match="cannot be written"), new_file(target / "b.txt"):
+        pass
+
+
+def test_exchange_says_when_it_cannot(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="No such file"):
+        if not exchange(tmp_path / "a", tmp_path / "b"):
+            raise OSError(errno.ENOENT, "No such file")
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *args, **keywords: object())
+    assert not exchange(tmp_path / "a", tmp_path / "b")
+
+
+def test_remedies():
+    assert "read-only" in str(write_failure("a", OSError(errno.EROFS, "no"), "then"))
+    assert str(write_failure("a", ValueError("odd"))) == "a cannot be written (ValueError: odd)"
+
+
+def test_a_heatmap_on_a_full_disk_resumes(tmp_path, monkeypatch):
+    """Whichever object is the first that has no room: a clear error, and nothing lost."""
+    image = np.arange(64.0 * 64).reshape(64, 64)
+
+    def run(out, **keywords):
+        def mean(windows):
+            return windows.mean(axis=(1, 2), dtype=np.float32)
+
+        return heatmap(image, mean, kernel_size=8, block_windows=4, out=out, **keywords)
+
+    def contents(path):
+        return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+    whole = tmp_path / "whole.zarr"
+    run(whole)
+    put = zarr.storage.LocalStore.set
+    for room in range(8):
+        out = tmp_path / f"{room}.zarr"
+        left = iter(range(room))
+
+        async def limited(store, key, value, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return await put(store, key, value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr.storage.LocalStore, "set", limited)
+            with pytest.raises(StoreError, match="No space left on device"):
+                run(out)
+        run(out, resume=True)
+        assert contents(out) == contents(whole)
