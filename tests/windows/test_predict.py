@@ -14,9 +14,12 @@ import torch
 import zarr
 from torch import nn
 
-from daskdmed import predict
+from daskdmed import open_slide, predict
 from daskdmed.cohort.record import Record
 from daskdmed.errors import BudgetError, GeometryError, StoreError, UsageError
+from daskdmed.images.tiff.decode import count_tiles
+from daskdmed.samples import make_slide
+from daskdmed.types import Region
 from daskdmed.windows import mosaic
 from daskdmed.windows import predict as module
 
@@ -585,21 +588,31 @@ def test_on_a_cluster(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_slide(tmp_path):
-    from daskdmed import open_slide
-    from daskdmed.samples import make_slide
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "made.tif"
+    return open_slide(make_slide(path, (1900, 1500), levels=2, tissue=0.6, mpp=0.5).path)
 
-    path = make_slide(tmp_path / "slide.tif", 2000).path
-    slide = open_slide(path)
-    pixels = slide.to_dask(1).compute()
+
+@pytest.mark.parametrize("resolution", [{}, {"level": 1}, {"mpp": 1.2}], ids=str)
+def test_a_slide(slide, resolution, tmp_path):
+    view = slide.view(**resolution)
+    pixels = view.read(Region((0, 0), view.shape[:2]))
 
     def model(windows):
         return windows.astype(np.float32)
 
-    found = predict(slide, model, kernel_size=100, level=1, out=tmp_path / "out.zarr")
+    out = tmp_path / "out.zarr"
+    found = predict(slide, model, kernel_size=200, out=out, chunks=300, **resolution)
     np.testing.assert_allclose(found.compute(), np.moveaxis(pixels, -1, 0), rtol=1e-4, atol=1e-3)
-    by_mpp = predict(slide, model, kernel_size=100, mpp=2 * slide.mpp[0]).compute()
-    assert by_mpp.shape[0] == 3
-    stored = zarr.open_group(tmp_path / "out.zarr", mode="r").attrs["ome"]
-    units = [axis.get("unit") for axis in stored["multiscales"][0]["axes"]]
-    assert units == [None, "micrometer", "micrometer"]
+    ome = zarr.open_group(out, mode="r").attrs["ome"]["multiscales"][0]
+    assert [axis.get("unit") for axis in ome["axes"]] == [None, "micrometer", "micrometer"]
+    scale = ome["datasets"][0]["coordinateTransformations"][0]["scale"]
+    np.testing.assert_allclose(scale, [1, *reversed(view.mpp)])
+
+
+def test_tiles_are_decoded_once_within_a_band(slide):
+    rows, columns = -(-1500 // 256), -(-1900 // 256)
+    with dask.config.set(num_workers=1), count_tiles() as count:
+        predict(slide, lambda w: w[..., 0], kernel_size=300, overlap=0.5, chunks=400)
+    assert count.tiles == rows * columns
