@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from distributed import Client, Worker, wait
+from distributed import Client, Worker, get_worker, wait
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol import pickle
 
 from daskdmed.errors import LoaderError, UsageError
+from daskdmed.types import Array
 from daskdmed.windows.models import WindowModel
 from daskdmed.windows.run import BlockJob, BlockTask, Index
+from daskdmed.windows.torchrun import cpu_threads
+
+Tag = TypeVar("Tag")
 
 #: models of this worker process by name: bytes until first used
 _models: dict[str, bytes | WindowModel] = {}
@@ -59,7 +64,106 @@ def _model(name: str, pickled: bytes | None = None) -> WindowModel:
 
 
 def _compute(name: str, task: BlockTask, job: BlockJob) -> Index:
-    return task(_model(name), job)
+    with cpu_threads(_threads_here()):
+        return task(_model(name), job)
+
+
+def _read(task: BlockTask, job: BlockJob) -> Array:
+    return task.read(job)
+
+
+def _finish(name: str, task: BlockTask, job: BlockJob, pixels: Array) -> Index:
+    with cpu_threads(_threads_here()):
+        return task.finish(_model(name), job, pixels)
+
+
+def _threads_here() -> int:
+    """Threads that may run the model at once in this worker process."""
+    try:
+        return int(get_worker().state.nthreads)
+    except ValueError:  # called outside of a worker
+        return 1
+
+
+@dataclass(frozen=True)
+class Item(Generic[Tag]):
+    """One block to compute, and what the caller calls it by.
+
+    Parameters
+    ----------
+    tag : tuple of int
+        Told back when the block is written; unique within a run.
+    task : BlockTask
+        What is done.
+    job : BlockJob
+        With which block.
+    """
+
+    tag: Tag
+    task: BlockTask
+    job: BlockJob
+
+
+def run_items(
+    client: Client,
+    items: Iterable[Item[Index]],
+    model: WindowModel,
+    done: Callable[[Index], None],
+    *,
+    resources: Mapping[str, float] | None = None,
+) -> None:
+    """Run blocks, of any number of images, on the workers of a client.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Its workers must see the images and the stores under the same names.
+    items : iterable of Item
+        Consumed as earlier ones end.
+    model : WindowModel
+        In evaluation mode.
+    done : callable
+        Told the tag of every block that was written.
+    resources : mapping, optional
+        What a worker must offer to run the model, for example ``{"GPU": 1}``. Pixels are
+        then read by tasks of their own without this restriction, so that some blocks are
+        decoded (by any thread of any worker) while the model runs on another.
+
+    Raises
+    ------
+    UsageError
+        The client is asynchronous, the model cannot be pickled, or no worker offers the
+        resources.
+    Exception
+        The first error of a task.
+    """
+    if client.asynchronous:
+        raise UsageError("heatmap needs a synchronous client; make it with asynchronous=False")
+    if resources:
+        _check_offered(client, resources)
+    name = f"daskdmed-model-{uuid.uuid4().hex}"
+    pickled = _pickled(model)
+    client.register_plugin(_ModelPlugin(name, pickled), name=name)
+    running: set[Any] = set()
+    try:
+        waiting = iter(items)
+        threads = max(sum(client.nthreads().values()), 1)
+        # blocks of pixels that wait for the model are kept few
+        in_flight = 2 * threads + 1 if resources else max(64, 4 * threads)
+        while True:
+            while len(running) < in_flight:
+                item = next(waiting, None)
+                if item is None:
+                    break
+                running.add(_submit(client, name, item, resources))
+            if not running:
+                return
+            ended, running = wait(running, return_when="FIRST_COMPLETED")
+            _collect(ended, done)
+    finally:
+        if running:
+            client.cancel(list(running), force=True)
+        client.unregister_worker_plugin(name)
 
 
 def run_on_cluster(
@@ -69,58 +173,49 @@ def run_on_cluster(
     model: WindowModel,
     done: Callable[[Index], None],
 ) -> None:
-    """Run jobs on the workers of a client.
+    """`run_items` for the blocks of one image; `done` is told their index."""
+    run_items(client, (Item(job.index, task, job) for job in jobs), model, done)
 
-    Parameters
-    ----------
-    client : distributed.Client
-        Its workers must see the image and the store under the same names.
-    jobs : iterable of BlockJob
-        Consumed as earlier ones end.
-    task : BlockTask
-        What is done with each.
-    model : WindowModel
-        In evaluation mode.
-    done : callable
-        Told the index of every block that was written.
 
-    Raises
-    ------
-    UsageError
-        The client is asynchronous, or the model cannot be pickled.
-    Exception
-        The first error of a task.
-    """
-    if client.asynchronous:
-        raise UsageError("heatmap needs a synchronous client; make it with asynchronous=False")
-    name = f"daskdmed-model-{uuid.uuid4().hex}"
+def _submit(
+    client: Client, name: str, item: Item[Index], resources: Mapping[str, float] | None
+) -> Any:
+    run = name[-32:]
+    task = item.task.for_block(item.job)
+    key = ("heatmap-" + run, *item.tag)
+    if not resources:
+        return client.submit(_compute, name, task, item.job, key=key)
+    pixels = client.submit(_read, task, item.job, key=("heatmap-read-" + run, *item.tag))
+    task = item.task.without_pixels(item.job)
+    return client.submit(_finish, name, task, item.job, pixels, key=key, resources=dict(resources))
+
+
+def _pickled(model: WindowModel) -> bytes:
+    portable = getattr(model, "portable", None)
     try:
-        pickled = pickle.dumps(model)
+        content: bytes = pickle.dumps(model if portable is None else portable())
     except Exception as error:
         raise UsageError(
             f"the model cannot be sent to the workers ({type(error).__name__}: {error}); "
             "make it picklable, or leave client= away to run in this process"
         ) from error
-    client.register_plugin(_ModelPlugin(name, pickled), name=name)
-    running: set[Any] = set()
-    try:
-        waiting = iter(jobs)
-        in_flight = max(64, 4 * sum(client.nthreads().values()))
-        while True:
-            while len(running) < in_flight:
-                job = next(waiting, None)
-                if job is None:
-                    break
-                key = ("heatmap-" + name[-32:], *job.index)
-                running.add(client.submit(_compute, name, task.for_block(job), job, key=key))
-            if not running:
-                return
-            ended, running = wait(running, return_when="FIRST_COMPLETED")
-            _collect(ended, done)
-    finally:
-        if running:
-            client.cancel(list(running), force=True)
-        client.unregister_worker_plugin(name)
+    return content
+
+
+def _check_offered(client: Client, resources: Mapping[str, float]) -> None:
+    """A task that no worker may run waits for ever: say so instead."""
+    for name, amount in resources.items():
+        if not isinstance(amount, (int, float)) or amount <= 0:
+            raise UsageError(f"resources={dict(resources)!r}: {name} needs a positive amount")
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    offered = [dict(worker.get("resources", {})) for worker in workers]
+    if offered and not any(
+        all(have.get(name, 0) >= amount for name, amount in resources.items()) for have in offered
+    ):
+        raise UsageError(
+            f"no worker offers resources={dict(resources)!r}; they offer {offered}. Start "
+            "workers with dask worker --resources 'GPU=1', or LocalCluster(resources=...)"
+        )
 
 
 def _collect(ended: Iterable[Any], done: Callable[[Index], None]) -> None:

@@ -119,7 +119,7 @@ class Windows:
         A batch holds neighbours along the last axis, at most `batch_size` of them.
         """
         for lead, begin, stop in self.runs(batch_size):
-            yield self._flat(lead, begin, stop), self.row(lead, begin, stop)
+            yield self.positions(lead, begin, stop), self.row(lead, begin, stop)
 
     def copies(
         self, batch_size: int, allocate: Allocate, convert: Convert
@@ -134,14 +134,15 @@ class Windows:
                     batch = allocate(min(batch_size, total - given))
                 n = min(stop - begin, len(batch) - filled)
                 convert(batch[filled : filled + n], self.row(lead, begin, begin + n))
-                where.append(self._flat(lead, begin, begin + n))
+                where.append(self.positions(lead, begin, begin + n))
                 begin, filled = begin + n, filled + n
                 if filled == len(batch):
                     yield np.concatenate(where), batch
                     given += filled
                     where, batch, filled = [], None, 0
 
-    def _flat(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
+    def positions(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
+        """Flat positions in the block of neighbouring windows along the last axis."""
         first = 0
         for i, n in zip(lead, self.block.shape[:-1], strict=True):
             first = first * n + i

@@ -1,59 +1,49 @@
-"""`heatmap`: one value (or k) per window of a whole image, written to Zarr.
+"""`heatmap`: one value, k values or a map per window of whole images, written to Zarr.
 
-Puts together the grid, the blocks, the model, the store and whoever computes; each of these
-has its module. Not covered: dense prediction with overlapping windows, and drawing
-(`daskdmed.plot`).
+The public function; images, models, blocks, stores and whoever computes have their modules.
+Not covered: dense prediction with overlapping windows (`daskdmed.windows.predict`), and
+drawing (`daskdmed.plot`).
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
-import numpy as np
-from dask.base import tokenize
-from numpy.typing import ArrayLike
 
-from daskdmed.errors import DaskdmedError, GeometryError, StoreError, UsageError
-from daskdmed.store.location import Location
-from daskdmed.store.manifest import LEVEL, ResultSpec, ResultStore, open_result
-from daskdmed.store.ngff import Georeference
-from daskdmed.types import Array, ImageView, OnError, PathLike, Resolution
-from daskdmed.windows.fingerprint import fingerprint
-from daskdmed.windows.grid import Edge, OverlapLike, PerAxis, WindowGrid, per_axis
-from daskdmed.windows.mask import kept_windows
+from daskdmed.errors import UsageError
+from daskdmed.types import Array, ImageView, LevelLike, MppLike, OnError, PathLike, PowerLike
+from daskdmed.types import Resolution as _Resolution
+from daskdmed.windows.execute import Prepare, compute_images
+from daskdmed.windows.grid import Edge, OverlapLike, PerAxis
+from daskdmed.windows.imagejob import ImageJob, ModelFacts, Settings
+from daskdmed.windows.inputs import as_location, as_view
 from daskdmed.windows.models import Model, Transform, WindowModel
-from daskdmed.windows.plan import choose_block
-from daskdmed.windows.run import BlockTask, make_jobs, run_in_threads, worker_threads
+from daskdmed.windows.run import worker_threads
 
 if TYPE_CHECKING:
     from distributed import Client
+    from numpy.typing import ArrayLike
     from zarr.abc.store import Store
 
-    from daskdmed.cohort.record import Record
+    from daskdmed.cohort.dataset import Dataset
+    from daskdmed.cohort.record import Patient, Record
     from daskdmed.images.slide import Slide
-
-logger = logging.getLogger("daskdmed.windows")
-#: cells per axis of a chunk of the returned Dask array
-_RESULT_CHUNK = 2048
 
 
 def heatmap(
-    image: Slide | Record | ImageView | PathLike | da.Array | Array,
-    model: Model,
+    image: Dataset | Patient | Slide | Record | ImageView | PathLike | da.Array | Array,
+    model: Model | PathLike,
     *,
     kernel_size: PerAxis,
     stride: PerAxis | None = None,
-    level: int = 0,
-    mpp: float | tuple[float, float] | None = None,
-    power: float | None = None,
+    level: LevelLike = 0,
+    mpp: MppLike | None = None,
+    power: PowerLike | None = None,
     out: PathLike | Store | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mapping[Any, Any] | Any = None,
     batch_size: int = 64,
     resume: bool = False,
     overwrite: bool = False,
@@ -64,42 +54,52 @@ def heatmap(
     mask_fraction: float = 0.0,
     block_windows: PerAxis | None = None,
     device: Any = None,
+    autocast: Any = None,
+    channels_last: bool = False,
+    resources: Mapping[str, float] | None = None,
+    record: str | None = None,
     on_error: OnError = "raise",
     progress: bool = False,
-) -> da.Array:
-    """Run a model over every window of an image and write the values to Zarr.
+) -> Any:
+    """Run a model over every window of an image, or of every image of a dataset.
 
     Blocks of windows are read, computed and written one by one, each as one chunk, so that
-    memory does not grow with the image. The store is an OME-Zarr 0.5 image (float32) with
+    memory does not grow with the image. Each store is an OME-Zarr 0.5 image (float32) with
     scale and translation, so that it lies on its slide in viewers.
 
     Parameters
     ----------
-    image : Slide, Record, path, URL, view, dask.array.Array or numpy.ndarray
+    image : Dataset, Patient, Slide, Record, path, URL, view, dask or numpy array
         Arrays have their spatial axes first and at most one channel axis behind them; a
         `kernel_size` with one number per axis says how many are space, a single number
-        means two.
-    model : torch.nn.Module or callable
+        means two. The patients of a dataset are computed in order, the blocks of the next
+        one beginning while the last ones of the previous are on their way.
+    model : torch.nn.Module, path, torch.export.ExportedProgram or callable
         A module gets what `batch_tfms` makes of a batch, by default float32
         (n, c, *kernel) in [0, 1] (uint8 / 255, uint16 / 65535, others as they are), in
-        evaluation and inference mode. Any other callable gets the windows as an array,
-        (n, *kernel, c) or (n, *kernel), in the dtype of the image. Both return an array or
-        tensor (n,) or (n, k); (n, 1) counts as (n,). The number of values is learnt from two
-        windows of background. In-process the model is called from several threads at once.
+        evaluation and inference mode; so does a program (TorchScript, ``torch.export``)
+        given by its path. Any other callable gets the windows as an array,
+        (n, *kernel, c) or (n, *kernel), in the dtype of the image. All return an array or
+        tensor (n,), (n, k), or maps (n, h, w) or (n, k, h, w) with as many axes as the image
+        has of space; (n, 1) counts as (n,). The shape is learnt from two windows of
+        background. In-process the model is called from several threads at once.
     kernel_size : int or sequence of int
         Extent of a window in pixels at the chosen resolution, array order (y, x).
     stride : int or sequence of int, optional
         Distance between windows, default the kernel size.
     level, mpp, power
-        The resolution, at most one of them.
+        The resolution, at most one of them. For a dataset also functions of the patient.
     out : path, URL or zarr store, optional
-        Where to write. Default: in memory, for results that need not be kept.
-    mask : array-like, optional
+        Where to write; for a dataset the folder that gets one store per patient,
+        ``<id>.zarr``. Default: in memory, for results that need not be kept.
+    mask : array-like or TissueMask, optional
         Over the whole image at any resolution, bool or values in [0, 1]. Windows without
-        any cover are not computed and stay NaN; blocks without any are not read.
+        any cover are not computed and stay NaN; blocks without any are not read. For a
+        dataset ``{id: mask}`` or a function of the patient.
     batch_size : int
         Windows per call of the model, at most. Callables get strided views of one row of
-        windows where windows lie side by side, which may be fewer.
+        windows where windows lie side by side, which may be fewer. When torch says that the
+        memory of the device is full, the batch is halved and the new size kept.
     resume : bool
         Go on with what an interrupted run left in `out`. The parameters and the model must
         be the same; the result is bit-identical to that of an uninterrupted run. With
@@ -122,7 +122,20 @@ def heatmap(
         Windows per block and chunk. Default: about 4096 pixels, on the storage tiles where
         the geometry allows, so that each tile is decoded once.
     device : str or torch.device, optional
-        Where a module runs (as a copy when it has to move).
+        Where a module runs (as a copy when it has to move, once per worker).
+    autocast : bool, str or torch.dtype, optional
+        Run a module with mixed precision: True for the device's usual type, or one such as
+        "bfloat16".
+    channels_last : bool
+        Give a module (a copy) and its batches channels-last memory, which convolutions are
+        often faster with.
+    resources : mapping, optional
+        What a worker of `client` must offer to run the model, for example ``{"GPU": 1}``
+        with workers started with ``--resources "GPU=1"``. Blocks are then read by separate
+        tasks, on any thread of any worker, while the model runs on earlier ones: give such
+        workers at least two threads.
+    record : str, optional
+        Which record of each patient, see `daskdmed.Patient.record`.
     on_error : {"raise", "fill"}
         What a storage tile that cannot be decoded becomes: an error, or background and a
         warning.
@@ -131,20 +144,25 @@ def heatmap(
 
     Returns
     -------
-    dask.array.Array
+    dask.array.Array, or dict of str to dask.array.Array for a dataset
         Float32, lazy, of the Zarr array written: (rows, columns) for one value per window,
-        (k, rows, columns) for k; NaN where nothing was computed.
+        (k, rows, columns) for k; NaN where nothing was computed. Maps of windows are laid
+        side by side: (rows * h, columns * w) or (k, rows * h, columns * w).
 
     Raises
     ------
     StoreError
         `out` holds something already, belongs to a run with other parameters, or cannot be
-        written; or a block failed for a reason outside this library (the cause is chained).
-        Blocks that are done stay and can be resumed.
+        written (disk full, read-only); or a block failed for a reason outside this library
+        (the cause is chained). Blocks that are done stay and can be resumed.
     GeometryError, ResolutionError, UsageError
-        Arguments that do not fit, or a model that returns no (n,) or (n, k) array.
+        Arguments that do not fit, a model whose output has another shape, maps of
+        overlapping windows (`daskdmed.predict` blends them), or `resources` that no worker
+        offers.
+    DatasetError
+        No patients, or records that are missing.
     ImageError
-        The image, or one of its tiles, cannot be read.
+        An image, or one of its tiles, cannot be read.
 
     Examples
     --------
@@ -153,220 +171,78 @@ def heatmap(
     ...     slide, lambda w: w.mean(axis=(1, 2, 3)), kernel_size=224, out="mean.zarr"
     ... )
     """
-    if int(batch_size) != batch_size or batch_size < 1:
-        raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
-    resolution = Resolution.of(level, mpp, power)
-    ndim = 2 if isinstance(kernel_size, (int, float)) else len(tuple(kernel_size))
-    view = as_view(image, ndim, resolution, on_error)
-    grid = WindowGrid.of(
-        view.shape[: view.spatial_ndim], kernel_size, stride=stride, overlap=overlap, edge=edge
-    )
-    if not len(grid):
-        raise GeometryError(
-            f"no window of {grid.kernel_size} pixels lies inside an image of {grid.shape}; "
-            "edge='pad' or 'shift' keeps windows over the border, or use a finer level"
+    settings = Settings(
+        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows,
+        on_error, resume, overwrite,
+    )  # fmt: skip
+    if resources and client is None:
+        raise UsageError(
+            f"resources={dict(resources)!r} are offered by workers of a cluster; give client=, "
+            "or device= to run in this process"
         )
-    location = _location(out, client)
-    keep = None if mask is None else kept_windows(mask, grid, mask_fraction)
-    windows = _block_windows(grid, view, block_windows)
-    adapted = WindowModel(model, batch_tfms, device)
+    adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
     threads = worker_threads()
     with adapted.ready(threads if client is None else 1):
-        ready = adapted.place() if client is None else adapted
-        outputs = ready.probe(view, grid.kernel_size, batch_size)
-        spec = _spec(view, grid, windows, outputs, resolution, adapted, keep)
-        store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
-        work = _Work(view, grid, keep, store, location, progress)
-        work.compute(ready, batch_size, client, threads)
-    if place != location:
-        location.replace(place)
-    return _lazy(location, spec)
+        # a client may lack the device of its workers: it tries the model where it is
+        placed = (adapted if client is None else replace(adapted, device=None)).place()
+        images = _images(
+            image,
+            ModelFacts(adapted, placed),
+            settings,
+            {"level": level, "mpp": mpp, "power": power},
+            {"out": out, "mask": mask, "client": client},
+            record,
+        )
+        found = compute_images(
+            images,
+            placed if client is None else adapted,
+            client=client,
+            threads=threads,
+            resources=resources,
+            progress=progress,
+        )
+    return found.get(None, found)  # a single image has no name
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The blocks of one call that are not done yet."""
+def _images(
+    image: Any,
+    facts: ModelFacts,
+    settings: Settings,
+    resolution: dict[str, Any],
+    given: dict[str, Any],
+    record: str | None,
+) -> Iterable[tuple[str | None, Prepare]]:
+    """Name (None for a single image) and preparation of each image; checked as far as can be."""
+    from daskdmed.cohort.dataset import Dataset
+    from daskdmed.cohort.record import Patient
+    from daskdmed.windows.cohorts import PatientImage, images_of, resolution_of
 
-    view: ImageView
-    grid: WindowGrid
-    keep: Array | None
-    store: ResultStore
-    location: Location
-    progress: bool
+    if isinstance(image, Dataset):
+        replaces = settings.resume or settings.overwrite
+        listed = images_of(image, record=record, **resolution, **given, replaces=replaces)
 
-    def compute(
-        self, model: WindowModel, batch_size: int, client: Client | None, threads: int
-    ) -> None:
-        """Compute them all, and record what is done whatever happens."""
-        store, spec = self.store, self.store.spec
-        task = BlockTask(self.view, self.grid, store.array, batch_size, spec.outputs)
-        jobs = list(make_jobs(self.grid, spec.block_windows, store.pending(), self.keep))
-        logger.info("%s: %d of %d blocks to compute", self.location, len(jobs), store.total)
-        for job in jobs:
-            if job.keep is not None and not job.keep.any():
-                store.mark(job.index)  # the fill value is the result
-        jobs = [job for job in jobs if job.keep is None or job.keep.any()]
-        try:
-            with _bar(len(jobs), store, self.progress) as done:
-                if client is None:
-                    run_in_threads(jobs, lambda job: task(model, job), done, threads)
-                else:
-                    from daskdmed.windows.cluster import run_on_cluster
-
-                    run_on_cluster(client, jobs, task, model, done)
-        except DaskdmedError as error:
-            error.add_note(self._state())
-            raise
-        except Exception as error:
-            notes = "; ".join(getattr(error, "__notes__", ()))
-            raise StoreError(
-                f"heatmap of {spec.image} stopped: {type(error).__name__}: {error} "
-                f"({notes}). {self._state()}"
-            ) from error
-        finally:
-            store.flush()
-
-    def _state(self) -> str:
-        store = self.store
-        kept = f"{store.finished} of {store.total} blocks are done"
-        if self.location.in_memory:
-            return f"{kept}; give out= to keep them when a run stops"
-        return f"{kept} and kept in {self.location}; call again with resume=True to go on"
-
-
-@contextmanager
-def _bar(total: int, store: ResultStore, show: bool) -> Iterator[Callable[[tuple[int, ...]], None]]:
-    if not show:
-        yield store.mark
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="block", desc="heatmap") as bar:
-
-        def done(index: tuple[int, ...]) -> None:
-            store.mark(index)
-            bar.update()
-
-        yield done
-
-
-def as_view(
-    image: Any, spatial_ndim: int, resolution: Resolution, on_error: OnError = "raise"
-) -> ImageView:
-    """Anything that `heatmap` takes as an image, at one resolution.
-
-    Raises
-    ------
-    UsageError
-        It is no image, or a view or array with a resolution beside it.
-    """
-    from daskdmed.cohort.record import Record
-
-    keywords: dict[str, Any] = {
-        "level": resolution.level or 0,
-        "mpp": resolution.mpp,
-        "power": resolution.power,
-    }
-    if isinstance(image, (str, os.PathLike)):
-        from daskdmed.images.slide import open_slide
-
-        image = open_slide(image)
-    if _is_array(image):
-        image = Record(array=image)
-    if isinstance(image, Record):
-        if image.array is not None:
-            return image.view(**keywords, spatial_ndim=spatial_ndim)
-        image = image.open()
-    if hasattr(image, "to_dask") and hasattr(image, "view"):
-        view: ImageView = image.view(**keywords, on_error=on_error)
-        return _checked(view, spatial_ndim)
-    if isinstance(image, ImageView):
-        if resolution != Resolution(level=0):
-            raise UsageError(
-                f"{resolution} beside a view, which has its resolution already; "
-                "give the slide, or leave level, mpp and power away"
+        def prepare(one: PatientImage) -> ImageJob:
+            return ImageJob.prepare(
+                one.record, one.resolution, one.location, one.mask_of(), facts, settings
             )
-        return _checked(image, spatial_ndim)
-    raise UsageError(
-        f"image must be a slide, a Record, a path, a view or an array, got {type(image).__name__}"
-    )
 
-
-def _is_array(image: Any) -> bool:
-    return isinstance(image, (np.ndarray, da.Array)) or type(image).__module__.startswith("zarr.")
-
-
-def _checked(view: ImageView, spatial_ndim: int) -> ImageView:
-    if view.spatial_ndim != spatial_ndim:
-        raise GeometryError(
-            f"kernel_size has {spatial_ndim} axes, the image has {view.spatial_ndim} axes of "
-            f"space (shape {view.shape}); give one number per axis"
-        )
-    return view
-
-
-def _location(out: PathLike | Store | None, client: Client | None) -> Location:
-    if out is None:
-        import zarr
-
-        out = zarr.storage.MemoryStore()
-    location = Location.of(out)
-    if client is not None and location.in_memory:
-        raise UsageError(
-            "workers of a cluster cannot write into this process's memory; "
-            "give out= a path or URL that all of them see"
-        )
-    return location
-
-
-def _block_windows(
-    grid: WindowGrid, view: ImageView, block_windows: PerAxis | None
-) -> tuple[int, ...]:
-    if block_windows is not None:
-        wanted = per_axis(block_windows, grid.ndim, "block_windows")
-        if min(wanted) < 1:
-            raise GeometryError(f"block_windows must be at least 1, got {wanted}")
-        return tuple(min(n, c) for n, c in zip(wanted, grid.counts, strict=True))
-    channels = int(np.prod(view.shape[grid.ndim :], dtype=int))
-    return choose_block(grid, view.tile_shape, bytes_per_pixel=channels * view.dtype.itemsize)
-
-
-def _spec(
-    view: ImageView,
-    grid: WindowGrid,
-    block_windows: tuple[int, ...],
-    outputs: int,
-    resolution: Resolution,
-    model: WindowModel,
-    keep: Array | None,
-) -> ResultSpec:
-    """Everything that the values depend on goes into the parameters; `batch_size` does not."""
-    place = Georeference(grid.kernel_size, grid.stride, tuple(view.downsample), view.mpp)
-    parameters = {
-        "image": view.token,
-        "shape": view.shape,
-        "resolution": str(resolution),
-        "kernel_size": grid.kernel_size,
-        "stride": grid.stride,
-        "edge": grid.edge,
-        "model": model.fingerprint,
-        "mask": None if keep is None else fingerprint(keep),
-        "block_windows": block_windows,
-        "outputs": outputs,
-    }
-    name = str(getattr(view, "uri", "") or f"array of shape {view.shape}")
-    return ResultSpec("heatmap", grid.counts, outputs, block_windows, place, name, parameters)
-
-
-def _lazy(location: Location, spec: ResultSpec) -> da.Array:
-    array: Any = location.open("r")[LEVEL]
-    chunks = [
-        min(n, max(_RESULT_CHUNK // c, 1) * c) for n, c in zip(spec.shape, spec.chunks, strict=True)
-    ]
-    # a store object has no name that says which one it is
-    which = str(location) if isinstance(location.target, str) else id(location.target)
-    name = f"heatmap-{tokenize(which, spec)}"
-    return da.from_array(array, chunks=tuple(chunks), name=name, lock=False)
+        return [(i.patient.key, lambda i=i: prepare(i)) for i in listed]  # type: ignore[misc]
+    if isinstance(image, Patient):
+        wanted = resolution_of(image, **resolution)
+        image = image.record(record)
+    else:
+        functions = [name for name, value in resolution.items() if callable(value)]
+        if functions or record is not None:
+            raise UsageError(
+                f"{(functions or ['record'])[0]}= as given is for patients of a dataset; this "
+                f"image is a {type(image).__name__}, give a value"
+                if functions
+                else f"record={record!r} is for patients; this image is a {type(image).__name__}"
+            )
+        wanted = _Resolution.of(**resolution)
+    location = as_location(given["out"], given["client"])
+    mask = given["mask"]
+    return [(None, lambda: ImageJob.prepare(image, wanted, location, mask, facts, settings))]
 
 
 __all__ = ["as_view", "heatmap"]

@@ -11,19 +11,25 @@ as done (`daskdmed.store.manifest`).
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import dask
 import numpy as np
 
+from daskdmed.store.files import write_failure
 from daskdmed.types import Array, ImageView
 from daskdmed.windows.extract import Windows, read_block
 from daskdmed.windows.grid import WindowBlock, WindowGrid
 from daskdmed.windows.models import WindowModel
+from daskdmed.windows.strips import Strip, read_strips
+from daskdmed.windows.values import Layout
 
 Index = tuple[int, ...]
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ class BlockTask:
         Windows per call of the model.
     outputs : int
         k, or 0 for one plain value per window.
+    cells : tuple of int
+        Extent of the map that each window gives, which `target` has in the place of one
+        cell; empty for plain values.
     """
 
     view: ImageView
@@ -68,14 +77,21 @@ class BlockTask:
     target: Any
     batch_size: int
     outputs: int
+    cells: tuple[int, ...] = ()
 
     def for_block(self, job: BlockJob) -> BlockTask:
         """The same task, its view cut down to what the block needs (cheap to send)."""
         restrict = getattr(self.view, "restrict", None)
         if restrict is None:
             return self
-        view = restrict(job.block.region)
-        return BlockTask(view, self.grid, self.target, self.batch_size, self.outputs)
+        return replace(self, view=restrict(job.block.region))
+
+    def without_pixels(self, job: BlockJob) -> BlockTask:
+        """The same task for `finish`, which only asks the view for its shape and dtype."""
+        detached = getattr(self.view, "detached", None)
+        if detached is None:
+            return self
+        return replace(self, view=detached(job.block.region))
 
     def __call__(self, model: WindowModel, job: BlockJob) -> Index:
         """Compute and write one block.
@@ -84,34 +100,69 @@ class BlockTask:
         -------
         tuple of int
             Its index.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written (disk full...).
         """
-        try:
-            values = self.compute(model, job)
-            lead = (slice(None),) if self.outputs else ()
-            self.target[(*lead, *job.block.slices)] = values
-        except Exception as error:
-            error.add_note(f"in windows {_where(job.block)} (block {job.index})")
-            raise
+        with _context(job):
+            self._write(job, self.compute(model, job))
+        return job.index
+
+    def read(self, job: BlockJob) -> Array:
+        """The pixels that a block needs, to be computed by `finish` elsewhere."""
+        with _context(job):
+            return read_block(self.view, self._needed(job)[0])
+
+    def finish(self, model: WindowModel, job: BlockJob, pixels: Array) -> Index:
+        """Compute and write one block from the pixels that `read` gave."""
+        with _context(job):
+            inner, _, keep = self._needed(job)
+            windows = Windows(pixels, inner, self.grid, keep)
+            self._write(job, self._values(model, job, [Strip(0, windows)]))
         return job.index
 
     def compute(self, model: WindowModel, job: BlockJob) -> Array:
         """Values of one block, NaN where windows are not kept, channel first."""
-        width = max(self.outputs, 1)
-        result = np.full((job.block.count, width), np.nan, np.float32)
+        inner, _, keep = self._needed(job)
+        return self._values(model, job, read_strips(self.view, inner, self.grid, keep))
+
+    def _values(self, model: WindowModel, job: BlockJob, strips: Iterable[Strip]) -> Array:
+        width, shape = max(self.outputs, 1), job.block.shape
+        result = np.full((job.block.count, width, *self.cells), np.nan, np.float32)
         inner, offset, keep = self._needed(job)
-        windows = Windows(read_block(self.view, inner), inner, self.grid, keep)
-        for where, values in model.outputs(windows, self.batch_size):
+        total = inner.count if keep is None else int(np.count_nonzero(keep))
+        expected = Layout(self.outputs, self.cells)
+        for where, values in model.stream(strips, total, self.grid, self.view, self.batch_size):
             places = np.unravel_index(where, inner.shape)
             shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
-            flat = np.ravel_multi_index(shifted, job.block.shape)
-            if values.shape[1:] != ((self.outputs,) if self.outputs else ()):
-                raise ValueError(
-                    f"the model gave values of shape {values.shape}, where its first output "
-                    f"had {self.outputs or 'one plain'} value(s) per window"
-                )
-            result[flat] = values.reshape(len(values), width)
-        result = result.reshape(*job.block.shape, width)
-        return np.moveaxis(result, -1, 0) if self.outputs else result[..., 0]
+            flat = np.ravel_multi_index(shifted, shape)
+            if values.shape[1:] != expected.shape:
+                found = Layout.of(values, self.grid.ndim)
+                raise ValueError(f"the model gave {found}, where its first output had {expected}")
+            result[flat] = values.reshape(len(values), *result.shape[1:])
+        result = np.moveaxis(result.reshape(*shape, width, *self.cells), self.grid.ndim, 0)
+        if self.cells:
+            # (k, rows, columns, h, w) -> (k, rows, h, columns, w)
+            ndim = self.grid.ndim
+            order = [a for axis in range(ndim) for a in (1 + axis, 1 + ndim + axis)]
+            result = result.transpose(0, *order).reshape(width, *self._extent(job))
+        return result if self.outputs else result[0]
+
+    def _extent(self, job: BlockJob) -> tuple[int, ...]:
+        return tuple(n * c for n, c in zip(job.block.shape, self.cells, strict=True))
+
+    def _write(self, job: BlockJob, values: Array) -> None:
+        cells = self.cells or (1,) * self.grid.ndim
+        places = tuple(
+            slice(s.start * c, s.stop * c) for s, c in zip(job.block.slices, cells, strict=True)
+        )
+        lead = (slice(None),) if self.outputs else ()
+        try:
+            self.target[(*lead, *places)] = values
+        except OSError as error:
+            raise write_failure(f"the chunk of block {job.index}", error) from error
 
     def _needed(self, job: BlockJob) -> tuple[WindowBlock, Index, Array | None]:
         """The smallest block around the kept windows, so that no more pixels are read."""
@@ -124,6 +175,16 @@ class BlockTask:
         inner = self.grid.box(start, [b - a for a, b in zip(first, stop, strict=True)])
         keep = job.keep[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
         return inner, first, keep
+
+
+@contextlib.contextmanager
+def _context(job: BlockJob) -> Iterator[None]:
+    """Say in which block an error happened."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in windows {_where(job.block)} (block {job.index})")
+        raise
 
 
 def _where(block: WindowBlock) -> str:
@@ -150,21 +211,21 @@ def worker_threads() -> int:
 
 
 def run_in_threads(
-    jobs: Iterable[BlockJob],
-    call: Callable[[BlockJob], Index],
-    done: Callable[[Index], None],
+    jobs: Iterable[J],
+    call: Callable[[J], R],
+    done: Callable[[R], None],
     threads: int,
 ) -> None:
     """Run jobs in threads of this process.
 
     Parameters
     ----------
-    jobs : iterable of BlockJob
+    jobs : iterable
         Consumed as threads become free.
     call : callable
         Computes and writes one block.
     done : callable
-        Told the index of every block that was written, in the calling thread.
+        Told what `call` returned for every block that was written, in the calling thread.
     threads : int
         How many.
 
@@ -174,7 +235,7 @@ def run_in_threads(
         The first error of a job, after the jobs already running have ended.
     """
     waiting = iter(jobs)
-    running: set[concurrent.futures.Future[Index]] = set()
+    running: set[concurrent.futures.Future[R]] = set()
     failure: BaseException | None = None
     with concurrent.futures.ThreadPoolExecutor(threads, "daskdmed-windows") as pool:
         try:

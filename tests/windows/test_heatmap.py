@@ -322,7 +322,9 @@ def test_records_and_their_resolution():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (lambda w: w, "returned shape"),
+        (lambda w: w[:, :, :, None, None], "returned shape"),
+        (lambda w: w[0], "returned shape"),
+        (lambda w: np.zeros((len(w), 0)), "returned shape"),
         (lambda w: np.zeros(len(w) + 1), "returned shape"),
         (lambda w: {"logits": np.zeros(len(w))}, "picks the output"),
         (lambda w: np.zeros(len(w), complex), "real numbers"),
@@ -338,7 +340,7 @@ def test_outputs_that_change_their_width():
     def model(windows):
         return np.zeros((len(windows), 2 if windows.any() else 3))
 
-    with pytest.raises(StoreError, match="values of shape"):
+    with pytest.raises(StoreError, match="where its first output had"):
         heatmap(np.ones((64, 64)), model, kernel_size=16)
 
 
