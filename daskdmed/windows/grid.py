@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
 
 from daskdmed.errors import GeometryError, UsageError
 from daskdmed.types import Region
@@ -290,34 +293,40 @@ def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
     GeometryError
         The number of values differs from `ndim`, or one is not a whole number.
     """
-    values = (value,) * ndim if isinstance(value, (int, float)) else tuple(value)
+    values = _each(value, ndim, name)
+    if any(isinstance(v, (bool, np.bool_)) or not math.isfinite(v) or int(v) != v for v in values):
+        raise GeometryError(f"{name} must be whole pixels, got {value!r}")
+    return tuple(int(v) for v in values)
+
+
+def _each(value: Any, ndim: int, name: str) -> tuple[Any, ...]:
+    """One number per axis, from one for all or a sequence; NumPy's are as good as Python's."""
+    values = (value,) * ndim if isinstance(value, numbers.Number) else value
+    if isinstance(values, np.ndarray):
+        values = (values.item(),) * ndim if values.ndim == 0 else values.tolist()
+    if not isinstance(values, Sequence) or not all(isinstance(v, numbers.Real) for v in values):
+        raise GeometryError(
+            f"{name} must be one number, or one per axis in array order (y, x) or (z, y, x), "
+            f"got {value!r}"
+        )
     if len(values) != ndim:
         raise GeometryError(
             f"{name}={value!r} has {len(values)} values for {ndim} spatial axes; "
             "give one number, or one per axis in array order (y, x) or (z, y, x)"
         )
-    if any(int(v) != v for v in values):
-        raise GeometryError(f"{name} must be whole pixels, got {value!r}")
-    return tuple(int(v) for v in values)
+    return tuple(values)
 
 
 def _stride_from_overlap(kernel: tuple[int, ...], overlap: OverlapLike) -> tuple[int, ...]:
-    if isinstance(overlap, (int, float)):
-        values: tuple[int | float, ...] = (overlap,) * len(kernel)
-    else:
-        values = tuple(overlap)
-    if len(values) != len(kernel):
-        raise GeometryError(
-            f"overlap={overlap!r} has {len(values)} values for {len(kernel)} spatial axes"
-        )
     steps = []
-    for k, value in zip(kernel, values, strict=True):
-        fraction = isinstance(value, float)
-        pixels = round(k * value) if fraction else int(value)
-        if value < 0 or (fraction and value >= 1) or pixels >= k:
+    for k, value in zip(kernel, _each(overlap, len(kernel), "overlap"), strict=True):
+        fraction = not isinstance(value, numbers.Integral)
+        fits = math.isfinite(value) and 0 <= value < (1 if fraction else k)
+        pixels = round(k * value) if fits and fraction else value
+        if not fits or pixels >= k:
             raise GeometryError(
-                f"overlap={value!r} does not fit a kernel of {k} pixels: give pixels "
+                f"overlap={overlap!r} does not fit a kernel of {k} pixels: give pixels "
                 f"(int, 0 to {k - 1}) or a fraction (float in [0, 1))"
             )
-        steps.append(k - pixels)
+        steps.append(k - int(pixels))
     return tuple(steps)

@@ -52,6 +52,8 @@ def coverage(mask: ArrayLike, grid: WindowGrid, extent: Sequence[float] | None =
             f"a mask of shape {share.shape} does not lie over an image of shape {grid.shape}: "
             f"it needs {grid.ndim} axes (array order) and may have any resolution"
         )
+    if share.dtype.kind not in "biuf":
+        raise GeometryError(f"a mask is made of bool or numbers, got {share.dtype}")
     if share.dtype != np.bool_ and not (share.min() >= 0 and share.max() <= 1):
         raise GeometryError(
             f"mask values must lie in [0, 1], got {share.min()} to {share.max()}; "

@@ -230,3 +230,72 @@ def test_chosen_blocks_fit_any_grid(grid, data):
     tile = tuple(data.draw(st.integers(1, 9)) for _ in grid.shape)
     block = choose_block(grid, tile, bytes_per_pixel=data.draw(st.integers(1, 8)))
     assert all(1 <= b <= n for b, n in zip(block, grid.counts, strict=True))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 60),
+            st.integers(1, 20),
+            st.one_of(st.integers(0, 19), st.floats(0, 0.99)),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["pad", "shift"]),
+)
+def test_windows_that_overlap_cover_everything_and_overlap_by_that_much(axes, edge):
+    shape, kernel, overlap = zip(*axes, strict=True)
+    pixels = [o if isinstance(o, int) else round(k * o) for k, o in zip(kernel, overlap)]
+    if any(p >= k for p, k in zip(pixels, kernel)):
+        with pytest.raises(GeometryError, match="overlap"):
+            WindowGrid.of(shape, kernel, overlap=overlap, edge=edge)
+        return
+    grid = WindowGrid.of(shape, kernel, overlap=overlap, edge=edge)
+    for axis, (n, k, p) in enumerate(zip(shape, kernel, pixels)):
+        places = [grid.axis_origin(axis, i) for i in range(grid.counts[axis])]
+        assert places == brute_axis(n, k, k - p, edge)
+        steps = np.diff(places)
+        # neighbours share at least so many pixels, the last pair more when it was shifted
+        assert (steps[:-1] == k - p).all()
+        assert (steps <= k - p).all()
+        covered = np.zeros(n, bool)
+        for place in places:
+            covered[place : place + k] = True
+        assert covered.all()
+
+
+@pytest.mark.parametrize("edge", ["pad", "shift", "drop"])
+@pytest.mark.parametrize("size", [(100, 500), (500, 100), (90, 500), (150, 150), (100, 100)])
+def test_images_as_large_as_the_kernel_or_smaller(size, edge):
+    # the sizes at which a known sliding window divides by zero, hangs, or leaves out a half
+    grid = WindowGrid.of(size, 100, edge=edge)
+    covered = np.zeros(size, int)
+    for _, (y, x) in grid:
+        covered[y : y + 100, x : x + 100] += 1
+    if edge != "drop":
+        assert covered.min() == 1
+    else:
+        whole = tuple(n // 100 for n in size)
+        assert len(grid) == math.prod(whole)
+    if edge == "pad":
+        assert covered.max() == 1
+
+
+def test_numbers_of_numpy_are_numbers():
+    grid = WindowGrid.of(np.array([50, 40]), np.int64(10), stride=np.array([5, 7]))
+    assert (grid.kernel_size, grid.stride) == ((10, 10), (5, 7))
+    assert WindowGrid.of((50, 40), 10, overlap=np.float32(0.5)).stride == (5, 5)
+    assert WindowGrid.of((50, 40), 10, overlap=np.int32(3)).stride == (7, 7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "4", None, 4.5, {}, [4, "4"]])
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "overlap"])
+def test_what_is_no_size_is_refused(name, value):
+    if (name, value) in (("stride", None), ("overlap", None)):
+        return  # not given
+    if name == "overlap" and value is True:
+        return  # one pixel, as in Python
+    keywords = {"kernel_size": 8} if name != "kernel_size" else {}
+    with pytest.raises(GeometryError):
+        WindowGrid.of((9, 9), **keywords, **{name: value})
