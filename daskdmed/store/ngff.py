@@ -324,7 +324,7 @@ def label_metadata(
     colors : mapping of int to (int, int, int, int)
         Red, green, blue and opacity, 0 to 255, per label value.
     names : mapping of int to str, optional
-        What the values mean.
+        What values mean, of those with a colour.
     """
     found: dict[str, Any] = {
         "colors": [
@@ -334,8 +334,10 @@ def label_metadata(
         "source": {"image": "../../"},
     }
     if names:
+        # the same values as in colors, as validators want it
+        called = {**{value: str(value) for value in colors}, 0: "background", **names}
         found["properties"] = [
-            {"label-value": int(value), "class": str(name)} for value, name in sorted(names.items())
+            {"label-value": int(value), "class": called[value]} for value in sorted(colors)
         ]
     return found
 

@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 
-from daskdmed.errors import GeometryError, StoreError, UsageError
+from daskdmed.errors import StoreError, UsageError
 from daskdmed.store.files import write_failure
 from daskdmed.store.location import Location
 from daskdmed.store.ngff import (
@@ -186,6 +186,7 @@ def build_levels(
     axes: Sequence[str],
     method: Method,
     client: Client | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Write coarser levels of an array of a group, each from the one before.
 
@@ -203,6 +204,8 @@ def build_levels(
         As in `reduce_block`.
     client : distributed.Client, optional
         Compute on a cluster.
+    names : sequence of str, optional
+        Of the levels; default those that follow `path`.
 
     Returns
     -------
@@ -214,7 +217,7 @@ def build_levels(
     for number, total in enumerate(totals, 1):
         step = tuple(1 if a == "c" else total // before for a in axes)
         shape = tuple(-(-n // f) for n, f in zip(source.shape, step, strict=True))
-        name = str(int(path) + number) if path.isdecimal() else f"{path}_{number}"
+        name = names[number - 1] if names is not None else _following(path, number)
         chunks = tuple(
             min(n, c if a == "c" else max(c, _CHUNK))
             for n, c, a in zip(shape, source.chunks, axes, strict=True)
@@ -233,6 +236,10 @@ def build_levels(
         found.append((name, tuple(1 if a == "c" else total for a in axes)))
         source, before = target, total
     return found
+
+
+def _following(path: str, number: int) -> str:
+    return str(int(path) + number) if path.isdecimal() else f"{path}_{number}"
 
 
 def add_pyramid(
@@ -291,7 +298,7 @@ def add_pyramid(
     _check_arguments(method, factor, smallest, window)
     location = Location.of(store)
     group = location.open(zarr_format=None)
-    finest, multiscale = _finest(location, group)
+    multiscale, (finest, *_) = level_places(location, group)
     _check_finished(location, group)
     axes = [str(axis["name"]) for axis in multiscale["axes"]]
     array: Any = group[finest.path]
@@ -362,30 +369,36 @@ def _check_arguments(
         raise UsageError(f"window must be two finite rising numbers, got {window!r}")
 
 
-def _finest(location: Location, group: zarr.Group) -> tuple[LevelPlace, dict[str, Any]]:
-    """The finest level as the metadata describe it."""
+def level_places(location: Location, group: zarr.Group) -> tuple[dict[str, Any], list[LevelPlace]]:
+    """The first multiscale image of a group, and its levels as the metadata place them.
+
+    Raises
+    ------
+    StoreError
+        The group is no OME-Zarr image with named axes.
+    """
     ome = ome_of(group)
+    places = []
     try:
         multiscale = ome["multiscales"][0]
-        dataset = multiscale["datasets"][0]
-        path = str(dataset["path"])
-        axes = [axis["name"] for axis in multiscale["axes"]]
-        found: dict[str, list[float]] = {}
-        for step in dataset["coordinateTransformations"]:
-            found[step["type"]] = [float(v) for v in step[step["type"]]]
-        array: Any = group[path]
+        count = len([axis["name"] for axis in multiscale["axes"]])
+        for dataset in multiscale["datasets"]:
+            found = {"scale": [1.0] * count, "translation": [0.0] * count}
+            for step in dataset["coordinateTransformations"]:
+                found[step["type"]] = [float(v) for v in step[step["type"]]]
+            path = str(dataset["path"])
+            array: Any = group[path]
+            if {len(found["scale"]), len(found["translation"]), len(array.shape)} != {count}:
+                raise ValueError(f"level {path!r} of shape {array.shape} has not {count} axes")
+            places.append(LevelPlace(path, tuple(found["scale"]), tuple(found["translation"])))
+        if not places:
+            raise ValueError("it has no levels")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StoreError(
             f"{location} holds no OME-Zarr image with named axes ({type(error).__name__}: "
             f"{error}); results over one axis or more than three cannot have a pyramid"
         ) from error
-    scale = found.get("scale", [1.0] * len(axes))
-    translation = found.get("translation", [0.0] * len(axes))
-    if {len(axes), len(scale), len(translation)} != {len(array.shape)}:
-        raise GeometryError(
-            f"{location}: {len(axes)} axes are named, the array has shape {array.shape}"
-        )
-    return LevelPlace(path, tuple(scale), tuple(translation)), multiscale
+    return multiscale, places
 
 
 def _check_finished(location: Location, group: zarr.Group) -> None:
