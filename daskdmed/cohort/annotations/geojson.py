@@ -181,7 +181,7 @@ def _geometry(value: Any, flaws: list[str], depth: int = 0) -> Any:
     if kind == "Point":
         return shapely.Point() if not given else shapely.points(positions([given], kind, 1)[0])
     if kind == "MultiPoint":
-        return shapely.multipoints(shapely.points(positions(given, kind, 1)))
+        return shapely.MultiPoint(positions(given, kind, 1))
     if kind == "LineString":
         return shapely.linestrings(positions(given, kind, 2)) if given else shapely.LineString()
     if kind == "Polygon":
@@ -189,8 +189,8 @@ def _geometry(value: Any, flaws: list[str], depth: int = 0) -> Any:
     if not all(isinstance(part, list) for part in given):
         raise DraftError(f"a {kind} is a list of lists of coordinates")
     if kind == "MultiLineString":
-        return shapely.multilinestrings([positions(part, kind, 2) for part in given if part])
-    return shapely.multipolygons([_polygon(part, flaws) for part in given if part])
+        return shapely.MultiLineString([positions(part, kind, 2) for part in given if part])
+    return shapely.MultiPolygon([_polygon(part, flaws) for part in given if part])
 
 
 def _collection(value: Any, flaws: list[str], depth: int) -> Any:
@@ -202,7 +202,7 @@ def _collection(value: Any, flaws: list[str], depth: int) -> Any:
             else 'a GeometryCollection has no list "geometries"'
         )
     parts = [_geometry(part, flaws, depth + 1) for part in inner]
-    return require_shapely().geometrycollections(parts)
+    return require_shapely().GeometryCollection(parts)
 
 
 def _polygon(value: Any, flaws: list[str]) -> Any:

@@ -332,8 +332,7 @@ def _interior(edges: Floats, owner: Ints, band: Grid) -> Spans:
     """Runs of pixels whose centres lie inside, by sorted crossings of the rows of centres."""
     u0, v0, u1, v1 = (edges - 0.5).T
     edge, row = _rows(np.ceil(v0), np.ceil(v1), band)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (u1 - u0) / (v1 - v0)
+    slope = _slopes(u0, v0, u1, v1)
     at = np.ceil(u0[edge] + (row - v0[edge]) * slope[edge])
     left, width = band.origin[1], band.shape[1]
     column = np.clip(at - left, 0, width).astype(np.int64)
@@ -347,6 +346,13 @@ def _interior(edges: Floats, owner: Ints, band: Grid) -> Spans:
     return Spans(shape, place + band.origin[0], first, first + (stop - start))
 
 
+def _slopes(u0: Floats, v0: Floats, u1: Floats, v1: Floats) -> Floats:
+    """Columns per row; 0 for edges so level that the quotient is not finite."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        slope = (u1 - u0) / (v1 - v0)
+    return np.where(np.isfinite(slope), slope, 0.0)
+
+
 def _crossed(edges: Floats, owner: Ints, band: Grid, *, closed: bool) -> Spans:
     """Runs of pixels that edges pass through.
 
@@ -357,9 +363,8 @@ def _crossed(edges: Floats, owner: Ints, band: Grid, *, closed: bool) -> Spans:
     after = np.floor(v1) + 1 if closed else np.ceil(v1)
     edge, row = _rows(np.floor(v0), after, band)
     u0, v0, u1, v1 = u0[edge], v0[edge], u1[edge], v1[edge]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (u1 - u0) / (v1 - v0)
     flat = v1 == v0
+    slope = _slopes(u0, v0, u1, v1)
     enter = np.where(flat | (v0 >= row), u0, u0 + (row - v0) * slope)
     leave = np.where(flat | (v1 <= row + 1), u1, u0 + (row + 1 - v0) * slope)
     low, high = np.minimum(enter, leave), np.maximum(enter, leave)
