@@ -88,8 +88,8 @@ class Wish:
     @property
     def ndim(self) -> int:
         """Number of spatial axes."""
-        kernel = self.kernel_size
-        return 2 if isinstance(kernel, (int, float)) else len(tuple(kernel))
+        kernel: Any = self.kernel_size
+        return 2 if np.ndim(kernel) == 0 else len(kernel)
 
     def image(self, patient: Patient, view: ImageView | None = None) -> ImageWindows:
         """Open one image and lay its windows."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from dask.utils import format_bytes
 
 from daskdmed.cohort.record import Patient
 from daskdmed.errors import BudgetError
@@ -152,8 +153,9 @@ def fit_block(
     while 2 * (needed := block_bytes(grid, shape, bytes_per_pixel)) > budget:
         if max(shape) == 1:
             raise BudgetError(
-                f"resident={budget} bytes cannot hold two blocks of one window of "
-                f"{grid.kernel_size} pixels, {needed} bytes each; ask for {2 * needed} or more"
+                f"resident={format_bytes(budget)} cannot hold two blocks of one window of "
+                f"{grid.kernel_size} pixels, {format_bytes(needed)} each; ask for "
+                f"{2 * needed} bytes or more"
             )
         longest = max(range(grid.ndim), key=lambda a: (shape[a] > 1, shape[a] * grid.stride[a]))
         # blocks that began on storage tiles still do, if halving leaves whole periods
