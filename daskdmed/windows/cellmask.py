@@ -27,10 +27,12 @@ class CellMask:
     ----------
     mask : array-like
         One axis per spatial axis, over the whole image at any resolution; true or above
-        zero is wanted. Dask arrays are computed. An object with `data` and `shape0`, as
-        tissue masks are, stands for its data.
+        zero is wanted. Dask arrays are computed. A tissue mask, which knows its `scale`
+        (level-0 pixels per mask pixel along each axis), lies where that says.
     axes : sequence of AxisWindows
         The result.
+    downsample : sequence of float
+        Level-0 pixels per pixel of the image along each axis.
 
     Raises
     ------
@@ -38,8 +40,9 @@ class CellMask:
         Another number of axes, no cells, or values that are NaN or negative.
     """
 
-    def __init__(self, mask: Any, axes: Sequence[AxisWindows]) -> None:
-        given = np.asarray(mask.data if hasattr(mask, "shape0") else mask)
+    def __init__(self, mask: Any, axes: Sequence[AxisWindows], downsample: Sequence[float]) -> None:
+        knows_place = hasattr(mask, "shape0")
+        given = np.asarray(mask.data if knows_place else mask)
         sizes = tuple(axis.size for axis in axes)
         if given.ndim != len(axes) or 0 in given.shape:
             raise GeometryError(
@@ -50,9 +53,12 @@ class CellMask:
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
+        per_pixel = [n / axis.size for n, axis in zip(given.shape, axes, strict=True)]
+        if knows_place:
+            per_pixel = [d / s for d, s in zip(downsample, mask.scale, strict=True)]
         under = [
-            np.minimum((axis.middles * n / axis.size).astype(np.intp), n - 1)
-            for n, axis in zip(given.shape, axes, strict=True)
+            np.minimum((axis.middles * p).astype(np.intp), n - 1)
+            for n, axis, p in zip(given.shape, axes, per_pixel, strict=True)
         ]
         # what no middle lies on would only blur which windows are needed
         places = [np.unique(places, return_inverse=True) for places in under]

@@ -21,6 +21,7 @@ from daskdmed.errors import BudgetError, UsageError
 from daskdmed.images import buffers
 from daskdmed.types import Array, ImageView
 from daskdmed.windows.models import WindowModel, scale_into
+from daskdmed.windows.torchrun import device_of, precision
 
 Cells: TypeAlias = tuple[int, ...]
 #: bytes that one batch of windows may take as float32
@@ -72,6 +73,10 @@ class MapModel:
         """The model on its device, as a copy when it has to move."""
         return replace(self, wrapped=self.wrapped.place())
 
+    def portable(self) -> MapModel:
+        """The same model in a form that can be pickled."""
+        return replace(self, wrapped=self.wrapped.portable())
+
     def raw(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
         """What the model gives for windows of one shape.
 
@@ -87,35 +92,65 @@ class MapModel:
         ndarray
             Real numbers, in the layout of the model.
         """
-        if not self.wrapped.is_torch:
+        wrapped = self.wrapped
+        if not wrapped.is_torch:
             batch = np.stack(windows)
-            tfms = self.wrapped.batch_tfms
-            return _as_array(self.wrapped.model(batch if tfms is None else tfms(batch)))
-        import torch
+            given = batch if wrapped.batch_tfms is None else wrapped.batch_tfms(batch)
+            return _as_array(wrapped.model(given))
+        batch = self._batch(windows, spatial_ndim)
+        fixed = getattr(wrapped.model, "daskdmed_batch", None)
+        if fixed is not None and len(batch) != fixed:
+            return self._in_batches_of(int(fixed), batch)
+        return wrapped.limit.run(self._forward, batch)
 
-        with torch.inference_mode():
-            return _as_array(self.wrapped.model(self._tensor(windows, spatial_ndim)))
-
-    def _tensor(self, windows: Sequence[Array], spatial_ndim: int) -> Any:
-        import torch
-
-        device = _device(self.wrapped.model)
+    def _batch(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
+        """Windows for a module in one array: scaled and channels first where that is left to
+        the CPU, else as they are with the channels last."""
         first = windows[0]
         channels = first.shape[spatial_ndim:] or (1,)
-        if self.wrapped.batch_tfms is None and device.type == "cpu":
-            shape = (len(windows), *channels, *first.shape[:spatial_ndim])
-            scaled = buffers.empty(shape, np.float32)
-            for target, window in zip(scaled, windows, strict=True):
-                to = np.moveaxis(target, 0, -1)
-                scale_into(to if window.ndim > spatial_ndim else to[..., 0], window)
-            return torch.from_numpy(scaled)
-        batch = np.stack(windows).reshape(len(windows), *first.shape[:spatial_ndim], *channels)
-        tensor = torch.movedim(torch.from_numpy(batch), -1, 1).to(device)
-        if self.wrapped.batch_tfms is not None:
-            return self.wrapped.batch_tfms(tensor).to(device)
-        full = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}.get(first.dtype)
-        tensor = tensor.float().contiguous()
-        return tensor if full is None else tensor.div_(full)
+        added = first.ndim == spatial_ndim
+        if not self._scales_on_cpu:
+            batch = np.stack(windows)
+            return batch[..., None] if added else batch
+        scaled = buffers.empty((len(windows), *channels, *first.shape[:spatial_ndim]), np.float32)
+        for target, window in zip(scaled, windows, strict=True):
+            to = np.moveaxis(target, 0, -1)
+            scale_into(to[..., 0] if added else to, window)
+        return scaled
+
+    @property
+    def _scales_on_cpu(self) -> bool:
+        wrapped = self.wrapped
+        return wrapped.batch_tfms is None and device_of(wrapped.model).type == "cpu"
+
+    def _in_batches_of(self, fixed: int, batch: Array) -> Array:
+        """For an exported program that takes one number of windows only."""
+        values = []
+        for a in range(0, len(batch), fixed):
+            part = batch[a : a + fixed]
+            full = np.concatenate([part, np.repeat(part[:1], fixed - len(part), axis=0)])
+            values.append(self._forward(full)[: len(part)])
+        return np.concatenate(values)
+
+    def _forward(self, batch: Array) -> Array:
+        import torch
+
+        wrapped = self.wrapped
+        device = device_of(wrapped.model)
+        with precision(wrapped.autocast, device):
+            tensor = torch.from_numpy(batch)
+            if not self._scales_on_cpu:
+                # channels-last memory seen as channels first, as the loader gives it
+                tensor = torch.movedim(tensor, -1, 1).to(device)
+                if wrapped.batch_tfms is not None:
+                    tensor = wrapped.batch_tfms(tensor).to(device)
+                else:
+                    full = {"uint8": 255.0, "uint16": 65535.0}.get(str(batch.dtype))
+                    tensor = tensor.float().contiguous()
+                    tensor = tensor if full is None else tensor.div_(full)
+            if wrapped.channels_last and tensor.ndim == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            return _as_array(wrapped.model(tensor))
 
     def __call__(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
         """Maps of windows of one shape, float32 (n, max(k, 1), *cells).
@@ -271,16 +306,6 @@ def _as_array(result: Any) -> Array:
             "prediction takes real numbers"
         )
     return values
-
-
-def _device(model: Any) -> Any:
-    import itertools
-
-    import torch
-
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def background_window(view: ImageView, shape: Sequence[int]) -> Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from daskdmed.windows.cellmask import CellMask
 from daskdmed.windows.fingerprint import fingerprint
 from daskdmed.windows.finish import Finish, Post
 from daskdmed.windows.grid import OverlapLike, PerAxis
-from daskdmed.windows.heatmap import as_view
+from daskdmed.windows.inputs import as_location, as_view
 from daskdmed.windows.maps import MapModel, check_batch_bytes
 from daskdmed.windows.models import Model, Transform, WindowModel
 from daskdmed.windows.run import run_in_threads, worker_threads
@@ -80,6 +79,8 @@ def predict(
     chunks: PerAxis | None = None,
     batch_tfms: Transform | None = None,
     device: Any = None,
+    autocast: Any = None,
+    channels_last: bool = False,
     on_error: OnError = "raise",
     progress: bool = False,
 ) -> da.Array:
@@ -96,14 +97,15 @@ def predict(
     ----------
     image : Slide, Record, path, URL, view, dask.array.Array or numpy.ndarray
         As for `heatmap`: spatial axes first, at most one channel axis behind them.
-    model : torch.nn.Module or callable
-        A module gets float32 (n, c, *kernel) in [0, 1] (or what `batch_tfms` makes of it) and
-        gives (n, k, *cells) or (n, *cells). Any other callable gets (n, *kernel[, c]) in the
-        dtype of the image and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells``
-        is the kernel divided by a whole number r per axis, 1 for a value per pixel; it and k
-        are learnt from a window of background. NaN or infinite values are refused. Windows
-        over the border see the background of the image; in-process the model may be called
-        from several threads at once.
+    model : torch.nn.Module, callable, path or exported program
+        A module (or TorchScript archive, or exported program, by path) gets float32
+        (n, c, *kernel) in [0, 1], or what `batch_tfms` makes of it, and gives (n, k, *cells)
+        or (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype of the image
+        and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the kernel
+        divided by a whole number r per axis, 1 for a value per pixel; it and k are learnt
+        from a window of background. NaN or infinite values are refused. Windows over the
+        border see the background of the image. In-process the model may be called from
+        several threads at once.
     kernel_size : int or sequence of int
         Extent of a window in pixels at the chosen resolution, array order. An image that is
         smaller is padded with background on both sides.
@@ -149,7 +151,7 @@ def predict(
         Compute on a cluster. Default: threads of this process.
     chunks : int or sequence of int, optional
         Cells per chunk of the result. Default: about 1024 x 1024, or 128^3.
-    batch_tfms, device, on_error, progress
+    batch_tfms, device, autocast, channels_last, on_error, progress
         As for `heatmap`.
 
     Returns
@@ -185,15 +187,15 @@ def predict(
     view = as_view(image, ndim, resolution, on_error)
     windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
     check_batch_bytes(view, windows.kernel_size, batch_size)
-    location = _location(out, client)
-    adapted = MapModel(WindowModel(model, batch_tfms, device))
+    location = as_location(out, client)
+    adapted = MapModel(WindowModel(model, batch_tfms, device, autocast, channels_last))
     threads = worker_threads() if client is None else 1
     with adapted.wrapped.ready(threads):
         ready = adapted.place() if client is None else adapted
         mosaic = windows.try_model(ready, blend, sigma_scale, chunks)
     outputs = mosaic.outputs
     finish = Finish.of(post, outputs, fill)
-    cells = None if mask is None else CellMask(mask, mosaic.plan.axes)
+    cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
     spec = _spec(view, windows, mosaic, finish, resolution, adapted, cells)
     store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
     task = SweepTask(
@@ -315,22 +317,6 @@ def _bar(store: ResultStore, show: bool) -> Iterator[_Mark]:
         yield done
 
 
-def _location(out: PathLike | Store | None, client: Client | None) -> Location:
-    if out is None:
-        import zarr
-
-        out = zarr.storage.MemoryStore()
-    elif not isinstance(out, (str, os.PathLike)) and not hasattr(out, "supports_writes"):
-        raise UsageError(f"out must be a path, a URL or a Zarr store, got {type(out).__name__}")
-    location = Location.of(out)
-    if client is not None and location.in_memory:
-        raise UsageError(
-            "workers of a cluster cannot write into this process's memory; "
-            "give out= a path or URL that all of them see"
-        )
-    return location
-
-
 def _spec(
     view: ImageView,
     windows: WindowChoice,
@@ -353,6 +339,7 @@ def _spec(
         "receptive_field": windows.receptive_field,
         "output_stride": windows.output_stride,
         "model": model.wrapped.fingerprint,
+        "autocast": str(model.wrapped.autocast or None),
         "mask": None if mask is None else fingerprint(mask.inside),
         "post": [finish.kind, finish.least, str(finish.fill)],
         "outputs": mosaic.outputs,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from daskdmed.images import buffers
+from daskdmed.store.files import write_failure
 from daskdmed.types import Array, ImageView, Region
 from daskdmed.windows.blend import Blend
 from daskdmed.windows.finish import Finish
@@ -280,7 +281,10 @@ class _Sweep:
         done = self.task.finish(values, inside)
         lead = (slice(None),) if self.task.finish.outputs else ()
         at = (*(slice(a, b) for a, b in self.lead), slice(begin, stop))
-        self.task.target[(*lead, *at)] = done
+        try:
+            self.task.target[(*lead, *at)] = done
+        except OSError as error:
+            raise write_failure(f"the chunks of step {step}", error) from error
 
     def _scaling(self, step: int) -> Array:
         """One over the sum of the weights; steps whose windows lie alike share it."""
