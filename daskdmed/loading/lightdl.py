@@ -51,6 +51,7 @@ from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
 from daskdmed.persistence.cluster import Cluster, connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
 from daskdmed.persistence.randomness import seed_key
+from daskdmed.persistence.ranks import Ranks
 from daskdmed.persistence.reading import RegionChooser
 from daskdmed.persistence.resident import JobFactory, ResidentSet
 from daskdmed.persistence.sources import AreaSource, TissueLike, Wish
@@ -171,8 +172,10 @@ class LightDL(Continuing, _Base):
         Resolution of the target, as `level` and `mpp`, when it is another than the image's.
         The image must have a whole number of pixels per pixel of the target.
     target_classes : optional
-        What a target made of annotations holds: a mapping label -> value, or a
-        `daskdmed.Categories`.
+        Classes of a target that is made of annotations or of a label map: `Categories`, or
+        what these are made of. Superclasses and a background channel are theirs.
+    target_channels : bool, default False
+        One channel of zeros and ones per class, instead of a map of class numbers.
 
     Raises
     ------
@@ -234,6 +237,7 @@ class LightDL(Continuing, _Base):
         target_level: LevelLike | None = None,
         target_mpp: MppLike | None = None,
         target_classes: Any = None,
+        target_channels: bool = False,
     ) -> None:
         super().__init__()
         _check_choice("rotation", rotation, ("deterministic", "adaptive"))
@@ -256,7 +260,15 @@ class LightDL(Continuing, _Base):
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self._geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
         self._request = Request(
-            record, target, level, mpp, power, target_level, target_mpp, target_classes
+            record,
+            target,
+            level,
+            mpp,
+            power,
+            target_level,
+            target_mpp,
+            target_classes,
+            target_channels,
         )
         shares, classes = as_quotas(quotas, labels)
         self._budget = to_bytes(resident)
@@ -325,7 +337,12 @@ class LightDL(Continuing, _Base):
         key = seed_key(epoch_seed(self.seed, progress.epoch))
         factory = JobFactory(self._catalogue, self._chooser, self._geometry.bigchunk, key)
         residents = ResidentSet(
-            cluster.client, plan, factory, self._allotment, in_process=cluster.in_process
+            cluster.client,
+            plan,
+            factory,
+            self._allotment,
+            in_process=cluster.in_process,
+            ranks=self._ranks(cluster),
         )
         sampling = Sampling(
             crop=self._crop,
@@ -347,6 +364,13 @@ class LightDL(Continuing, _Base):
         if cluster.in_process:
             return LocalEngine(*begin)
         return RemoteEngine(*begin, workers=cluster.workers)
+
+    def _ranks(self, cluster: Cluster) -> Ranks | None:
+        """The other ranks, when there are some and they can be on the same cluster."""
+        if self.world_size == 1 or self._client is None:
+            return None
+        shared = {**self._parameters(), "rank": None, "epoch": self._progress.epoch}
+        return Ranks(cluster.client, tokenize(shared), self.rank, self.world_size)
 
     def pause(self) -> None:
         """Stop making batches until `resume`; a few that are ready can still be taken."""

@@ -68,11 +68,11 @@ class Planning:
     @property
     def restricted(self) -> bool:
         """Whether there are places where no small chunk may lie."""
-        return bool(self.wish.tissue) or bool(self.labels) or any(q.classes for q in self.quotas)
+        return self.wish.masked or bool(self.labels) or any(q.classes for q in self.quotas)
 
     def plan(self) -> tuple[RotationPlan | StratifiedPlan, tuple[tuple[str, ...], ...]]:
         """A new plan, and the classes that each of its strata draws from."""
-        if self.wish.tissue:
+        if self.wish.masked:
             self.areas.prefetch(self._order())
         options: dict[str, Any] = {
             "slots": self.allotment.slots,
@@ -111,7 +111,7 @@ class Planning:
     def parameters(self) -> dict[str, Any]:
         """What batches depend on, for ``state_dict``; empty when nothing was asked for."""
         asked: dict[str, Any] = {}
-        if self.wish.tissue:
+        if self.wish.masked:
             asked["tissue"] = self.wish.tissue if isinstance(self.wish.tissue, str) else "own"
             asked["min_tissue"] = self.wish.least
         if self.labels:

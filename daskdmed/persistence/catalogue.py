@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from daskdmed.cohort.annotations.view import CollatedView, target_view
+from daskdmed.cohort.categories import Categories
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
 from daskdmed.errors import DaskdmedError, DatasetError, GeometryError, LoaderError, UsageError
@@ -211,8 +213,8 @@ class Request:
 
     Each of `level`, `mpp` and `power` is a value or a function of the patient, and so are
     `target_level` and `target_mpp`; without these the target is opened as the image is.
-    `target_classes` says what a target made of annotations holds, see
-    `daskdmed.cohort.annotations`.
+    `target_classes` and `target_channels` say what a target of annotations or of a label map
+    holds, see `daskdmed.cohort.annotations.target_view`.
     """
 
     record: str | None = None
@@ -223,6 +225,7 @@ class Request:
     target_level: LevelLike | None = None
     target_mpp: MppLike | None = None
     target_classes: Any = None
+    target_channels: bool = False
 
     def entry(self, patient: Patient, geometry: Geometry) -> Entry:
         """Open a patient's record (and target) and cut it into big chunks."""
@@ -249,15 +252,19 @@ class Request:
     ) -> ImageView | None:
         if self.target is None:
             return None
-        record = patient.record(self.target)
-        if getattr(record, "is_annotations", False):
-            from daskdmed.cohort.annotations import target_view
-
-            return target_view(record, like=view, classes=self.target_classes)
         if self.target_level is not None or self.target_mpp is not None:
             own = _resolved(patient, level=self.target_level or 0, mpp=self.target_mpp)
             options = {**own, "spatial_ndim": options["spatial_ndim"]}
-        return record.view(**options)
+            view = patient.record(self.record).view(**options)
+        record = patient.record(self.target)
+        if record.is_annotations:
+            return target_view(record, view, self.target_classes, multichannel=self.target_channels)
+        labelmap = record.view(**options)
+        if self.target_classes is None:
+            return labelmap
+        classes = self.target_classes
+        categories = classes if isinstance(classes, Categories) else Categories(classes)
+        return CollatedView(labelmap, categories, self.target_channels)
 
 
 def _resolved(patient: Patient, **resolution: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Not covered: the plan itself (`daskdmed.persistence.plan`), what a read does
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -25,6 +26,7 @@ from daskdmed.errors import LoaderClosedError, LoaderError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
+from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
     Job,
     LoadContext,
@@ -161,6 +163,8 @@ class ResidentSet:
         How many big chunks may be in memory.
     in_process : bool
         Whether the workers are threads of this process.
+    ranks : Ranks or None
+        Other processes that walk the same plan on the same cluster.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class ResidentSet:
         allotment: Allotment,
         *,
         in_process: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         self.client = client
         self.allotment = allotment
@@ -190,15 +195,27 @@ class ResidentSet:
         self._wake = threading.Condition()
         self._closed = False
         self._workers = _Workers(client)
+        self._ranks = ranks
+        self._leased: deque[Turn] = deque()
+        self._most = allotment.capacity
+        if ranks is not None:
+            # what another rank has let go of may be held here until the next word of it: as
+            # much as this rank can be ahead
+            spare = allotment.capacity - allotment.slots
+            self._most -= (spare + allotment.group) // 2
 
     # -- turns ----------------------------------------------------------------------
 
     def turns(self) -> Iterator[Turn]:
         """Turns in order; the big chunks of each have been requested when it is given."""
+        joined = False
         while True:
             if not self._ahead and not self._look_ahead():
                 return
             turn = self._ahead.popleft()
+            if self._ranks is not None and not joined:
+                self._ranks.join(turn.number)
+                joined = True
             self._request(turn)
             yield turn
 
@@ -231,13 +248,15 @@ class ResidentSet:
     def _request(self, turn: Turn) -> None:
         newest = turn.resident[-1].number
         while self._queue and self._queue[0].number <= newest:
+            if self._ranks is not None:
+                self._wait_for_room(self._ranks)
             self._submit_next()
         self.read_ahead()
 
     def read_ahead(self) -> None:
         """Request further big chunks while the budget has room."""
         group = self.allotment.group
-        while self._held + group <= self.allotment.capacity and not self._closed:
+        while self._held + group <= self._most and not self._closed:
             while len(self._queue) < group and self._look_ahead():
                 pass
             if not self._queue:
@@ -246,9 +265,38 @@ class ResidentSet:
 
     def finish(self, turn: Turn) -> None:
         """Let go of the visits that have given all their draws."""
-        for visit in turn.leaving:
-            self.evict(visit)
+        if self._ranks is None:
+            for visit in turn.leaving:
+                self.evict(visit)
+            self.read_ahead()
+            return
+        # others may need them yet
+        self._leased.append(turn)
+        self._ranks.finished(turn.number)
+        self._end_leases(self._ranks)
         self.read_ahead()
+        # told last: who hears of this turn may let go of what has been asked for here
+        self._ranks.tell()
+        self._end_leases(self._ranks)
+        self.read_ahead()
+
+    def _end_leases(self, ranks: Ranks) -> None:
+        """Let go of what left with turns that every rank has finished."""
+        slowest = ranks.slowest
+        while self._leased and self._leased[0].number < slowest:
+            for visit in self._leased.popleft().leaving:
+                self.evict(visit)
+
+    def _wait_for_room(self, ranks: Ranks) -> None:
+        """Wait until slower ranks have caught up, when the budget is full of their visits."""
+        ranks.begin_to_wait()
+        while self._leased and self._held + self.allotment.group > self._most:
+            with self._wake:
+                if self._closed:
+                    raise LoaderClosedError("the loader was closed while it waited for ranks")
+                self._wake.wait(POLL_EVERY)
+            ranks.look()
+            self._end_leases(ranks)
 
     def evict(self, visit: Visit) -> None:
         """Let go of one visit; memory is freed with the last visit of its unit."""
@@ -266,9 +314,13 @@ class ResidentSet:
     # -- reading --------------------------------------------------------------------
 
     def _submit_next(self) -> None:
-        visits = tuple(
-            self._queue.popleft() for _ in range(min(self.allotment.group, len(self._queue)))
-        )
+        group = self.allotment.group
+        # units begin at multiples of the group: the same for every rank, and after a resume
+        last = self._queue[0].number // group * group + group - 1
+        while self._queue[-1].number < last and self._look_ahead():
+            pass
+        count = sum(v.number <= last for v in itertools.islice(self._queue, group))
+        visits = tuple(self._queue.popleft() for _ in range(count))
         unit = self._factory.unit(visits)
         self._held += len(visits)
         self.visits_admitted += len(visits)
@@ -281,7 +333,10 @@ class ResidentSet:
             unit.ticket = leave_ticket(name, unit.jobs)
             call: tuple[Any, ...] = (read_ticket, name)
         else:
-            unit.home = self._workers.pick(len(visits))
+            if self._ranks is None:
+                unit.home = self._workers.pick(len(visits))
+            else:
+                unit.home = self._workers.nth(visits[0].number // group)
             if unit.home is not None:
                 options = {"workers": [unit.home], "allow_other_workers": True}
             call = self._travelling(unit)
@@ -392,7 +447,11 @@ class ResidentSet:
         self._ready.clear()
         self._ahead.clear()
         self._queue.clear()
+        self._leased.clear()
         self._held = 0
+        if self._ranks is not None:
+            self._ranks.leave()
+            self._ranks = None
 
 
 def _count_after(turn: Turn, known: int) -> int:
@@ -450,6 +509,12 @@ class _Workers:
         home = min(self._given, key=lambda w: (self._given[w], w))
         self._given[home] += count
         return home
+
+    def nth(self, number: int) -> str | None:
+        """The worker for a read, the same for all who see the same workers."""
+        self._refresh()
+        there = sorted(self._given)
+        return there[number % len(there)] if there else None
 
     def check_alive(self) -> None:
         """Complain when the cluster has had no workers for long."""

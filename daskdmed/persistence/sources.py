@@ -59,6 +59,11 @@ class Wish:
     least: float = 0.5
     annotations: str | None = None
 
+    @property
+    def masked(self) -> bool:
+        """Whether tissue matters."""
+        return self.tissue is not None and self.tissue is not False
+
 
 class AreaSource:
     """Areas by record and classes.
@@ -129,7 +134,7 @@ class AreaSource:
         classes : tuple of str
             Classes of annotations; empty: tissue.
         """
-        if not classes and not self._wish.tissue:
+        if not classes and not self._wish.masked:
             return None
         key = (record, classes)
         with self._lock:
@@ -221,7 +226,7 @@ class AreaSource:
         elif method is True:
             method = "otsu"
         source = entry.patient.record(entry.record)
-        return tissue_mask(source, method=method)
+        return tissue_mask(source, method=method, spatial_ndim=entry.view.spatial_ndim)
 
     def _class_mask(
         self, entry: Entry, classes: Sequence[str]
@@ -256,13 +261,13 @@ def annotations_of(entry: Entry, name: str | None) -> Any:
     patient = entry.patient
     if name is not None:
         record = patient.record(name)
-        if not getattr(record, "is_annotations", False):
+        if not record.is_annotations:
             raise UsageError(
                 f"patient {str(patient.id)!r}: record {name!r} holds no annotations; give a "
                 ".geojson or .xml record, or Record(annotations=...)"
             )
         return record.annotations()
-    holding = [r for r in patient.records.values() if getattr(r, "is_annotations", False)]
+    holding = [r for r in patient.records.values() if r.is_annotations]
     if len(holding) != 1:
         names = ", ".join(r.name for r in holding) or "none"
         raise UsageError(
