@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import tempfile
 
 import pytest
 
+_folder = pytest.StashKey[tempfile.TemporaryDirectory]()
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache folder for this session, also for the processes that tests start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DASKDMED_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder for this session, before any test module copies the environment."""
+    config.stash[_folder] = tempfile.TemporaryDirectory(prefix="daskdmed-tests-")
+    os.environ["DASKDMED_CACHE_DIR"] = config.stash[_folder].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_folder].cleanup()

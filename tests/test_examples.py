@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = {
     "read_and_compute.py": r"tissue per block.*record .*view \(\d+, \d+, 3\)",
     "volume_patches.py": r"\(8, 1, 32, 64, 64\) torch\.int16.*slices \(64, 1, 1, 96, 96\)",
+    "tissue.py": r"0\.0: tissue 0\.0%.*empty True.*windows are more.*read again: True",
     "custom_hooks.py": r"anywhere +640 crops.*by hand: +\(\d+, \d+\)",
     "resume_training.py": "bit-identical: True",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",

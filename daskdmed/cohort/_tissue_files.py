@@ -147,7 +147,7 @@ def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | Tis
             )
         return mask
     if head.startswith(_NPY):
-        return fit(_read_npy(place, shape0), shape0, place, name)
+        return fit(_read_npy(place), shape0, place, name)
     if head.startswith(_PNG):
         return fit(_read_png(place, head), shape0, place, name)
     return _read_image(place, name, shape0)
@@ -161,17 +161,26 @@ def fit(mask: Any, shape0: tuple[int, ...], where: str, name: str) -> Array:
     GeometryError
         Wrong number of axes, no pixels, or another aspect ratio.
     """
-    values: Any = np.asarray(mask)
-    axes = len(shape0)
-    if values.ndim == axes + 1 and values.shape[-1] <= 4:
-        # colours of a picture; an alpha channel says nothing about tissue
-        values = values[..., : {2: 1, 4: 3}.get(values.shape[-1])].any(axis=-1)
-    if values.ndim != axes or 0 in values.shape:
+    axes, shape = len(shape0), tuple(np.shape(mask))
+    # colours of a picture lie behind the axes
+    coloured = len(shape) == axes + 1 and shape[-1] <= 4
+    if not (len(shape) == axes or coloured) or 0 in shape:
         raise GeometryError(
-            f"{where}: a mask of shape {values.shape} does not lie over {name} of {shape0} "
+            f"{where}: a mask of shape {shape} does not lie over {name} of {shape0} "
             f"level-0 pixels; it needs {axes} axes in array order and may have any scale"
         )
-    check_aspect(values.shape, shape0, where, name)
+    check_aspect(shape[:axes], shape0, where, name)
+    if math.prod(shape) > READ_PIXELS:
+        from daskdmed.cohort.record import Record
+
+        return _reduced(Record(array=mask).view(spatial_ndim=axes))
+    return _not_zero(np.asarray(mask), axes)
+
+
+def _not_zero(values: Any, axes: int) -> Array:
+    """Where a mask counts; an alpha channel says nothing about tissue."""
+    if values.ndim > axes:
+        values = values[..., : {2: 1, 4: 3}.get(values.shape[-1])].any(axis=-1)
     found: Array = values != 0
     return found
 
@@ -195,20 +204,16 @@ def check_aspect(shape: tuple[int, ...], shape0: tuple[int, ...], where: str, na
         )
 
 
-def _read_npy(place: str, shape0: tuple[int, ...]) -> Array:
+def _read_npy(place: str) -> Array:
     try:
-        values = np.load(place, mmap_mode="r", allow_pickle=False)
+        values: Array = np.load(place, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CorruptImageError(
             f"{place}: not a readable .npy file ({error})", uri=place
         ) from error
     if values.dtype.kind not in "biuf":
         raise UnsupportedImageError(f"{place}: a mask of type {values.dtype}", uri=place)
-    if values.ndim == len(shape0) and values.size > READ_PIXELS:
-        from daskdmed.cohort.record import Record
-
-        return _reduced(Record(array=values).view(spatial_ndim=values.ndim))
-    return np.asarray(values)
+    return values
 
 
 def _read_png(place: str, head: bytes) -> Array:
@@ -276,10 +281,8 @@ class _NotZero:
 
     def read(self, region: Region, out: Array | None = None) -> Array:
         """The region as 0 and 255."""
-        values: Any = np.asarray(self._view.read(region)) != 0
-        if values.ndim > self.spatial_ndim:
-            values = values.any(axis=-1)
-        scaled: Array = values.astype(np.uint8) * np.uint8(255)
+        found = _not_zero(np.asarray(self._view.read(region)), self.spatial_ndim)
+        scaled: Array = found.astype(np.uint8) * np.uint8(255)
         if out is None:
             return scaled
         out[...] = scaled

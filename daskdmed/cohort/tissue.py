@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from uuid import uuid4
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from daskdmed.cohort._tissue_source import (
     grid_shape,
     source_of,
 )
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tissuemask import TissueMask
 from daskdmed.errors import (
     DaskdmedError,
@@ -75,9 +76,10 @@ def tissue_mask(
         - "otsu": Otsu's threshold on the saturation of HSV for stained slides (three uint8
           channels on a bright background); for all other images on the difference from the
           background, whatever the number of axes.
-        - "entropy": local entropy of the grey levels (pale but textured tissue).
-        - "hed": haematoxylin plus eosin by colour deconvolution (tells dust and grey folds
-          of the cover slip from tissue).
+        - "entropy": local entropy of the grey levels: whatever has texture, also pale tissue;
+          flat areas and grey dust are not found.
+        - "hed": haematoxylin plus eosin by colour deconvolution: goes by the density of the
+          stains, so grey dust counts and pale DAB does not.
         - a callable from the low-resolution picture, (h, w, 3) uint8 for a stained slide,
           otherwise (*space[, c]), to a mask (*space) of bool or integers.
         - a file with a mask: PNG, TIFF, ``.npy``, Zarr or of `TissueMask.save`; or an array.
@@ -195,6 +197,7 @@ def _given(
     source: Source, method: Method, name: str, min_area: float | None, max_hole: float | None
 ) -> TissueMask:
     """A mask from an array, a file, or a mask."""
+    own = isinstance(method, TissueMask)
     if isinstance(method, (str, os.PathLike)):
         method = read_mask(method, source.name, source.shape0)
     if isinstance(method, TissueMask):
@@ -203,7 +206,7 @@ def _given(
                 f"this mask is of an image of {method.shape0} level-0 pixels, {source.name} has "
                 f"{source.shape0}"
             )
-        if not min_area and not max_hole:
+        if own and not min_area and not max_hole:
             return method
         name, data, small = method.method, method.data, method.picture
     else:
@@ -305,7 +308,8 @@ def tissue_masks(
         Cluster that reads the slides and finds the tissue; otherwise threads of this process.
     on_error : {"raise", "skip"}
         Raise the first error, or leave out the patients whose mask cannot be made and log
-        them. Slides without tissue are no error; their masks are `TissueMask.empty`.
+        them. Errors of a callable's own are always raised. Slides without tissue are no error;
+        their masks are `TissueMask.empty`.
 
     Returns
     -------
@@ -319,21 +323,13 @@ def tissue_masks(
     """
     if on_error not in ("raise", "skip"):
         raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    import dask
-
     patients = list(dataset)
-    tasks = []
-    for patient in patients:
-        one = functools.partial(
-            _attempt, patient.record(record), method=_own(method, patient), **parameters
-        )
-        # the record rides inside the function: as an argument its array would be computed
-        call = dask.delayed(one, name=f"tissue-mask-{patient.key}", pure=False, traverse=False)
-        tasks.append(call())
-    if client is not None:
-        results = client.gather(client.compute(tasks))
-    else:
-        results = dask.compute(*tasks, scheduler="threads")
+    records = [patient.record(record) for patient in patients]
+    calls = [
+        functools.partial(_attempt, r, method=_own(method, p), **parameters)
+        for p, r in zip(patients, records, strict=True)
+    ]
+    results = _run(calls, [_lives_on_cluster(r) for r in records], client)
     masks: dict[Patient, TissueMask] = {}
     for patient, result in zip(patients, results, strict=True):
         if isinstance(result, TissueMask):
@@ -344,6 +340,35 @@ def tissue_masks(
         else:
             _log.warning("patient %s is left out: %s", patient.key, result)
     return masks
+
+
+def _run(
+    calls: Sequence[Callable[[], TissueMask | DaskdmedError]],
+    here: Sequence[bool],
+    client: Client | None,
+) -> list[TissueMask | DaskdmedError]:
+    """One Dask task each, on the cluster or in threads; those of `here` always in threads."""
+    import dask
+
+    # the record rides inside the function: as an argument its array would be computed
+    tasks = [
+        dask.delayed(c, pure=False, traverse=False)(dask_key_name=f"tissue-mask-{uuid4().hex}")
+        for c in calls
+    ]
+    away = [t for t, local in zip(tasks, here, strict=True) if client is not None and not local]
+    near = [t for t, local in zip(tasks, here, strict=True) if client is None or local]
+    futures = [] if client is None else client.compute(away)
+    found_near = iter(dask.compute(*near, scheduler="threads") if near else ())
+    found_away = iter([] if client is None else client.gather(futures))
+    return [next(found_near if client is None or local else found_away) for local in here]
+
+
+def _lives_on_cluster(record: Record) -> bool:
+    """Whether it is a persisted array, whose blocks only its own client can ask for."""
+    if record.array is None:
+        return False
+    view: Any = record.view(spatial_ndim=record.spatial_ndim or record.array.ndim)
+    return view.remote is not None
 
 
 def _attempt(record: Any, **parameters: Any) -> TissueMask | DaskdmedError:
