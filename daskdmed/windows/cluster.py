@@ -205,7 +205,7 @@ def _pickled(model: WindowModel) -> bytes:
 def _check_offered(client: Client, resources: Mapping[str, float]) -> None:
     """A task that no worker may run waits for ever: say so instead."""
     for name, amount in resources.items():
-        if not isinstance(amount, (int, float)) or amount <= 0:
+        if not amount > 0:
             raise UsageError(f"resources={dict(resources)!r}: {name} needs a positive amount")
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     offered = [dict(worker.get("resources", {})) for worker in workers]

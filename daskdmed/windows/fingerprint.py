@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -150,6 +151,9 @@ class _Digest:
 
     def _network(self, value: Any, depth: int) -> None:
         self._put(repr(value))
+        if hasattr(value, "inlined_graph"):  # TorchScript: the code is not in the class
+            # without line numbers, and without names that count up in a process
+            self._put(re.sub(r"#.*|__torch__[\w.]*", "", str(value.inlined_graph)))
         for name, tensor in value.state_dict().items():
             self._put(name)
             self.add(tensor, depth)

@@ -95,7 +95,8 @@ def reads_by_tile(view: ImageView) -> bool:
 def _groups(block: WindowBlock, keep: Array | None, rows: _Rows) -> Iterator[tuple[int, int]]:
     """Half-open ranges of rows of windows; rows without any kept window are in none."""
     count = block.shape[0]
-    needed = np.ones(count, bool) if keep is None else keep.reshape(count, -1).any(axis=1)
+    full = np.ones((count, 1), bool) if keep is None else keep.reshape(count, -1)
+    needed: list[bool] = [bool(row.any()) for row in full]
     begin = 0
     while begin < count:
         if not needed[begin]:

@@ -45,9 +45,11 @@ def cpu_threads(workers: int) -> Iterator[None]:
         return
     from dask.system import CPU_COUNT
 
+    # also makes torch set up this thread now: later it would take the global number then
+    current = torch.get_num_threads()
     with _lock:
         if not _users:
-            _before["threads"] = torch.get_num_threads()
+            _before["threads"] = current
         _users += 1
         before = _before["threads"]
     torch.set_num_threads(max(1, min(before, CPU_COUNT // workers)))
@@ -91,11 +93,14 @@ class BatchLimit:
         Exception
             What the model raises; out-of-memory only for a single window.
         """
-        size = self.of(len(batch))
-        parts = [batch] if size >= len(batch) else _split(batch, size)
+        parts = [batch]
         results: list[Array] = []
         while parts:
             part = parts.pop(0)
+            size = self.of(len(part))
+            if size < len(part):
+                parts[:0] = _split(part, size)
+                continue
             try:
                 results.append(call(part))
                 continue
@@ -113,7 +118,7 @@ class BatchLimit:
                 len(part),
                 size,
             )
-            parts[:0] = _split(part, size)
+            parts.insert(0, part)
         return results[0] if len(results) == 1 else np.concatenate(results)
 
 
