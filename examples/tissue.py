@@ -35,9 +35,9 @@ def main() -> None:
 
     # one Dask task per slide; with client= on a cluster
     dataset = Dataset("slides", [daskdmed.Patient(p.stem, {"wsi": Record(p)}) for p in slides])
-    for patient, mask in daskdmed.tissue_masks(dataset).items():
-        said = f", truth {truth[patient.key]:.1%}" if truth else ""
-        print(f"{patient.key}: tissue {mask.fraction:.1%}{said}, empty {mask.empty}")
+    for key, mask in daskdmed.tissue_masks(dataset).items():
+        said = f", truth {truth[key]:.1%}" if truth else ""
+        print(f"{key}: tissue {mask.fraction:.1%}{said}, empty {mask.empty}")
 
     slide = daskdmed.open_slide(slides[-1])
     mask = daskdmed.tissue_mask(slide)  # made above: read from the cache

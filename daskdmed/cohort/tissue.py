@@ -292,7 +292,7 @@ def tissue_masks(
     client: Client | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     **parameters: Any,
-) -> dict[Patient, TissueMask]:
+) -> dict[str, TissueMask]:
     """The tissue of every patient's slide: one Dask task per slide, in parallel.
 
     Parameters
@@ -300,8 +300,8 @@ def tissue_masks(
     dataset : Dataset or iterable of Patient
         Whose.
     method, **parameters
-        As in `tissue_mask`. A mapping of patient id to any of these as `method` gives each
-        patient its own (files of masks).
+        As in `tissue_mask`. A mapping of patient id (text) to any of these as `method` gives
+        each patient its own, for example files of masks.
     record : str, optional
         Name of the record, as in `Patient.record`.
     client : distributed.Client, optional
@@ -313,8 +313,8 @@ def tissue_masks(
 
     Returns
     -------
-    dict of Patient to TissueMask
-        In the order of the dataset.
+    dict of str to TissueMask
+        By patient id as text, in the order of the dataset.
 
     Raises
     ------
@@ -330,10 +330,10 @@ def tissue_masks(
         for p, r in zip(patients, records, strict=True)
     ]
     results = _run(calls, [_lives_on_cluster(r) for r in records], client)
-    masks: dict[Patient, TissueMask] = {}
+    masks: dict[str, TissueMask] = {}
     for patient, result in zip(patients, results, strict=True):
         if isinstance(result, TissueMask):
-            masks[patient] = result
+            masks[patient.key] = result
         elif on_error == "raise":
             result.add_note(f"while finding the tissue of patient {patient.key!r}")
             raise result
