@@ -94,7 +94,7 @@ def test_every_geometry() -> None:
     shapes = {
         "Point": [1, 2],
         "MultiPoint": [[1, 2], [3, 4]],
-        "LineString": [[0, 0], [5, 5, 7]],
+        "LineString": [[0, 0, 1], [5, 5, 7]],
         "MultiLineString": [[[0, 0], [5, 5]], [[1, 0], [2, 0]]],
         "Polygon": [SQUARE, HOLE],
         "MultiPolygon": [[SQUARE, HOLE], [[[20, 20], [30, 20], [30, 30], [20, 20]]]],
