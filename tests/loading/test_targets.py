@@ -55,10 +55,11 @@ def test_at_every_resolution(slides, resolution):
             for chunk in chunks:
                 step = round(chunk.bigchunk.downsample[0])
                 y, x = chunk.origin
-                expected = (np.arange(64) + (y, x)[0]) * step + step // 2
-                np.testing.assert_array_equal(chunk.target[:, 0, 0], expected)
-                expected = (np.arange(64) + x) * step + step // 2
-                np.testing.assert_array_equal(chunk.target[0, :, 1], expected)
+                # where two pixels are averaged the half is rounded either way
+                for axis, first in enumerate((y, x)):
+                    expected = (np.arange(64) + first) * step + step // 2
+                    found = chunk.target.take(0, axis=1 - axis)[:, axis].astype(int)
+                    assert np.abs(found - expected).max() <= (step == 2)
 
 
 @pytest.mark.parametrize("masked", [False, True])
