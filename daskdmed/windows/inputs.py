@@ -107,23 +107,37 @@ def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float)
     Parameters
     ----------
     mask : array-like, TissueMask or None
-        An array lies over the whole image; a mask that knows its `scale` (level-0 pixels
-        per mask pixel along each axis) lies where that says.
+        An array lies over the whole image; a mask that knows its `shape0` (level-0 extent
+        of its image) lies where that says, and must be of this image.
     view : ImageView
         The image.
     grid : WindowGrid
         Of the windows.
     minimum : float
         Least covered share of a window.
+
+    Raises
+    ------
+    GeometryError
+        The mask does not fit, or is of another image.
     """
     if mask is None:
         return None
-    scale = getattr(mask, "scale", None)
-    if scale is None or not hasattr(mask, "shape0"):
+    extent0 = getattr(mask, "shape0", None)
+    if extent0 is None:
         return kept_windows(mask, grid, minimum)
-    data = np.asarray(mask.data)
-    extent = [n * s / d for n, s, d in zip(data.shape, scale, view.downsample, strict=True)]
-    return kept_windows(data, grid, minimum, extent)
+    if len(extent0) != grid.ndim:
+        raise GeometryError(f"a mask of {len(extent0)} axes on an image of shape {grid.shape}")
+    # of coarse levels the extent is rounded to whole pixels
+    whole = [n * d for n, d in zip(grid.shape, view.downsample, strict=True)]
+    limits = [max(s, d) for s, d in zip(mask.scale, view.downsample, strict=True)]
+    if any(abs(a - b) > most for a, b, most in zip(extent0, whole, limits, strict=True)):
+        raise GeometryError(
+            f"the mask is of an image of {tuple(extent0)} pixels at level 0, this one has about "
+            f"{tuple(round(n) for n in whole)}; make the mask from the same image"
+        )
+    extent = [e / d for e, d in zip(extent0, view.downsample, strict=True)]
+    return kept_windows(np.asarray(mask.data), grid, minimum, extent)
 
 
 def windows_per_block(
