@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.array as da
@@ -39,6 +39,8 @@ class Heatmap:
         Of the image.
     channel_names : tuple of str
         One per channel; numbers when they have no names.
+    edge : str
+        How windows lie at the far border, see `daskdmed.heatmap`.
     """
 
     array: Any
@@ -47,6 +49,7 @@ class Heatmap:
     shape0: tuple[float, ...] | None = None
     name: str = ""
     channel_names: tuple[str, ...] = field(default=())
+    edge: str = "pad"
 
     @property
     def channels(self) -> int:
@@ -119,9 +122,32 @@ class Heatmap:
         if not self.has_channels:
             return self
         names = (self.channel_names[channel],) if self.channel_names else ()
-        return Heatmap(
-            self.lazy()[channel], self.georeference, False, self.shape0, self.name, names
+        return replace(self, array=self.lazy()[channel], has_channels=False, channel_names=names)
+
+    def spans(self, axis: int, extent: str = "window") -> Array:
+        """Where windows begin and end along an axis of space, (count, 2), level-0 pixels.
+
+        Parameters
+        ----------
+        axis : int
+            Of space.
+        extent : {"window", "cell"}
+            The window, or the part one stride wide around its centre. Both end at the
+            slide's border, where it is known.
+        """
+        place = self.georeference
+        kernel, stride, down = (
+            v[axis] for v in (place.kernel_size, place.stride, place.downsample)
         )
+        first: Array = np.arange(self.counts[axis]) * float(stride)
+        limit = None if self.shape0 is None else self.shape0[axis]
+        if self.edge == "shift" and limit is not None:
+            first = np.minimum(first, max(limit / down - kernel, 0))
+        length = float(kernel)
+        if extent == "cell":
+            first, length = first + (kernel - stride) / 2, float(stride)
+        spans = np.stack([first, first + length], 1) * down
+        return spans if limit is None else np.clip(spans, 0, limit)
 
     def bands(self, rows: int) -> Iterator[tuple[Region, Array]]:
         """The values as bands of `rows` rows of a plane, (k, rows, columns) each."""
@@ -222,4 +248,5 @@ def _described(array: Any, group: zarr.Group | None, place: Georeference | None)
         names = tuple(labels) if len(labels) == count else tuple(map(str, range(count)))
     elif len(omero.get("channels", [])) == 1:
         names = (str(omero["channels"][0].get("label", "0")),)
-    return Heatmap(array, place, has_channels, shape0, str(own.get("image", "")), names)
+    edge = str(own.get("parameters", {}).get("edge", "pad"))
+    return Heatmap(array, place, has_channels, shape0, str(own.get("image", "")), names, edge)
