@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from daskdmed.cohort.annotations.view import AnnotationView, CollatedView
 from daskdmed.errors import GeometryError, LoaderError, UsageError
 from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
@@ -146,6 +147,11 @@ class Job:
 
 
 def _travelling(view: ImageView, region: Region, job: Job, client: Any) -> tuple[ImageView, Any]:
+    if isinstance(view, CollatedView):
+        source, pixels = _travelling(view.source, region, job, client)
+        return replace(view, source=source), pixels
+    if isinstance(view, AnnotationView) and job.chooser is None:
+        return view.restrict(clip(region, view.spatial_shape)), None
     if not isinstance(view, ArrayView) or (job.chooser is not None and view.remote is None):
         return view, None
     inside = clip(region, view.shape[: view.spatial_ndim])

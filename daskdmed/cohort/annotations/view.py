@@ -266,6 +266,11 @@ class CollatedView:
         narrow = getattr(self.source, "restrict", None)
         return self if narrow is None else replace(self, source=narrow(region))
 
+    def attached(self, values: Array) -> CollatedView:
+        """Over a detached source that is given its values, see `ArrayView.detached`."""
+        source: Any = self.source
+        return replace(self, source=source.attached(values))
+
     def read(self, region: Region, out: Array | None = None) -> Array:
         """Classes of a region that lies inside the label map, see `AnnotationView.read`."""
         return _delivered(self._collate(self.source.read(region)), out)
