@@ -44,6 +44,8 @@ _EXPORTS: dict[str, str] = {
     "Explorer": "daskdmed.loading.explorers",
     "heatmap": "daskdmed.windows.heatmap",
     "predict": "daskdmed.windows.predict",
+    "infer": "daskdmed.windows.infer",
+    "confusion": "daskdmed.windows.metrics",
     "SlidingWindowDL": "daskdmed.windows.loader",
     "ProcessedPiece": "daskdmed.windows.streams.collector",
     "StreamCollector": "daskdmed.windows.streams.collector",
@@ -108,6 +110,8 @@ if TYPE_CHECKING:
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
     from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
+    from daskdmed.windows.infer import infer as infer
+    from daskdmed.windows.metrics import confusion as confusion
     from daskdmed.windows.predict import predict as predict
     from daskdmed.windows.streams.collector import ProcessedPiece as ProcessedPiece
     from daskdmed.windows.streams.collector import StreamCollector as StreamCollector
