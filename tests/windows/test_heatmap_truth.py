@@ -18,7 +18,7 @@ from daskdmed.types import Region
 from daskdmed.windows.grid import WindowGrid
 from daskdmed.windows.mask import coverage
 
-SHAPE = (1500, 1100)
+SHAPE = (1030, 780)
 
 
 def encoded(shape, step):
