@@ -64,10 +64,8 @@ def skimage(module: str) -> Any:
 # -------------------------------------------------------------------- scores of bright fields
 def saturation(rgb: Array, um: float) -> Array:
     """Saturation of HSV, smoothed; near-black pixels have none that means anything."""
-    top = rgb.max(axis=2)
-    spread = top - rgb.min(axis=2)
-    value = np.divide(spread, top, out=np.zeros_like(top), where=top > 0.05)
-    return _smooth(value, um)
+    top, spread = _extremes(rgb)
+    return _smooth(_share(spread, top), um)
 
 
 def entropy(rgb: Array, um: float) -> Array:
@@ -137,18 +135,30 @@ def pen_marks(rgb: Array) -> Array:
     only counts when it is more saturated than haematoxylin gets. Red ink cannot be told
     from eosin by colour and is not found.
     """
-    top = rgb.max(axis=2)
-    spread = top - rgb.min(axis=2)
-    hsv = skimage("color").rgb2hsv(rgb)
-    hue, full = hsv[..., 0], hsv[..., 1]
-    black = (top < 0.15) | ((top < 0.3) & (spread < 0.06))
-    green = (hue > 0.20) & (hue < 0.58) & (full > 0.25)
+    top, spread = _extremes(rgb)
+    found: Array = (top < 0.15) | ((top < 0.3) & (spread < 0.06))
+    # few pixels are as saturated as ink, and only those need a hue
+    vivid = _share(spread, top) > 0.25
+    hue, full, _ = np.moveaxis(skimage("color").rgb2hsv(rgb[vivid]), -1, 0)
+    green = (hue > 0.20) & (hue < 0.58)
     blue = (hue >= 0.58) & (hue < 0.67) & (full > 0.65)
-    found: Array = black | green | blue
+    found[vivid] |= green | blue
     if found.any():
         # the rim of a mark mixes with glass and looks like pale tissue
         found = skimage("morphology").dilation(found, np.ones((3, 3), bool))
     return found
+
+
+def _extremes(rgb: Array) -> tuple[Array, Array]:
+    """The largest channel, and by how much it exceeds the smallest."""
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    top = np.maximum(np.maximum(red, green), blue)
+    return top, top - np.minimum(np.minimum(red, green), blue)
+
+
+def _share(spread: Array, top: Array) -> Array:
+    share: Array = np.divide(spread, top, out=np.zeros_like(top), where=top > 0.05)
+    return share
 
 
 def threshold(score: Array, valid: Array, rule: Rule) -> Array:

@@ -54,8 +54,8 @@ class Source:
         Three uint8 channels on a bright background: a stained slide.
     token : str or None
         Name of the content for the cache; None: of no use in another process.
-    coarse : tuple of float or None
-        Downsample of the second level, when there is one.
+    levels : tuple of tuple of float
+        Downsamples of the levels below level 0, finest first.
     read : callable
         From a shape to the picture of the whole image with about this shape.
     """
@@ -66,7 +66,7 @@ class Source:
     background: Array
     bright: bool
     token: str | None
-    coarse: tuple[float, ...] | None
+    levels: tuple[tuple[float, ...], ...]
     read: Callable[[tuple[int, ...]], Array]
 
     def um(self, shape: tuple[int, ...]) -> float | None:
@@ -136,7 +136,7 @@ def _from_slide(slide: Slide, on_error: OnError = "raise") -> Source:
         bright=_bright(slide.dtype, channels, background),
         # what was filled in for damaged tiles is no content
         token=slide.token if on_error == "raise" else None,
-        coarse=slide.levels[1].downsample if slide.level_count > 1 else None,
+        levels=tuple(level.downsample for level in slide.levels[1:]),
         read=read,
     )
 
@@ -160,7 +160,7 @@ def _from_view(view: ImageView) -> Source:
         background=background,
         bright=axes == 2 and _bright(view.dtype, channels, background),
         token=None,
-        coarse=None,
+        levels=(),
         read=lambda shape: area_means(view, shape),
     )
 
@@ -233,10 +233,17 @@ def _default_steps(source: Source) -> list[float]:
     shrink = min(1.0, longest / SHORTEST / max(steps))
     grow = max(1.0, longest / LONGEST / min(steps))
     steps = [s * shrink * grow for s in steps]
-    if source.coarse is not None:
-        # the full resolution of a slide with levels is not decoded for a thumbnail
-        steps = [max(s, c) for s, c in zip(steps, source.coarse, strict=True)]
-    return steps
+    return _on_a_level(steps, source.levels)
+
+
+def _on_a_level(steps: list[float], levels: tuple[tuple[float, ...], ...]) -> list[float]:
+    """Whole multiples of the nearest level, which are cheap to read; never of level 0."""
+    if not levels:
+        return steps
+    fine = [d for d in levels if all(x <= 1.25 * s for x, s in zip(d, steps, strict=True))]
+    level = fine[-1] if fine else levels[0]
+    times = max(1, round(min(s / d for s, d in zip(steps, level, strict=True))))
+    return [d * times for d in level]
 
 
 # -------------------------------------------------------------------- area means of any view

@@ -90,8 +90,9 @@ def tissue_mask(
         would: classes that are not apart are one class, which is glass when it is not more
         saturated (textured, stained) than glass can be.
     resolution : float, optional
-        Micrometers per mask pixel. Default: 8, but between 256 and 2048 pixels along the
-        longer side; of volumes a whole step that gives at most 2**23 voxels.
+        Micrometers per mask pixel. Default: about 8, with about 256 to 2048 pixels along the
+        longer side, and a whole multiple of a level of the slide; of volumes a whole step
+        that gives at most 2**23 voxels.
     downsample : float, optional
         The same in level-0 pixels per mask pixel.
     min_area : float, optional

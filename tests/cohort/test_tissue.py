@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskdmed import Record, Region, TissueMask, open_slide, tissue_mask
-from daskdmed.cohort._tissue_source import area_means
+from daskdmed.cohort._tissue_source import Source, area_means, grid_shape
 from daskdmed.errors import (
     CorruptImageError,
     GeometryError,
@@ -526,3 +526,32 @@ def test_missing_images_and_missing_extra(made, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"daskdmed\[tissue\]"):
         tissue_mask(made(0.3).path, cache=False)
     assert tissue_mask(made(0.3).path, method=np.ones((8, 8))).fraction == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "expected"),
+    [
+        (51200, [4, 16, 64], 32),  # twice a level, to stay below 2048 pixels
+        (40000, [4, 16], 16),
+        (100000, [4, 16, 32], 64),
+        (100000, [64], 64),
+        (4096, [4], 16),
+        (20000, [2, 4, 8], 16),
+        (30000, [3.99, 15.96], 15.96),
+        (50000, [], 24.4140625),
+        (300, [], 300 / 256),
+    ],
+)
+def test_the_default_grid_goes_by_the_levels(size, levels, expected):
+    source = Source(
+        name="made up",
+        shape0=(size, size),
+        mpp=(0.5, 0.5),
+        background=np.full(3, 255, np.uint8),
+        bright=True,
+        token=None,
+        levels=tuple((d, d) for d in levels),
+        read=np.zeros,
+    )
+    (n, _) = grid_shape(source)
+    assert n == -(-size // expected)

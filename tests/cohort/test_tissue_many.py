@@ -16,7 +16,16 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskdmed import Dataset, Patient, Record, TissueMask, open_slide, tissue_mask, tissue_masks
+from daskdmed import (
+    Dataset,
+    Patient,
+    Record,
+    TissueMask,
+    heatmap,
+    open_slide,
+    tissue_mask,
+    tissue_masks,
+)
 from daskdmed.cohort import _tissue_cache, tissue
 from daskdmed.errors import DatasetError, ImageError, ImageNotFoundError, UsageError
 from daskdmed.images import html
@@ -337,3 +346,42 @@ def test_another_process_finds_the_file(slides, folder):
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) == tissue_mask(slides[0]).fraction
+
+
+# -------------------------------------------------------------------- with the rest
+def test_the_overlay_is_declared_for_installations(slides, monkeypatch):
+    import tomllib
+    from importlib.metadata import EntryPoint, EntryPoints
+
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (target,) = declared["project"]["entry-points"][html.OVERLAY_GROUP].values()
+    found = [
+        EntryPoint("tissue", target, html.OVERLAY_GROUP),
+        EntryPoint("gone", "daskdmed.no_such:thing", html.OVERLAY_GROUP),
+    ]
+    monkeypatch.setattr(html, "entry_points", lambda group: EntryPoints(found))
+    monkeypatch.setattr(html, "_overlays", {})
+    tissue_mask(slides[0])
+    html._installed.cache_clear()
+    try:
+        assert "tissue" in open_slide(slides[0])._repr_html_()
+    finally:
+        html._installed.cache_clear()
+
+
+def test_a_mask_limits_a_heatmap(slides, tmp_path):
+    slide = open_slide(slides[0])
+    mask = tissue_mask(slide)
+    made = heatmap(
+        slide,
+        lambda windows: windows.mean(axis=(1, 2, 3)),
+        kernel_size=64,
+        mask=mask,
+        mask_fraction=0.5,
+        out=tmp_path / "map.zarr",
+    )
+    done = ~np.isnan(np.asarray(made))
+    rows, columns = np.mgrid[: done.shape[0], : done.shape[1]]
+    origins = np.stack([rows.ravel(), columns.ravel()], axis=1) * 64
+    assert np.array_equal(done.ravel(), mask.fractions(origins, (64, 64)) >= 0.5 - 1e-12)
+    assert 0 < done.mean() < 1
