@@ -165,6 +165,8 @@ class RemoteEngine(Engine):
         over: list[Span],
     ) -> _Chunk:
         chunk = _Chunk(visits, draws, positions, table, over, [], [])
+        if not visits.size:  # turns of which other ranks have every draw
+            return chunk
         by_visit = np.argsort(visits, kind="stable")
         numbers, starts = np.unique(visits[by_visit], return_index=True)
         groups: dict[str | None, list[tuple[int, Array]]] = {}

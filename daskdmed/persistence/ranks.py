@@ -4,17 +4,17 @@ All ranks walk the turns of one plan and ask for the same big chunks under the s
 that each is read once as long as somebody holds it. What is left to do is to keep them
 close together: a rank that has finished a turn goes on holding what leaves with it until
 every other rank has finished that turn too, *within the budget*. So no rank is further
-ahead of the slowest than the budget's spare part, all ranks together hold no more than one
-of them may, and each big chunk is read once. In training that synchronises gradients, ranks
-are never that far apart, and nobody waits.
+ahead of the slowest than half of the budget's spare part, all ranks together hold no more
+than one of them may, and each big chunk is read once. In training that synchronises
+gradients, ranks are never that far apart, and nobody waits. The other half of the spare part
+is for reading ahead; a budget of fewer than 12 big chunks has none to spare for that.
 
 Nobody waits for ever, either: not for a rank whose process is gone (the scheduler knows its
 clients), that has closed its loader, or that has not begun `JOIN_LIMIT` seconds after this
 one; and when the slowest stands still for `STALL_LIMIT` seconds, it is left behind. What
 such ranks miss they read again, and hold in addition.
 
-Ranks meet in a table on the scheduler, asked once a turn (a handler of the scheduler's own
-kind, installed by the first: nothing to install there, nothing in its log). Ranks on different clusters, or
+Ranks meet in a table on the scheduler, asked once a turn. Ranks on different clusters, or
 each with an in-process one, share nothing and do not wait.
 """
 

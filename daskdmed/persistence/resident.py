@@ -199,10 +199,10 @@ class ResidentSet:
         self._leased: deque[Turn] = deque()
         self._most = allotment.capacity
         if ranks is not None:
-            # what another rank has let go of may be held here until the next word of it: as
-            # much as this rank can be ahead
+            # what the others have let go of is held here until they are heard of again: as
+            # much as this rank can be ahead, so that it takes half of the spare part
             spare = allotment.capacity - allotment.slots
-            self._most -= (spare + allotment.group) // 2
+            self._most -= (spare + allotment.group + 1) // 2
 
     # -- turns ----------------------------------------------------------------------
 
