@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import daskdmed
-from daskdmed import Dataset, LightDL, samples
+from daskdmed import Dataset, LightDL, Quota, samples
 
 #: set in tests: smaller slides and fewer steps, to see that everything runs
 QUICK = bool(os.environ.get("DASKDMED_QUICK"))
@@ -42,21 +42,6 @@ def small_network(classes: int) -> nn.Module:
 
     layers = [*block(3, 16, 5, 4), *block(16, 32, 3, 2), *block(32, 64, 3, 2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
-
-
-def on_tissue(bigchunk: Any, context: Any, rng: np.random.Generator) -> tuple[int, int]:
-    """A small-chunk collector: a place with colour in its middle, of eight tries at most.
-
-    Glass is grey, stained tissue is not. Any function of the big chunk that gives the first
-    pixel (row, column) of a crop will do.
-    """
-    rows, columns = np.subtract(bigchunk.shape, context.smallchunk_size) + 1
-    for _ in range(8):
-        y, x = int(rng.integers(rows)), int(rng.integers(columns))
-        middle = bigchunk.data[y + 56 : y + 72 : 4, x + 56 : x + 72 : 4].mean(axis=(0, 1))
-        if middle.max() - middle.min() > 20:
-            break
-    return y, x
 
 
 def get_slides(args: argparse.Namespace) -> tuple[Dataset, Truth]:
@@ -130,12 +115,6 @@ def accuracy(
     return float(np.mean(right))
 
 
-def tissue_mask(slide: daskdmed.Slide) -> np.ndarray[Any, Any]:
-    """Coloured pixels of the thumbnail: where a heatmap is wanted."""
-    thumbnail = slide.get_thumbnail((512, 512)).astype(np.int16)
-    return np.asarray(thumbnail.max(axis=2) - thumbnail.min(axis=2) > 20)
-
-
 def area_under_curve(score: np.ndarray[Any, Any], positive: np.ndarray[Any, Any]) -> float:
     """Probability that a positive window scores above a negative one."""
     ranks = score.argsort().argsort() + 1
@@ -154,7 +133,7 @@ def look(network: nn.Module, dataset: Dataset, classes: list[Any], truth: Truth,
         nn.Sequential(network, nn.Softmax(dim=1)),
         kernel_size=PATCH,
         stride=PATCH // 2,
-        mask=tissue_mask(slide),
+        mask=daskdmed.tissue_mask(slide),
         out=out,
         overwrite=True,
         client=args.client,
@@ -222,15 +201,22 @@ def main() -> None:
         "bigchunk_size": 2048,
         "smallchunks_per_bigchunk": 128,
         "resident": "400 MiB",
-        "smallchunk_collector": on_tissue,
+        "tissue": True,
+        "quotas": [Quota(1 / len(classes), {label: c}, name=str(c)) for c in classes],
         "client": args.client,
     }
     network = small_network(len(classes)).to(memory_format=torch.channels_last)
-    print(f"\ntraining on {len(training)} slides, classes {classes}")
+    print(f"\ntraining on the tissue of {len(training)} slides, as much of each class: {classes}")
     if truth:
         print("  (10 to 25 % of each slide's tissue is of the other class, so the loss stays high)")
     with LightDL(training, **settings, epoch_length=args.steps) as loader:
         train(network, loader, args.steps, target)
+        varied = loader.stats().diversity
+        loader.plot_coverage(training[0]).savefig(args.output / "coverage.png")
+    print(
+        f"  {varied.coverage:.0%} of the tissue seen, {varied.bigchunks_per_batch:.0f} big chunks "
+        f"in a batch -> {args.output / 'coverage.png'}"
+    )
     network.eval()
     with LightDL(held_out, **settings, epoch_length=max(4, args.steps // 10)) as loader:
         right = accuracy(network, loader, target, truth)

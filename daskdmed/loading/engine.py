@@ -197,10 +197,11 @@ class Engine(ABC):
         s = self.sampling
         if s.areas is None:
             return None
-        whole = s.areas.area(visit.record, s.classes[visit.stratum])
-        if whole is None or s.free_regions:
-            return whole
-        return whole.cut(self.catalogue.entries[visit.record].grid.region(visit.block))
+        classes = s.classes[visit.stratum]
+        if s.free_regions:
+            return s.areas.area(visit.record, classes)
+        region = self.catalogue.entries[visit.record].grid.region(visit.block)
+        return s.areas.local(visit.record, classes, region)
 
     def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:
         """Provenance that all small chunks of a visit share."""

@@ -44,6 +44,8 @@ class Area:
         Mask pixel of the whole image at which `mask` begins.
     multiple : tuple of int
         First pixels of small chunks are multiples of this, per axis.
+    step : tuple of int, optional
+        Pixels between lattice points, a mask pixel by default.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -51,6 +53,7 @@ class Area:
     least: float | None
     origin: tuple[int, ...]
     multiple: tuple[int, ...]
+    step: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.least is not None and not 0 < self.least <= 1:
@@ -76,10 +79,9 @@ class Area:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Pixels between lattice points: at most a mask pixel, a multiple of `multiple`."""
-        return tuple(
-            max(m, int(s) // m * m) for s, m in zip(self.scale, self.multiple, strict=True)
-        )
+        """Pixels between lattice points: whole multiples of `multiple`."""
+        wanted = self.step or self.scale
+        return tuple(max(m, int(s) // m * m) for s, m in zip(wanted, self.multiple, strict=True))
 
     def shifts(self) -> int:
         """How many shifted lattices there are; together they hold every first pixel."""
@@ -183,7 +185,7 @@ class Area:
             end.append(min(max(int(np.ceil((o + e) / s)) - first, low + 1), n))
         mask = self.mask[tuple(map(slice, begin, end))].copy()
         origin = tuple(f + b for f, b in zip(self.origin, begin, strict=True))
-        return Area(mask, self.scale, self.least, origin, self.multiple)
+        return Area(mask, self.scale, self.least, origin, self.multiple, self.step)
 
     def weights(self, grid: BlockGrid, size: tuple[int, ...]) -> npt.NDArray[np.float64]:
         """How many small chunks each big chunk can give, on the unshifted lattice.
@@ -204,13 +206,14 @@ class Area:
 
     def __getstate__(self) -> tuple[object, ...]:
         packed = np.packbits(self.mask)
-        return packed, self.mask.shape, self.scale, self.least, self.origin, self.multiple
+        rest = (self.scale, self.least, self.origin, self.multiple, self.step)
+        return packed, self.mask.shape, *rest
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         packed, shape, *rest = state
         count = int(np.prod(shape))  # type: ignore[call-overload]
         mask = np.unpackbits(packed, count=count).astype(bool).reshape(shape)  # type: ignore[call-overload]
-        names = ("mask", "scale", "least", "origin", "multiple")
+        names = ("mask", "scale", "least", "origin", "multiple", "step")
         for name, value in zip(names, (mask, *rest), strict=True):
             object.__setattr__(self, name, value)
 

@@ -23,7 +23,7 @@ from dask.system import CPU_COUNT
 from daskdmed.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
 from daskdmed.persistence.areas import Area
 from daskdmed.persistence.catalogue import Catalogue, Entry, Failure
-from daskdmed.types import Array
+from daskdmed.types import Array, Region
 
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue import TissueMask
@@ -32,9 +32,11 @@ logger = logging.getLogger("daskdmed.persistence")
 
 #: areas kept in memory; a mask of a large slide has some megabytes
 _KEPT = 64
-#: a class of annotations is resolved to this part of a small chunk...
+#: big chunks are weighed by classes resolved to this part of a small chunk...
 _CLASS_PARTS = 8
-#: ... but its mask has at most so many pixels along an axis
+#: ... in which places are then found to this part of a small chunk
+_FINE_PARTS = 64
+#: the mask of a class has at most so many pixels along an axis
 _CLASS_EXTENT = 4096
 
 #: what ``tissue=`` accepts: a method, a function, or masks by patient
@@ -147,6 +149,34 @@ class AreaSource:
             while len(self._areas) > _KEPT:
                 self._areas.popitem(last=False)
         return area
+
+    def local(self, record: int, classes: tuple[str, ...], region: Region) -> Area | None:
+        """Where in one big chunk small chunks may lie; for classes finer than `area`.
+
+        Outlines are painted anew at this place, so that a centre lies in its class to within
+        a 64th of a small chunk. What is too thin for that counts as `area` has it.
+        """
+        whole = self.area(record, classes)
+        if whole is None:
+            return None
+        coarse = whole.cut(region)
+        if not classes:
+            return coarse
+        entry = self._catalogue.entries[record]
+        pitch = tuple(max(1, s // _FINE_PARTS) for s in self._size)
+        origin = tuple(o // p for o, p in zip(region.origin, pitch, strict=True))
+        stop = (-(-e // p) for e, p in zip(region.stop, pitch, strict=True))
+        painted = annotations_of(entry, self._wish.annotations).rasterize(
+            origin,
+            tuple(e - o for e, o in zip(stop, origin, strict=True)),
+            tuple(d * p for d, p in zip(entry.view.downsample, pitch, strict=True)),
+            classes=dict.fromkeys(classes, 1),
+        )
+        step = tuple(max(1, s // _CLASS_PARTS) for s in self._size)
+        fine = Area(painted > 0, tuple(map(float, pitch)), None, origin, whole.multiple, step)
+        zero = (0,) * len(origin)
+        some = fine.mask.any() and len(fine.candidates(region, self._size, zero))
+        return fine if some else coarse
 
     def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
         """How many small chunks each big chunk of a record can give; None: all alike.

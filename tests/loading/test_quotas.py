@@ -51,7 +51,7 @@ def centres(chunks):
     return chunks.origins + 32
 
 
-def in_square(points, x, y, side, slack=8):
+def in_square(points, x, y, side, slack=1):
     """Within a square in (y, x), give or take a mask pixel."""
     low, high = np.array([y, x]) - slack, np.array([y, x]) + side + slack
     return ((points >= low) & (points <= high)).all(axis=1)
