@@ -53,6 +53,11 @@ _EXPORTS: dict[str, str] = {
     "read_windows": "daskdmed.windows.streams.reading",
     "run_stream": "daskdmed.windows.streams.collector",
     "add_pyramid": "daskdmed.store.pyramid",
+    "argmax_labels": "daskdmed.store.labels",
+    "export_heatmap": "daskdmed.store.export",
+    "heatmap_contours": "daskdmed.store.geojson",
+    "windows_to_heatmap": "daskdmed.windows.streams.raster",
+    "write_labels": "daskdmed.store.labels",
     "slide_to_ome_zarr": "daskdmed.store.convert",
     "Annotation": "daskdmed.cohort.annotations.annotation",
     "Annotations": "daskdmed.cohort.annotations.table",
@@ -106,16 +111,21 @@ if TYPE_CHECKING:
     from daskdmed.persistence.policy import Sequential as Sequential
     from daskdmed.persistence.policy import Weighted as Weighted
     from daskdmed.store.convert import slide_to_ome_zarr as slide_to_ome_zarr
+    from daskdmed.store.export import export_heatmap as export_heatmap
+    from daskdmed.store.geojson import heatmap_contours as heatmap_contours
+    from daskdmed.store.labels import argmax_labels as argmax_labels
+    from daskdmed.store.labels import write_labels as write_labels
     from daskdmed.store.pyramid import add_pyramid as add_pyramid
     from daskdmed.types import Region as Region
     from daskdmed.windows.heatmap import heatmap as heatmap
-    from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
     from daskdmed.windows.infer import infer as infer
+    from daskdmed.windows.loader import SlidingWindowDL as SlidingWindowDL
     from daskdmed.windows.metrics import confusion as confusion
     from daskdmed.windows.predict import predict as predict
     from daskdmed.windows.streams.collector import ProcessedPiece as ProcessedPiece
     from daskdmed.windows.streams.collector import StreamCollector as StreamCollector
     from daskdmed.windows.streams.collector import run_stream as run_stream
+    from daskdmed.windows.streams.raster import windows_to_heatmap as windows_to_heatmap
     from daskdmed.windows.streams.reading import read_windows as read_windows
     from daskdmed.windows.streams.writer import StreamWriter as StreamWriter
 
