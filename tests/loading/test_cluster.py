@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 
 from daskdmed import Dataset, LightDL, Patient, Record
 from daskdmed.errors import LoaderError, UsageError
+from daskdmed.persistence import ranks
 from daskdmed.samples import make_slide
 from tests.loading.conftest import (
     SMALL,
@@ -116,7 +117,7 @@ def test_a_worker_that_joins_changes_nothing(slides, expected):
 
 
 @pytest.mark.cluster
-def test_hooks_errors_skips_and_ranks_on_a_cluster():
+def test_hooks_errors_skips_and_ranks_on_a_cluster(monkeypatch):
     dataset = coordinate_dataset(3)
     sizes = {**SMALL, "resident": "12 MiB"}
 
@@ -132,6 +133,7 @@ def test_hooks_errors_skips_and_ranks_on_a_cluster():
         with LightDL(dataset, **sizes, **kwargs) as loader:
             return collect(loader, 12)
 
+    monkeypatch.setattr(ranks, "JOIN_LIMIT", 0.2)  # they come one after the other
     with cluster(2) as workers, Client(workers) as client:
         with LightDL(dataset, **sizes, client=client, smallchunk_collector=some) as loader:
             assert_same_batches(collect(loader, 12), local(smallchunk_collector=some))
