@@ -271,3 +271,75 @@ if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] != "heatmap-memory":
         raise SystemExit("usage: scenarios.py heatmap-memory SLIDE")
     print(json.dumps({"mib": _heatmap_memory(sys.argv[2])}))
+
+
+def restricted(paths: list[Path], way: str, *, seconds: float, rounds: int = 1) -> float:
+    """Patches per second with something said about where they come from, to those without.
+
+    Parameters
+    ----------
+    paths : list of Path
+        Slides.
+    way : {"tissue", "quotas", "target", "explorer"}
+        Tissue masks (made before); two shares of each batch; a label map of a sixteenth of
+        the resolution beside each slide; four regions of half the side per visit.
+    seconds, rounds
+        Length of a measurement, and how many.
+    """
+    data = dataset(paths)
+    options: dict[str, Any] = {}
+    if way == "tissue":
+        options = {"tissue": daskdmed.tissue_masks(data)}
+    elif way == "quotas":
+        even = {p.id for p in list(data)[::2]}
+        options = {"quotas": [daskdmed.Quota(0.25, patients=lambda p: p.id in even)]}
+    elif way == "target":
+        data, options = _with_label_maps(data), {"target": "labels"}
+    elif way == "explorer":
+        options = {"bigchunk_loader": daskdmed.LowDiscrepancyExplorer(regions=4)}
+
+    def once(seed: int) -> tuple[float, ...]:
+        kwargs = {"bigchunk_size": BLOCK, "smallchunks_per_bigchunk": 512, "seed": seed}
+        plain, _ = _loader_rate(data, seconds, client=None, **kwargs)
+        ours, _ = _loader_rate(data, seconds, client=None, **kwargs, **options)
+        return (ours / plain,)
+
+    return median_of(rounds, once)[0]
+
+
+def _with_label_maps(data: daskdmed.Dataset) -> daskdmed.Dataset:
+    import dask.array as da
+
+    patients = []
+    for patient in data:
+        shape = tuple(-(-n // 16) for n in patient.record().open().to_dask().shape[:2])
+        labels = daskdmed.Record(array=da.zeros(shape, dtype="u1", chunks=1024))
+        records = {"wsi": patient.record(), "labels": labels}
+        patients.append(daskdmed.Patient(patient.id, records))
+    return daskdmed.Dataset(data.name, patients)
+
+
+def planning(kind: str, turns: int = 400) -> float:
+    """Draws per second that a plan gives, for 500 slides of 169 big chunks."""
+    from daskdmed.persistence.plan import Population, RotationPlan
+    from daskdmed.persistence.policy import LeastVisitedFirst
+    from daskdmed.persistence.strata import StratifiedPlan, Stratum
+
+    count = 500
+    people = Population((169,) * count, tuple(map(str, range(count))), ({},) * count)
+    options: dict[str, Any] = {
+        "slots": 64,
+        "draws_per_visit": 512,
+        "seed": 0,
+        "policy": LeastVisitedFirst(),
+    }
+    everybody = tuple(range(count))
+    strata = [Stratum("rare", 8, everybody[:10]), Stratum("all", BATCH - 8, everybody)]
+    plan: Any = (
+        RotationPlan(people, **options)
+        if kind == "rotation"
+        else StratifiedPlan(people, strata, batch_size=BATCH, **options)
+    )
+    began = time.perf_counter()
+    draws = sum(len(next(plan)) for _ in range(turns))
+    return draws / (time.perf_counter() - began)
