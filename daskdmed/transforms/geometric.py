@@ -79,7 +79,7 @@ def turn(x: Tensor, turns: Turns, axes: Sequence[int]) -> Tensor:
     Returns
     -------
     Tensor
-        Of the same shape, type and memory layout; `x` itself when nothing moves.
+        Of the same shape, type and memory layout; sharing `x`'s memory when nothing moves.
 
     Raises
     ------

@@ -1,0 +1,201 @@
+"""Transforms of other libraries, image by image; whichever is installed."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import torch
+
+from daskdmed.errors import UsageError
+from daskdmed.transforms import Compose, PerSample, RandomFlip, ToFloat
+from tests.transforms.conftest import keys_of
+
+
+def noise_of_all_kinds(image):
+    """Draws from every global generator."""
+    a = torch.rand(1).item() + float(np.random.random()) + random.random()  # noqa: NPY002
+    return image.float() * 0 + a
+
+
+def random_flip(image):
+    """Moves pixels only."""
+    return image.flip(-1) if torch.rand(1) < 0.5 else image
+
+
+def assert_reproducible(transform, x, keys):
+    before = x.clone()
+    y = transform(x, keys)
+    assert torch.equal(x, before)
+    assert torch.equal(transform(x, keys), y)
+    order = np.random.default_rng(0).permutation(len(x))
+    assert torch.equal(transform(x[order], keys[order]), y[order])
+    assert torch.equal(transform.replay(transform.draw(keys), x), y)
+    return y
+
+
+def test_seeded_by_the_small_chunk(x, keys):
+    y = assert_reproducible(PerSample(noise_of_all_kinds), x, keys)
+    drawn = y[:, 0, 0, 0]
+    assert len(drawn.unique()) == 8
+    other = PerSample(noise_of_all_kinds, seed=1)(x, keys)[:, 0, 0, 0]
+    assert not (other == drawn).any()
+
+
+def test_global_generators_go_on_as_before(x, keys):
+    def numbers():
+        return torch.rand(3).tolist(), np.random.random(3).tolist(), random.random()  # noqa: NPY002
+
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    expected = numbers()
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    PerSample(noise_of_all_kinds)(x, keys)
+    with pytest.raises(ZeroDivisionError):
+        PerSample(lambda image: torch.rand(1) + 1 / 0)(x, keys)
+    assert numbers() == expected
+
+
+def test_functions_may_write_into_their_image(x, keys):
+    expected = x + 1
+    for style in ("tensor", "array"):
+
+        def add(image):
+            image += 1
+            return image
+
+        before = x.clone()
+        assert torch.equal(PerSample(add, style=style)(x, keys), expected)
+        assert torch.equal(x, before)
+
+
+def test_arrays(x, keys):
+    seen = []
+
+    def crop(image):
+        seen.append((type(image), image.shape, image.flags.c_contiguous))
+        return image[8:-8, 8:-8, ::-1]
+
+    y = PerSample(crop, style="array")(x, keys)
+    assert torch.equal(y, x[:, :, 8:-8, 8:-8].flip(1))
+    assert set(seen) == {(np.ndarray, (96, 96, 3), True)}
+
+
+@pytest.mark.parametrize("layout", ["labels", "array", "tensor"])
+@pytest.mark.parametrize("style", ["tensor", "array"])
+def test_joint(x, keys, style, layout):
+    function = random_flip
+    if style == "array":
+
+        def function(image):
+            return image[:, ::-1] if torch.rand(1) < 0.5 else image
+
+    targets = {
+        "labels": x[:, 0].numpy(),
+        "array": x.movedim(1, -1).numpy(),
+        "tensor": x.clone(),
+    }[layout]
+    y, moved = PerSample(function, style=style, joint=True)(x, keys, targets)
+    assert not torch.equal(y, x)
+    expected = {"labels": y[:, 0], "array": y.movedim(1, -1), "tensor": y}[layout]
+    assert type(moved) is type(targets)
+    assert np.array_equal(moved, expected)
+    _, same = PerSample(function, style=style, joint=False)(x, keys, targets)
+    assert np.array_equal(same, targets)
+    with pytest.raises(UsageError, match="joint=True"):
+        PerSample(function, style=style)(x, keys, targets)
+
+
+def test_in_a_compose(x, keys):
+    augment = Compose([RandomFlip(), PerSample(random_flip, joint=True), ToFloat()])
+    y, moved = augment(x, keys, x[:, 0].numpy())
+    assert np.array_equal(moved, (y[:, 0] * 255).round().byte().numpy())
+
+
+def test_results_of_differing_shapes(x, keys):
+    crop = PerSample(lambda image: image[:, : 50 + int(torch.randint(0, 9, ()))])
+    with pytest.raises(UsageError, match="differing shapes"):
+        crop(x, keys)
+
+
+def test_wrong_arguments(x):
+    with pytest.raises(UsageError, match="function of one image"):
+        PerSample(3)
+    with pytest.raises(UsageError, match="style"):
+        PerSample(random_flip, style="pil")
+    with pytest.raises(UsageError, match="know the small chunks"):
+        PerSample(random_flip)(x)
+
+
+# -- libraries --------------------------------------------------------------------------------
+
+
+def test_albumentations(x, keys):
+    albumentations = pytest.importorskip("albumentations")
+    pipeline = albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.RandomRotate90(p=1),
+            albumentations.RandomBrightnessContrast(p=1),
+        ]
+    )
+    y = assert_reproducible(PerSample(pipeline), x, keys)
+    assert y.dtype == torch.uint8
+    assert y.shape == x.shape
+    assert not torch.equal(y, x)
+    # one transform by itself, with its masks
+    flip = PerSample(albumentations.HorizontalFlip(p=0.5), joint=True)
+    labels = x[:, 1].numpy()
+    y, moved = flip(x, keys, labels)
+    assert np.array_equal(moved, y[:, 1])
+    changed = [not torch.equal(a, b) for a, b in zip(x, y, strict=True)]
+    assert 0 < sum(changed) < 8
+    y, channels = flip(x, keys, x.movedim(1, -1).numpy())
+    assert np.array_equal(channels, y.movedim(1, -1))
+
+
+def test_monai():
+    monai = pytest.importorskip("monai.transforms")
+    volume = torch.randint(-100, 100, (40, 1, 8, 8, 8), dtype=torch.int16)
+    keys = keys_of(40)
+    for transform in (
+        monai.RandFlip(prob=0.5, spatial_axis=1),
+        monai.Compose(
+            [monai.RandFlip(prob=0.5, spatial_axis=0), monai.RandRotate90(prob=0.7, max_k=3)]
+        ),
+    ):
+        y = assert_reproducible(PerSample(transform), volume, keys)
+        assert type(y) is torch.Tensor
+        assert y.dtype == torch.int16
+        same = [torch.equal(a, b) for a, b in zip(volume, y, strict=True)]
+        assert 0 < sum(same) < 40
+        y, moved = PerSample(transform, joint=True)(volume, keys, volume[:, 0].numpy())
+        assert np.array_equal(moved, y[:, 0])
+
+
+def test_torchvision(x, keys):
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision: {error}")
+    pipeline = v2.Compose(
+        [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.ColorJitter(0.2, 0.2)]
+    )
+    y = assert_reproducible(PerSample(pipeline), x, keys)
+    assert y.dtype == torch.uint8
+    assert not torch.equal(y, x)
+    # masks are moved but not coloured
+    labels = (torch.arange(96 * 96) % 251).reshape(96, 96).to(torch.uint8).expand(8, 96, 96).numpy()
+    y, moved = PerSample(pipeline, joint=True)(x, keys, labels)
+    allowed = [labels[0], labels[0][::-1], labels[0][:, ::-1], labels[0][::-1, ::-1]]
+    which = [[np.array_equal(m, a) for a in allowed].index(True) for m in moved]
+    assert len(set(which)) > 1
+    flips = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+    y, moved = PerSample(flips, joint=True)(x, keys, x[:, 2].numpy())
+    assert np.array_equal(moved, y[:, 2])
