@@ -20,8 +20,12 @@ SCRIPTS = {
     "balanced_batches.py": r"the fewest in a batch: 4.*explorer: small chunks from \d+ regions",
     "choose_parameters.py": r"patches/s when each.*512 x 512.*for 1,000 patches/s.*coverage +\d+",
     "annotations.py": r"Annotations\(.*mean red.*target \(16, 128, 128, 3\).*the same: True",
+    "export_heatmap.py": r"OME-Zarr +\d levels.*TIFF +Slide.*regions +Annotations\(.*tiles +\d+",
+    "convert_slide.py": r"the same pixels on 2 levels: True.*2 um/px",
     "custom_hooks.py": r"anywhere +640 crops.*by hand: +\(\d+, \d+\)",
     "resume_training.py": "bit-identical: True",
+    "sliding_windows.py": r"first window \(0, \d+\).*left out +0 windows.*: (\d+) of \1$",
+    "features_to_parquet.py": r"slide_001\.parquet.*288 rows of 8 float32.*map \(12, 12\) mean 0\.",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }
 ENVIRONMENT = {**os.environ, "DASKDMED_QUICK": "1", "MPLBACKEND": "agg"}
