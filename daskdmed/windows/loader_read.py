@@ -12,6 +12,7 @@ Not covered: which loads there are and how far ahead they are read (`loader_plan
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import threading
@@ -273,6 +274,9 @@ class LoadReader:
         finally:
             with self._lock:
                 self._flying.discard(future)
+            # whoever else may hold the future for a while, the worker's memory is free now
+            with contextlib.suppress(RuntimeError):  # the client's event loop has ended
+                future.release()
 
     def _wait(self, client: Any, future: Any) -> Any:
         """What a task gave; waits through the death of workers."""
