@@ -79,7 +79,7 @@ def test_twenty_random_moments(server, whole, tmp_path):
         _killing.compute(str(out), resume=True)
         assert contents(out) == whole, f"moment {number}, {seen[-1]} blocks were done"
     # the moments must lie within the runs, or nothing was tested
-    assert len(set(seen)) > 1
+    assert len(set(seen) - {0, 50}) > 1
 
 
 def test_killed_again_and_again(server, whole, tmp_path):
@@ -164,12 +164,12 @@ def test_workers_and_clients_are_killed(server, whole, tmp_path):
 @pytest.mark.cluster
 def test_everything_is_killed(whole, tmp_path):
     out, started = tmp_path / "a.zarr", tmp_path / "started"
-    code = (
-        "import sys; from tests.windows import _killing\n"
-        "if __name__ == '__main__': _killing.compute_with_cluster(*sys.argv[1:2], 0.03, sys.argv[2])"
-    )
     script = tmp_path / "job.py"
-    script.write_text(code)
+    script.write_text(
+        "import sys; from tests.windows import _killing\n"
+        "if __name__ == '__main__':\n"
+        "    _killing.compute_with_cluster(sys.argv[1], 0.03, sys.argv[2])"
+    )
     job = subprocess.Popen(
         [sys.executable, str(script), str(out), str(started)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
