@@ -370,7 +370,7 @@ class Patient:
         Parameters
         ----------
         name : str, optional
-            Without it: the only record, or the one named "wsi" when there are several.
+            Without it: the only image, or the one named "wsi" when there are several.
 
         Raises
         ------
@@ -379,6 +379,8 @@ class Patient:
         """
         names = list(self.records)
         if name is None:
+            # what was drawn on an image is no image: it does not count where one is asked for
+            names = [n for n, r in self.records.items() if not r.is_annotations] or names
             if len(names) > 1 and DEFAULT_RECORD not in self.records:
                 raise DatasetError(
                     f"patient {self.id!r} has {len(names)} records and none is named "

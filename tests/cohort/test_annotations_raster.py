@@ -133,6 +133,17 @@ def test_the_left_and_the_upper_edge_belong_to_a_box():
         assert np.argwhere(got).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
 
 
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 70 / 3, 1.7])
+def test_boxes_of_whole_pixels_touch_no_other_pixel_at_any_scale(scale):
+    for first in range(0, 90, 7):
+        box = shapely.box(first * scale, 3 * scale, (first + 4) * scale, 9 * scale)
+        table = Annotations([Annotation(box, "a")])
+        got = table.rasterize((0, first - 1), (11, 6), scale, classes=["a"], all_touched=True)
+        expected = np.zeros_like(got)
+        expected[3:9, 1:5] = 1
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_points_and_lines():
     shapes = [
         (shapely.MultiPoint([(2.9, 1.0), (-0.1, 0)]), "p"),

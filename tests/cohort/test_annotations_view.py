@@ -142,6 +142,35 @@ def test_html() -> None:
     assert "0 annotations" in Annotations()._repr_html_()
 
 
+def test_importing_names_needs_no_extra() -> None:
+    code = (
+        "import sys; import daskdmed as d;"
+        "d.Annotations, d.read_annotations, d.target_view, d.PatchCoordinates;"
+        "d.Record('a.geojson');"
+        "print({'shapely', 'h5py', 'defusedxml', 'torch'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("shapely", "annotations", "d.read_annotations('[]')"),
+        ("defusedxml", "annotations", "d.read_annotations('<a/>')"),
+        ("h5py", "hdf5", "d.PatchCoordinates.read('a.h5')"),
+    ],
+)
+def test_a_missing_extra_is_named(module, extra, use) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; import daskdmed as d\n"
+        f"try: {use}\nexcept d.DaskdmedError as e: print(type(e).__name__, e)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("MissingExtraError")
+    assert f"daskdmed[{extra}]" in out.stdout
+
+
 # --------------------------------------------------------------------------------- views
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_targets_lie_on_the_slide_at_every_level(made, truth, level) -> None:
@@ -300,6 +329,18 @@ def test_records_of_annotations(tmp_path: Path, made, truth) -> None:
         Record("a.svs", annotations=truth)
     with pytest.raises(DatasetError, match="backend"):
         Record(annotations=truth, backend="tiff")
+
+
+def test_the_image_of_a_patient_is_never_its_annotations(truth) -> None:
+    drawn = Record(annotations=truth)
+    patient = Patient("p", {"drawn": drawn, "slide": Record("a.svs"), "more": Record("b.xml")})
+    assert patient.record().uri == "a.svs"
+    assert Patient("p", {"drawn": drawn}).record().is_annotations
+    several = Patient("p", {"a": Record("a.svs"), "b": Record("b.svs"), "drawn": drawn})
+    with pytest.raises(DatasetError, match=r"2 records.*\['a', 'b'\]"):
+        several.record()
+    with pytest.raises(DatasetError, match=r"no record 'x'.*'drawn'"):
+        several.record("x")
 
 
 def test_manifests_hold_files_of_annotations(tmp_path: Path, truth) -> None:

@@ -91,11 +91,13 @@ def picture(
     """The shapes in their labels' colours on white, (h, w, 3) uint8."""
     x0, y0, x1, y1 = bounds
     scale = max(x1 - x0, y1 - y0, 1.0) / _SIDE
-    shape = tuple(max(1, int(np.ceil(n / scale))) for n in (y1 - y0, x1 - x0))
+    origin = int(np.floor(y0 / scale)), int(np.floor(x0 / scale))
+    ends = int(np.ceil(y1 / scale)), int(np.ceil(x1 / scale))
+    shape = max(1, ends[0] - origin[0]), max(1, ends[1] - origin[1])
     labels = list(annotations.counts)
     numbers = {label: k for k, label in enumerate(labels, start=1)}
-    values = annotations.translate(-x0, -y0).rasterize(
-        (0, 0), (shape[0], shape[1]), scale, classes=numbers, all_touched=True, dtype="u4"
+    values = annotations.rasterize(
+        origin, shape, scale, classes=numbers, all_touched=True, dtype="u4"
     )
     table = np.array([(255, 255, 255), *(colours[label] for label in labels)], np.uint8)
     return np.ascontiguousarray(table[values])

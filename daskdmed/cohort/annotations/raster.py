@@ -42,6 +42,8 @@ ClassesLike: TypeAlias = Categories | Mapping[Any, int] | Sequence[Any]
 
 #: crossings worked on at a time: bounds the memory, whatever is painted
 _EVENTS = 2**19
+#: pixels by which positions may be off from rounding, however large the slide
+_ROUNDING = 1e-9
 #: spans of fewer pixels on average are painted by index, longer ones row by row
 _SHORT = 24
 
@@ -359,6 +361,10 @@ def _crossed(edges: Floats, owner: Ints, band: Grid, *, closed: bool) -> Spans:
     With `closed` a pixel holds its upper and left border; without it none of its borders,
     so that a polygon drawn along pixel borders touches no pixel outside it.
     """
+    if not closed:
+        # borders that miss a pixel's by rounding only shall not touch the next pixel
+        near = np.rint(edges)
+        edges = np.where(np.abs(edges - near) < _ROUNDING, near, edges)
     u0, v0, u1, v1 = edges.T
     after = np.floor(v1) + 1 if closed else np.ceil(v1)
     edge, row = _rows(np.floor(v0), after, band)
