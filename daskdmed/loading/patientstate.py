@@ -251,6 +251,11 @@ class StateKeeper:
             dict(self._left), dict(self._visits), dict(self._unread), dict(self._unseen)
         )
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """Back to an earlier moment of the same batch."""
+        self._left, self._visits = dict(snapshot.left), dict(snapshot.visits)
+        self._unread, self._unseen = dict(snapshot.unread), dict(snapshot.unseen)
+
     def interrupt(self) -> None:
         """Wake the engine when it waits for feedback; see `Mailbox.interrupt`."""
         self._mailbox.interrupt()

@@ -18,6 +18,7 @@ import numpy as np
 from daskdmed.errors import DaskdmedError, LoaderError
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.engine import Engine
+from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import Sampled, Wanted, sample
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.plan import Visit
@@ -78,7 +79,7 @@ class RemoteEngine(Engine):
     def batches(self) -> Iterator[Batch]:
         """Batches in order."""
         if self.states is not None:
-            yield from self._in_sequence()
+            yield from self._in_sequence(self.states)
             return
         spans = self.spans()
         flying: deque[_Chunk] = deque()
@@ -100,7 +101,7 @@ class RemoteEngine(Engine):
         if len(self._builder):
             yield self.finish_batch()
 
-    def _in_sequence(self) -> Iterator[Batch]:
+    def _in_sequence(self, states: StateKeeper) -> Iterator[Batch]:
         """Batches of a stateful collector: what one draw changes, the next may need.
 
         Draws are sent out in parts that lie within a turn and a batch, one at a time.
@@ -113,7 +114,8 @@ class RemoteEngine(Engine):
                 if self.sampling.adaptive:
                     yield from self._fill_in([part], deque())
                     part = self._part(span, at)
-                yield from self._receive(self._send_spans([part]))
+                part, chunk, answers = self._send_part(part, states)
+                yield from self._receive(chunk, answers)
                 at = part.stop
                 if part.last or at >= span.stop:
                     break
@@ -124,11 +126,37 @@ class RemoteEngine(Engine):
         """The draws from one on that still fit into the batch."""
         room = self._builder.size - len(self._builder)
         visits = span.visits[at - span.start :]
-        ended = np.fromiter(self._ended, np.int64, len(self._ended))
-        given = np.cumsum(~np.isin(visits, ended))
-        stop = at + int(np.searchsorted(given, room, side="left")) + 1
+        ended = np.isin(visits, np.fromiter(self._ended, np.int64, len(self._ended)))
+        if self.sampling.composed:
+            # every draw gives a row; one that another visit stands in for comes last
+            stop = at + min(room, int(np.argmax(ended)) + 1 if ended.any() else room)
+        else:
+            stop = at + int(np.searchsorted(np.cumsum(~ended), room, side="left")) + 1
         stop = min(stop, span.stop)
         return Span(span.turn, at, stop, span.last and stop == span.stop)
+
+    def _send_part(
+        self, part: Span, states: StateKeeper
+    ) -> tuple[Span, _Chunk, list[Sampled] | None]:
+        """Send a part out; a shorter one when a visit ends in it that another stands in for.
+
+        What stands in changes states too, so that the draws behind it must be made after it.
+        """
+        if not self.sampling.composed or not len(part):
+            return part, self._send_spans([part]), None
+        if any(n not in self._ended for n in part.visits.tolist()):
+            states.begin_batch(self._batches)
+        before = states.snapshot()
+        chunk = self._send_spans([part])
+        answers = self._gather(chunk.futures)
+        ends = {number: value[0] for a in answers for number, value in a.ended.items()}
+        rows = zip(chunk.visits.tolist(), chunk.draws.tolist(), strict=True)
+        over = [row for row, (n, draw) in enumerate(rows) if n in ends and draw >= ends[n]]
+        if not over or over[0] + 1 == len(part):
+            return part, chunk, answers
+        states.restore(before)
+        part = Span(part.turn, part.start, part.start + over[0] + 1, last=False)
+        return part, self._send_spans([part]), None
 
     def _take(self, spans: Iterator[Span], turn_open: bool) -> tuple[list[Span], bool, bool]:
         """Spans for one chunk; no new turn is begun whose blocks the budget cannot hold yet."""
@@ -220,8 +248,9 @@ class RemoteEngine(Engine):
 
     # -- receiving ------------------------------------------------------------------
 
-    def _receive(self, chunk: _Chunk) -> Iterator[Batch]:
-        answers = self._gather(chunk.futures)
+    def _receive(self, chunk: _Chunk, answers: list[Sampled] | None = None) -> Iterator[Batch]:
+        if answers is None:
+            answers = self._gather(chunk.futures)
         chunk.futures.clear()
         where = np.zeros((chunk.visits.size, 2), np.int64)
         for part, rows in enumerate(chunk.rows):
