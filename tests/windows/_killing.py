@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 
 from daskdmed import heatmap
-from daskdmed.store import manifest
+from daskdmed.store import donemap
 
 
 class Mean:
@@ -39,7 +39,7 @@ def image():
 def compute(out: str, pause: float = 0.0, started: str = "", **keywords) -> None:
     """Make the heatmap of `image`; a file `started` says when it begins."""
     # marks reach the disk within a run this short, as they do within longer ones
-    manifest._FLUSH_EVERY = 0.05
+    donemap._FLUSH_EVERY = 0.05
     if started:
         Path(started).write_text(str(os.getpid()))
     with dask.config.set(num_workers=2):
