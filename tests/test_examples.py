@@ -21,7 +21,7 @@ SCRIPTS = {
     "choose_parameters.py": r"patches/s when each.*512 x 512.*for 1,000 patches/s.*coverage +\d+",
     "annotations.py": r"Annotations\(.*mean red.*target \(16, 128, 128, 3\).*the same: True",
     "export_heatmap.py": r"OME-Zarr +\d levels.*TIFF +Slide.*regions +Annotations\(.*tiles +\d+",
-    "convert_slide.py": r"the same pixels on 2 levels: True.*2 um/px",
+    "convert_slide.py": r"the same pixels on \d levels: True.*2 um/px",
     "custom_hooks.py": r"anywhere +640 crops.*by hand: +\(\d+, \d+\)",
     "resume_training.py": "bit-identical: True",
     "sliding_windows.py": r"first window \(0, \d+\).*left out +0 windows.*: (\d+) of \1$",
