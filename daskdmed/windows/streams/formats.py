@@ -152,7 +152,7 @@ class ParquetSink(Sink):
             pa.array(table.columns[name], type=self._schema.field(name).type)
             for name in row_columns(self.ndim)
         ]
-        flat = np.ascontiguousarray(table.values.reshape(len(table), -1))
+        flat = np.ascontiguousarray(table.values.reshape(len(table), math.prod(self.value_shape)))
         if self._width > MOST_COLUMNS:
             arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), self._width))
         else:
@@ -211,7 +211,7 @@ class CsvSink(Sink):
         shape = (1,) * (3 - len(self.value_shape)) + self.value_shape
         if len(self.value_shape) == 1:  # a vector is one pixel with k channels
             shape = (*self.value_shape, 1, 1)
-        flat = table.values.reshape(len(table), -1)
+        flat = table.values.reshape(len(table), math.prod(self.value_shape))
         # the shortest text that reads back as the same number
         text = flat.astype(np.int8) if flat.dtype == np.bool_ else flat
         numbers = text.astype(str).tolist()

@@ -103,7 +103,7 @@ def _parquet(path: Path) -> WindowTable:
     if "values" in table.column_names:
         chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in table.column("values").chunks]
         dtype = table.schema.field("values").type.value_type.to_pandas_dtype()
-        flat = np.concatenate([np.empty(0, dtype), *chunks]).reshape(len(table), -1)
+        flat = np.concatenate([np.empty(0, dtype), *chunks])
     else:
         names = [n for n in table.column_names if n.startswith("value_")]
         dtype = table.schema.field("value_0").type.to_pandas_dtype()
@@ -145,7 +145,7 @@ def _csv(path: Path) -> WindowTable:
         raise StoreError(f"{path} lacks the columns {missing}")
     first = at["value_0"]
     dtype = np.dtype(metadata["dtype"])
-    flat = np.array([row[first:] for row in rows], dtype=str).reshape(len(rows), -1)
+    flat = np.array([row[first:] for row in rows], dtype=str)
     values = flat.astype(np.int8).astype(bool) if dtype == np.bool_ else flat.astype(dtype)
     if "patient" in at:
         who = [(row[at["patient"]], row[at["record"]]) for row in rows]
@@ -167,7 +167,7 @@ def _csv(path: Path) -> WindowTable:
         pairs("downsample", float).astype(np.float64),
         images,
     )
-    return WindowTable(columns, values.reshape(len(rows), *(shape or ())), images)
+    return WindowTable(columns, values.reshape(len(rows), *shape), images)
 
 
 def _columns(

@@ -26,6 +26,7 @@ Not covered: files (`daskdmed.windows.streams.formats`), and making maps of rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ class WindowTable:
     images: tuple[ImageGrid, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        wanted = row_columns(self.ndim)
+        wanted = row_columns(self.ndim or 2)
         missing = [name for name in wanted if name not in self.columns]
         lengths = {name: len(column) for name, column in self.columns.items()}
         if missing or set(lengths.values()) - {len(self.values)}:
@@ -236,7 +237,7 @@ class WindowTable:
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError('pip install "daskdmed[tables]" for data frames') from error
-        flat = self.values.reshape(len(self), -1)
+        flat = self.values.reshape(len(self), math.prod(self.value_shape))
         values = {f"value_{i}": flat[:, i] for i in range(flat.shape[1])}
         return pd.DataFrame({**self.columns, **values})
 
