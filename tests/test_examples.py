@@ -24,8 +24,10 @@ SCRIPTS = {
     "convert_slide.py": r"the same pixels on \d levels: True.*2 um/px",
     "custom_hooks.py": r"anywhere +640 crops.*by hand: +\(\d+, \d+\)",
     "resume_training.py": "bit-identical: True",
+    "augmentation.py": r"replayed: identical True.*the batch: identical True.*normalised \(64,",
     "sliding_windows.py": r"first window \(0, \d+\).*left out +0 windows.*: (\d+) of \1$",
     "features_to_parquet.py": r"slide_001\.parquet.*288 rows of 8 float32.*map \(12, 12\) mean 0\.",
+    "heatmap_dataset.py": r"slide_002: \(2, 11, 11\), \d+%.*equal: True.*off.*slide_002\.zarr",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }
 ENVIRONMENT = {**os.environ, "DASKDMED_QUICK": "1", "MPLBACKEND": "agg"}
