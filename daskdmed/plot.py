@@ -14,6 +14,7 @@ import numpy as np
 
 from daskdmed.errors import GeometryError, MissingExtraError, UsageError
 from daskdmed.store.ngff import Georeference, read_result
+from daskdmed.store.result import group_of
 from daskdmed.types import Array, PathLike
 from daskdmed.windows.grid import PerAxis, per_axis
 
@@ -142,23 +143,12 @@ def _values(heatmap: Any) -> tuple[Array, Georeference | None]:
 
 
 def _place_of(array: da.Array) -> Georeference | None:
-    """The place of a Dask array that `daskdmed.heatmap` returned: its Zarr group knows it.
-
-    Arithmetic on such a result, and one of its k values, keep the place; a part of its rows
-    or columns has none, because it lies elsewhere. None for any other array.
-    """
-    import zarr
-
-    for value in dict(array.__dask_graph__()).values():
-        source = getattr(value, "value", value)
-        if not isinstance(source, zarr.Array) or source.shape[-2:] != array.shape[-2:]:
-            continue
-        parent = source.store_path.path.rpartition("/")[0]
-        group = zarr.open_group(source.store_path.store, path=parent, mode="r")
-        own: Any = group.attrs.get("daskdmed")
-        if isinstance(own, dict) and "georeference" in own:
-            return Georeference.from_json(own["georeference"])
-    return None
+    """The place of a Dask array that `daskdmed.heatmap` returned, None for any other."""
+    group = group_of(array)
+    if group is None:
+        return None
+    own: Any = group.attrs["daskdmed"]
+    return Georeference.from_json(own["georeference"])
 
 
 def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: float) -> Georeference:

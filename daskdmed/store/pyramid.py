@@ -245,7 +245,7 @@ def _following(path: str, number: int) -> str:
 def add_pyramid(
     store: PathLike | Store,
     *,
-    method: Method = "mean",
+    method: Method | None = None,
     factor: int = 2,
     smallest: int = SMALLEST_LEVEL,
     channels: Sequence[str] | None = None,
@@ -263,8 +263,9 @@ def add_pyramid(
     store : path, URL or zarr store
         What `daskdmed.heatmap` wrote, or another OME-Zarr image. Levels beside its finest
         one are replaced.
-    method : {"mean", "nearest", "mode"}
-        The mean leaves out NaN. For classes take "mode".
+    method : {"mean", "nearest", "mode"}, optional
+        The mean leaves out NaN. Default: "mode" for the classes that `daskdmed.predict` wrote
+        (post "argmax" and "threshold"), else "mean".
     factor : int
         Between levels, along each axis of space.
     smallest : int
@@ -302,6 +303,7 @@ def add_pyramid(
     _check_finished(location, group)
     axes = [str(axis["name"]) for axis in multiscale["axes"]]
     array: Any = group[finest.path]
+    method = method or _usual_method(group)
     spatial = len(axes) - axes.count("c") - axes.count("t")
     version = {number: name for name, number in ZARR_FORMATS.items()}[group.metadata.zarr_format]
     count = array.shape[axes.index("c")] if "c" in axes else 1
@@ -353,10 +355,17 @@ class _WithChannel:
         return np.asarray(self.array[key[1:]])[None]
 
 
+def _usual_method(group: zarr.Group) -> Method:
+    own: Any = group.attrs.get("daskdmed")
+    parameters = own.get("parameters") if isinstance(own, dict) else None
+    post = parameters.get("post") if isinstance(parameters, dict) else None
+    return "mode" if post and post[0] in ("argmax", "threshold") else "mean"
+
+
 def _check_arguments(
-    method: str, factor: int, smallest: int, window: tuple[float, float] | None
+    method: str | None, factor: int, smallest: int, window: tuple[float, float] | None
 ) -> None:
-    if method not in METHODS:
+    if method not in (None, *METHODS):
         raise UsageError(f"method must be one of {METHODS}, got {method!r}")
     if int(factor) != factor or factor < 2:
         raise UsageError(f"factor must be a whole number >= 2, got {factor!r}")

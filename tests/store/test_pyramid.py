@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import daskdmed
 from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import StoreError, UsageError
@@ -236,6 +237,24 @@ def test_what_cannot_have_a_pyramid(tmp_path):
     with pytest.raises(UsageError, match="method must be"):
         reduce_block(np.ones(3), (1,), "median")
     assert hex_color("#0a0b0c") == "0A0B0C"
+
+
+def test_classes_of_predict_are_not_averaged(tmp_path):
+    def classify(windows):
+        high = windows[..., 0] > 128
+        return np.stack([~high, high], 1).astype(np.float32)
+
+    image = np.zeros((128, 128, 1), np.uint8)
+    image[::3, ::5] = 255
+    for post, method in (("argmax", "mode"), ("threshold", "mode"), ("uint8", "mean")):
+        out = tmp_path / f"{post}.zarr"
+        daskdmed.predict(image, classify, kernel_size=32, post=post, out=out)
+        add_pyramid(out, smallest=16)
+        group = zarr.open_group(out, mode="r")
+        assert group.attrs["ome"]["multiscales"][0]["type"] == method
+        factors = (2,) * group["0"].ndim if group["0"].ndim == 2 else (1, 2, 2)
+        expected = brute(group["0"][...], factors, method)
+        np.testing.assert_array_equal(group["1"][...], expected)
 
 
 @pytest.mark.parametrize("shape", [(1,), (256, 256), (257, 3), (100_000, 1)])
