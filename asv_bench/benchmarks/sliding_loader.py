@@ -1,0 +1,104 @@
+"""Every window of a whole slide as torch batches, and what becomes rows on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import dask
+import inputs
+import numpy as np
+from limits import RawTiles
+from scenarios import THREADS, median_of
+
+from benchmarks import Once, requires
+from daskdmed import ProcessedPiece, SlidingWindowDL, StreamWriter
+from daskdmed.images.tiff.decode import count_tiles
+
+#: kernel/stride
+GEOMETRIES = ["224/224", "224/112", "300/300"]
+
+
+class SlidingLoader(Once):
+    """Against decoding every tile once with two threads, and copying every window once.
+
+    Both are needed and share two cores: the limit is their sum.
+    """
+
+    params = [["mixed", "dense"], GEOMETRIES]
+    param_names = ["slide", "kernel/stride"]
+
+    def setup(self, kind: str, geometry: str) -> None:
+        requires("torch")
+        self.path = inputs.slide(kind)
+        self.kernel, self.stride = map(int, geometry.split("/"))
+
+    def _once(self, _: int) -> tuple[float, ...]:
+        with RawTiles(self.path) as tiles:
+            everything = np.arange(len(tiles.offsets))
+            decoding = tiles.decode_seconds(everything)
+        with (
+            count_tiles() as counted,
+            dask.config.set(num_workers=THREADS),
+            SlidingWindowDL(self.path, kernel_size=self.kernel, stride=self.stride) as loader,
+        ):
+            began = time.perf_counter()
+            for x, _, _ in loader:
+                x[0, 0, 0, 0].item()
+            seconds = time.perf_counter() - began
+            windows = loader.windows
+        limit = decoding + windows * self._copy_seconds()
+        return windows / seconds, seconds / limit, counted.tiles / len(everything)
+
+    def _copy_seconds(self) -> float:
+        """Of one window, out of memory that is not in the cache."""
+        source = np.zeros((4096, 4096, 3), np.uint8)
+        k = self.kernel
+        places = range(0, 4096 - k, k)
+        out = np.empty((64, k, k, 3), np.uint8)
+        began = time.perf_counter()
+        for n, (y, x) in enumerate((y, x) for y in places for x in places):
+            out[n % 64] = source[y : y + k, x : x + k]
+        return (time.perf_counter() - began) / len(places) ** 2
+
+    def track_windows_per_second(self, kind: str, geometry: str) -> float:
+        return median_of(3, self._once)[0]
+
+    def track_ratio_to_limit(self, kind: str, geometry: str) -> float:
+        return median_of(3, self._once)[1]
+
+    def track_decodes_per_tile(self, kind: str, geometry: str) -> float:
+        return self._once(0)[2]
+
+    track_windows_per_second.unit = "windows/s"
+    track_ratio_to_limit.unit = "ratio"
+    track_decodes_per_tile.unit = "decodes"
+
+
+class Rows(Once):
+    """Rows of 8 numbers per second through a `StreamWriter`."""
+
+    params = [["parquet", "csv", "zarr"]]
+    param_names = ["format"]
+
+    def setup(self, kind: str) -> None:
+        requires("torch")
+        requires("pyarrow")
+        image = np.zeros((1024, 1024, 3), np.uint8)
+        with SlidingWindowDL(image, kernel_size=16, batch_size=64) as loader:
+            _, _, windows = next(loader)
+        self.pieces = ProcessedPiece.of_batch(windows, np.random.default_rng(0).random((64, 8)))
+        self.folder = inputs.folder() / "rows"
+
+    def track_rows_per_second(self, kind: str) -> float:
+        batches = max(2, int(20 * inputs.seconds()))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        began = time.perf_counter()
+        with StreamWriter(self.folder / f"rows.{kind}") as writer:
+            for _ in range(batches):
+                writer.write(self.pieces)
+        rate = batches * 64 / (time.perf_counter() - began)
+        shutil.rmtree(self.folder)
+        return rate
+
+    track_rows_per_second.unit = "rows/s"
