@@ -157,6 +157,28 @@ def test_points_and_lines():
     assert np.argwhere(got == 3).tolist() == [[0, 0], [5, 0]]
 
 
+@pytest.mark.parametrize("touched", [False, True])
+def test_the_order_holds_between_points_lines_and_areas(touched):
+    shapes = [
+        shapely.Point(3.5, 3.5),
+        shapely.LineString([(0.5, 3.5), (6.5, 3.5)]),
+        shapely.box(2.2, 2.2, 5.8, 5.8),
+        shapely.Point(4.5, 4.5),
+        shapely.box(4.2, 2.2, 7.8, 3.8),
+        shapely.LineString([(4.5, 0.5), (4.5, 3.2)]),
+    ]
+    for turn in (1, -1):
+        table = Annotations(Annotation(g, f"c{k}") for k, g in enumerate(shapes[::turn]))
+        got = table.rasterize((0, 0), (9, 9), classes=list(table.labels), all_touched=touched)
+        expected = np.zeros_like(got)
+        for k, item in enumerate(table, start=1):
+            alone = Annotations([item]).rasterize(
+                (0, 0), (9, 9), classes=[item.label], all_touched=touched
+            )
+            expected[alone > 0] = k
+        np.testing.assert_array_equal(got, expected)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=5, unique=True), downsamples)
 def test_a_line_paints_what_it_passes_through(points, downsample):
