@@ -80,7 +80,8 @@ def main() -> None:
         mask=tissue(dataset[0]), mask_fraction=0.5,
     )  # fmt: skip
     first = maps[dataset[0].key].compute()
-    print("from the file, equal:", np.allclose(again, first, atol=1e-5, equal_nan=True))
+    same = np.allclose(again.compute(), first, atol=1e-5, equal_nan=True)
+    print("from the file, equal:", same)
 
     # a run that fails keeps what is done, and goes on
     model = CutOff(network, after=10 if size < 2000 else 100)
