@@ -76,7 +76,10 @@ def test_every_benchmark_runs(topic: str) -> None:
             exec(compile(statement, name, "exec"), {})
             continue
         suite, parameters = owner(), last_parameters(owner)
-        suite.setup(*parameters)
+        try:
+            suite.setup(*parameters)
+        except NotImplementedError:  # asv's way to skip: a peer is not installed
+            continue
         try:
             result = getattr(suite, name)(*parameters)
         finally:
