@@ -39,6 +39,8 @@ _STRETCH = 4
 #: storage tiles that make good chunks
 _TILES = range(64, 1025)
 _DEFAULT_CHUNK = 256
+#: smaller chunks drown in their index; larger blocks, held by every thread, in memory
+_SMALLEST_CHUNK, _LARGEST_BLOCK = 16, 2**31
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def _level(
             )
         unit = shard
         shard = None if shard == chunk else shard
+    _check_sizes(chunk, unit, extents, per_pixel)
     least = strip if wide else (min(side, _BLOCK_SIDE),) * 2
     block = tuple(
         _towards(u, math.lcm(u, t), g, n)
@@ -230,13 +233,30 @@ def _level(
     )
 
 
+def _check_sizes(
+    chunk: Sequence[int], unit: Sequence[int], extents: Sequence[int], per_pixel: int
+) -> None:
+    """Sizes that would exhaust memory are refused before anything is read."""
+    if any(c < min(_SMALLEST_CHUNK, n) for c, n in zip(chunk, extents, strict=True)):
+        raise GeometryError(
+            f"chunks of {tuple(chunk)} pixels are too small to be read one by one; give at "
+            f"least {_SMALLEST_CHUNK}"
+        )
+    held = math.prod(min(u, n) for u, n in zip(unit, extents, strict=True)) * per_pixel
+    if held > _LARGEST_BLOCK:
+        raise GeometryError(
+            f"objects of {tuple(unit)} pixels take {held / 2**30:.1f} GiB in each thread, more "
+            f"than {_LARGEST_BLOCK / 2**30:.0f} GiB; give smaller shards or chunks"
+        )
+
+
 def _towards(unit: int, aligned: int, goal: int, extent: int) -> int:
     """A multiple of `unit` near `goal`, of `aligned` too when that is not much larger.
 
     One that covers the whole extent needs no alignment, and is no larger than needed.
     """
     covering = -(-extent // unit) * unit
-    if covering <= goal:
+    if extent <= goal:
         return covering
     step = aligned if aligned <= goal * _STRETCH else unit
     return min(max(goal // step, 1) * step, covering)

@@ -419,6 +419,7 @@ def test_an_unfinished_store_at_a_url_is_no_slide(slide, monkeypatch):
         ({"version": "0.4", "shards": 256}, UsageError, "no shards"),
         ({"chunks": 100, "shards": 250}, GeometryError, r"\(300, 300\) would be"),
         ({"chunks": 0}, UsageError, "chunks must be"),
+        ({"chunks": 2}, GeometryError, "at least 16"),
         ({"chunks": (1, 2, 3)}, UsageError, "chunks must be"),
         ({"shards": "big"}, UsageError, "shards must be"),
         ({"compressor": "jpeg"}, UsageError, "compressor must be"),
@@ -429,6 +430,39 @@ def test_wrong_arguments(slide, tmp_path, options, error, match):
     with pytest.raises(error, match=match):
         slide.to_ome_zarr(tmp_path / "a.zarr", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_objects_that_no_memory_holds(monkeypatch):
+    from daskdmed.store import slideplan
+
+    class Level:
+        tile_shape = (256, 256)
+        shape = (100_000, 100_000, 3)
+        downsample = (1.0, 1.0)
+        dtype = np.dtype(np.uint8)
+        level, token = 0, "x"
+
+    class Huge:
+        mpp, level_count = None, 1
+
+        def view(self, **keywords):
+            return Level()
+
+    keywords = {"level": None, "mpp": None, "pyramid": "auto", "on_error": "raise"}
+    for chunks, shards in ((None, 40_960), (50_000, None)):
+        with pytest.raises(GeometryError, match="GiB in each thread"):
+            slideplan.plan_levels(Huge(), chunks=chunks, shards=shards, sharded=True, **keywords)
+    levels = slideplan.plan_levels(Huge(), chunks=None, shards=None, sharded=True, **keywords)
+    assert [level.shape[1] for level in levels][-1] <= 1024
+    assert levels[0].shards == (3, 4096, 4096)
+    assert levels[0].blocks == 25 * 25
+    assert sum(1 for _ in levels[0].regions()) == 625
+    wide = type("Strips", (Level,), {"tile_shape": (1, 100_000)})
+    monkeypatch.setattr(Huge, "view", lambda self, **keywords: wide())
+    (strips, *_) = slideplan.plan_levels(Huge(), chunks=None, shards=None, sharded=True, **keywords)
+    # rows are read whole, once, a bounded number at a time
+    assert strips.block[1] >= 100_000
+    assert strips.block[0] * 100_000 * 3 < 2**27
 
 
 def test_wrong_places(slide, tmp_path):
