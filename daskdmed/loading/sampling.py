@@ -166,6 +166,7 @@ class VisitSampler:
         self._axes = len(crop.size)
         self._shares: Array | None = None
         self._where: list[tuple[int, tuple[int, ...]]] = []
+        self._supply: Array = np.zeros((0, 1 + len(crop.size)), np.int64)
         self._laps = 0
         self._laps_expected = 1
         self._expected = expected
@@ -299,35 +300,44 @@ class VisitSampler:
         Which lattice comes first depends on the big chunk and on how often it was visited, so
         that later visits give other positions.
         """
-        facts = self.facts
         while len(self._where) <= draw:
-            found: list[tuple[int, tuple[int, ...]]] = []
-            for _ in range(area.shifts() + 1):
-                shift = area.shift(self._lattice(area), facts.key, *facts.place)
-                found = self._allowed(area, shift)
-                if self._laps == 0:
-                    self._laps_expected = -(-self._expected // max(1, len(found)))
-                self._laps += 1
-                if found:
-                    break
-            if not found:
-                return False
-            rng = generator(facts.key, Purpose.LOCATE, facts.number, self._laps)
-            self._where += [found[i] for i in rng.permutation(len(found)).tolist()]
+            if not len(self._supply):
+                self._supply = self._next_lattice(area)
+                if not len(self._supply):
+                    return False
+            # few of many places are ever used: only these become Python numbers
+            part, self._supply = np.split(self._supply, [self._expected])
+            self._where += [(row[0], tuple(row[1:])) for row in part.tolist()]
         return True
+
+    def _next_lattice(self, area: Area) -> Array:
+        """Places on the next lattice that has any, in random order: (n, 1 + axes)."""
+        facts = self.facts
+        for _ in range(area.shifts() + 1):
+            shift = area.shift(self._lattice(area), facts.key, *facts.place)
+            found = self._allowed(area, shift)
+            if self._laps == 0:
+                self._laps_expected = -(-self._expected // max(1, len(found)))
+            self._laps += 1
+            if len(found):
+                rng = generator(facts.key, Purpose.LOCATE, facts.number, self._laps)
+                shuffled: Array = found[rng.permutation(len(found))]
+                return shuffled
+        return found
 
     def _lattice(self, area: Area) -> int:
         """Number of the next lattice: visits of one big chunk keep out of each other's way."""
         stride = max(1, area.shifts() // self._laps_expected)
         return self.facts.again + self._laps * stride + self._laps // self._laps_expected
 
-    def _allowed(self, area: Area, shift: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    def _allowed(self, area: Area, shift: tuple[int, ...]) -> Array:
+        """Piece, and first pixel within it, of every place on a lattice."""
         found = []
         for at, piece in enumerate(self.pieces):
             region = Region(piece.origin, tuple(piece.data.shape[: self._axes]))
             starts = area.candidates(region, self._crop.size, shift) - piece.origin
-            found += [(at, tuple(start)) for start in starts.tolist()]
-        return found
+            found.append(np.insert(starts, 0, at, axis=1))
+        return np.concatenate(found)
 
     # -- user collectors --------------------------------------------------------------
 

@@ -12,7 +12,7 @@ Pure geometry for any number of axes. Not covered: where masks come from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,8 @@ from daskdmed.types import Array, Region
 
 #: covered fractions are sums of rounded products; a chunk that is short by less passes
 _TOLERANCE = 1e-6
+#: big chunks are weighed on every so many lattice points along each axis
+_THIN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ class Area:
         return Area(mask, self.scale, self.least, origin, self.multiple, self.step)
 
     def weights(self, grid: BlockGrid, size: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """How many small chunks each big chunk can give, on the unshifted lattice.
+        """About how many small chunks each big chunk can give, on the unshifted lattice.
 
         Returns
         -------
@@ -196,13 +198,25 @@ class Area:
             0 where a big chunk holds nothing that is allowed.
         """
         found = np.zeros(len(grid))
-        zero = (0,) * len(size)
         for number in range(len(grid)):
             region = grid.region(number)
             part = self.cut(region)
             if part.mask.any():
-                found[number] = len(part.candidates(region, size, zero))
+                found[number] = part._places(region, size)
         return found
+
+    def _places(self, region: Region, size: tuple[int, ...]) -> float:
+        """About how many lattice points are allowed; 0 only where there are none."""
+        rooms = zip(region.shape, size, self.steps, strict=True)
+        everywhere = float(np.prod([(e - s) // step + 1 for e, s, step in rooms]))
+        if self.mask.all():
+            return everywhere
+        zero = (0,) * len(size)
+        steps = tuple(s * _THIN for s in self.steps)
+        thin = replace(self, step=steps).candidates(region, size, zero)
+        if len(thin):
+            return len(thin) * float(_THIN ** len(size))
+        return float(len(self.candidates(region, size, zero)))
 
     def __getstate__(self) -> tuple[object, ...]:
         packed = np.packbits(self.mask)

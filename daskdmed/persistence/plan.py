@@ -211,9 +211,9 @@ class RotationPlan:
         self._blocks = blocks
         if not blocks.any():
             raise NoTissueError(
-                f"none of the {blocks.size} records has a place for a small chunk: the masks are "
-                "empty, or ask for too much; lower min_tissue, choose another tissue method, or "
-                "look at daskdmed.tissue_mask(slide)"
+                f"none of the {blocks.size} records has a place for a small chunk: lower min_tissue "
+                "or choose another tissue method (see daskdmed.tissue_mask), and check that the "
+                "classes of labels= and quotas= are spelt as in the annotations"
             )
 
     def _choose(self) -> int | None:
