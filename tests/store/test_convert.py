@@ -31,9 +31,16 @@ from daskdmed.errors import (
 )
 from daskdmed.images.view import SlideView
 from daskdmed.samples import fetch, make_slide
+from daskdmed.store import slideplan
 from daskdmed.store.reduction import reduce_block
 
-SIZE = (2600, 2100)
+SIZE = (1300, 1050)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks of a small slide."""
+    monkeypatch.setattr(slideplan, "_BLOCK_SIDE", 512)
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +157,11 @@ def test_every_tile_is_read_once_and_every_object_written_once(
 @pytest.mark.parametrize(
     ("level", "pyramid", "expected"),
     [
-        (None, "auto", [2600, 650]),
-        (None, "copy", [2600, 650]),
-        (None, "build", [2600, 1300, 650]),
-        (None, "none", [2600]),
-        (1, "auto", [650]),
+        (None, "auto", [1300, 325]),
+        (None, "copy", [1300, 325]),
+        (None, "build", [1300, 650]),
+        (None, "none", [1300]),
+        (1, "auto", [325]),
     ],
 )
 def test_levels(slide, tmp_path, level, pyramid, expected):
@@ -234,6 +241,8 @@ def test_strips_and_a_file_without_resolution(tmp_path):
 SCRIPT = """
 import sys, time, daskdmed
 from daskdmed.images.view import SlideView
+from daskdmed.store import slideplan
+slideplan._BLOCK_SIDE = 512
 pause, read = float(sys.argv[3]), SlideView.read
 
 def slow(self, region, out=None):
@@ -433,8 +442,6 @@ def test_wrong_arguments(slide, tmp_path, options, error, match):
 
 
 def test_objects_that_no_memory_holds(monkeypatch):
-    from daskdmed.store import slideplan
-
     class Level:
         tile_shape = (256, 256)
         shape = (100_000, 100_000, 3)
