@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +227,71 @@ def sliding_window(
             return ours, ours / limit, counted.tiles / len(everything)
 
         return SlidingWindow(*median_of(rounds, once))
+
+
+def small_cnn() -> Any:
+    """A convolutional network of four stages, about 1 ms per window of 224 on one core."""
+    import torch
+
+    torch.manual_seed(0)
+    stages: list[Any] = []
+    for before, after in ((3, 16), (16, 32), (32, 64), (64, 128)):
+        convolution = torch.nn.Conv2d(before, after, 3, stride=2, padding=1)
+        stages += [convolution, torch.nn.BatchNorm2d(after), torch.nn.ReLU()]
+    return torch.nn.Sequential(
+        *stages, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(128, 2)
+    ).eval()
+
+
+@dataclass(frozen=True)
+class NetworkHeatmap:
+    """Seconds, and ratios to the network alone on as many windows that are in memory."""
+
+    seconds: float
+    to_all_threads: float
+    to_one_thread_each: float
+
+
+def network_heatmap(path: Path, *, batch: int = BATCH, rounds: int = 3) -> NetworkHeatmap:
+    """A heatmap with a CNN on the CPU, against the bare network on windows in memory.
+
+    The network alone is run the two ways there are: batch after batch with torch's threads
+    on all cores, and in as many Python threads as cores with one torch thread each, which
+    is how `heatmap` runs it. Windows in memory are float32 already, and the same ones again
+    and again, so that this limit contains neither decoding nor conversion.
+    """
+    import torch
+
+    net = small_cnn()
+    rows, columns = (-(-n // CROP) for n in daskdmed.open_slide(path).dimensions[::-1])
+    batches = max(rows * columns // batch, THREADS)
+    windows = torch.rand(2 * THREADS, batch, 3, CROP, CROP)
+
+    def alone(python_threads: int) -> float:
+        def run(number: int) -> None:
+            with torch.inference_mode():
+                net(windows[number % len(windows)])
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(THREADS // python_threads)
+        try:
+            with ThreadPoolExecutor(python_threads) as pool:
+                began = time.perf_counter()
+                list(pool.map(run, range(batches)))
+                return (time.perf_counter() - began) / batches / batch * rows * columns
+        finally:
+            torch.set_num_threads(before)
+
+    def once(_: int) -> tuple[float, ...]:
+        together, apart = alone(1), alone(THREADS)
+        with dask.config.set(num_workers=THREADS):
+            began = time.perf_counter()
+            daskdmed.heatmap(path, net, kernel_size=CROP, batch_size=batch)
+            ours = time.perf_counter() - began
+        return ours, ours / together, ours / apart
+
+    once(-1)
+    return NetworkHeatmap(*median_of(rounds, once))
 
 
 def heatmap_memory(path: Path) -> float:

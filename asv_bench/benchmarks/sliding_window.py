@@ -5,7 +5,7 @@ from __future__ import annotations
 import inputs
 import scenarios
 
-from benchmarks import Once
+from benchmarks import Once, requires
 
 #: kernel/stride
 GEOMETRIES = ["224/224", "224/112", "300/300"]
@@ -38,3 +38,24 @@ class SlidingWindow(Once):
     track_seconds.unit = "s"
     track_ratio_to_raw_decode.unit = "ratio"
     track_decodes_per_tile.unit = "decodes"
+
+
+class Network(Once):
+    """A CNN on the CPU, against the bare network on windows in memory."""
+
+    def setup(self) -> None:
+        requires("torch")
+        self.path = inputs.slide("mixed", min(inputs.side(), 12_800))
+
+    def track_seconds(self) -> float:
+        return scenarios.network_heatmap(self.path).seconds
+
+    def track_ratio_to_network_on_all_cores(self) -> float:
+        return scenarios.network_heatmap(self.path).to_all_threads
+
+    def track_ratio_to_network_one_core_each(self) -> float:
+        return scenarios.network_heatmap(self.path).to_one_thread_each
+
+    track_seconds.unit = "s"
+    track_ratio_to_network_on_all_cores.unit = "ratio"
+    track_ratio_to_network_one_core_each.unit = "ratio"
