@@ -14,6 +14,8 @@ pytest.importorskip("torch")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 #: script -> what its output must match
 SCRIPTS = {
+    "dense_prediction.py": r"labels uint8 .*exact dense mode.*inside the mask",
+    "infer_scans.py": r"patient-2/scan: Dice 0\.9.*pooled Dice 0\.9.*0 skipped",
     "read_and_compute.py": r"tissue per block.*record .*view \(\d+, \d+, 3\)",
     "volume_patches.py": r"\(8, 1, 32, 64, 64\) torch\.int16.*slices \(64, 1, 1, 96, 96\)",
     "tissue.py": r"0\.0: tissue 0\.0%.*empty True.*windows are more.*read again: True",

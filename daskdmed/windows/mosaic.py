@@ -27,7 +27,7 @@ import numpy as np
 from daskdmed.types import Array
 
 #: cells per axis that a chunk of the result aims at, by number of spatial axes
-_CHUNK = {1: 2**16, 2: 1024, 3: 128}
+_CHUNK = {1: 2**16, 2: 768, 3: 96}
 _CHUNK_BYTES = 8 * 2**20
 #: bytes of partial sums that a sweep may hold
 _SWEEP_BYTES = 96 * 2**20
@@ -262,7 +262,7 @@ def choose_mosaic(
     pitch: Sequence[int] | None = None,
     chunk: Sequence[int] | None = None,
 ) -> MosaicPlan:
-    """Chunks of about 1024 x 1024 cells (128^3), bands as high as the memory for them allows.
+    """Chunks of about 768 x 768 cells (96^3), bands as high as the memory for them allows.
 
     Partial sums of a sweep stay within 96 MiB, unless one row of chunks needs more. Depends
     on the geometry alone, so that a run can be resumed on another machine.

@@ -41,6 +41,7 @@ from daskdmed.windows.sweepjobs import (
     make_sweeps,
     steps_per_job,
 )
+from daskdmed.windows.torchrun import device_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
 
 logger = logging.getLogger("daskdmed.windows")
+#: pixels of a batch of windows; a quarter of it on the CPU
+_BATCH_PIXELS = 2**20
 #: cells per axis of a chunk of the returned Dask array
 _RESULT_CHUNK = 2048
 
@@ -68,7 +71,7 @@ def predict(
     mask: ArrayLike | None = None,
     blend: BlendMode = "gaussian",
     sigma_scale: float | Sequence[float] = 0.125,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     post: Post = None,
     fill: float | None = None,
     receptive_field: PerAxis | None = None,
@@ -127,8 +130,10 @@ def predict(
         Weights of overlapping windows, see `daskdmed.windows.blend`.
     sigma_scale : float or sequence of float
         Standard deviation of the Gaussian as a fraction of the kernel.
-    batch_size : int
-        Windows per call of the model, at most.
+    batch_size : int, optional
+        Windows per call of the model, at most. Default: as many as have 2^18 pixels together
+        (one of 512 x 512) for a module on the CPU, where more cost memory and gain no time,
+        2^20 pixels elsewhere; at least one.
     post : optional
         What is written of the blended values. None: float32. "argmax": the channel with the
         largest value, uint8, without a channel axis. "threshold" or ("threshold", t): uint8,
@@ -150,7 +155,7 @@ def predict(
     client : distributed.Client, optional
         Compute on a cluster. Default: threads of this process.
     chunks : int or sequence of int, optional
-        Cells per chunk of the result. Default: about 1024 x 1024, or 128^3.
+        Cells per chunk of the result. Default: about 768 x 768, or 96^3.
     batch_tfms, device, autocast, channels_last, on_error, progress
         As for `heatmap`.
 
@@ -180,13 +185,13 @@ def predict(
     ...     slide, unet, kernel_size=512, overlap=0.25, post="argmax", out="labels.zarr"
     ... )
     """
-    if int(batch_size) != batch_size or batch_size < 1:
+    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     resolution = Resolution.of(level, mpp, power)
     ndim = 2 if isinstance(kernel_size, (int, float)) else len(tuple(kernel_size))
     view = as_view(image, ndim, resolution, on_error)
     windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
-    check_batch_bytes(view, windows.kernel_size, batch_size)
+    check_batch_bytes(view, windows.kernel_size, batch_size or 1)
     location = as_location(out, client)
     adapted = MapModel(WindowModel(model, batch_tfms, device, autocast, channels_last))
     threads = worker_threads() if client is None else 1
@@ -198,9 +203,8 @@ def predict(
     cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
     spec = _spec(view, windows, mosaic, finish, resolution, adapted, cells)
     store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
-    task = SweepTask(
-        view, mosaic.plan, mosaic.blend, finish, store.array, max(outputs, 1), batch_size
-    )
+    size = batch_size or _windows_per_call(mosaic)
+    task = SweepTask(view, mosaic.plan, mosaic.blend, finish, store.array, max(outputs, 1), size)
     work = _Work(task, cells, store, location, progress)
     work.compute(mosaic.model, client)
     if place != location:
@@ -222,7 +226,7 @@ class _Work:
         """Compute them all, and record what is done whatever happens."""
         store, plan = self.store, self.task.plan
         if client is None:
-            workers = worker_threads()
+            workers = sweeps_at_once(model, worker_threads())
         else:
             workers = 2 * max(sum(client.nthreads().values()), 1)
         longest = steps_per_job(plan, workers)
@@ -299,6 +303,33 @@ class _Work:
 
 
 _Mark = Callable[[tuple[int, ...]], None]
+
+
+def _windows_per_call(mosaic: Mosaic) -> int:
+    wrapped = mosaic.model.wrapped
+    on_cpu = wrapped.is_torch and _device_type(wrapped) == "cpu"
+    return max((_BATCH_PIXELS // (4 if on_cpu else 1)) // math.prod(mosaic.plan.kernel_size), 1)
+
+
+def _device_type(wrapped: WindowModel) -> str:
+    """Where a module runs; a program that is not loaded yet says so by `device` only."""
+    if wrapped.device is not None:
+        return str(wrapped.device).split(":")[0]
+    if not hasattr(wrapped.model, "parameters"):
+        return "cpu"
+    return str(device_of(wrapped.model).type)
+
+
+def sweeps_at_once(model: MapModel, threads: int) -> int:
+    """How many sweeps this process runs side by side.
+
+    A module on the CPU uses all threads by itself, and its activations are the largest part
+    of the memory: one sweep. On another device two, so that one reads and blends while the
+    model runs for the other. Other callables run in as many threads as there are.
+    """
+    if not model.wrapped.is_torch:
+        return threads
+    return 1 if _device_type(model.wrapped) == "cpu" else min(2, threads)
 
 
 @contextmanager

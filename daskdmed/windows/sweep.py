@@ -11,13 +11,13 @@ runs the sweeps (`daskdmed.windows.predict`).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from daskdmed.images import buffers
 from daskdmed.store.files import write_failure
 from daskdmed.types import Array, ImageView, Region
 from daskdmed.windows.blend import Blend
@@ -45,35 +45,38 @@ class Strip:
         self.view = view
         self.lead = tuple(lead)
         self._begin = self._stop = 0
-        self._pixels: Array | None = None
+        self._memory: Array | None = None
         self._channels = tuple(view.shape[view.spatial_ndim :])
-        size = view.dtype.itemsize * int(np.prod([b - a for a, b in self.lead], dtype=np.int64))
-        self._ahead = _AHEAD_BYTES // max(size * int(np.prod(self._channels, dtype=int)), 1)
+        column = math.prod(b - a for a, b in self.lead) * math.prod(self._channels)
+        self._ahead = _AHEAD_BYTES // max(column * view.dtype.itemsize, 1)
 
     def columns(self, begin: int, stop: int) -> Array:
         """Pixels from `begin` to `stop` along the last axis, (*lead, columns[, c]).
 
-        `begin` never goes back. Outside the image they are the background.
+        `begin` never goes back, and what was given before is overwritten. Outside the image
+        they are the background.
         """
-        axis = len(self.lead)
-        if self._pixels is None or begin >= self._stop:
-            kept, self._begin, self._stop = None, begin, begin
-        else:
-            kept = self._pixels
         if stop > self._stop:
-            end = self._tile_end(stop)
-            extent = tuple(b - a for a, b in self.lead)
-            pixels = buffers.empty((*extent, end - begin, *self._channels), self.view.dtype)
-            at = (slice(None),) * axis
-            if kept is not None:
-                pixels[(*at, slice(0, self._stop - begin))] = kept[
-                    (*at, slice(begin - self._begin, None))
-                ]
-            self._read(pixels[(*at, slice(self._stop - begin, None))], self._stop)
-            self._pixels, self._begin, self._stop = pixels, begin, end
-        assert self._pixels is not None
+            self._keep(begin, self._tile_end(stop))
+        return self._at(begin, stop)
+
+    def _at(self, begin: int, stop: int) -> Array:
+        assert self._memory is not None
         columns = slice(begin - self._begin, stop - self._begin)
-        return self._pixels[(*(slice(None),) * axis, columns)]
+        return self._memory[(*(slice(None),) * len(self.lead), columns)]
+
+    def _keep(self, begin: int, end: int) -> None:
+        """Hold the columns from `begin` to `end`: move those that are there, read the rest."""
+        kept = self._at(begin, self._stop) if begin < self._stop else None
+        read = max(begin, self._stop)
+        memory = self._memory
+        if memory is None or memory.shape[len(self.lead)] < end - begin:
+            extent = tuple(b - a for a, b in self.lead)
+            memory = np.empty((*extent, end - begin, *self._channels), self.view.dtype)
+        self._memory, self._begin, self._stop = memory, begin, end
+        if kept is not None:
+            self._at(begin, read)[...] = kept
+        self._read(self._at(read, end), read)
 
     def _tile_end(self, stop: int) -> int:
         size = self.view.shape[len(self.lead)]
@@ -277,7 +280,7 @@ class _Sweep:
         begin, stop = self.plan.step_cells(step)
         values = self.sums[..., : stop - begin]
         if self.task.blend is not None:
-            values = values * self._scaling(step)
+            values *= self._scaling(step)  # these sums are of no more use
         done = self.task.finish(values, inside)
         lead = (slice(None),) if self.task.finish.outputs else ()
         at = (*(slice(a, b) for a, b in self.lead), slice(begin, stop))
