@@ -366,28 +366,66 @@ class Slide:
         view = unit.view(mpp=ratio)
         return view.read(Region((0, 0), view.shape[:2]))
 
-    def to_ome_zarr(self, path: PathLike, **options: Any) -> Slide:
+    def to_ome_zarr(
+        self,
+        path: PathLike,
+        *,
+        level: int | None = None,
+        mpp: float | tuple[float, float] | None = None,
+        pyramid: Literal["auto", "copy", "build", "none"] = "auto",
+        chunks: int | tuple[int, int] | None = None,
+        shards: int | tuple[int, int] | bool | None = None,
+        compressor: Any = "zstd",
+        version: str = "0.5",
+        associated: bool = True,
+        on_error: OnError = "raise",
+        resume: bool = False,
+        overwrite: bool = False,
+        client: Any = None,
+        progress: bool = False,
+    ) -> Slide:
         """Convert to OME-Zarr: sharded, streaming, resumable.
 
         Parameters
         ----------
         path : path or URL
             Where to write.
-        **options
-            Those of `daskdmed.slide_to_ome_zarr`, which does it: level, mpp, pyramid,
-            chunks, shards, compressor, version, associated, on_error, resume, overwrite,
-            client, progress.
+        level, mpp, pyramid, chunks, shards, compressor, version, associated, on_error
+            What is written, see `daskdmed.slide_to_ome_zarr`.
+        resume, overwrite, client, progress
+            How, see there too.
 
         Returns
         -------
         Slide
             The converted slide, open.
+
+        Raises
+        ------
+        StoreError, ImageError, UsageError
+            See `daskdmed.slide_to_ome_zarr`.
         """
         # stores lie above images in the house; the method reaches up when it is called, and
         # through the public name only, so that nothing here needs them to be imported
         import daskdmed
 
-        return daskdmed.slide_to_ome_zarr(self, path, **options)
+        return daskdmed.slide_to_ome_zarr(
+            self,
+            path,
+            level=level,
+            mpp=mpp,
+            pyramid=pyramid,
+            chunks=chunks,
+            shards=shards,
+            compressor=compressor,
+            version=version,
+            associated=associated,
+            on_error=on_error,
+            resume=resume,
+            overwrite=overwrite,
+            client=client,
+            progress=progress,
+        )
 
     def close(self) -> None:
         """Close the file in this process; reading opens it again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import math
 import os
 import pathlib
@@ -472,11 +473,37 @@ def test_objects_that_no_memory_holds(monkeypatch):
     assert strips.block[0] * 100_000 * 3 < 2**27
 
 
+def test_the_method_has_the_options_of_the_function():
+    method = inspect.signature(daskdmed.Slide.to_ome_zarr).parameters
+    function = inspect.signature(daskdmed.slide_to_ome_zarr).parameters
+    assert {n: p.default for n, p in list(method.items())[1:]} == {
+        n: p.default for n, p in list(function.items())[1:]
+    }
+
+
 def test_wrong_places(slide, tmp_path):
     with pytest.raises(UsageError, match="must be a path or a URL"):
         slide.to_ome_zarr(zarr.storage.MemoryStore())
     with pytest.raises(ImageNotFoundError):
         daskdmed.slide_to_ome_zarr(tmp_path / "nothing.svs", tmp_path / "a.zarr")
+
+
+@pytest.mark.cluster
+def test_a_killed_worker(slide, tmp_path):
+    from distributed import Client, LocalCluster
+
+    here, there = tmp_path / "here.zarr", tmp_path / "there.zarr"
+    convert(slide, here)
+    with (
+        LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        pid = next(iter(client.run(os.getpid).values()))
+        killer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        convert(slide, there, client=client)
+        killer.join()
+    assert contents(here) == contents(there)
 
 
 @pytest.mark.cluster

@@ -28,7 +28,7 @@ def pair(windows):
 @pytest.fixture(params=["plane", "vectors", "volume"])
 def stored(request, tmp_path):
     out = tmp_path / "a.zarr"
-    shape = (24, 90, 120) if request.param == "volume" else (600, 900)
+    shape = (24, 60, 96) if request.param == "volume" else (600, 900)
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     kernel = (2, 3, 3) if request.param == "volume" else 10
     model = pair if request.param == "vectors" else lambda w: pair(w)[:, 0]

@@ -76,8 +76,8 @@ def image(shape):
 def stored(request, tmp_path):
     out = tmp_path / "a.ome.zarr"
     volume = request.param == "volume"
-    shape = (20, 150, 260) if volume else (700, 1210)
-    kernel = (2, 2, 3) if volume else (7, 10)
+    shape = (20, 64, 96) if volume else (700, 1210)
+    kernel = (2, 2, 2) if volume else (7, 10)
     model = coordinates if request.param == "vectors" else lambda w: coordinates(w)[:, 0]
     mask = np.ones((10, 10))
     mask[3:6, :4] = 0
@@ -100,7 +100,7 @@ def test_levels_are_the_means_of_what_was_computed(stored):
     group = zarr.open_group(out, mode="r")
     multiscale = group.attrs["ome"]["multiscales"][0]
     assert len(multiscale["datasets"]) == count
-    assert count == {"plane": 4, "vectors": 4, "volume": 4}[kind]
+    assert count == {"plane": 4, "vectors": 4, "volume": 3}[kind]
     expected = before
     np.testing.assert_array_equal(group["0"][...], before)
     for number, dataset in enumerate(multiscale["datasets"]):
