@@ -242,7 +242,6 @@ def clean(mask: Array, min_pixels: float, max_hole_pixels: float) -> Array:
         for axis in range(mask.ndim):
             for edge in (0, -1):
                 small[np.unique(np.take(holes, edge, axis=axis))] = False
-        small[0] = False
         mask = mask | small[holes]
     if min_pixels > 0 and mask.any():
         islands = label(mask, connectivity=mask.ndim)
