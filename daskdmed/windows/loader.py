@@ -304,10 +304,19 @@ class SlidingWindowDL(_Base):
                 "DataLoader: use DataLoader(loader, batch_size=None, num_workers=0)"
             )
         if self._over and not self._closed:
-            self._rewind()
+            self.rewind()
         return self._iterate()
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Begin another pass at the first window, wherever this one stands.
+
+        Raises
+        ------
+        LoaderClosedError
+            The loader is closed.
+        """
+        if self._closed:
+            raise LoaderClosedError("the loader is closed; make a new one")
         if self._closer is not None:
             self._closer()
         self._feed, self._over = None, False
@@ -342,6 +351,11 @@ class SlidingWindowDL(_Base):
     def windows_of(self) -> dict[tuple[str, str], int]:
         """(patient id, record) -> windows that this rank delivers of it in a pass."""
         return self._plan.windows_of()
+
+    @property
+    def position(self) -> int:
+        """Windows of this pass that lie behind, those that failed included; 0 between passes."""
+        return 0 if self._over else self._position
 
     @property
     def images(self) -> tuple[ImageGrid, ...]:

@@ -141,7 +141,7 @@ class Wish:
     def _keep(self, patient: Patient, view: ImageView, grid: WindowGrid) -> Array | None:
         mask = self.mask
         if isinstance(mask, Mapping):
-            known = {str(k): v for k, v in mask.items()}
+            known = {getattr(k, "key", str(k)): v for k, v in mask.items()}
             if patient.key not in known:
                 raise UsageError(
                     f"mask= has no entry for patient {patient.id!r} (it has {len(known)}: "

@@ -385,6 +385,28 @@ def test_masks_of_every_kind(slide):
         assert loader.windows == len(grid)
 
 
+def test_the_tissue_of_a_slide_is_a_mask(slide):
+    from daskdmed import tissue_mask
+
+    found = tissue_mask(slide)
+    with SlidingWindowDL(slide, kernel_size=128, mask=found, min_mask=0.5) as loader:
+        kept = {index for _, index in seen(loader)}
+    assert 0 < len(kept) < len(loader.images[0].grid)
+    y, x = np.mgrid[:2816, :3584]
+    blown = found.data[
+        np.minimum((y / found.scale[0]).astype(int), found.data.shape[0] - 1),
+        np.minimum((x / found.scale[1]).astype(int), found.data.shape[1] - 1),
+    ]
+    for index, (y0, x0) in loader.images[0].grid:
+        share = blown[y0 : y0 + 128, x0 : x0 + 128].mean()
+        if abs(share - 0.5) > 0.05:
+            assert (index in kept) == (share > 0.5)
+    patient = Patient("made", {"wsi": Record(slide.uri)})
+    for mask in ({patient: found}, lambda p: tissue_mask(p.record())):
+        with SlidingWindowDL(patient, kernel_size=128, mask=mask, min_mask=0.5) as loader:
+            assert {index for _, index in seen(loader)} == kept
+
+
 def test_a_patient_without_tissue_has_no_windows():
     dataset, images = dataset_of([(100, 100)] * 3)
     masks = {"p0": np.ones((2, 2)), "p1": np.zeros((2, 2)), "p2": np.ones((2, 2))}
@@ -616,9 +638,17 @@ def test_each_for_is_a_pass_and_one_that_was_left_goes_on():
         assert seen(loader, images, (10, 10)) == first
         head = seen(itertools.islice(loader, 2), images, (10, 10))
         assert head + seen(loader, images, (10, 10)) == first
+        assert loader.position == 0
         for _ in range(2):
             with pytest.raises(StopIteration):
                 loader.get()
+        loader.rewind()
+        next(loader)
+        assert loader.position == 30
+        loader.rewind()
+        assert seen(loader, images, (10, 10)) == first
+    with pytest.raises(LoaderClosedError):
+        loader.rewind()
 
 
 def test_ranks_share_windows_evenly():

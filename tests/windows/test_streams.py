@@ -464,6 +464,7 @@ def test_tables_that_are_there(tmp_path, kind):
         with pytest.raises(ZeroDivisionError):
             run_stream(loader, lambda b: 1 / 0, StreamWriter(folder, format=kind, overwrite=True))
         np.testing.assert_array_equal(read_windows(folder).values, before.values)
+        loader.rewind()
         run_stream(loader, RESULTS["vector"], StreamWriter(folder, format=kind, overwrite=True))
     assert read_windows(folder).value_shape == (3,)
     assert sorted(os.listdir(folder)) == [f"p0.{kind}", f"p1.{kind}"]
@@ -523,6 +524,27 @@ def test_a_forgotten_writer_leaves_nothing(tmp_path):
     gc.collect()
     assert not os.listdir(tmp_path)
     assert not [t for t in threading.enumerate() if t.name == "daskdmed-writer"]
+
+
+def test_a_loader_in_the_middle_of_its_pass_writes_no_table(tmp_path):
+    with loader_of() as loader:
+        next(loader)
+        with pytest.raises(UsageError, match="behind window 7.*lack"):
+            run_stream(loader, corner, StreamWriter(tmp_path / "t.csv"))
+        assert sum(map(len, run_stream(loader, corner).values())) == 53
+        run_stream(loader, corner, StreamWriter(tmp_path / "t.csv"))  # another pass
+    assert len(read_windows(tmp_path / "t.csv")) == 60
+
+
+def test_a_replacement_killed_between_its_renames_is_mended(tmp_path):
+    with loader_of() as loader:
+        run_stream(loader, corner, StreamWriter(tmp_path / "t.zarr"))
+        os.rename(tmp_path / "t.zarr", tmp_path / ".t.zarr.old")
+        with pytest.raises(StoreError, match="there already"):
+            StreamWriter(tmp_path / "t.zarr")
+        assert len(read_windows(tmp_path / "t.zarr")) == 60
+        run_stream(loader, corner, StreamWriter(tmp_path / "t.zarr", overwrite=True))
+    assert os.listdir(tmp_path) == ["t.zarr"]
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):

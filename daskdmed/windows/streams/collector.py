@@ -175,7 +175,7 @@ class StreamCollector(ABC):
         """Whether collecting is over; asked after every batch and at the end of the stream.
 
         By default when the loader has come to its end. Override it to stop sooner, which
-        an endless loader needs.
+        an endless loader needs; what has been written by then is completed as it is.
         """
         return self.stream_ended
 
@@ -260,6 +260,12 @@ class _Tally:
         self._left: dict[str, int] = {}
         if writer is None or not hasattr(loader, "windows_of"):
             return
+        if loader.position:
+            raise UsageError(
+                f"the loader stands behind window {loader.position} of its pass, and a table "
+                "written from there would lack the windows before: call rewind(), or make a new "
+                "loader without the patients whose tables are complete (StreamWriter.finished)"
+            )
         windows_of = loader.windows_of
         for (patient, _), count in windows_of.items():
             self._left[patient] = self._left.get(patient, 0) + count

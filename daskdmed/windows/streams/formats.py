@@ -89,7 +89,7 @@ class Sink(ABC):
                 os.fsync(file.fileno())
         if self.path.is_dir():
             # a folder cannot be renamed onto another: the old one goes when the new is complete
-            old = self.path.with_name(f".{self.path.name}.old")
+            old = _old(self.path)
             _remove(old)
             os.rename(self.path, old)
             os.rename(self.partial, self.path)
@@ -307,6 +307,17 @@ FORMATS: dict[str, type[Sink]] = {"parquet": ParquetSink, "csv": CsvSink, "zarr"
 def sink_for(format: str, path: Path, several: bool, *, like: WindowTable, group_rows: int) -> Sink:
     """The sink of a format."""
     return FORMATS[format](path, like, group_rows, several)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def recover(path: Path) -> None:
+    """Put back a folder whose replacement was killed between its two renames."""
+    old = _old(path)
+    if old.exists() and not path.exists():
+        os.rename(old, path)
 
 
 def _pair(first: Any, second: Any) -> str:

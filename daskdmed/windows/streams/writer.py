@@ -24,7 +24,7 @@ import numpy as np
 from daskdmed.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.persistence.budget import to_bytes
 from daskdmed.types import PathLike
-from daskdmed.windows.streams.formats import FORMATS, Sink, sink_for
+from daskdmed.windows.streams.formats import FORMATS, Sink, recover, sink_for
 from daskdmed.windows.streams.rows import ImageGrid, WindowTable
 from daskdmed.windows.streams.tabulate import tabulate
 
@@ -129,6 +129,7 @@ class StreamWriter:
         return self.path / f"{name}{part}.{self.format}"
 
     def _check_free(self, path: Path) -> None:
+        recover(path)
         if path.exists() and not self.overwrite:
             raise StoreError(
                 f"{path} is there already; give overwrite=True to replace it"
@@ -141,8 +142,9 @@ class StreamWriter:
 
     def finished(self, patient: Any) -> bool:
         """Whether a patient (or id) has a complete table; for ``dataset.filter``."""
-        key = str(getattr(patient, "id", patient))
-        return self._path_of(key).exists()
+        path = self._path_of(str(getattr(patient, "id", patient)))
+        recover(path)
+        return path.exists()
 
     # -- rows -------------------------------------------------------------------------
 
