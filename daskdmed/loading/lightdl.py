@@ -157,7 +157,7 @@ class LightDL(Continuing, _Base):
         Draw from tissue only: a method of `daskdmed.tissue_mask` ("otsu" for True), a function
         from a thumbnail to a mask, or a mapping patient id -> mask. Big chunks are then
         visited in proportion to their tissue, and small chunks drawn exactly, without
-        repetition within a visit.
+        repetition within a visit. A collector of your own still crops where it likes.
     min_tissue : float, default 0.5
         Fraction of a small chunk that must be tissue.
     annotations : str, optional
