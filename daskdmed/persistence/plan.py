@@ -170,6 +170,7 @@ class RotationPlan:
         self._key = seed_key(seed) ^ (stream * 0x9E3779B97F4A7C15 % 2**64)
         self._blocks = np.array(population.blocks, np.int64)
         self._counts = np.zeros(len(population.blocks), np.int64)
+        self._last = np.full(len(population.blocks), -1, np.int64)
         self._laps: dict[int, tuple[int, Array]] = {}
         self._resident: list[Visit] = []
         self._numbers = np.zeros(0, np.int64)
@@ -220,10 +221,13 @@ class RotationPlan:
         """Ask the policy for a record."""
         counts = self._counts.copy()  # policies may keep what they see
         counts.flags.writeable = False
+        ages = self._admitted - self._last
+        ages.flags.writeable = False
         situation = Situation(
             visit=self._admitted,
             counts=counts,
             blocks=self._blocks,
+            ages=ages,
             resident=np.array([v.record for v in self._resident], np.int64),
             patients=self.population.patients,
             labels=self.population.labels,
@@ -243,6 +247,7 @@ class RotationPlan:
         nth = int(self._counts[record])
         visit = Visit(self._admitted, record, *self._block(record, nth, weights))
         self._counts[record] += 1
+        self._last[record] = self._admitted
         self._admitted += 1
         return visit
 
@@ -367,13 +372,14 @@ class RotationPlan:
             self._numbers,
             self._remaining,
             self._counts.copy(),
+            self._last.copy(),
             self._admitted,
             self._exhausted,
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._resident, self._numbers, self._remaining = saved[:3]
-        self._counts, self._admitted, self._exhausted = saved[3:]
+        self._counts, self._last, self._admitted, self._exhausted = saved[3:]
 
 
 def _within(shares: Array) -> Array:

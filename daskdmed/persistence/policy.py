@@ -30,6 +30,9 @@ class Situation:
         Visits planned so far per record. Read only.
     blocks : ndarray of int64, shape (records,)
         Big chunks per record, 0 for records found to have nothing to draw from. Read only.
+    ages : ndarray of int64, shape (records,)
+        Visits planned since each record was last admitted; `visit` + 1 for those that never
+        were. Read only.
     resident : ndarray of int64
         Records of the visits now resident, oldest first (repeats possible).
     patients : sequence of str
@@ -41,6 +44,7 @@ class Situation:
     visit: int
     counts: Array
     blocks: Array
+    ages: Array
     resident: Array
     patients: Sequence[str]
     labels: Sequence[Mapping[str, Any]]

@@ -12,7 +12,8 @@ is for reading ahead; a budget of fewer than 12 big chunks has none to spare for
 Nobody waits for ever, either: not for a rank whose process is gone (the scheduler knows its
 clients), that has closed its loader, or that has not begun `JOIN_LIMIT` seconds after this
 one; and when the slowest stands still for `STALL_LIMIT` seconds, it is left behind. What
-such ranks miss they read again, and hold in addition.
+such ranks miss they read again, and hold in addition. So does a rank that is in another
+epoch already, whose plan is another one.
 
 Ranks meet in a table on the scheduler, asked once a turn. Ranks on different clusters, or
 each with an in-process one, share nothing and do not wait.

@@ -242,3 +242,22 @@ def test_a_schedule_of_the_seed_in_five_lines():
 
     visits = visits_of(rotation(schedule), 100)
     assert {v.record for v in visits[:4]} == {0, 1, 2, 3}
+
+
+def test_a_policy_sees_how_long_ago_each_record_was_admitted():
+    seen = []
+
+    def longest_ago(situation, rng):
+        seen.append(situation.ages.copy())
+        assert not situation.ages.flags.writeable
+        return int(situation.ages.argmax())
+
+    visits = visits_of(rotation(longest_ago), 20)
+    records = [v.record for v in visits]
+    assert records == [i % 4 for i in range(len(records))]  # round robin
+    for n, ages in enumerate(seen[: len(visits)]):
+        expected = [
+            n - max((i for i, r in enumerate(records[:n]) if r == record), default=-1)
+            for record in range(4)
+        ]
+        assert ages.tolist() == expected
