@@ -162,9 +162,7 @@ class Transform(ABC):
     def _replay_target(self, targets: Any, params: Params, x: Tensor) -> Any:
         spatial_ndim = x.ndim - 2
         is_array = not isinstance(targets, torch.Tensor)
-        # torch warns about read-only memory, which it could write into
-        writable = targets if not is_array or targets.flags.writeable else np.array(targets)
-        tensor = torch.from_numpy(writable) if is_array else targets
+        tensor = _as_tensor(targets) if is_array else targets
         channels = tensor.ndim - 1 - spatial_ndim
         if channels not in (0, 1) or len(tensor) != len(x):
             raise UsageError(
@@ -186,6 +184,13 @@ class Transform(ABC):
         if self.seed:
             arguments.append(f"seed={self.seed}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _as_tensor(array: Array) -> Tensor:
+    """Sharing memory where torch can: not if it is read-only, or runs backwards."""
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = np.array(array)
+    return torch.from_numpy(array)
 
 
 def as_batch(x: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -150,6 +151,9 @@ def test_label_volumes_follow():
     labels.flags.writeable = False
     y, moved = Compose([RandomFlip((0, 1, 2)), RandomRotate90()])(x, keys_of(16), labels)
     assert np.array_equal(moved, y[:, 0].numpy())
+    backwards = labels[:, ::-1][:, ::-1][..., ::-1][..., ::-1][:, ::-1]
+    _, moved = RandomFlip((0,), p=1)(x, keys_of(16), backwards)
+    assert np.array_equal(moved, labels)
 
 
 def test_photometric_transforms_leave_targets(x, keys):
@@ -230,6 +234,12 @@ def test_wrong_arguments(make, message):
 def test_wrong_input(x, call, message):
     with pytest.raises(UsageError, match=message):
         call(x)
+
+
+def test_pickles(x, keys):
+    transform = Compose([RandomFlip(), ColorJitter(0.3), RandomRotate90()], seed=4)
+    again = pickle.loads(pickle.dumps(transform))
+    assert torch.equal(again(x, keys), transform(x, keys))
 
 
 def test_reprs():

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 import torch
 from distributed import Client, LocalCluster
 
-from daskdmed import Dataset, LightDL, Patient, Record
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, heatmap
+from daskdmed.errors import UsageError
 from daskdmed.transforms import (
     ColorJitter,
     Compose,
@@ -172,6 +173,34 @@ def test_functions_as_before(dataset):
     assert x.shape == (8, 3, 16, 32)
     x, _, _ = batches(dataset, 1, batch_tfms=torch.nn.Flatten())[0]
     assert x.shape == (8, 3072)
+
+
+def test_windows(dataset):
+    """Augmentation at test time: every window is told apart, and augmented alike again."""
+    first, again = (
+        SlidingWindowDL(dataset, record="wsi", kernel_size=32, batch_size=b, batch_tfms=augment())
+        for b in (48, 64)
+    )
+    with first, again:
+        once, twice = by_key(first), by_key(again)
+    assert len(once) == 3 * 8 * 8
+    assert once.keys() == twice.keys()
+    assert all(np.array_equal(once[k], twice[k]) for k in once)
+
+
+def test_heatmaps(dataset):
+    """What needs no small chunks goes into a heatmap; what does says so."""
+    image = dataset[0].records["wsi"]
+    windows = (
+        torch.from_numpy(np.array(image.array)).reshape(8, 32, 8, 32, 3).permute(0, 2, 4, 1, 3)
+    )
+    model = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten())
+    transform = Compose([MacenkoNormalizer(), ToFloat()])
+    result = heatmap(image, model, kernel_size=32, batch_tfms=transform).compute()
+    expected = model(transform(windows.flatten(0, 1).contiguous())).reshape(8, 8, 3)
+    assert np.allclose(result, expected.permute(2, 0, 1).numpy(), atol=1e-5)
+    with pytest.raises(UsageError, match="needs to know the small chunks"):
+        heatmap(image, model, kernel_size=32, batch_tfms=RandomFlip()).compute()
 
 
 def test_patients_are_known(dataset):
