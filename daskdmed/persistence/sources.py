@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("daskdmed.persistence")
 
-#: areas kept in memory; a mask of a large slide has some megabytes
-_KEPT = 64
+#: areas kept in memory; a mask of a large slide has some megabytes, and is soon unpacked
+_KEPT = 16
 #: big chunks are weighed by classes resolved to this part of a small chunk...
 _CLASS_PARTS = 8
 #: ... in which places are then found to this part of a small chunk
