@@ -1,7 +1,8 @@
 """`SlidingWindowDL`: every window of every image once, in order, as batches.
 
 The ordered counterpart of `LightDL`. It checks what it is given, plans, and puts together
-the plan (`loader_plan`), the reader (`loader_read`) and the batches (`loader_batches`).
+the plan (`loader_plan`), the reader (`loader_read`), batches (`loader_batches`) and the
+thread that makes them (`loader_run`).
 
 Not covered: maps of one value per window (`daskdmed.heatmap` computes where the block lies
 and is faster), and what becomes of batches (`daskdmed.windows.streams`).
@@ -11,9 +12,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future as PoolFuture
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,10 +25,11 @@ from daskdmed.persistence.budget import check_memory, to_bytes
 from daskdmed.persistence.cluster import connect
 from daskdmed.types import LevelLike, MppLike, PowerLike
 from daskdmed.windows.grid import Edge, OverlapLike, PerAxis
-from daskdmed.windows.loader_batches import Cutter, Feed, WindowBatch, WindowChunks
+from daskdmed.windows.loader_batches import WindowChunks
 from daskdmed.windows.loader_open import MasksLike, Wish, open_images
-from daskdmed.windows.loader_plan import Load, LoadPlan, Order
-from daskdmed.windows.loader_read import Loaded, LoadReader, WindowFailure
+from daskdmed.windows.loader_plan import LoadPlan, Order
+from daskdmed.windows.loader_read import LoadReader, WindowFailure
+from daskdmed.windows.loader_run import Feed, Pass
 from daskdmed.windows.loader_stats import SlidingStats
 from daskdmed.windows.run import worker_threads
 from daskdmed.windows.streams.rows import ImageGrid
@@ -199,7 +199,7 @@ class SlidingWindowDL(_Base):
         )
         self._opening_failures = tuple(failures)
         self._failures: list[WindowFailure] = []
-        self._run: _Run | None = None
+        self._run: Pass | None = None
         self._feed: Feed[Any] | None = None
         self._closer: weakref.finalize[[], SlidingWindowDL] | None = None
         self._closed = self._over = False
@@ -213,7 +213,7 @@ class SlidingWindowDL(_Base):
         if self._closed:
             raise LoaderClosedError("the loader is closed; make a new one")
         if self._feed is None:
-            self._run = _Run(self._plan, self._reader(), self._budget, self.batch_size, self.tfms)
+            self._run = Pass(self._plan, self._reader(), self._budget, self.batch_size, self.tfms)
             item_bytes = self._run.window_bytes * self.batch_size
             ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // max(item_bytes, 1)))
             self._feed = Feed(self._run.items(self._position), ahead, self._run.reader.close)
@@ -476,68 +476,6 @@ class SlidingWindowDL(_Base):
             "SlidingWindowDL cannot be pickled (a DataLoader with num_workers > 0 does that): "
             "use DataLoader(loader, batch_size=None, num_workers=0); parallelism lives in Dask"
         )
-
-
-class _Run:
-    """One pass: loads read ahead within the budget, cut into batches in order."""
-
-    def __init__(
-        self,
-        plan: LoadPlan,
-        reader: LoadReader,
-        budget: int,
-        batch_size: int,
-        tfms: Callable[[Any], Any] | None,
-    ) -> None:
-        self.reader = reader
-        self.held = self.peak = 0
-        self._plan = plan
-        self._budget = budget
-        self._size = batch_size
-        self._tfms = tfms
-        view = plan.images[0].view
-        grid = plan.images[0].grid
-        self._shape = (*grid.kernel_size, *view.shape[grid.ndim :])
-        self._dtype = view.dtype
-        self._ndim = grid.ndim
-        self.window_bytes = int(np.prod(self._shape, dtype=np.int64)) * view.dtype.itemsize
-
-    def items(self, position: int) -> Generator[tuple[WindowBatch, Any], None, None]:
-        """Batches from a position on, each with its tensor."""
-        cutter = Cutter(self._size, self._shape, self._dtype)
-        number, skip = self._plan.locate(position)
-        ahead: deque[tuple[Load, PoolFuture[Loaded]]] = deque()
-        while True:
-            while number < len(self._plan):
-                load = self._plan.load(number)
-                if ahead and self.held + load.nbytes > self._budget:
-                    break
-                ahead.append((load, self.reader.submit(load)))
-                self.held += load.nbytes
-                self.peak = max(self.peak, self.held)
-                number += 1
-            if not ahead:
-                break
-            load, future = ahead.popleft()
-            loaded = future.result()
-            del future  # it holds the pixels
-            for batch in cutter.cut(load, loaded, skip):
-                yield batch, self._tensor(batch.chunks)
-                del batch
-            del loaded
-            self.held -= load.nbytes
-            skip = 0
-        rest = cutter.rest(self._plan.windows)
-        if rest is not None:
-            yield rest, self._tensor(rest.chunks)
-
-    def _tensor(self, chunks: WindowChunks) -> Any:
-        x = torchbridge.to_tensor(chunks.data, self._ndim)
-        if self._tfms is None or not len(chunks):
-            return x
-        if torchbridge.takes_smallchunks(self._tfms):
-            return torchbridge.transform_batch(x, self._tfms, chunks)
-        return torchbridge.transform_each(x, self._tfms)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

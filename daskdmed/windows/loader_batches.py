@@ -1,25 +1,21 @@
-"""Windows of loaded blocks into batches, and the thread that keeps some ready.
+"""Windows of loaded blocks into batches.
 
 Batches run on over the borders of blocks and of images. Each window is copied once, out of
 its block into the batch, so that a block's memory is free when its last window is copied,
 however long the consumer keeps a batch.
 
-Not covered: reading (`loader_read`), which loads there are (`loader_plan`).
+Not covered: reading (`loader_read`), which loads there are (`loader_plan`), the thread that
+keeps some batches ready (`loader_run`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 
-from daskdmed.errors import LoaderClosedError
 from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
 from daskdmed.types import Array
@@ -27,8 +23,6 @@ from daskdmed.windows.extract import Windows
 from daskdmed.windows.loader_plan import ImageWindows, Load
 from daskdmed.windows.loader_read import Loaded, WindowFailure
 from daskdmed.windows.streams.rows import ImageGrid
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,101 +271,3 @@ def provenance(load: Load) -> Provenance:
         mpp=view.mpp,
     )
     return Provenance(image.patient, (bigchunk,))
-
-
-class Feed(Generic[T]):
-    """Takes items from an iterator in a thread of its own, a bounded number ahead.
-
-    Parameters
-    ----------
-    items : generator
-        Closed in that thread at the end.
-    ahead : int
-        Items ready before the thread waits.
-    stop : callable
-        Called once by `close`, first: makes a waiting `items` end.
-    """
-
-    def __init__(
-        self, items: Generator[T, None, None], ahead: int, stop: Callable[[], None]
-    ) -> None:
-        self.started = time.perf_counter()
-        self._items = items
-        self._ahead = ahead
-        self._stop = stop
-        self._ready: deque[T] = deque()
-        self._change = threading.Condition()
-        self._running = True
-        self._end: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="daskdmed-windows", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        end: BaseException
-        try:
-            with contextlib.closing(self._items):
-                end = self._run()
-        except BaseException as error:  # handed to the consumer, whatever it is
-            end = error
-        with self._change:
-            self._end = end
-            self._change.notify_all()
-
-    def _run(self) -> BaseException:
-        for item in self._items:
-            with self._change:
-                while self._running and len(self._ready) >= self._ahead:
-                    self._change.wait()
-                if not self._running:
-                    break
-                self._ready.append(item)
-                self._change.notify_all()
-            del item  # no reference while the next one is made
-        return StopIteration()
-
-    def get(self, timeout: float | None = None) -> T:
-        """The next item.
-
-        Raises
-        ------
-        StopIteration
-            There are no more.
-        TimeoutError
-            None came in time.
-        LoaderClosedError
-            The feed is closed.
-        Exception
-            What went wrong, again at every further call.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._change:
-            while not self._ready:
-                if not self._running:
-                    raise LoaderClosedError("the loader is closed; make a new one")
-                if self._end is not None:
-                    raise self._end
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"no batch within {timeout} s")
-                self._change.wait(left)
-            item = self._ready.popleft()
-            self._change.notify_all()
-            return item
-
-    @property
-    def ready(self) -> int:
-        """Items made and not yet taken."""
-        return len(self._ready)
-
-    def close(self) -> None:
-        """Stop the thread and forget what is ready. Idempotent."""
-        with self._change:
-            if not self._running:
-                return
-            self._running = False
-            self._ready.clear()
-            self._change.notify_all()
-        self._stop()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=60)
-        buffers.clear()

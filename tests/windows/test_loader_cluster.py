@@ -130,7 +130,7 @@ def test_slides_masks_and_ranks(client, tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_workers(expected, workers):
     with (
         LocalCluster(

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 import torch
 
 import daskdmed.windows.streams.formats as formats
-import daskdmed.windows.streams.writer as writing
+import daskdmed.windows.streams.tablethread as writing
 from daskdmed import (
     Dataset,
     LightDL,
@@ -33,6 +33,7 @@ from daskdmed import (
 from daskdmed.errors import GeometryError, LoaderError, MissingExtraError, StoreError, UsageError
 from daskdmed.windows.grid import WindowGrid
 from daskdmed.windows.streams.rows import ImageGrid, WindowTable, row_columns
+from daskdmed.windows.streams.tabulate import tabulate
 
 FORMATS = ["parquet", "csv", "zarr"]
 
@@ -606,7 +607,7 @@ def test_a_slow_disk_makes_the_producer_wait(tmp_path, monkeypatch):
     with loader_of(1, batch_size=1) as loader:
         _, _, windows = next(loader)
     piece = ProcessedPiece.of_batch(windows, np.zeros(1))
-    size = writing.table_bytes(next(iter(writing.tabulate(piece).values())))
+    size = writing.table_bytes(next(iter(tabulate(piece).values())))
     writer = StreamWriter(tmp_path / "a.csv", buffer=3 * size)
     handed = []
 
