@@ -46,6 +46,9 @@ class Continuing:
     #: draws of a finite plan, by epoch
     _draws: Mapping[int, int] = {}
 
+    #: ids of the patients, for `feedback`
+    _names: frozenset[str] | None = None
+
     # -- what LightDL has -------------------------------------------------------------
 
     def stats(self) -> LoaderStats:
@@ -193,7 +196,9 @@ class Continuing:
                 "or decorate the function with daskdmed.stateful"
             )
         name = str(patient.id if isinstance(patient, Patient) else patient)
-        if name not in self._catalogue.population.patients:
+        if self._names is None:
+            self._names = frozenset(self._catalogue.population.patients)
+        if name not in self._names:
             raise UsageError(
                 f"feedback to patient {name!r}: the loader has no such patient (it has "
                 f"{len(self._catalogue.entries)})"

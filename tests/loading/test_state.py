@@ -410,10 +410,12 @@ def test_states_of_patients_go_on_from_epoch_to_epoch(dataset):
     options = {**FINITE, "policy": OnePass(), "smallchunk_collector": Counting}
     with LightDL(dataset, **options) as loader:
         list(loader)
-        before = max(s["draws"] for s in loader.state_dict()["states"]["left"].values())
         list(loader)
-        after = max(s["draws"] for s in loader.state_dict()["states"]["left"].values())
-    assert after > before
+        left = loader.state_dict()["states"]["left"]
+    assert set(left) == {"p0", "p1", "p2", "p3"}
+    for state in left.values():
+        # visits are numbered from 0 in each epoch, and in order within one
+        assert state["visits"] != sorted(set(state["visits"]))
 
 
 def test_what_epochs_leave_behind(dataset):
