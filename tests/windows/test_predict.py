@@ -5,6 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
 
 import dask
 import dask.array as da
@@ -14,7 +20,7 @@ import torch
 import zarr
 from torch import nn
 
-from daskdmed import open_slide, predict
+from daskdmed import open_slide, predict, tissue_mask
 from daskdmed.cohort.record import Record
 from daskdmed.errors import BudgetError, GeometryError, StoreError, UsageError
 from daskdmed.images.tiff.decode import count_tiles
@@ -264,6 +270,40 @@ def test_batch_transforms_and_other_types():
     np.testing.assert_allclose(doubled, 2.0 * image, rtol=1e-6)
 
 
+def test_programs_by_path_and_mixed_precision(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (70, 90, 3)).astype(np.uint8)
+    net = network(2, 3).eval()
+    wanted = predict(image, net, kernel_size=32, overlap=0.5).compute()
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(net, torch.zeros(1, 3, 32, 32)).save(path)
+        found = predict(image, path, kernel_size=32, overlap=0.5).compute()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    rough = predict(
+        image, net, kernel_size=32, overlap=0.5, autocast="bfloat16", channels_last=True
+    ).compute()
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - wanted).max() < 0.02
+    assert not next(net.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_how_many_windows_a_model_gets():
+    seen = []
+
+    class Count(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x
+
+    image = np.zeros((600, 600, 3), np.uint8)
+    predict(image, Count(), kernel_size=128)
+    assert max(seen) == 2**18 // 128**2 > 1
+    seen.clear()
+    predict(image, Count(), kernel_size=128, batch_size=2)
+    assert max(seen) == 2
+
+
 # ------------------------------------------------------------------ masks and posts
 @pytest.mark.parametrize("mask_shape", [(90, 110), (9, 11), (7, 13)])
 @pytest.mark.parametrize("reduction", [1, 2])
@@ -310,6 +350,20 @@ def test_masked_windows_are_neither_read_nor_computed():
     assert np.isnan(found[:, 50:]).all()
     # one trial, and the windows that reach into the first 50 columns: 3 of 17
     assert sum(calls) == 1 + 4 * 3
+
+
+def test_a_tissue_mask_lies_where_its_scale_says(slide):
+    mask = tissue_mask(slide)
+    for level in (0, 1):
+        found = predict(slide, lambda w: w[..., 0], kernel_size=200, level=level, mask=mask)
+        inside = np.isfinite(found.compute())
+        down = slide.level_downsamples[level]
+        rows, columns = (
+            np.minimum(((np.arange(n) + 0.5) * down / s).astype(int), m - 1)
+            for n, s, m in zip(found.shape, mask.scale, mask.data.shape)
+        )
+        np.testing.assert_array_equal(inside, mask.data[np.ix_(rows, columns)])
+        assert 0.1 < inside.mean() < 0.95
 
 
 def test_nothing_inside_gives_nothing():
@@ -419,6 +473,46 @@ def test_a_failed_run_resumes_to_the_identical_store(tmp_path, fail_at, many_ban
     last = Flaky()
     predict(image, last, out=tmp_path / "broken.zarr", resume=True, **settings)
     assert last.calls == 1  # the trial
+
+
+SCRIPT = """
+import sys, time
+import dask, dask.array as da, numpy as np
+from daskdmed import predict
+from daskdmed.windows import mosaic
+mosaic._SWEEP_BYTES = 1
+class Tilted:
+    def __init__(self, pause):
+        self.pause = pause
+    def __dask_tokenize__(self):
+        return "tilted"
+    def __call__(self, windows):
+        time.sleep(self.pause)
+        return windows * np.linspace(1, 2, windows.shape[1], dtype=np.float32)[:, None]
+image = da.from_array(np.random.default_rng(0).random((200, 200)), chunks=64, name="noise")
+with dask.config.set(num_workers=2):
+    predict(image.astype("f4"), Tilted(float(sys.argv[2])), kernel_size=32, overlap=0.5, chunks=25,
+            batch_size=2, out=sys.argv[1], resume=sys.argv[3] == "resume")
+"""
+
+
+def test_killed_runs_resume_to_the_identical_store(tmp_path):
+    def start(out, pause, how):
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out), str(pause), how])
+
+    assert start(tmp_path / "whole.zarr", 0, "new").wait(100) == 0
+    out = tmp_path / "killed.zarr"
+    for number, how in enumerate(["new", "resume"]):
+        process = start(out, 0.05, how)
+        level = out / "0" / "c"
+        until = time.monotonic() + 60
+        # killed when some more chunks are there
+        while len(list(level.rglob("*"))) < 5 + 25 * number and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert start(out, 0, "resume").wait(100) == 0
+    assert files(out) == files(tmp_path / "whole.zarr")
 
 
 def test_other_parameters_are_not_resumed_and_overwrite_replaces(tmp_path):
