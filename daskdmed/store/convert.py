@@ -288,6 +288,7 @@ class _Job:
             own = self._own(place)
             if resume and own:
                 self._check(place, own)
+                place.sweep()
                 return place
             if own and not overwrite:
                 raise StoreError(

@@ -148,6 +148,15 @@ class Location:
         fs, inner = _filesystem(self.target)
         _remove_objects(fs, inner)
 
+    def sweep(self) -> None:
+        """Delete objects of a folder that a killed run left half-written.
+
+        Only for a store that nobody else writes to at the time.
+        """
+        if self.path is not None:
+            for partial in self.path.rglob("*.partial"):
+                partial.unlink(missing_ok=True)
+
     def replace(self, newer: Location) -> None:
         """Put `newer`, a sibling, in the place of this store.
 

@@ -221,6 +221,7 @@ def open_result(
             raise StoreError(_occupied(location))
         group = place.open()
         _check_same(group, spec, place)
+        place.sweep()
         return ResultStore(group, spec), place
     return _create(place, spec), place
 

@@ -189,6 +189,19 @@ def test_store_objects_are_their_own_staging():
     assert read(store) is None
 
 
+def test_half_written_objects_are_swept_away(tmp_path):
+    def mean(windows):
+        return windows.mean(axis=(1, 2))
+
+    out = tmp_path / "a.zarr"
+    heatmap(np.ones((64, 64)), mean, kernel_size=8, out=out)
+    files = sorted(out.rglob("*"))
+    (out / "0" / "c" / "0" / "0.0123.partial").write_bytes(b"half")
+    heatmap(np.ones((64, 64)), mean, kernel_size=8, out=out, resume=True)
+    assert sorted(out.rglob("*")) == files
+    Location.of("memory://nothing").sweep()
+
+
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Location.of("a.zarr").path == tmp_path / "a.zarr"
