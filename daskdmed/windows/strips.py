@@ -11,6 +11,7 @@ windows (`daskdmed.windows.extract`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -122,6 +123,9 @@ class _Rows:
         self._channels = tuple(view.shape[view.spatial_ndim :])
         line = math.prod((*block.extent[1:], *self._channels)) * view.dtype.itemsize
         self._target = max(strip_bytes // max(line, 1), 1)
+        self._period = _period(block, self._kernel, self._top, self._tile)
+        if self._period > 2 * self._target:
+            self._period = 0
         self._pixels: Array | None = None
         self._begin = self._stop = 0
 
@@ -131,6 +135,10 @@ class _Rows:
 
     def limit(self, row: int) -> int:
         """Where a strip that begins with this row may end, on a storage tile."""
+        if self._period:
+            # where windows and tiles end together, no pixel is shared by two strips
+            whole = max(self._target // self._period, 1)
+            return (self._origins[row] // self._period + whole) * self._period
         least = max(self._origins[row] + self._target, self.end(row))
         # a strip that ends within a tile would decode it for nothing
         return max(self._aligned(least, down=True), self._aligned(self.end(row), down=False))
@@ -164,6 +172,16 @@ class _Rows:
         for axis, inside in enumerate(across, 1):
             if target.shape[axis] > inside:
                 target[(slice(None),) * axis + (slice(inside, None),)] = background
+
+
+def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:
+    """Pixel rows after which rows of windows and of tiles begin together again; 0 for never."""
+    origins = block.origins[0]
+    if len(origins) < 2 or top % tile:
+        return 0
+    stride = origins[1] - origins[0]
+    regular = all(b - a == stride for a, b in itertools.pairwise(origins))
+    return math.lcm(stride, tile) if regular and stride >= kernel else 0
 
 
 def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Array, Array]]:
