@@ -12,8 +12,8 @@ is for reading ahead; a budget of fewer than 12 big chunks has none to spare for
 Nobody waits for ever, either: not for a rank whose process is gone (the scheduler knows its
 clients), that has closed its loader, or that has not begun `JOIN_LIMIT` seconds after this
 one; and when the slowest stands still for `STALL_LIMIT` seconds, it is left behind. What
-such ranks miss they read again, and hold in addition. So does a rank that is in another
-epoch already, whose plan is another one.
+such ranks miss they read again, and hold in addition; so does a rank that is in another
+epoch already, whose plan is another one. What a dead rank alone had read ahead is lost.
 
 Ranks meet in a table on the scheduler, asked once a turn. Ranks on different clusters, or
 each with an in-process one, share nothing and do not wait.
@@ -38,7 +38,7 @@ JOIN_LIMIT = 5.0
 #: seconds after which a rank that makes no progress is left behind
 STALL_LIMIT = 60.0
 #: seconds between looks at the table while waiting
-POLL_EVERY = 0.05
+POLL_EVERY = 0.02
 
 
 class Ranks:
