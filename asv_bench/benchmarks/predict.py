@@ -49,7 +49,7 @@ class AgainstMonai(Once):
 
 
 class DenseMode(Once):
-    """Exact dense mode of a fully convolutional network, windows of 128 at stride 32."""
+    """Exact dense mode of a fully convolutional network, windows of 127 at stride 32."""
 
     def setup(self) -> None:
         requires("torch")
