@@ -23,7 +23,6 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.loading import torchbridge
-from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
     BigChunkLoader,
@@ -320,7 +319,7 @@ class LightDL(Continuing, _Base):
             self._session = Session(
                 cluster,
                 engine,
-                _Preparation(self._geometry.ndim, self.tfms),
+                torchbridge.Preparation(self._geometry.ndim, self.tfms),
                 ahead=ahead,
                 drop_last=self.drop_last,
             )
@@ -558,22 +557,6 @@ class LightDL(Continuing, _Base):
             "LightDL cannot be pickled (a DataLoader with num_workers > 0 does that): use "
             "DataLoader(loader, batch_size=None, num_workers=0); parallelism lives in Dask"
         )
-
-
-class _Preparation:
-    """Batch to tensor and per-sample transforms, in the background thread."""
-
-    def __init__(self, spatial_ndim: int, tfms: Callable[[Any], Any] | None) -> None:
-        self._spatial_ndim = spatial_ndim
-        self._tfms = tfms
-
-    def __call__(self, batch: Batch) -> tuple[Batch, object]:
-        x = torchbridge.to_tensor(batch.smallchunks.data, self._spatial_ndim)
-        if self._tfms is None:
-            return batch, x
-        if torchbridge.takes_smallchunks(self._tfms):
-            return batch, torchbridge.transform_batch(x, self._tfms, batch.smallchunks)
-        return batch, torchbridge.transform_each(x, self._tfms)
 
 
 def _crop_spec(catalogue: Catalogue, geometry: Geometry) -> CropSpec:

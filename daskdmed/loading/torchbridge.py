@@ -11,6 +11,7 @@ from daskdmed.types import Array
 if TYPE_CHECKING:
     import torch
 
+    from daskdmed.loading.batch import Batch
     from daskdmed.loading.chunks import SmallChunks
 
 try:
@@ -85,6 +86,22 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
         x, smallchunks.targets = result
         return x
     return result
+
+
+class Preparation:
+    """Batch to tensor and per-sample transforms, in the background thread."""
+
+    def __init__(self, spatial_ndim: int, tfms: Callable[[Any], Any] | None) -> None:
+        self._spatial_ndim = spatial_ndim
+        self._tfms = tfms
+
+    def __call__(self, batch: Batch) -> tuple[Batch, object]:
+        x = to_tensor(batch.smallchunks.data, self._spatial_ndim)
+        if self._tfms is None:
+            return batch, x
+        if takes_smallchunks(self._tfms):
+            return batch, transform_batch(x, self._tfms, batch.smallchunks)
+        return batch, transform_each(x, self._tfms)
 
 
 def in_dataloader_worker() -> bool:
