@@ -213,7 +213,7 @@ class RotationPlan:
         if not blocks.any():
             raise NoTissueError(
                 f"none of the {blocks.size} records has a place for a small chunk: lower min_tissue "
-                "or choose another tissue method (see daskdmed.tissue_mask), and check that the "
+                "or choose another tissue method (see daskdmed.tissue_mask), and check that "
                 "classes of labels= and quotas= are spelt as in the annotations"
             )
 
