@@ -212,8 +212,8 @@ class RotationPlan:
         self._blocks = blocks
         if not blocks.any():
             raise NoTissueError(
-                f"none of the {blocks.size} records has a place for a small chunk: lower min_tissue "
-                "or choose another tissue method (see daskdmed.tissue_mask), and check that "
+                f"none of the {blocks.size} records has a place for a small chunk: lower "
+                "min_tissue or choose another tissue method (see daskdmed.tissue_mask), check that "
                 "classes of labels= and quotas= are spelt as in the annotations"
             )
 
