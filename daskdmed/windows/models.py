@@ -199,7 +199,9 @@ class WindowModel:
             allocate, convert = self._copying(grid.kernel_size, like)
             batches = stripping.copies(strips, total, size, allocate, convert)
         for where, batch in batches:
-            yield where, self(batch, grid.ndim)
+            values = self(batch, grid.ndim)
+            del batch  # so that its memory can be used for the next
+            yield where, values
 
     def _copying(self, kernel: tuple[int, ...], like: Any) -> tuple[Allocate, Convert]:
         """How windows become a batch."""

@@ -86,6 +86,7 @@ def read_strips(
         pixels = rows.read(block.origins[0][begin], part)
         kept = None if keep is None else keep[begin:stop]
         yield Strip(begin * per_row, Windows(pixels, part, grid, kept))
+        del pixels  # so that the next strip can use this memory
 
 
 def reads_by_tile(view: ImageView) -> bool:
@@ -152,6 +153,8 @@ class _Rows:
         end = begin + part.extent[0]
         stop = min(max(self._aligned(end, down=False), self._stop), self._inside)
         height = max(end, stop) - begin
+        if self._stop <= begin:
+            self._pixels = None
         pixels = buffers.empty((height, *part.extent[1:], *self._channels), self._view.dtype)
         have = max(min(self._stop, stop), begin)
         if self._pixels is not None and self._stop > begin:
@@ -189,6 +192,8 @@ def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tu
     for strip in strips:
         for where, batch in strip.windows.views(batch_size()):
             yield where + strip.first, batch
+            del batch
+        del strip
 
 
 def copies(
@@ -226,3 +231,4 @@ def copies(
                     yield np.concatenate(where), batch
                     given += filled
                     where, batch, filled = [], None, 0
+        del strip
