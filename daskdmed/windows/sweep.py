@@ -56,6 +56,8 @@ class Strip:
         `begin` never goes back, and what was given before is overwritten. Outside the image
         they are the background.
         """
+        if self._memory is None:
+            self._begin = self._stop = begin
         if stop > self._stop:
             self._keep(begin, self._tile_end(stop))
         return self._at(begin, stop)

@@ -172,7 +172,7 @@ def test_where_a_sweep_begins_does_not_change_its_batches():
 def test_how_often_windows_are_computed():
     made = tuple(blended_axis(4096, 512, 384, 1) for _ in range(2))
     plan = choose_mosaic(made, 1, pitch=(384, 384))
-    assert (plan.chunk, plan.bands, plan.needed) == ((1152, 1152), (1,), 121)
+    assert (plan.chunk, plan.bands, plan.needed) == ((768, 768), (1,), 121)
     assert plan.recomputed == 1
     # in two bands each has 6 rows of windows, of 11 in all; 2 of 4 steps repeat a column
     bands = MosaicPlan(made, (1152, 1152), (2,))
