@@ -206,7 +206,7 @@ def main() -> None:
         "client": args.client,
     }
     network = small_network(len(classes)).to(memory_format=torch.channels_last)
-    print(f"\ntraining on the tissue of {len(training)} slides, as much of each class: {classes}")
+    print(f"\ntraining on {len(training)} slides, classes {classes}; of tissue, each class as much")
     if truth:
         print("  (10 to 25 % of each slide's tissue is of the other class, so the loss stays high)")
     with LightDL(training, **settings, epoch_length=args.steps) as loader:

@@ -36,6 +36,9 @@ class Plan(Once):
     params = ["rotation", "quotas"]
     param_names = ["plan"]
 
+    def setup(self, plan: str) -> None:
+        pass
+
     def track_draws(self, plan: str) -> float:
         return scenarios.planning(plan)
 

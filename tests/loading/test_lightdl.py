@@ -534,10 +534,11 @@ def test_adaptive_rotation_never_waits_for_a_late_block():
         gate.set()
     served.clear()
     gate.clear()
-    with LightDL(dataset, **small) as strict, pytest.raises(TimeoutError):
-        for _ in range(100):
-            strict.get(timeout=1)
-    gate.set()
+    with LightDL(dataset, **small) as strict:
+        with pytest.raises(TimeoutError):
+            for _ in range(100):
+                strict.get(timeout=1)
+        gate.set()  # or closing would wait for the readers
 
 
 # -- state and ranks -------------------------------------------------------------------------

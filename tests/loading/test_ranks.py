@@ -241,7 +241,8 @@ def test_ranks_that_wait_for_each_other_after_every_step(client, local, tmp_path
             assert_same_batches(batches, whole[epoch])
     reads = Counter((tmp_path / "in-step").read_text().splitlines())
     assert len(reads) == 2 * 9
-    assert set(reads.values()) == {2}, "once in each epoch"
+    # once in each epoch; or once for both, where one is still in memory when the next begins
+    assert set(reads.values()) <= {1, 2}
     assert_released(client)
 
 

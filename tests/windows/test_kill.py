@@ -73,7 +73,7 @@ def test_twenty_random_moments(server, whole, tmp_path):
         process.start()
         wait_for(started, process)
         time.sleep(moments.random() ** 1.5 * 0.8)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         seen.append(blocks_done(out))
         _killing.compute(str(out), resume=True)
@@ -94,7 +94,7 @@ def test_killed_again_and_again(server, whole, tmp_path):
         process.start()
         wait_for(started, process)
         time.sleep(0.1 + moments.random() * 0.4)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     _killing.compute(str(out), resume=True)
     assert contents(out) == whole
@@ -114,7 +114,7 @@ def test_killed_while_replacing(server, whole, tmp_path):
         process.start()
         wait_for(started, process)
         time.sleep(moments.random() * 0.4)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         assert contents(out) == old
     _killing.compute(str(out), overwrite=True, resume=True)
@@ -155,7 +155,7 @@ def test_workers_and_clients_are_killed(server, whole, tmp_path):
             process.start()
             wait_for(started, process)
             time.sleep(moments.random() * 0.8)
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.join()
             _killing.compute(str(out), resume=True, client=client)
             assert contents(out) == whole

@@ -9,6 +9,7 @@ Not covered: writing (`daskdmed.windows.streams.writer`), loading.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.errors import StoreError, UsageError
 from daskdmed.loading.chunks import SmallChunk
 from daskdmed.windows.streams.writer import StreamWriter
 
@@ -205,8 +206,12 @@ class StreamCollector(ABC):
         self._finished = True
         try:
             self._collect()
-        except BaseException:
+        except BaseException as error:
             if self.writer is not None:
+                if isinstance(error, Exception):
+                    # tables that are over are whole: what was handed over is written first
+                    with contextlib.suppress(StoreError):
+                        self.writer.flush()
                 self.writer.abort()
             raise
         if self.writer is not None:
