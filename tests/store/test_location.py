@@ -38,7 +38,7 @@ def read(target):
     return values.pop()
 
 
-def watch(path, stop, found):
+def watch(path, ready, stop, found):
     """Read the root metadata and one chunk by name, over and over."""
     seen = set()
     metadata, chunk = Path(path) / "zarr.json", Path(path) / "0" / "c" / "1" / "1"
@@ -48,20 +48,22 @@ def watch(path, stop, found):
             seen.add(-len(chunk.read_bytes()))
         except OSError as error:
             seen.add(type(error).__name__)
+        ready.set()
     found.put(seen)
 
 
 def test_a_reader_never_finds_nothing(tmp_path):
-    out = Location.of(write(tmp_path / "a.zarr", 0))
+    out = Location.of(write(tmp_path / "a.zarr", 100))  # not 0: chunks of zeros are not written
     probe = (tmp_path / "x", tmp_path / "y")
     for p in probe:
         p.mkdir()
     if not exchange(*probe):
         pytest.skip("this file system cannot exchange two folders")
     context = multiprocessing.get_context("spawn")
-    stop, found = context.Event(), context.Queue()
-    reader = context.Process(target=watch, args=(str(out), stop, found))
+    ready, stop, found = context.Event(), context.Event(), context.Queue()
+    reader = context.Process(target=watch, args=(str(out), ready, stop, found))
     reader.start()
+    assert ready.wait(60)  # a new process may take longer to begin than all that follows
     for value in range(1, 40):
         write(out.staging.path, value)
         out.replace(out.staging)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -65,6 +66,7 @@ def assert_clean(client):
     """No block stays on the workers, once the scheduler has heard that they are let go."""
     deadline = time.monotonic() + 20
     while client.who_has() and time.monotonic() < deadline:
+        gc.collect()  # an array that an earlier test has persisted may be part of a cycle
         time.sleep(0.05)
     assert not client.who_has()
 
