@@ -196,6 +196,11 @@ class SmallChunks:
         )
 
     @property
+    def provenance(self) -> Sequence[Provenance]:
+        """Patient and visit of each small chunk; holds no pixels."""
+        return self._provenance
+
+    @property
     def patients(self) -> list[Patient]:
         """The patient of each small chunk."""
         return [source.patient for source in self._provenance]
