@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 #: bytes of crops that one task gives: enough to hide the cost of a task, little enough to
 #: travel while the next is made
 BYTES_PER_TASK = 16 << 20
-#: chunks in flight
-DEPTH = 3
+#: chunks in flight: a sampling task may have to wait until a thread has read its big chunk
+DEPTH = 8
 
 
 @dataclass(slots=True)
