@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import dask
 import numpy as np
 
+from daskdmed.store import inline
 from daskdmed.store.files import write_failure
 from daskdmed.types import Array, ImageView
 from daskdmed.windows.extract import Windows, read_block
@@ -160,7 +161,7 @@ class BlockTask:
         )
         lead = (slice(None),) if self.outputs else ()
         try:
-            self.target[(*lead, *places)] = values
+            inline.write(self.target, (*lead, *places), values)
         except OSError as error:
             raise write_failure(f"the chunk of block {job.index}", error) from error
 
