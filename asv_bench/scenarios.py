@@ -178,10 +178,11 @@ def idle_cpu(paths: list[Path], seconds: float) -> float:
     """Cores that a loader uses while nobody asks it for batches."""
     with daskdmed.LightDL(dataset(paths), smallchunk_size=CROP, batch_size=BATCH) as loader:
         loader.get()
-        deadline, before = time.perf_counter() + 60, -1
-        while (now := loader.stats().reads) != before and time.perf_counter() < deadline:
-            before = now  # the budget is still being filled
-            time.sleep(max(0.5, seconds / 4))
+        for _ in range(60):  # until the budget is full and reading has come to rest
+            used = time.process_time()
+            time.sleep(0.5)
+            if time.process_time() - used < 0.05:
+                break
         began, used = time.perf_counter(), time.process_time()
         time.sleep(seconds)
         return (time.process_time() - used) / (time.perf_counter() - began)
