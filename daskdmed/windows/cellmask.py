@@ -53,12 +53,13 @@ class CellMask:
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
-        per_pixel = [n / axis.size for n, axis in zip(given.shape, axes, strict=True)]
+        # a fraction per axis: a middle that lies on an edge of the mask must not slip below it
+        scale: list[tuple[float, float]] = list(zip(given.shape, sizes, strict=True))
         if knows_place:
-            per_pixel = [d / s for d, s in zip(downsample, mask.scale, strict=True)]
+            scale = list(zip(downsample, mask.scale, strict=True))
         under = [
-            np.minimum((axis.middles * p).astype(np.intp), n - 1)
-            for n, axis, p in zip(given.shape, axes, per_pixel, strict=True)
+            np.minimum((axis.middles * up / down).astype(np.intp), n - 1)
+            for n, axis, (up, down) in zip(given.shape, axes, scale, strict=True)
         ]
         # what no middle lies on would only blur which windows are needed
         places = [np.unique(places, return_inverse=True) for places in under]

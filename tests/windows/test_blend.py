@@ -196,6 +196,16 @@ def test_bands_are_cut_for_workers_while_that_is_cheap():
     assert steps_per_job(small, 16) == small.steps
 
 
+def test_a_middle_on_an_edge_of_the_mask():
+    """25 * (2 / 50) is below 1 in binary for some sizes, 25 * 2 / 50 for none."""
+    for size in range(1, 200):
+        for n in range(1, 10):
+            axis = blended_axis(size, 1, 1, 1)
+            found = CellMask(np.arange(n), (axis,), (1.0,)).at([(0, axis.cells)])
+            middles = np.arange(size) * 2 + 1  # in halves
+            np.testing.assert_array_equal(found, middles * n // (2 * size) > 0)
+
+
 @settings(max_examples=60)
 @given(axes(), axes(), st.tuples(st.integers(1, 9), st.integers(1, 9)), st.integers(0, 2**31))
 def test_a_mask_says_the_same_of_boxes_and_of_cells(first, second, shape, seed):
