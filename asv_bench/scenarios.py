@@ -55,13 +55,14 @@ class BlockRead:
 
 
 def block_read(
-    path: Path, *, blocks: int = 16, rounds: int = 5, openslide: bool = True
+    path: Path, *, blocks: int = 64, rounds: int = 5, openslide: bool = True
 ) -> BlockRead:
     """Blocks of 4096 x 4096 through `to_dask` under threads, against raw decoding of the
     same tiles and OpenSlide's `read_region` of one of the blocks.
 
     Each block is handed to a function that keeps one pixel: `compute` of the block itself
-    ends in a copy by Dask into fresh memory, which is not the read.
+    ends in a copy by Dask into fresh memory, which is not the read. There are so many blocks
+    that the last, which one thread reads while the other has nothing left, weighs little.
     """
     array = daskdmed.open_slide(path).to_dask(chunks=BLOCK)
     rows, columns = array.numblocks[:2]
