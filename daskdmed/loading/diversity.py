@@ -91,7 +91,7 @@ class Diversity:
         self._gaps = self._repeats = 0
 
     def add(self, smallchunks: SmallChunks) -> None:
-        """Count one batch; counted when some have come together, which is ten times cheaper."""
+        """Count one batch; done when some have come together, at a fifth of the cost."""
         with self._lock:
             self._waiting.append((smallchunks.provenance, smallchunks.origins[:, -2:]))
             if len(self._waiting) >= _TOGETHER:

@@ -45,7 +45,13 @@ class _Loop:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(_AtOnce(max_workers=1))
-        weakref.finalize(self, self.loop.close)
+        weakref.finalize(self, _close, self.loop)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """At exit a thread may still be writing; its loop ends with the process."""
+    if not loop.is_running():
+        loop.close()
 
 
 _local = threading.local()
@@ -68,7 +74,7 @@ def write(array: zarr.Array[Any], key: tuple[slice, ...], values: Array) -> None
     OSError
         As the assignment does.
     """
-    inner = getattr(array, "async_array", None)  # zarr before 3.1.4 has none
+    inner = getattr(array, "async_array", None)  # older versions of zarr have none
     if inner is None or not isinstance(array.store, (LocalStore, MemoryStore)) or _in_loop():
         array[key] = values
         return

@@ -48,15 +48,34 @@ def test_the_same_files_as_zarr(tmp_path, options):
     np.testing.assert_array_equal(ours[...], values)
 
 
-def test_many_threads_none_of_zarrs():
+def test_the_calling_threads_do_it_all(monkeypatch):
     array = array_in(MemoryStore())
     values = np.random.default_rng(1).random(SHAPE, np.float32)
-    before = {t.name for t in threading.enumerate()}
+    original, used = MemoryStore.set, set()
+
+    async def noted(self, *args, **keywords):
+        used.add(threading.current_thread().name)
+        await original(self, *args, **keywords)
+
+    monkeypatch.setattr(MemoryStore, "set", noted)
     with ThreadPoolExecutor(8, "writer") as pool:
         list(pool.map(lambda key: inline.write(array, key, values[key]), keys() * 5))
-        new = {t.name for t in threading.enumerate()} - before
-    assert all(name.startswith("writer") for name in new)
+    assert used
+    assert all(name.startswith("writer") for name in used)
     np.testing.assert_array_equal(array[...], values)
+
+
+def test_a_zarr_that_offers_no_coroutines():
+    array = array_in(MemoryStore())
+
+    class Older:
+        store = array.store
+
+        def __setitem__(self, key, values):
+            array[key] = values
+
+    inline.write(Older(), keys()[0], np.ones((3, 16, 16), np.float32))
+    assert (array[keys()[0]] == 1).all()
 
 
 def test_in_a_thread_that_runs_a_loop():
