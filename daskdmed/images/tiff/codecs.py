@@ -4,9 +4,8 @@
 nothing but decode. imagecodecs wants contiguous output, so a tile is decoded into a scratch
 array that the caller owns, or straight into the destination when that is contiguous.
 
-Not covered: which tiles a region needs (`daskdmed.images.tiff.decode`). A JPEG stream that
-is cut off, or not one, is an error; bytes changed in the middle of one may decode to wrong
-pixels without any sign, as with every libjpeg-based reader.
+Not covered: which tiles a region needs (`daskdmed.images.tiff.decode`), and JPEG
+(`daskdmed.images.tiff.jpeg`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ import imagecodecs
 import numpy as np
 
 from daskdmed.errors import UnsupportedImageError
-from daskdmed.images.tiff import colour
+from daskdmed.images.tiff import colour, jpeg
+from daskdmed.images.tiff.fetch import DecodeError
+from daskdmed.images.tiff.jpeg import Painter
 from daskdmed.types import Array
 
 #: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
@@ -50,8 +51,6 @@ _IMAGES: dict[int, tuple[str, Any]] = {
 }
 _DTYPES = ("uint8", "uint16", "int8", "int16", "uint32", "int32", "float32")
 _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
-#: libjpeg's colour spaces
-_JCS_GREY, _JCS_RGB, _JCS_YCBCR = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,9 @@ class Decoder:
         Decoding into the destination, when that is contiguous, is the fastest way.
     grouped : bool
         Decoding into scratch tiles that are copied together is the fastest way.
+    paint : Painter or None
+        Decodes a whole tile to its place in a large array; there is nothing faster, but it
+        may decline.
     """
 
     decode: Decode
@@ -104,10 +106,7 @@ class Decoder:
     raw: bool = False
     direct: bool = False
     grouped: bool = False
-
-
-class DecodeError(ValueError):
-    """A tile's bytes do not decode to a tile; turned into TileError by the caller."""
+    paint: Painter | None = None
 
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
@@ -124,7 +123,8 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
     code = fmt.compression
     convert, given = _colours(fmt, background, uri)
     if code in _JPEG:
-        return Decoder(_jpeg(fmt, uri), convert, stored, given, grouped=True)
+        decode, paint = _jpeg(fmt, uri)
+        return Decoder(decode, convert, stored, given, grouped=True, paint=paint)
     if code in _IMAGES:
         return Decoder(_image(_IMAGES[code][1], fmt), convert, stored, given)
     if code == 1 or code in _BYTES:
@@ -175,79 +175,23 @@ def has_alpha(fmt: PageFormat) -> bool:
     return fmt.extrasamples[0] in (1, 2)
 
 
-def _jpeg(fmt: PageFormat, uri: str) -> Decode:
+def _jpeg(fmt: PageFormat, uri: str) -> tuple[Decode, Painter | None]:
     if fmt.dtype != "uint8":
         raise _unsupported(uri, "JPEG tiles of more than 8 bits")
     stored = 1 if fmt.planar else fmt.samples
     if stored not in (1, 3):
         raise _unsupported(uri, f"JPEG tiles of {stored} samples")
-    colorspace: int | None = None
-    outcolorspace: int | None = None
+    space: int | None = None
+    outspace: int | None = None
     if stored == 3:
         # as OpenSlide: the photometric tag decides, not a JFIF or Adobe marker
-        colorspace = {_RGB: _JCS_RGB, _YCBCR: _JCS_YCBCR}.get(fmt.photometric)
-        outcolorspace = _JCS_RGB
+        space = {_RGB: jpeg.RGB, _YCBCR: jpeg.YCBCR}.get(fmt.photometric)
+        outspace = jpeg.RGB
     elif fmt.planar:
-        outcolorspace = _JCS_GREY
-    tables, header = fmt.tables, fmt.header
-    jpeg8 = imagecodecs.jpeg8_decode
-    single = stored == 1
-
-    def decode(data: bytes, out: Array) -> Array:
-        if header is not None:
-            data = b"".join((header, data, b"\xff\xd9"))
-        elif data[-2:] != b"\xff\xd9":
-            data = _trimmed_jpeg(data)
-        try:
-            jpeg8(
-                data,
-                tables=tables,
-                colorspace=colorspace,
-                outcolorspace=outcolorspace,
-                out=out[..., 0] if single else out,
-            )
-        except ValueError as exc:
-            if "out.shape" not in str(exc):
-                raise
-        else:
-            return out
-        _check_jpeg_size(data, out.shape)
-        small = jpeg8(data, tables=tables, colorspace=colorspace, outcolorspace=outcolorspace)
-        return small.reshape((*small.shape[:2], -1))
-
-    return decode
-
-
-def _trimmed_jpeg(data: bytes) -> bytes:
-    """Drop padding behind the end marker; libjpeg would paint a cut-off stream grey."""
-    end = data.rfind(b"\xff\xd9")
-    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
-        raise DecodeError(
-            f"the JPEG stream of {len(data)} bytes has no end marker, so it is cut off"
-        )
-    return data[: end + 2]
-
-
-def _check_jpeg_size(data: bytes, shape: tuple[int, ...]) -> None:
-    """Refuse a JPEG larger than its tile before memory is spent on it.
-
-    Some writers store edge tiles at the size of what is left of the image; those pass.
-    """
-    position = 2
-    while position + 9 <= len(data):
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
-        if data[position] != 0xFF:
-            break
-        if 0xC0 <= marker <= 0xC2:
-            height = int.from_bytes(data[position + 5 : position + 7])
-            width = int.from_bytes(data[position + 7 : position + 9])
-            if 0 < height <= shape[0] and 0 < width <= shape[1]:
-                return
-            raise DecodeError(
-                f"the JPEG stream holds {width} x {height} pixels, the tile {shape[1]} x {shape[0]}"
-            )
-        position += 2 + length
-    raise DecodeError("the JPEG stream has no frame header")
+        outspace = jpeg.GREY
+    return jpeg.make_jpeg(
+        samples=stored, space=space, outspace=outspace, tables=fmt.tables, header=fmt.header
+    )
 
 
 def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:

@@ -1,7 +1,7 @@
 """The hot path: a region of a level, each storage tile decoded once into the output.
 
 Everything that can be known beforehand is in `LevelPlan`; per tile remain slicing the bytes,
-the decoder, and one copy. No lock, no file position, no object per tile.
+the decoder, and at most one copy. No lock, no file position, no object per tile.
 
 Not covered: how a tile's bytes become pixels (`daskdmed.images.tiff.codecs`), how they are
 read (`daskdmed.images.tiff.fetch`), and where the offsets come from
@@ -20,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.images.source import Source
-from daskdmed.images.tiff.codecs import DecodeError, Decoder
-from daskdmed.images.tiff.fetch import fetch
+from daskdmed.images.tiff.codecs import Decoder
+from daskdmed.images.tiff.fetch import DecodeError, fetch
 from daskdmed.types import Array, Region
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
+#: bytes of output from which tiles are decoded to their place at once: libjpeg-turbo writes
+#: there past the cache, which pays only when the output would not have stayed in it
+IN_PLACE = 2 * 2**20
 #: scratch arrays up to this size stay with their thread
 _KEPT_SCRATCH = 16 * 2**20
 
@@ -196,6 +199,7 @@ def read_region(
         channels = slice(plane * given, (plane + 1) * given)
         target = out if given == out.shape[2] else out[:, :, channels]
         ground = background[channels]
+        in_place = out.nbytes >= IN_PLACE and _rows_apart(target)
         for row in rows:
             y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
             _read_row(
@@ -209,6 +213,7 @@ def read_region(
                 target[y0 - top : y1 - top],
                 ground,
                 fail,
+                in_place,
             )
 
 
@@ -232,6 +237,7 @@ def _read_row(
     target: Array,
     ground: Array,
     fail: OnFailure,
+    in_place: bool,
 ) -> None:
     """One row of tiles."""
     begin = row * plan.grid[1] + first
@@ -247,7 +253,8 @@ def _read_row(
     parts = fetch(source, offsets, counts, plan_limit(plan))
     job = _Row(plan, row, first, stored, (ty0, ty1), ground, fail)
     if decoder.grouped and decoder.convert is None and len(pieces) > 1:
-        decoded = _decode_grouped(job, parts, pieces, target)
+        done = _decode_in_place(job, parts, pieces, target) if in_place else [False] * len(pieces)
+        decoded = _decode_grouped(job, parts, pieces, target, done)
     else:
         decoded = _decode_singly(job, parts, pieces, target)
     if _counters:
@@ -301,17 +308,55 @@ def _decode_singly(
     return decoded
 
 
-def _decode_grouped(
+def _rows_apart(out: Array) -> bool:
+    """Whether only the distance between rows is free, as TurboJPEG wants it."""
+    return (
+        out.flags.writeable
+        and out.dtype == np.uint8
+        and out.shape[2] == 3
+        and out.strides[1:] == (3, 1)
+        and out.strides[0] >= 3 * out.shape[1]
+    )
+
+
+def _decode_in_place(
     job: _Row, parts: list[bytes | Exception | None], pieces: list[Piece], target: Array
+) -> list[bool]:
+    """Tiles that are wanted whole to their places; which of all tiles were decoded."""
+    paint, tile_w = job.plan.decoder.paint, job.plan.tile[1]
+    if paint is None or job.band != (0, job.stored):
+        return [False] * len(pieces)
+    corner, pitch = target.__array_interface__["data"][0], target.strides[0]
+    return [
+        isinstance(data, bytes)
+        and x1 - x0 == tile_w
+        and paint(data, corner + 3 * x0, pitch, job.stored, tile_w)
+        for data, (_, _, x0, x1) in zip(parts, pieces, strict=True)
+    ]
+
+
+def _decode_grouped(
+    job: _Row,
+    parts: list[bytes | Exception | None],
+    pieces: list[Piece],
+    target: Array,
+    done: list[bool],
 ) -> int:
-    """Some tiles at a time, then one copy with long runs of memory for all of them."""
+    """Some tiles at a time, then one copy with long runs of memory for all of them.
+
+    Tiles that are done already are only counted.
+    """
     decode, tile_w, (ty0, ty1) = job.plan.decoder.decode, job.plan.tile[1], job.band
     slots = _scratch((GROUP, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)
     rows, channels = ty1 - ty0, slots.shape[3]
-    decoded = 0
+    decoded = sum(done)
     for begin in range(0, len(pieces), GROUP):
-        group = pieces[begin : begin + GROUP]
+        group, skip = pieces[begin : begin + GROUP], done[begin : begin + GROUP]
+        if all(skip):
+            continue
         for index, (_, tx1, _, _) in enumerate(group, begin):
+            if done[index]:
+                continue
             data, slot = parts[index], slots[index - begin]
             if data is None:
                 slot[...] = job.ground
@@ -328,13 +373,14 @@ def _decode_grouped(
                 job.fail(job.plan.level, job.row, job.first + index, exc)
                 slot[...] = job.ground
         x0, x1 = group[0][2], group[-1][3]
-        if x1 - x0 == len(group) * tile_w:
+        if x1 - x0 == len(group) * tile_w and not any(skip):
             # splitting an axis always gives a view, whatever the strides of `target`
             wide = target[:, x0:x1].reshape(rows, len(group), tile_w, channels)
             np.copyto(wide, slots[: len(group), ty0:ty1].transpose(1, 0, 2, 3))
         else:
-            for slot, (tx0, tx1, x0, x1) in zip(slots, group, strict=False):
-                target[:, x0:x1] = slot[ty0:ty1, tx0:tx1]
+            for slot, (tx0, tx1, x0, x1), painted in zip(slots, group, skip, strict=False):
+                if not painted:
+                    target[:, x0:x1] = slot[ty0:ty1, tx0:tx1]
     return decoded
 
 

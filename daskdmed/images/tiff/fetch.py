@@ -7,7 +7,11 @@ Not covered: which tiles (`daskdmed.images.tiff.decode`), and how the file is re
 from __future__ import annotations
 
 from daskdmed.images.source import Source
-from daskdmed.images.tiff.codecs import DecodeError
+
+
+class DecodeError(ValueError):
+    """A tile's bytes do not decode to a tile; turned into TileError by the caller."""
+
 
 #: neighbours in the file closer than this are read with one call...
 GAP = 64 * 1024

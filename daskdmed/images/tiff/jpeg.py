@@ -1,0 +1,327 @@
+"""JPEG tiles: abbreviated streams whose tables are in the file's directory.
+
+`make_jpeg` gives the two ways to decode the tiles of a page: into an array without gaps by
+imagecodecs, and, where the TurboJPEG library is there, into rows of a larger array. The
+second is only used for streams whose header leaves no doubt that both give the same; all
+others, and all with any fault, take the first, which alone decides what is an error.
+
+Not covered: other compressions (`daskdmed.images.tiff.codecs`). A stream that is cut off, or
+no JPEG, is an error; bytes changed in the middle of one may decode to wrong pixels without
+any sign, as with every libjpeg-based reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import imagecodecs
+
+from daskdmed.images import turbojpeg
+from daskdmed.images.tiff.fetch import DecodeError
+from daskdmed.types import Array
+
+#: libjpeg's colour spaces
+GREY, RGB, YCBCR = 1, 2, 3
+_END = b"\xff\xd9"
+#: (marker, body, where it ends)
+_Segment = tuple[int, bytes, int]
+#: kind and number
+_Table = tuple[str, int]
+#: sampling factors of luma (horizontal, vertical) for which all versions of libjpeg-turbo
+#: since 1.5 give the same pixels; chroma is 1 x 1
+_SAMPLING = {0x11, 0x21, 0x22}
+
+
+def make_jpeg(
+    *, samples: int, space: int | None, outspace: int | None,
+    tables: bytes | None, header: bytes | None,
+) -> tuple[Callable[[bytes, Array], Array], Painter | None]:  # fmt: skip
+    """How the JPEG tiles of a page are decoded.
+
+    Parameters
+    ----------
+    samples : int
+        Per pixel of a stored tile, 1 or 3.
+    space, outspace : int or None
+        libjpeg's colour spaces of the stream, whatever its markers say, and of the pixels.
+    tables : bytes or None
+        The stream of tables that all tiles share.
+    header : bytes or None
+        Begins every tile; the file holds only what comes behind it.
+
+    Returns
+    -------
+    decode : callable
+        (bytes, scratch (rows, width, samples)) -> (rows, width, samples).
+    paint : Painter or None
+        None where the TurboJPEG library is missing, or of no use for such tiles.
+    """
+    jpeg8 = imagecodecs.jpeg8_decode
+    single = samples == 1
+    paint = None
+    library = turbojpeg.library()
+    if library is not None and samples == 3 and outspace == RGB and space in (RGB, YCBCR):
+        paint = Painter(library, space, tables, header)
+
+    def decode(data: bytes, out: Array) -> Array:
+        if header is None and data[-2:] != _END:
+            data = _trimmed(data)
+        if paint is not None:
+            place = out.__array_interface__["data"][0]
+            if paint(data, place, out.strides[0], out.shape[0], out.shape[1]):
+                return out
+        if header is not None:
+            data = b"".join((header, data, _END))
+        try:
+            jpeg8(
+                data,
+                tables=tables,
+                colorspace=space,
+                outcolorspace=outspace,
+                out=out[..., 0] if single else out,
+            )
+        except ValueError as exc:
+            if "out.shape" not in str(exc):
+                raise
+        else:
+            return out
+        _check_size(data, out.shape)
+        small = jpeg8(data, tables=tables, colorspace=space, outcolorspace=outspace)
+        return small.reshape((*small.shape[:2], -1))
+
+    return decode, paint
+
+
+class Painter:
+    """Decodes whole tiles to where they belong, in rows at any distance.
+
+    Parameters
+    ----------
+    library : TurboJpeg
+        Decodes.
+    space, tables, header
+        As of `make_jpeg`.
+    """
+
+    def __init__(
+        self,
+        library: turbojpeg.TurboJpeg,
+        space: int,
+        tables: bytes | None,
+        header: bytes | None,
+    ) -> None:
+        self._library = library
+        self._space = space
+        self._header = header
+        # TurboJPEG goes by the markers: one of Adobe's, behind the start, says what it is
+        start = b"\xff\xd8" + _adobe(space) + _shared_tables(tables)
+        self._start = start if header is None else start + header[2:]
+        self._shared = _table_names(_segments(tables or b""))
+        #: the last header that was looked at and found good, and its picture
+        self._known: tuple[bytes, int, int] | None = None
+
+    def __call__(self, data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
+        """Decode a tile.
+
+        Parameters
+        ----------
+        data : bytes
+            The tile as it is in the file.
+        address : int
+            Of the first sample.
+        pitch : int
+            Bytes from one row to the next.
+        rows, width : int
+            Of the tile, in pixels: all of them are written.
+
+        Returns
+        -------
+        bool
+            False if the tile was not decoded, and has to be by other means.
+        """
+        header = self._header
+        known = self._known
+        if header is not None:
+            fits = known is not None and known[1:] == (rows, width)
+        else:
+            # padding behind the end is for the caller to judge
+            if data[-2:] != _END:
+                return False
+            fits = known is not None and data.startswith(known[0]) and known[1:] == (rows, width)
+        if not fits and not self._learn(data if header is None else header, rows, width):
+            return False
+        if header is None:
+            stream = b"".join((self._start, memoryview(data)[2:]))
+        else:
+            stream = b"".join((self._start, data, _END))
+        return self._library.decode(stream, address, pitch, rows, width)
+
+    def _learn(self, data: bytes, rows: int, width: int) -> bool:
+        """Whether a stream's header is one that both ways read alike."""
+        head = Header.parse(data)
+        good = (
+            head is not None
+            and (head.rows, head.width) == (rows, width)
+            # not progressive: tables between its scans cannot be checked here
+            and head.frame in (0xC0, 0xC1)
+            and head.precision == 8
+            and len(head.sampling) == head.scanned == 3
+            and head.sampling[0] in _SAMPLING
+            and head.sampling[1:] == (0x11, 0x11)
+            and head.space in (None, self._space)
+            # in place of a missing table the library would take that of the tile before
+            and head.needs <= self._shared | head.brings
+        )
+        if good and head is not None:
+            self._known = data[: head.length], rows, width
+        return good
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A JPEG stream up to its first scan.
+
+    Parameters
+    ----------
+    length : int
+        Bytes, with the header of the first scan.
+    frame : int
+        Second byte of the frame's marker: 0xC0 baseline, 0xC2 progressive...
+    precision : int
+        Bits per sample.
+    rows, width : int
+        Pixels.
+    sampling : tuple of int
+        Per component, horizontal factor times 16 plus vertical factor.
+    space : int or None
+        Colour space that the stream's own markers name; 0 for one that is not covered.
+    scanned : int
+        Components of the first scan.
+    needs, brings : frozenset
+        Tables that the frame and the scan name, and those that come with them.
+    """
+
+    length: int
+    frame: int
+    precision: int
+    rows: int
+    width: int
+    sampling: tuple[int, ...]
+    space: int | None
+    scanned: int
+    needs: frozenset[_Table]
+    brings: frozenset[_Table]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Header | None:
+        """Read a header; None where it is not one."""
+        segments = _segments(data)
+        bodies = {marker: body for marker, body, _ in segments}
+        scan = bodies.get(0xDA, b"")
+        frames = [m for m in bodies if 0xC0 <= m <= 0xCF and m not in (0xC4, 0xC8, 0xCC)]
+        if len(frames) != 1 or not scan or len(scan) < 1 + 2 * scan[0]:
+            return None
+        frame = bodies[frames[0]]
+        if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+            return None
+        components = frame[6 : 6 + 3 * frame[5]]
+        quantisation = {("quantisation", n) for n in components[2::3]}
+        dc = {("huffman", n >> 4) for n in scan[2 : 2 + 2 * scan[0] : 2]}
+        ac = {("huffman", 0x10 | (n & 15)) for n in scan[2 : 2 + 2 * scan[0] : 2]}
+        return cls(
+            length=segments[-1][2],
+            frame=frames[0],
+            precision=frame[0],
+            rows=int.from_bytes(frame[1:3]),
+            width=int.from_bytes(frame[3:5]),
+            sampling=tuple(components[1::3]),
+            space=_named_space(segments),
+            scanned=scan[0],
+            needs=frozenset(quantisation | dc | ac),
+            brings=_table_names(segments),
+        )
+
+
+def _named_space(segments: list[_Segment]) -> int | None:
+    """What the markers say of the colours; a JFIF marker outweighs Adobe's."""
+    named = None
+    for marker, body, _ in segments:
+        if marker == 0xE0 and body[:4] == b"JFIF":
+            return YCBCR
+        if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            named = {0: RGB, 1: YCBCR}.get(body[11], 0)
+    return named
+
+
+def _table_names(segments: list[_Segment]) -> frozenset[_Table]:
+    """Tables that segments define; of Huffman's, 0x10 and more are those for AC."""
+    found: set[_Table] = set()
+    for marker, body, _ in segments:
+        at = 0
+        while marker == 0xDB and at < len(body):
+            found.add(("quantisation", body[at] & 15))
+            at += 65 + 64 * (body[at] >> 4 != 0)
+        while marker == 0xC4 and at < len(body):
+            found.add(("huffman", body[at]))
+            at += 17 + sum(body[at + 1 : at + 17])
+    return frozenset(found)
+
+
+def _segments(data: bytes) -> list[_Segment]:
+    """(marker, body, end) of the segments up to the first scan, the last of them."""
+    found = []
+    position = 2
+    while data[:2] == b"\xff\xd8" and position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if marker == 0xD9 or end > len(data):
+            break
+        found.append((marker, data[position + 4 : end], end))
+        if marker == 0xDA:
+            break
+        position = end
+    return found
+
+
+def _shared_tables(tables: bytes | None) -> bytes:
+    """Quantisation and Huffman tables of a stream of tables; nothing else of it lasts."""
+    return b"".join(
+        b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2) + body
+        for marker, body, _ in _segments(tables or b"")
+        if marker in (0xDB, 0xC4)
+    )
+
+
+def _adobe(space: int) -> bytes:
+    """A marker that names the colour space."""
+    body = b"Adobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if space == RGB else b"\x01")
+    return b"\xff\xee" + (len(body) + 2).to_bytes(2) + body
+
+
+def _trimmed(data: bytes) -> bytes:
+    """Drop padding behind the end marker; libjpeg would paint a cut-off stream grey."""
+    end = data.rfind(_END)
+    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
+        raise DecodeError(
+            f"the JPEG stream of {len(data)} bytes has no end marker, so it is cut off"
+        )
+    return data[: end + 2]
+
+
+def _check_size(data: bytes, shape: tuple[int, ...]) -> None:
+    """Refuse a JPEG larger than its tile before memory is spent on it.
+
+    Some writers store edge tiles at the size of what is left of the image; those pass.
+    """
+    head = Header.parse(data)
+    if head is None:
+        raise DecodeError("the JPEG stream has no frame header")
+    if not (0 < head.rows <= shape[0] and 0 < head.width <= shape[1]):
+        raise DecodeError(
+            f"the JPEG stream holds {head.width} x {head.rows} pixels, the tile "
+            f"{shape[1]} x {shape[0]}"
+        )

@@ -1,0 +1,477 @@
+"""JPEG tiles decoded in place by TurboJPEG: the pixels of imagecodecs, or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from daskdmed import open_slide
+from daskdmed.errors import ImageError, UsageError
+from daskdmed.images import turbojpeg
+from daskdmed.images.tiff import count_tiles, decode, jpeg
+from daskdmed.images.tiff.fetch import DecodeError
+from daskdmed.types import Region
+
+LIBRARY = turbojpeg.library()
+needs_library = pytest.mark.skipif(LIBRARY is None, reason="no TurboJPEG library here")
+ROWS, WIDTH, MARGIN = 48, 64, 5
+TAKEN = ["444", "422", "420", "optimised", "restarts", "jfif", "bare"]
+DECLINED = ["440", "grey", "another-size", "progressive"]
+
+
+def picture(seed=0, rows=ROWS, width=WIDTH):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (-(-rows // 8), -(-width // 8), 3))
+    fine = np.kron(coarse, np.ones((8, 8, 1)))[:rows, :width] + rng.integers(
+        0, 55, (rows, width, 1)
+    )
+    return fine.astype(np.uint8)
+
+
+def stream(kind, seed=0):
+    """A JPEG stream of ROWS x WIDTH, or one that is none of that kind."""
+    import imagecodecs
+
+    image = picture(seed)
+    if kind in ("444", "422", "420", "440"):
+        return bytes(imagecodecs.jpeg8_encode(image, 85, subsampling=kind))
+    if kind == "optimised":
+        return bytes(imagecodecs.jpeg8_encode(image, 85, optimize=True))
+    if kind == "grey":
+        return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(image[..., 0]), 85))
+    if kind == "another-size":
+        return bytes(imagecodecs.jpeg8_encode(picture(seed, ROWS, WIDTH // 2), 85))
+    if kind == "bare":
+        return without(stream("420", seed), {0xE0, 0xEE})
+    file = io.BytesIO()
+    options = {"progressive": {"progressive": True}, "restarts": {"restart_marker_blocks": 2}}
+    Image.fromarray(image).save(file, "jpeg", quality=85, **options.get(kind, {}))
+    return file.getvalue()
+
+
+def without(data, markers):
+    """A stream without some of its segments."""
+    kept, end = [data[:2]], 2
+    for marker, _, stop in jpeg._segments(data):
+        if marker not in markers:
+            kept.append(data[end:stop])
+        end = stop
+    return b"".join((*kept, data[end:]))
+
+
+def only(data, markers):
+    """The stream of tables that a directory would hold."""
+    rest = {m for m, _, _ in jpeg._segments(data)} - markers
+    head = without(data, rest)
+    stop = 2 + sum(2 + 2 + len(b) for m, b, _ in jpeg._segments(data) if m in markers)
+    return head[:stop] + b"\xff\xd9"
+
+
+def ways(data, *, space=jpeg.YCBCR, tables=None, header=None):
+    """What a tile decodes to with imagecodecs alone, and with the library into a gap."""
+    scratch = np.zeros((ROWS, WIDTH, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turbojpeg, "library", lambda: None)
+        plain, missing = jpeg.make_jpeg(
+            samples=3, space=space, outspace=jpeg.RGB, tables=tables, header=header
+        )
+        assert missing is None
+        try:
+            expected = np.array(plain(data, scratch))
+        except Exception as exc:
+            expected = exc
+    around = np.full((ROWS, WIDTH + 2 * MARGIN, 3), 9, np.uint8)
+    place = around[:, MARGIN:-MARGIN]
+    painter = jpeg.Painter(LIBRARY, space, tables, header)
+    address = place.__array_interface__["data"][0]
+    painted = painter(data, address, place.strides[0], ROWS, WIDTH)
+    assert (around[:, :MARGIN] == 9).all()
+    assert (around[:, -MARGIN:] == 9).all()
+    return expected, place if painted else None
+
+
+@needs_library
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", TAKEN)
+def test_same_pixels(kind, shared):
+    data, tables = stream(kind), None
+    if shared:
+        tables = only(data, {0xDB, 0xC4})
+        data = without(data, {0xDB, 0xC4})
+    expected, painted = ways(data, tables=tables)
+    assert painted is not None
+    assert np.array_equal(painted, expected)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["444", "420", "bare"])
+def test_the_tag_decides_on_the_colours(kind):
+    """As OpenSlide does; a JFIF marker that says otherwise leaves the tile to imagecodecs."""
+    data = without(stream(kind), {0xE0})
+    expected, painted = ways(data, space=jpeg.RGB)
+    assert np.array_equal(painted, expected)
+    other, again = ways(data)
+    assert np.array_equal(again, other)
+    assert not np.array_equal(painted, again)
+    assert ways(stream("420"), space=jpeg.RGB)[1] is None
+
+
+@needs_library
+@pytest.mark.parametrize("transform", [0, 1, 2])
+def test_markers_of_adobe(transform):
+    plain = without(stream("444"), {0xE0})
+    body = b"Adobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+    data = plain[:2] + b"\xff\xee\x00\x0e" + body + plain[2:]
+    for space, agreeing in ((jpeg.RGB, 0), (jpeg.YCBCR, 1)):
+        expected, painted = ways(data, space=space)
+        assert (painted is not None) == (transform == agreeing)
+        assert painted is None or np.array_equal(painted, expected)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", DECLINED)
+def test_declined(kind):
+    assert ways(stream(kind))[1] is None
+
+
+@needs_library
+def test_header_kept_apart_as_in_ndpi():
+    data = stream("420")
+    end = jpeg.Header.parse(data).length
+    expected, painted = ways(data[end:-2], header=data[:end])
+    assert isinstance(expected, np.ndarray)
+    assert np.array_equal(painted, expected)
+
+
+@needs_library
+def test_other_headers_one_after_another():
+    """The last header is remembered; another picture must not pass for one of it."""
+    painter = jpeg.Painter(LIBRARY, jpeg.YCBCR, None, None)
+    for kind in ("444", "420", "440", "420", "another-size", "444", "grey", "progressive") * 2:
+        out = np.zeros((ROWS, WIDTH, 3), np.uint8)
+        address = out.__array_interface__["data"][0]
+        painted = painter(stream(kind), address, out.strides[0], ROWS, WIDTH)
+        assert painted == (kind in TAKEN)
+        assert not painter(stream("444"), address, out.strides[0], ROWS, WIDTH // 2)
+
+
+@needs_library
+@pytest.mark.parametrize("marker", [0xDB, 0xC4])
+def test_missing_tables_are_not_those_of_the_tile_before(marker):
+    """A decompressor keeps its tables, and would decode any stream that has none with them."""
+    good = stream("420")
+    for tables in (None, only(good, {0xDB, 0xC4} - {marker})):
+        assert ways(good)[1] is not None
+        expected, painted = ways(without(good, {marker}), tables=tables)
+        assert painted is None
+        if marker == 0xDB:
+            assert isinstance(expected, Exception)
+
+
+@needs_library
+@given(
+    kind=st.sampled_from(["444", "420", "optimised", "progressive", "restarts"]),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
+    cut=st.none() | st.floats(0, 1),
+    shared=st.booleans(),
+)
+def test_damaged_streams_are_judged_by_imagecodecs(kind, changes, cut, shared):
+    """Whatever the bytes: what is painted is what imagecodecs gives, or nothing is."""
+    data = bytearray(stream(kind))
+    for where, value in changes:
+        data[2 + int(where * (len(data) - 3))] = value
+    if cut is not None:
+        data = data[: int(cut * len(data))]
+    data, tables = bytes(data), None
+    if shared:
+        # well-formed tables beside a damaged tile
+        good = stream("420")
+        tables, data = only(good, {0xDB, 0xC4}), without(data, {0xDB, 0xC4})
+    expected, painted = ways(data, tables=tables)
+    if painted is not None:
+        assert isinstance(expected, np.ndarray), expected
+        assert np.array_equal(painted, expected)
+
+
+@given(st.binary(max_size=200))
+def test_headers_of_nonsense(data):
+    for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\xff\xd8\xff\xda"):
+        head = jpeg.Header.parse(start + data)
+        assert head is None or head.length <= len(start + data)
+
+
+def everywhere(path, seed=0):
+    """Regions of all levels, on tiles and off them."""
+    rng = np.random.default_rng(seed)
+    found = []
+    with open_slide(path, backend="tiff") as slide, count_tiles() as count:
+        for level, (width, height) in enumerate(slide.level_dimensions):
+            scale = slide.level_downsamples[level]
+            found.append(slide.read_region((0, 0), level, (width, height)))
+            for _ in range(6):
+                w, h = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
+                x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                at = round(x * scale), round(y * scale)
+                found.append(slide.read_region(at, level, (w, h)))
+    return found, count.tiles
+
+
+def assert_same_with_and_without(path, monkeypatch):
+    monkeypatch.setattr(decode, "IN_PLACE", 0)
+    got, tiles = everywhere(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(turbojpeg, "library", lambda: None)
+        expected, expected_tiles = everywhere(path)
+    assert tiles == expected_tiles
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "name",
+    ["jpeg-444", "jpeg-422", "jpeg-420", "jpeg-rgb", "jpeg-grey", "jpeg-planar", "strips-jpeg"],
+)
+def test_slides(make, tmp_path, monkeypatch, name):
+    make.write_format(tmp_path / "image.tif", name)
+    assert_same_with_and_without(tmp_path / "image.tif", monkeypatch)
+
+
+@needs_library
+def test_a_real_slide(cmu, monkeypatch):
+    assert_same_with_and_without(cmu, monkeypatch)
+
+
+@needs_library
+def test_tiles_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
+    height, width = make.TILE
+    make.write_format(tmp_path / "image.tif", "jpeg-420", 4 * height, 5 * width)
+    places = []
+    original = turbojpeg.TurboJpeg.decode
+
+    def spy(self, stream, address, pitch, rows, width):
+        places.append((address, pitch))
+        return original(self, stream, address, pitch, rows, width)
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode", spy)
+    monkeypatch.setattr(decode, "IN_PLACE", 0)
+    with open_slide(tmp_path / "image.tif") as slide, count_tiles() as count:
+        # one row and two columns of tiles are cut by the region's edges
+        top, left = 50, 30
+        out = np.empty((3 * height, 4 * width, 3), np.uint8)
+        view = slide.view()
+        view.read(Region((top, left), out.shape[:2]), out)
+    assert count.tiles == 20
+    corner, pitch = out.__array_interface__["data"][0], out.strides[0]
+    within = {(p - corner) for p, step in places if step == pitch}
+    assert within == {
+        (row * height - top) * pitch + (column * width - left) * 3
+        for row in (1, 2)
+        for column in (1, 2, 3)
+    }
+
+
+@needs_library
+@pytest.mark.parametrize("damage", ["corrupt", "missing", "outside"])
+def test_bad_tiles_among_good_ones(make, tmp_path, monkeypatch, damage):
+    """An error names the tile; painted over, its neighbours keep every pixel."""
+    import tifffile
+
+    path = tmp_path / "image.tif"
+    height, width = make.TILE
+    make.write_format(path, "jpeg-444", 3 * height, 4 * width)
+    monkeypatch.setattr(decode, "IN_PLACE", 0)
+    with open_slide(path) as slide:
+        expected = slide.read_region((0, 0), 0, slide.dimensions)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        page = tif.pages[0]
+        offset, size = page.dataoffsets[5], page.databytecounts[5]
+        counts, offsets = list(page.databytecounts), list(page.dataoffsets)
+        if damage == "corrupt":
+            tif.filehandle.seek(offset)
+            tif.filehandle.write(b"\x5a" * size)
+        elif damage == "missing":
+            counts[5] = 0
+            page.tags["TileByteCounts"].overwrite(counts)
+        else:
+            offsets[5] = 2**31
+            page.tags["TileOffsets"].overwrite(offsets)
+    expected[height : 2 * height, width : 2 * width] = 255
+    with open_slide(path) as slide:
+        got = slide.read_region((0, 0), 0, slide.dimensions, on_error="fill")
+        assert np.array_equal(got, expected)
+        if damage != "missing":
+            with pytest.raises(ImageError, match=r"tile \(1, 1\)"):
+                slide.read_region((0, 0), 0, slide.dimensions)
+
+
+@needs_library
+def test_arrays_with_gaps_of_their_own(make, tmp_path, monkeypatch):
+    """Reversed, transposed, and interleaved outputs are filled as others are."""
+    make.write_format(tmp_path / "image.tif", "jpeg-422")
+    monkeypatch.setattr(decode, "IN_PLACE", 0)
+    with open_slide(tmp_path / "image.tif") as slide:
+        width, height = slide.dimensions
+        expected = slide.read_region((0, 0), 0, (width, height))
+        region = Region((0, 0), (height, width))
+        for out in (
+            np.zeros((height, width, 3), np.uint8)[::-1],
+            np.zeros((height, width, 3), np.uint8)[:, ::-1],
+            np.zeros((width, height, 3), np.uint8).transpose(1, 0, 2),
+            np.zeros((height, width, 4), np.uint8)[..., :3],
+            np.zeros((2 * height, width, 3), np.uint8)[::2],
+        ):
+            slide.view().read(region, out)
+            assert np.array_equal(out, expected)
+
+
+@needs_library
+def test_threads_have_decompressors_of_their_own(cmu):
+    with open_slide(cmu) as slide:
+        expected = slide.to_dask(chunks=1024).compute(scheduler="sync")
+        failed = []
+
+        def work():
+            if not np.array_equal(slide.to_dask(chunks=1024).compute(scheduler="sync"), expected):
+                failed.append(threading.get_ident())
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
+
+
+class Other:
+    """Something that decodes, but not as it should."""
+
+    path = "other"
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def decode(self, stream, address, pitch, rows, width):
+        import ctypes
+
+        import imagecodecs
+
+        pixels = imagecodecs.jpeg8_decode(stream)
+        if self.fault == "pixels":
+            pixels[3, 4] ^= 1
+        for row, line in enumerate(pixels):
+            ctypes.memmove(address + row * pitch, line.tobytes(), 3 * width)
+        if self.fault == "margin":
+            ctypes.memmove(address + 3 * width, b"\0", 1)
+        return self.fault != "refuses"
+
+
+@pytest.mark.parametrize("fault", ["pixels", "margin", "refuses", ""])
+def test_a_library_that_decodes_otherwise_is_not_used(fault, monkeypatch, caplog):
+    assert turbojpeg.agrees(Other(fault)) == (not fault)
+    monkeypatch.setattr(turbojpeg, "TurboJpeg", lambda path: Other(fault))
+    monkeypatch.setattr(turbojpeg, "_candidates", lambda: iter(["here"]))
+    monkeypatch.delenv(turbojpeg.VARIABLE, raising=False)
+    caplog.set_level(logging.WARNING, "daskdmed.images")
+    found = turbojpeg.library.__wrapped__()
+    assert (found is None) == bool(fault)
+    assert ("here decodes to other pixels" in caplog.text) == bool(fault)
+    monkeypatch.setenv(turbojpeg.VARIABLE, "/named")
+    if fault:
+        with pytest.raises(UsageError, match="/named decodes to other pixels"):
+            turbojpeg.library.__wrapped__()
+
+
+@pytest.mark.parametrize("content", [None, b"not a library", "libc"])
+def test_a_wrong_path_in_the_environment(tmp_path, monkeypatch, content):
+    path = tmp_path / "libturbojpeg.so.0"
+    if content == "libc":
+        path = "libc.so.6" if sys.platform == "linux" else ctypes_of_this_python()
+    elif content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv(turbojpeg.VARIABLE, str(path))
+    with pytest.raises(UsageError, match=f"{turbojpeg.VARIABLE}=.*is no TurboJPEG library.*off"):
+        turbojpeg.library.__wrapped__()
+
+
+def ctypes_of_this_python():
+    import _ctypes
+
+    return _ctypes.__file__
+
+
+def test_off(monkeypatch):
+    for value in ("off", "OFF", "0"):
+        monkeypatch.setenv(turbojpeg.VARIABLE, value)
+        assert turbojpeg.library.__wrapped__() is None
+
+
+@pytest.mark.parametrize("value", ["", "off", "path"])
+def test_in_a_new_process(cmu, value):
+    """The variable is read by every process that opens slides."""
+    if value == "path":
+        if LIBRARY is None:
+            pytest.skip("no TurboJPEG library here")
+        value = LIBRARY.path
+    code = (
+        "import sys, zlib; from daskdmed import open_slide; from daskdmed.images import turbojpeg\n"
+        "pixels = open_slide(sys.argv[1]).to_dask(chunks=2048).compute()\n"
+        "print(turbojpeg.library() is not None, zlib.crc32(pixels))"
+    )
+    env = {**os.environ, turbojpeg.VARIABLE: value}
+    done = subprocess.run(
+        [sys.executable, "-c", code, cmu], env=env, capture_output=True, text=True, check=True
+    )
+    used, checksum = done.stdout.split()
+    assert used == str(LIBRARY is not None and value != "off")
+    import zlib
+
+    with open_slide(cmu) as slide:
+        assert int(checksum) == zlib.crc32(slide.to_dask(chunks=700).compute())
+
+
+def test_found_where_the_wheel_is_installed():
+    """So that the tests above run where they can."""
+    try:
+        importlib.metadata.version("turbojpeg")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the wheel turbojpeg is not installed")
+    if os.environ.get(turbojpeg.VARIABLE):
+        pytest.skip(f"{turbojpeg.VARIABLE} is set")
+    assert LIBRARY is not None
+
+
+def test_errors_are_those_of_imagecodecs(make):
+    """With or without the library, who reads a bad tile hears the same."""
+    import imagecodecs
+
+    good = bytes(imagecodecs.jpeg8_encode(picture(0, 2 * ROWS, WIDTH), 85))
+    said = []
+    for available in (LIBRARY, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(turbojpeg, "library", lambda found=available: found)
+            plain, _ = jpeg.make_jpeg(
+                samples=3, space=jpeg.YCBCR, outspace=jpeg.RGB, tables=None, header=None
+            )
+        for data in (b"", b"\xff\xd8\xff\xd9", good, good[:-100], good[:300] + b"\xff\xd9"):
+            try:
+                plain(data, np.zeros((ROWS, WIDTH, 3), np.uint8))
+                said.append("")
+            except Exception as exc:
+                said.append(f"{type(exc).__name__}: {exc}")
+    assert said[:5] == said[5:]
+    assert "64 x 96 pixels, the tile 64 x 48" in said[2]
+    assert "cut off" in said[3]
+    with pytest.raises(DecodeError):
+        plain(good, np.zeros((ROWS, WIDTH, 3), np.uint8))
