@@ -59,6 +59,7 @@ def block_reads(kind: str, rounds: int) -> Iterator[Figure]:
     found = scenarios.block_read(inputs.slide(kind), rounds=rounds, openslide=_have("openslide"))
     detail = f"{found.rate / 1e6:,.0f} Mpix/s"
     yield Figure("block read / raw decode, 2 threads", kind, found.to_limit, 0.85, detail=detail)
+    yield Figure("block read / raw decode by TurboJPEG", kind, found.to_turbo)
     yield Figure("block read / OpenSlide", kind, found.to_openslide, 10)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from limits import THREADS, RawTiles, cost_model, decode_rate, gather_rate
 
 import daskdmed
+from daskdmed.images import turbojpeg
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.persistence.blockgrid import BlockGrid
 
@@ -47,49 +48,50 @@ def dataset(paths: list[Path]) -> daskdmed.Dataset:
 
 @dataclass(frozen=True)
 class BlockRead:
-    """Pixels per second, and ratios."""
+    """Pixels per second, and ratios; None for what is not installed."""
 
     rate: float
     to_limit: float
+    to_turbo: float | None
     to_openslide: float | None
 
 
-def block_read(
-    path: Path, *, blocks: int = 64, rounds: int = 5, openslide: bool = True
-) -> BlockRead:
-    """Blocks of 4096 x 4096 through `to_dask` under threads, against raw decoding of the
-    same tiles and OpenSlide's `read_region` of one of the blocks.
+def block_read(path: Path, *, rounds: int = 3, openslide: bool = True) -> BlockRead:
+    """All blocks of 4096 x 4096 through `to_dask` under threads, against raw decoding of the
+    same tiles (by imagecodecs, and by TurboJPEG) and OpenSlide's `read_region` of one block.
 
-    Each block is handed to a function that keeps one pixel: `compute` of the block itself
-    ends in a copy by Dask into fresh memory, which is not the read. There are so many blocks
-    that the last, which one thread reads while the other has nothing left, weighs little.
+    Each block is handed to a function that keeps one pixel: `compute` of the blocks
+    themselves ends in a copy by Dask into fresh memory, which is not the read.
     """
     array = daskdmed.open_slide(path).to_dask(chunks=BLOCK)
-    rows, columns = array.numblocks[:2]
+    pixels = array.shape[0] * array.shape[1]
+    ones = tuple((1,) * n for n in array.numblocks[:2])
+    corners = array.map_blocks(_corner, dtype=array.dtype, chunks=(*ones, (3,)))
+    turbo = turbojpeg.library() is not None
     rng = np.random.default_rng(0)
 
     with RawTiles(path) as tiles:
+        numbers = tiles.inside(0, 0, *tiles.shape)
 
         def once(_: int) -> tuple[float, ...]:
-            # different ones: Dask would read a block that is asked for twice only once
-            picked = rng.choice(rows * columns, min(blocks, rows * columns), replace=False)
-            chosen = [divmod(i, columns) for i in picked.tolist()]
-            corners = [(i * BLOCK, j * BLOCK) for i, j in chosen]
-            numbers = [tiles.inside(y, x, BLOCK, BLOCK) for y, x in corners]
-            parts = [array.blocks[i, j] for i, j in chosen]
-            pixels = sum(p.shape[0] * p.shape[1] for p in parts)
-            read = [p.map_blocks(_corner, dtype=p.dtype, chunks=(1, 1, 3)) for p in parts]
             began = time.perf_counter()
-            dask.compute(*read, scheduler="threads", num_workers=THREADS)
+            corners.compute(scheduler="threads", num_workers=THREADS)
             ours = time.perf_counter() - began
-            limit = tiles.decode_seconds(np.concatenate(numbers))
-            theirs = _openslide_block(path, corners[0], parts[0].shape) if openslide else 1.0
-            one = parts[0].shape[0] * parts[0].shape[1]
-            return pixels / ours, limit / ours, (pixels / ours) / (one / theirs)
+            limit = tiles.decode_seconds(numbers)
+            other = tiles.decode_seconds(numbers, turbo=True) if turbo else 0.0
+            theirs = 1.0
+            if openslide:
+                which = tuple(int(rng.integers(max(n // BLOCK, 1))) for n in array.shape[:2])
+                one = array.blocks[which].shape
+                theirs = _openslide_block(path, (which[0] * BLOCK, which[1] * BLOCK), one)
+                theirs /= one[0] * one[1]
+            return pixels / ours, limit / ours, other / ours, pixels / ours * theirs
 
         once(-1)
-        rate, to_limit, to_openslide = median_of(rounds, once)
-    return BlockRead(rate, to_limit, to_openslide if openslide else None)
+        rate, to_limit, to_turbo, to_openslide = median_of(rounds, once)
+    return BlockRead(
+        rate, to_limit, to_turbo if turbo else None, to_openslide if openslide else None
+    )
 
 
 def _corner(block: np.ndarray) -> np.ndarray:

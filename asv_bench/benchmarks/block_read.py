@@ -6,6 +6,7 @@ import inputs
 import scenarios
 
 from benchmarks import Once, requires
+from daskdmed.images import turbojpeg
 
 
 class BlockRead(Once):
@@ -25,6 +26,23 @@ class BlockRead(Once):
 
     track_megapixels.unit = "Mpix/s"
     track_ratio_to_raw_decode.unit = "ratio"
+
+
+class AgainstTurboJpeg(Once):
+    """Raw decoding by the library that daskdmed decodes with where it is there."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        if turbojpeg.library() is None:
+            raise NotImplementedError("the TurboJPEG library is not installed")
+        self.path = inputs.slide(kind)
+
+    def track_ratio(self, kind: str) -> float:
+        return scenarios.block_read(self.path, openslide=False).to_turbo or 0.0
+
+    track_ratio.unit = "ratio"
 
 
 class AgainstOpenSlide(Once):

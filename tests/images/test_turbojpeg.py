@@ -405,6 +405,15 @@ def test_a_wrong_path_in_the_environment(tmp_path, monkeypatch, content):
         turbojpeg.library.__wrapped__()
 
 
+def test_opening_a_slide_tells_of_a_wrong_path(make, tmp_path, monkeypatch):
+    """The setting is at fault, and not the file."""
+    make.write_format(tmp_path / "image.tif", "jpeg-420")
+    monkeypatch.setenv(turbojpeg.VARIABLE, str(tmp_path / "nowhere.so"))
+    monkeypatch.setattr(turbojpeg, "library", turbojpeg.library.__wrapped__)
+    with pytest.raises(UsageError, match=turbojpeg.VARIABLE):
+        open_slide(tmp_path / "image.tif")
+
+
 def ctypes_of_this_python():
     import _ctypes
 

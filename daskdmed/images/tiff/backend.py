@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, ImageError, TileError, UsageError
+from daskdmed.errors import DaskdmedError, GeometryError, ImageError, TileError, UsageError
 from daskdmed.images import source as sources
 from daskdmed.images.buffers import empty
 from daskdmed.images.protocols import LevelInfo, SlideInfo
@@ -207,7 +207,7 @@ class TiffBackend:
         source = sources.open_source(uri)
         try:
             return TiffReader(source, parse(source))
-        except ImageError:
+        except DaskdmedError:
             source.close()
             raise
         except Exception as exc:

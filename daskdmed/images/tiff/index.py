@@ -17,7 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from daskdmed.errors import CorruptImageError, ImageError, UnsupportedImageError
+from daskdmed.errors import (
+    CorruptImageError,
+    DaskdmedError,
+    ImageError,
+    UnsupportedImageError,
+)
 from daskdmed.images.source import Source
 from daskdmed.images.tiff import ifd, leica, metadata, vendors
 from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
@@ -91,7 +96,7 @@ def parse(source: Source) -> TiffIndex:
     try:
         with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
             return _parse(tif, source)
-    except ImageError:
+    except DaskdmedError:
         raise
     except (MemoryError, RecursionError, Exception) as exc:
         raise CorruptImageError(
