@@ -168,11 +168,10 @@ def _named(path: str) -> TurboJpeg:
 def _candidates() -> Iterator[str]:
     """Paths and names, the most deliberate choice first."""
     names = _NAMES.get(sys.platform, ("libturbojpeg.so.0",))
-    for folder in _FOLDERS.get(sys.platform, ("lib",)):
-        for name in names:
-            path = Path(sys.prefix, folder, name)
-            if path.exists():
-                yield str(path)
+    for prefix in dict.fromkeys((sys.prefix, sys.base_prefix)):
+        for folder in _FOLDERS.get(sys.platform, ("lib",)):
+            paths = [Path(prefix, folder, name) for name in names]
+            yield from (str(p) for p in paths if p.exists())
     yield from names
     try:
         files = importlib.metadata.files("turbojpeg") or []

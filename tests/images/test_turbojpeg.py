@@ -283,6 +283,28 @@ def test_tiles_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
 
 
 @needs_library
+def test_strips_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
+    make.write_format(tmp_path / "image.tif", "strips-jpeg", 200, 611)
+    places = []
+    original = turbojpeg.TurboJpeg.decode
+
+    def spy(self, stream, address, pitch, rows, width):
+        places.append((address, rows))
+        return original(self, stream, address, pitch, rows, width)
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode", spy)
+    monkeypatch.setattr(decode, "IN_PLACE", 0)
+    out = np.empty((200, 611, 3), np.uint8)
+    with open_slide(tmp_path / "image.tif") as slide, count_tiles() as count:
+        slide.view().read(Region((0, 0), (200, 611)), out)
+    assert count.tiles == 4
+    corner, pitch = out.__array_interface__["data"][0], out.strides[0]
+    assert places == [
+        (corner + y * pitch, rows) for y, rows in ((0, 64), (64, 64), (128, 64), (192, 8))
+    ]
+
+
+@needs_library
 @pytest.mark.parametrize("damage", ["corrupt", "missing", "outside"])
 def test_bad_tiles_among_good_ones(make, tmp_path, monkeypatch, damage):
     """An error names the tile; painted over, its neighbours keep every pixel."""
@@ -448,6 +470,22 @@ def test_in_a_new_process(cmu, value):
 
     with open_slide(cmu) as slide:
         assert int(checksum) == zlib.crc32(slide.to_dask(chunks=700).compute())
+
+
+def test_that_of_the_environment_comes_first(tmp_path, monkeypatch):
+    """As conda has it, in an environment or below a virtual one."""
+    name = turbojpeg._NAMES.get(sys.platform, ("libturbojpeg.so.0",))[0]
+    folder = turbojpeg._FOLDERS.get(sys.platform, ("lib",))[0]
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "inner"))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "outer"))
+    without = list(turbojpeg._candidates())
+    assert without[0] == name
+    for prefix in ("outer", "inner"):
+        path = tmp_path / prefix / folder / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert next(turbojpeg._candidates()) == str(path)
+    assert list(turbojpeg._candidates())[2:] == without
 
 
 def test_found_where_the_wheel_is_installed():

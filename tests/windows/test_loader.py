@@ -502,11 +502,10 @@ def test_a_slow_consumer_loses_nothing_and_nothing_grows():
         deadline = time.monotonic() + 20
         while loader.stats().batches_ready < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
-        settled = watch.reads
+        # time in which all 100 could be read, were the reader not held back
+        time.sleep(0.5)
         # what may be: in the budget, waiting as batches, in the consumer's and thread's hands
-        assert settled <= 5 + 4 + 2
-        time.sleep(0.2)
-        assert watch.reads == settled
+        assert watch.reads <= 5 + 4 + 2
         found += seen(loader, images, (64, 64))
         assert loader.stats().peak_bytes <= budget
     assert len(set(found)) == len(found) == 100

@@ -252,8 +252,12 @@ def _read_row(
         stored, ty0, ty1 = ty1 - ty0, 0, ty1 - ty0
     parts = fetch(source, offsets, counts, plan_limit(plan))
     job = _Row(plan, row, first, stored, (ty0, ty1), ground, fail)
-    if decoder.grouped and decoder.convert is None and len(pieces) > 1:
-        done = _decode_in_place(job, parts, pieces, target) if in_place else [False] * len(pieces)
+    done = [False] * len(pieces)
+    if in_place and decoder.convert is None:
+        done = _decode_in_place(job, parts, pieces, target)
+    if all(done):
+        decoded = len(pieces)
+    elif decoder.grouped and decoder.convert is None and len(pieces) > 1:
         decoded = _decode_grouped(job, parts, pieces, target, done)
     else:
         decoded = _decode_singly(job, parts, pieces, target)
