@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -253,19 +254,25 @@ def test_a_real_slide(cmu, monkeypatch):
     assert_same_with_and_without(cmu, monkeypatch)
 
 
-@needs_library
-def test_tiles_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
-    height, width = make.TILE
-    make.write_format(tmp_path / "image.tif", "jpeg-420", 4 * height, 5 * width)
-    places = []
+@pytest.fixture
+def places(monkeypatch):
+    """(address, pitch, rows) of all that the library decodes; nothing is too small for it."""
+    found = []
     original = turbojpeg.TurboJpeg.decode
 
     def spy(self, stream, address, pitch, rows, width):
-        places.append((address, pitch))
+        found.append((address, pitch, rows))
         return original(self, stream, address, pitch, rows, width)
 
     monkeypatch.setattr(turbojpeg.TurboJpeg, "decode", spy)
     monkeypatch.setattr(decode, "IN_PLACE", 0)
+    return found
+
+
+@needs_library
+def test_tiles_are_decoded_where_they_belong(make, tmp_path, places):
+    height, width = make.TILE
+    make.write_format(tmp_path / "image.tif", "jpeg-420", 4 * height, 5 * width)
     with open_slide(tmp_path / "image.tif") as slide, count_tiles() as count:
         # one row and two columns of tiles are cut by the region's edges
         top, left = 50, 30
@@ -274,7 +281,7 @@ def test_tiles_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
         view.read(Region((top, left), out.shape[:2]), out)
     assert count.tiles == 20
     corner, pitch = out.__array_interface__["data"][0], out.strides[0]
-    within = {(p - corner) for p, step in places if step == pitch}
+    within = {p - corner for p, step, _ in places if step == pitch}
     assert within == {
         (row * height - top) * pitch + (column * width - left) * 3
         for row in (1, 2)
@@ -283,25 +290,15 @@ def test_tiles_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
 
 
 @needs_library
-def test_strips_are_decoded_where_they_belong(make, tmp_path, monkeypatch):
+def test_strips_are_decoded_where_they_belong(make, tmp_path, places):
     make.write_format(tmp_path / "image.tif", "strips-jpeg", 200, 611)
-    places = []
-    original = turbojpeg.TurboJpeg.decode
-
-    def spy(self, stream, address, pitch, rows, width):
-        places.append((address, rows))
-        return original(self, stream, address, pitch, rows, width)
-
-    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode", spy)
-    monkeypatch.setattr(decode, "IN_PLACE", 0)
     out = np.empty((200, 611, 3), np.uint8)
     with open_slide(tmp_path / "image.tif") as slide, count_tiles() as count:
         slide.view().read(Region((0, 0), (200, 611)), out)
     assert count.tiles == 4
     corner, pitch = out.__array_interface__["data"][0], out.strides[0]
-    assert places == [
-        (corner + y * pitch, rows) for y, rows in ((0, 64), (64, 64), (128, 64), (192, 8))
-    ]
+    strips = ((0, 64), (64, 64), (128, 64), (192, 8))
+    assert places == [(corner + y * pitch, pitch, rows) for y, rows in strips]
 
 
 @needs_library
@@ -378,8 +375,6 @@ def test_threads_have_decompressors_of_their_own(cmu):
 
 class Other:
     """Something that decodes, but not as it should."""
-
-    path = "other"
 
     def __init__(self, fault):
         self.fault = fault
@@ -466,8 +461,6 @@ def test_in_a_new_process(cmu, value):
     )
     used, checksum = done.stdout.split()
     assert used == str(LIBRARY is not None and value != "off")
-    import zlib
-
     with open_slide(cmu) as slide:
         assert int(checksum) == zlib.crc32(slide.to_dask(chunks=700).compute())
 
@@ -478,14 +471,14 @@ def test_that_of_the_environment_comes_first(tmp_path, monkeypatch):
     folder = turbojpeg._FOLDERS.get(sys.platform, ("lib",))[0]
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "inner"))
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "outer"))
-    without = list(turbojpeg._candidates())
-    assert without[0] == name
+    elsewhere = list(turbojpeg._candidates())
+    assert elsewhere[0] == name
     for prefix in ("outer", "inner"):
         path = tmp_path / prefix / folder / name
         path.parent.mkdir(parents=True)
         path.touch()
         assert next(turbojpeg._candidates()) == str(path)
-    assert list(turbojpeg._candidates())[2:] == without
+    assert list(turbojpeg._candidates())[2:] == elsewhere
 
 
 def test_found_where_the_wheel_is_installed():
