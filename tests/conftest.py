@@ -1,4 +1,8 @@
-"""What all tests share: nothing is written to the cache folder of whoever runs them."""
+"""What all tests share: a cache folder of their own, and property tests without deadlines.
+
+A machine may be slow or busy with other work: how long an example takes says nothing about
+whether it is right.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,16 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# where `CI` is set every run tries the same examples; elsewhere runs go on searching
+settings.register_profile(
+    "daskdmed",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("daskdmed")
 
 _folder = pytest.StashKey[tempfile.TemporaryDirectory]()
 

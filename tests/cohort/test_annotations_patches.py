@@ -78,7 +78,7 @@ def test_reading_clam(tmp_path: Path) -> None:
 coordinates = st.lists(st.tuples(*[st.integers(0, 3000)] * 2), max_size=5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(coordinates, st.sampled_from([224, 256, 512]), st.sampled_from(["trident", "clam"]))
 def test_round_trip(tmp_path_factory, coords, size, format) -> None:
     path = tmp_path_factory.mktemp("h5") / "a.h5"

@@ -48,7 +48,7 @@ def brute(shape, origin, size, downsample):
     return inside, unsure
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(areas(), downsamples, st.tuples(st.integers(-3, 5), st.integers(-3, 5)))
 def test_a_pixel_is_painted_when_its_centre_is_inside(shape, downsample, origin):
     got = Annotations([Annotation(shape, "a")]).rasterize(
@@ -60,7 +60,7 @@ def test_a_pixel_is_painted_when_its_centre_is_inside(shape, downsample, origin)
     np.testing.assert_array_equal((got == 7)[~unsure], inside[~unsure])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(areas(), downsamples)
 def test_all_touched_is_every_pixel_covered_in_part(shape, downsample):
     size = (17, 19)
@@ -76,7 +76,7 @@ def test_all_touched_is_every_pixel_covered_in_part(shape, downsample):
     assert not got[~touching].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(areas(), min_size=1, max_size=5), downsamples, st.data())
 def test_later_shapes_paint_over_and_regions_are_parts_of_the_whole(shapes, downsample, data):
     table = Annotations(Annotation(s, f"c{k % 3}") for k, s in enumerate(shapes))
@@ -106,7 +106,7 @@ def test_later_shapes_paint_over_and_regions_are_parts_of_the_whole(shapes, down
     np.testing.assert_array_equal(by_rows, whole)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=12))
 def test_neighbours_that_share_edges_never_share_or_leave_out_a_pixel(corners):
     # integer corners at downsample 2: many centres lie exactly on edges and corners
@@ -179,7 +179,7 @@ def test_the_order_holds_between_points_lines_and_areas(touched):
         np.testing.assert_array_equal(got, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=5, unique=True), downsamples)
 def test_a_line_paints_what_it_passes_through(points, downsample):
     line = shapely.LineString(points)
@@ -267,7 +267,7 @@ def test_wrong_grids_and_classes():
     assert not Annotations().rasterize((0, 0), (4, 4), classes=["a"]).any()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.integers(1, 9).flatmap(
         lambda w: st.lists(

@@ -33,7 +33,7 @@ fractions_st = (
 
 
 @given(classes=classes_st, fractions=fractions_st, seed=st.integers(-3, 2**40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_parts_are_disjoint_complete_and_in_proportion(classes, fractions, seed) -> None:
     dataset = cohort(classes)
     before = dataset.ids
@@ -60,7 +60,7 @@ def test_parts_are_disjoint_complete_and_in_proportion(classes, fractions, seed)
 
 
 @given(n=st.integers(0, 200), fractions=fractions_st, seed=st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sizes_without_classes_are_rounded_shares(n, fractions, seed) -> None:
     ids = [str(i) for i in range(n)]
     sizes = [len(p) for p in split_indices(ids, [0] * n, fractions, seed)]
@@ -72,7 +72,7 @@ def test_sizes_without_classes_are_rounded_shares(n, fractions, seed) -> None:
 
 
 @given(classes=classes_st, seed=st.integers(0, 99), order=st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_of_patients_does_not_matter(classes, seed, order) -> None:
     dataset = cohort(classes)
     shuffled = list(dataset)
@@ -139,7 +139,7 @@ def test_patients_without_a_class_are_named() -> None:
 
 
 @given(classes=st.lists(st.sampled_from("abc"), min_size=2, max_size=50), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_folds(classes, data) -> None:
     dataset = cohort(classes)
     k = data.draw(st.integers(2, min(8, len(classes))))

@@ -215,7 +215,7 @@ def test_large_images_are_read_in_slabs():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_means_over_areas_are_exact(data):
     axes = data.draw(st.integers(1, 3))
     extent = tuple(data.draw(st.integers(1, 9)) for _ in range(axes))

@@ -45,7 +45,7 @@ def masks_and_regions(draw):
 
 
 @given(masks_and_regions())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_share_of_a_region_is_exact(case):
     mask, region = case
     expected = brute_force(mask, region)

@@ -82,7 +82,7 @@ def test_scale_that_misses_a_whole_number_by_rounding(image):
         assert np.array_equal(whole(image, (scale, scale), shape=exact.shape[:2]), exact)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_region_is_the_same_part_of_the_whole(data):
     height, width = data.draw(st.integers(1, 120)), data.draw(st.integers(1, 120))

@@ -57,7 +57,7 @@ def test_names_of_openslide(levels):
     assert dict(slide.associated_images) == {}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     x=st.integers(-500, 2000),
     y=st.integers(-500, 1500),

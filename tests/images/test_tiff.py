@@ -74,7 +74,7 @@ def test_out_may_have_any_strides(make, tmp_path, name):
     assert np.array_equal(flipped, whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["jpeg-420", "strips-none", "planar", "strips-one"])
 def test_any_region_is_a_part_of_the_whole(make, tmp_path_factory, name, data):

@@ -28,7 +28,7 @@ parameters = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(**parameters)
 def test_ranks_share_all_draws_once_in_order(slots, draws, longest, deal, world_size, position):
     planned = turns(20, slots, draws)

@@ -54,7 +54,7 @@ def brute_force(mask, scale, region, size, least):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_all_lattices_together_are_all_allowed_places(case):
     mask, scale, extent, region, size, least = case
@@ -69,7 +69,7 @@ def test_all_lattices_together_are_all_allowed_places(case):
     assert set(found) == brute_force(mask, scale, region, size, least)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_a_cut_area_decides_the_same_inside_its_region(case):
     mask, _, extent, region, size, least = case
@@ -116,7 +116,7 @@ def test_equal_weights_give_each_thing_once_a_lap():
         assert sorted(lap) == list(range(13))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30).filter(any), st.integers(0, 999))
 def test_a_lap_visits_in_proportion(weights, seed):
     w = np.array(weights, float)

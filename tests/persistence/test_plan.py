@@ -47,7 +47,7 @@ plans = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans)
 def test_every_visit_gives_exactly_its_draws_in_order_and_one_leaves_a_turn(parameters):
     turns = take(plan(**parameters), 60)
@@ -66,7 +66,7 @@ def test_every_visit_gives_exactly_its_draws_in_order_and_one_leaves_a_turn(para
         assert len(turn.resident) <= parameters["slots"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans)
 def test_every_record_is_admitted_once_per_cycle(parameters):
     turns = take(plan(**parameters), 50)
@@ -77,7 +77,7 @@ def test_every_record_is_admitted_once_per_cycle(parameters):
         assert sorted(order[start : start + n]) == list(range(n))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans)
 def test_every_block_of_a_record_is_visited_once_per_lap(parameters):
     turns = take(plan(**parameters), 60)
@@ -89,7 +89,7 @@ def test_every_block_of_a_record_is_visited_once_per_lap(parameters):
             assert sorted(v.block for v in mine[start : start + blocks]) == list(range(blocks))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, st.integers(0, 400))
 def test_skipping_gives_the_turns_that_walking_gives(parameters, position):
     walked = next(t for t in plan(**parameters) if t.start <= position < t.start + len(t))

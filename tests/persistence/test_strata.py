@@ -46,7 +46,7 @@ def stratified(strata, batch_size=16, slots=20, draws=24, seed=0, people=None):
 shares = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shares, st.integers(16, 70), st.integers(40, 80), st.integers(0, 2**40))
 def test_every_batch_has_its_shares_and_every_visit_its_draws(parts, draws, slots, seed):
     batch = sum(parts)

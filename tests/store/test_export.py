@@ -222,7 +222,7 @@ def painted(polygons, shape, fine=1):
     return shapely.contains_xy(union, grid[0].ravel(), grid[1].ravel()).reshape(grid[0].shape)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_isolines_hold_the_centres_above_the_level(data):
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))

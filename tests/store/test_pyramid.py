@@ -42,7 +42,7 @@ def brute(block, factors, method):
     return out
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_reduction_against_brute_force(data):
     method = data.draw(st.sampled_from(["mean", "nearest", "mode"]))

@@ -110,7 +110,7 @@ def cases(draw):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_every_window_once_against_brute_force(case):
     dataset, images = dataset_of(case["shapes"], case["chunks"])
@@ -283,7 +283,7 @@ def test_gaps_between_windows_are_not_read(slide):
     assert count.tiles == 12
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(
         st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 12), st.integers(1, 9)),

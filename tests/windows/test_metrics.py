@@ -26,7 +26,7 @@ def labels(shape, classes, seed):
     return np.random.default_rng(seed).integers(0, classes, shape)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=3),
     st.integers(2, 5),

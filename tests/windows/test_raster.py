@@ -38,7 +38,7 @@ def table_of(image, indices, values):
     return WindowTable(columns, values, (image,))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_rows_in_any_order(data):
     ndim = data.draw(st.integers(1, 3))

@@ -40,7 +40,7 @@ def every_window(windows):
     return {int(i): w.copy() for where, batch in windows.views(10**6) for i, w in zip(where, batch)}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_strips_are_the_block(data):
     shape = tuple(data.draw(st.integers(1, 60)) for _ in range(2))
