@@ -369,7 +369,7 @@ def restricted(paths: list[Path], way: str, *, seconds: float, rounds: int = 1) 
     elif way == "target":
         data, options = _with_label_maps(data), {"target": "labels"}
     elif way == "explorer":
-        options = {"bigchunk_loader": daskdmed.LowDiscrepancyExplorer(regions=4)}
+        options = {"bigchunk_loader": daskdmed.explorers.LowDiscrepancyExplorer(regions=4)}
 
     def once(seed: int) -> tuple[float, ...]:
         kwargs = {"bigchunk_size": BLOCK, "smallchunks_per_bigchunk": 512, "seed": seed}

@@ -1,7 +1,7 @@
 """Pictures: a result laid over its slide.
 
 Needs the extra ``plot`` (matplotlib). Not covered: computing results
-(`daskdmed.windows.heatmap`), interactive viewers (the stores open in napari and QuPath).
+(`daskdmed.inference.heatmap`), interactive viewers (the stores open in napari and QuPath).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskdmed.errors import GeometryError, MissingExtraError, UsageError
-from daskdmed.store.ngff import Georeference, read_result
-from daskdmed.store.result import group_of
-from daskdmed.types import Array, PathLike
-from daskdmed.windows.grid import PerAxis, per_axis
+from daskdmed.core.errors import GeometryError, MissingExtraError, UsageError
+from daskdmed.core.types import Array, PathLike
+from daskdmed.store.ngff.image import Georeference, read_result
+from daskdmed.store.results.finished import group_of
+from daskdmed.tiling.grid import PerAxis, per_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

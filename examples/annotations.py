@@ -12,16 +12,8 @@ import dask
 import numpy as np
 
 import daskdmed
-from daskdmed import (
-    Annotations,
-    Categories,
-    Dataset,
-    LightDL,
-    PatchCoordinates,
-    Patient,
-    Record,
-    samples,
-)
+from daskdmed import Annotations, Categories, Dataset, LightDL, Patient, Record, samples
+from daskdmed.cohort.annotations import PatchCoordinates
 
 OUTPUT = Path("output/annotations")
 

@@ -11,18 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from daskdmed import (
-    Categories,
-    Dataset,
-    LabelBalanced,
-    LightDL,
-    LowDiscrepancyExplorer,
-    Patient,
-    Quota,
-    Record,
-    Weighted,
-    samples,
-)
+from daskdmed import Categories, Dataset, LightDL, Patient, Quota, Record, samples
+from daskdmed.explorers import LowDiscrepancyExplorer
+from daskdmed.policies import LabelBalanced, Weighted
 
 OUTPUT = Path("output/balanced_batches")
 SETTINGS = {

@@ -36,13 +36,13 @@ def main() -> None:
     print("heatmap  ", result)
 
     # viewers of OME-Zarr get coarser levels, names and colours...
-    levels = daskdmed.add_pyramid(
+    levels = daskdmed.store.add_pyramid(
         store, smallest=32, channels=["purple", "pale"], colors=["8E44AD", "F5CBA7"], window=(0, 1)
     )
     # ...and the larger of both scores as a label image
-    daskdmed.write_labels(
+    daskdmed.store.write_labels(
         store,
-        daskdmed.argmax_labels(store, threshold=0.3),
+        daskdmed.store.argmax_labels(store, threshold=0.3),
         classes=["purple", "pale"],
         overwrite=True,
     )

@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from daskdmed import (
-    Dataset,
-    ProcessedPiece,
-    SlidingWindowDL,
-    StreamCollector,
-    StreamWriter,
-    read_windows,
-    run_stream,
-    samples,
-)
+from daskdmed import Dataset, SlidingWindowDL, samples
+from daskdmed.tables import ProcessedPiece, StreamCollector, StreamWriter, read_windows, run_stream
 
 OUTPUT = Path("output/features_to_parquet")
 torch.manual_seed(0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from daskdmed import Dataset, Patient, Record, confusion, infer
-from daskdmed.windows.metrics import auc, volume
+from daskdmed import Dataset, Patient, Record, infer
+from daskdmed.inference.metrics import auc, confusion, volume
 
 OUTPUT = Path("output/infer_scans")
 

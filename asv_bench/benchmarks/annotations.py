@@ -32,7 +32,8 @@ class Paint(Once):
         requires("shapely")
         import shapely
 
-        from daskdmed import Annotation, Annotations
+        from daskdmed import Annotations
+        from daskdmed.cohort.annotations import Annotation
 
         side = inputs.side()
         number = 10_000 if side > 20_000 else 500

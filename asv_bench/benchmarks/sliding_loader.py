@@ -12,8 +12,9 @@ from limits import RawTiles
 from scenarios import THREADS, median_of
 
 from benchmarks import Once, requires
-from daskdmed import ProcessedPiece, SlidingWindowDL, StreamWriter
+from daskdmed import SlidingWindowDL
 from daskdmed.images.tiff.decode import count_tiles
+from daskdmed.tables import ProcessedPiece, StreamWriter
 
 #: kernel/stride
 GEOMETRIES = ["224/224", "224/112", "300/300"]

@@ -15,11 +15,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
-from daskdmed.cohort.frozen import plain
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.splits import check_fractions, fold_indices, split_indices
-from daskdmed.errors import DatasetError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import DatasetError
+from daskdmed.core.frozen import plain
+from daskdmed.core.types import PathLike
 
 By: TypeAlias = str | Callable[[Patient], Hashable] | None
 MissingLabels: TypeAlias = Literal["raise", "allow"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import read_labels
-from daskdmed.errors import DatasetError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import DatasetError
+from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
     from daskdmed.cohort.dataset import Dataset

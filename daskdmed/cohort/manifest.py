@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
-from daskdmed.errors import DaskdmedError, DatasetError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import DaskdmedError, DatasetError
+from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
     from daskdmed.cohort.dataset import Dataset

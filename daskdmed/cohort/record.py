@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.cohort.frozen import FrozenMapping, plain
-from daskdmed.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
-from daskdmed.types import ImageView, PathLike, Resolution
+from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
+from daskdmed.core.frozen import FrozenMapping, plain
+from daskdmed.core.types import ImageView, PathLike, Resolution
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
@@ -34,7 +34,7 @@ ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", "
 _ZARR_CHUNK_BYTES = 4 * 2**20
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
-    "daskdmed.target_view(record, image.view(...), classes=...)"
+    "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
 )
 
 
@@ -43,7 +43,7 @@ class Record:
     """One image of a patient: a file, or an array; or what was drawn on one of its images.
 
     A record of annotations (`is_annotations`) has no grid of its own: it is painted on that
-    of another record, see `daskdmed.target_view`.
+    of another record, see `daskdmed.cohort.annotations.target_view`.
 
     Parameters
     ----------

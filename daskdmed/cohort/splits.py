@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.errors import DatasetError
+from daskdmed.core.errors import DatasetError
 
 _TOLERANCE = 1e-6
 

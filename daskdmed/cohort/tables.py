@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from daskdmed.cohort.frozen import plain
-from daskdmed.errors import DatasetError, MissingExtraError
+from daskdmed.core.errors import DatasetError, MissingExtraError
+from daskdmed.core.frozen import plain
 
 #: cells that say "not known"
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan"})

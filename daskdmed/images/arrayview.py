@@ -17,8 +17,8 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from daskdmed.errors import GeometryError
-from daskdmed.types import Array, Region
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Array, Region
 
 
 class ArrayView:

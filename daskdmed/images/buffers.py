@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 #: arrays smaller than this many bytes are not worth recycling
 SMALLEST = 1 << 20

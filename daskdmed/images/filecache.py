@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import dask
 
-from daskdmed.errors import ImageError
+from daskdmed.core.errors import ImageError
 from daskdmed.images.protocols import Reader
 
 DEFAULT_LIMIT = 128

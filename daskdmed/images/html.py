@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide

@@ -15,9 +15,9 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from daskdmed.errors import GeometryError, UsageError
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import Array, Region
 from daskdmed.images.view import SlideView
-from daskdmed.types import Array, Region
 
 
 def align_chunk(chunk: int, tile: int, extent: int) -> int:

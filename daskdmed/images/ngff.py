@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import ImageError, TileError, UsageError
+from daskdmed.core.errors import ImageError, TileError, UsageError
+from daskdmed.core.types import Array, OnError, Region
 from daskdmed.images.ngffmeta import Plane, read_pyramid
 from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.readers import fill_background, prepare_output
 from daskdmed.images.zarrstore import fingerprint, looks_like_zarr, open_node, open_store
-from daskdmed.types import Array, OnError, Region
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader

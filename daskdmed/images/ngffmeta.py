@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.types import Array, Region
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.zarrstore import metadata_error
-from daskdmed.types import Array, Region
 
 logger = logging.getLogger("daskdmed.images")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     CorruptImageError,
     ImageError,
     MissingExtraError,
@@ -30,6 +30,7 @@ from daskdmed.errors import (
     UnsupportedImageError,
     UsageError,
 )
+from daskdmed.core.types import Array, OnError, Region
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.readers import (
     check_readable,
@@ -38,7 +39,6 @@ from daskdmed.images.readers import (
     local_path,
     prepare_output,
 )
-from daskdmed.types import Array, OnError, Region
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader

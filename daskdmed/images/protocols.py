@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from daskdmed.types import Array, OnError, Region
+from daskdmed.core.types import Array, OnError, Region
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, ResolutionError
+from daskdmed.core.errors import GeometryError, ResolutionError
+from daskdmed.core.types import Array, Region
 from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.source import explain_os_error, is_remote
-from daskdmed.types import Array, Region
 
 
 def local_path(uri: str) -> str | None:

@@ -15,7 +15,7 @@ import os
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     CorruptImageError,
     MissingExtraError,
     UnsupportedImageError,

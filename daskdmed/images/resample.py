@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core.types import Array, Region
 from daskdmed.images.buffers import empty
-from daskdmed.types import Array, Region
 
 #: source rows read at once; a band of a wide block stays within tens of MiB
 _BAND_BYTES = 32 * 2**20

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, ImageError, UsageError
+from daskdmed.core.errors import GeometryError, ImageError, UsageError
+from daskdmed.core.types import Array, OnError, PathLike, Region, Resolution
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.registry import get_backend, open_with
 from daskdmed.images.source import normalize_uri
 from daskdmed.images.view import SlideView, make_view
-from daskdmed.types import Array, OnError, PathLike, Region, Resolution
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -398,7 +398,7 @@ class Slide:
         path : path or URL
             Where to write.
         level, mpp, pyramid, chunks, shards, compressor, version, associated, on_error
-            What is written, see `daskdmed.slide_to_ome_zarr`.
+            What is written, see `daskdmed.store.slide_to_ome_zarr`.
         resume, overwrite, client, progress
             How, see there too.
 
@@ -410,13 +410,13 @@ class Slide:
         Raises
         ------
         StoreError, ImageError, UsageError
-            See `daskdmed.slide_to_ome_zarr`.
+            See `daskdmed.store.slide_to_ome_zarr`.
         """
         # stores lie above images in the house; the method reaches up when it is called, and
         # through the public name only, so that nothing here needs them to be imported
         import daskdmed
 
-        return daskdmed.slide_to_ome_zarr(
+        return daskdmed.store.slide_to_ome_zarr(
             self,
             path,
             level=level,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     CorruptImageError,
     ImageError,
     ImageNotFoundError,
@@ -25,7 +25,7 @@ from daskdmed.errors import (
     UnsupportedImageError,
     UsageError,
 )
-from daskdmed.types import PathLike
+from daskdmed.core.types import PathLike
 
 #: read at most this much with one call, so that one damaged number cannot ask for terabytes
 MAX_READ = 2**31

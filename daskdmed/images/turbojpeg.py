@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 
 _log = logging.getLogger("daskdmed.images")
 #: environment variable that names the library, or "off"

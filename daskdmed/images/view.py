@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, ResolutionError
+from daskdmed.core.errors import GeometryError, ResolutionError
+from daskdmed.core.types import Array, OnError, Region, Resolution
 from daskdmed.images.buffers import empty
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.resample import resample_region
-from daskdmed.types import Array, OnError, Region, Resolution
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import LevelInfo

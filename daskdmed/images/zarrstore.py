@@ -14,7 +14,7 @@ import os
 import zipfile
 from typing import Any, Protocol
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     CorruptImageError,
     ImageError,
     ImageNotFoundError,

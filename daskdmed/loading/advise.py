@@ -19,12 +19,12 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
 from daskdmed.cohort.dataset import Dataset
-from daskdmed.errors import BudgetError, GeometryError, UsageError
+from daskdmed.core.errors import BudgetError, GeometryError, UsageError
+from daskdmed.core.types import Array, ImageView, LevelLike, MppLike, PowerLike, Region
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
 from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
 from daskdmed.persistence.reading import read_padded
-from daskdmed.types import Array, ImageView, LevelLike, MppLike, PowerLike, Region
 
 #: crops copied to measure how long one takes
 _CROPS = 512

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.cohort.record import Patient

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array, Region
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.persistence.reading import LoadContext, RegionChooser
-from daskdmed.types import Array, Region
 
 
 @dataclass(frozen=True, slots=True)

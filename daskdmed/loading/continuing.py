@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient
-from daskdmed.errors import LoaderClosedError, UsageError
+from daskdmed.core.errors import LoaderClosedError, UsageError
 from daskdmed.loading.progress import Progress, epoch_seed, packed_feedback
 from daskdmed.loading.stats import LoaderStats
 

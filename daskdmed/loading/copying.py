@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 #: copying threads, the caller included; more only fight for the memory bus
 MOST_THREADS = 4

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.errors import MissingExtraError, UsageError
+from daskdmed.core.errors import MissingExtraError, UsageError
+from daskdmed.core.types import Array
 from daskdmed.loading.chunks import Provenance, SmallChunks
 from daskdmed.persistence.catalogue import Catalogue, Entry
-from daskdmed.types import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

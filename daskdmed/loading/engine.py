@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from daskdmed.errors import LoaderError
+from daskdmed.core.errors import LoaderError
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction

@@ -13,10 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array, Region
 from daskdmed.loading.collectors import BigChunkLoader
 from daskdmed.persistence.reading import LoadContext
-from daskdmed.types import Array, Region
 
 
 class Explorer(BigChunkLoader):

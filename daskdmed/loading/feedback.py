@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from daskdmed.errors import LoaderClosedError
+from daskdmed.core.errors import LoaderClosedError
 
 #: batches between a feedback and the first batch that it can change: as many as are made
 #: ahead, so that waiting for feedback does not slow the loader down

@@ -16,12 +16,14 @@ from dask.base import tokenize
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     GeometryError,
     LoaderClosedError,
     MissingExtraError,
     UsageError,
 )
+from daskdmed.core.randomness import seed_key
+from daskdmed.core.types import LevelLike, MppLike, PowerLike
 from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
@@ -49,12 +51,10 @@ from daskdmed.persistence.budget import allot, check_memory, to_bytes
 from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
 from daskdmed.persistence.cluster import Cluster, connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
-from daskdmed.persistence.randomness import seed_key
 from daskdmed.persistence.ranks import Ranks
 from daskdmed.persistence.reading import RegionChooser
 from daskdmed.persistence.resident import JobFactory, ResidentSet
 from daskdmed.persistence.sources import AreaSource, TissueLike, Wish
-from daskdmed.types import LevelLike, MppLike, PowerLike
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from daskdmed.errors import StateError
+from daskdmed.core.errors import StateError
 from daskdmed.loading.feedback import Mailbox, Message
 from daskdmed.persistence.plan import Turn
 

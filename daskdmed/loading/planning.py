@@ -13,7 +13,7 @@ from typing import Any
 
 from dask.base import tokenize
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.loading.quotas import Quota, strata_of
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue

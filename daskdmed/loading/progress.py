@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from daskdmed.errors import StateError, UsageError
+from daskdmed.core.errors import StateError, UsageError
 from daskdmed.loading.batch import Cursor
 from daskdmed.loading.feedback import DEFAULT_LAG, Mailbox
 from daskdmed.loading.patientstate import Snapshot, StateKeeper, from_lists, pack, unpack

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.sources import AreaSource
 from daskdmed.persistence.strata import Stratum

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Literal, TypeAlias
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 
 #: a number, "auto", or None
 RankLike: TypeAlias = int | Literal["auto"] | None

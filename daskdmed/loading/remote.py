@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from daskdmed.errors import DaskdmedError, LoaderError
+from daskdmed.core.errors import DaskdmedError, LoaderError
+from daskdmed.core.types import Array
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.engine import Engine
 from daskdmed.loading.patientstate import StateKeeper
@@ -23,7 +24,6 @@ from daskdmed.loading.sampling import Sampled, Wanted, sample
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.plan import Visit
 from daskdmed.persistence.resident import Unit
-from daskdmed.types import Array
 
 if TYPE_CHECKING:
     from distributed import Future

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskdmed.errors import GeometryError, LoaderError, UsageError
+from daskdmed.core.errors import GeometryError, LoaderError, UsageError
+from daskdmed.core.randomness import Purpose, generator
+from daskdmed.core.types import Array, Region
 from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import VisitState
 from daskdmed.persistence.areas import Area
-from daskdmed.persistence.randomness import Purpose, generator
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
-from daskdmed.types import Array, Region
 
 
 @dataclass(frozen=True, slots=True)

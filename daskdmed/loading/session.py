@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from daskdmed.errors import LoaderClosedError
+from daskdmed.core.errors import LoaderClosedError
 from daskdmed.images import buffers
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.engine import Engine

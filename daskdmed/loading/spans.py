@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from daskdmed.core.types import Array
 from daskdmed.persistence.plan import Turn
-from daskdmed.types import Array
 
 
 @dataclass(frozen=True, slots=True)

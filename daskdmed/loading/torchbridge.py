@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.errors import MissingExtraError, UsageError
-from daskdmed.types import Array
+from daskdmed.core.errors import MissingExtraError, UsageError
+from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     import torch

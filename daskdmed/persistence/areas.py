@@ -18,10 +18,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.randomness import Purpose, generator
+from daskdmed.core.types import Array, Region
 from daskdmed.persistence.blockgrid import BlockGrid
-from daskdmed.persistence.randomness import Purpose, generator
-from daskdmed.types import Array, Region
 
 #: covered fractions are sums of rounded products; a chunk that is short by less passes
 _TOLERANCE = 1e-6

@@ -11,8 +11,8 @@ import functools
 import itertools
 from dataclasses import dataclass
 
-from daskdmed.errors import GeometryError
-from daskdmed.types import Region
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Region
 
 
 @dataclass(frozen=True, slots=True)

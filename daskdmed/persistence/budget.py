@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dask.utils import format_bytes, parse_bytes
 
-from daskdmed.errors import BudgetError, UsageError
+from daskdmed.core.errors import BudgetError, UsageError
 
 #: one read task handles about this many bytes: a task costs milliseconds end to end, so
 #: small big chunks share one

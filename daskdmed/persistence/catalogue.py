@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.view import CollatedView, target_view
-from daskdmed.cohort.categories import Categories
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
-from daskdmed.errors import DaskdmedError, DatasetError, GeometryError, LoaderError, UsageError
+from daskdmed.core.errors import DaskdmedError, DatasetError, GeometryError, LoaderError, UsageError
+from daskdmed.core.types import ImageView, LevelLike, MppLike, PowerLike, Region
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
-from daskdmed.types import ImageView, LevelLike, MppLike, PowerLike, Region
 
 logger = logging.getLogger("daskdmed.persistence")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
-from daskdmed.errors import LoaderError, UsageError
+from daskdmed.core.errors import LoaderError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.errors import NoTissueError, UsageError
+from daskdmed.core.errors import NoTissueError, UsageError
+from daskdmed.core.randomness import Purpose, generator, seed_key
+from daskdmed.core.types import Array
 from daskdmed.persistence.areas import spread
 from daskdmed.persistence.policy import Policy, Situation
-from daskdmed.persistence.randomness import Purpose, generator, seed_key
-from daskdmed.types import Array
 
 #: visits that the very first draws come from; the others join while these are drawn from
 FIRST_VISITS = 8

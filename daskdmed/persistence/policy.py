@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from daskdmed.errors import UsageError
-from daskdmed.types import Array
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 
 
 @dataclass(frozen=True, slots=True)

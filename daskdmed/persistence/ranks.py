@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.errors import LoaderError
+from daskdmed.core.errors import LoaderError
 
 if TYPE_CHECKING:
     from distributed import Client

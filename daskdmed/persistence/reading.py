@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from daskdmed.cohort.annotations.view import AnnotationView, CollatedView
-from daskdmed.errors import GeometryError, LoaderError, UsageError
+from daskdmed.core.errors import GeometryError, LoaderError, UsageError
+from daskdmed.core.types import Array, ImageView, Region
 from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.persistence.catalogue import clip, target_region
-from daskdmed.types import Array, ImageView, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +347,7 @@ def read_padded(view: ImageView, region: Region) -> Array:
 
 def _choose(job: Job) -> list[Region]:
     """Ask the user's loader, and check what it says."""
-    from daskdmed.persistence.randomness import Purpose, generator
+    from daskdmed.core.randomness import Purpose, generator
 
     context, chooser = job.context, job.chooser
     assert context is not None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
-from daskdmed.errors import LoaderClosedError, LoaderError
+from daskdmed.core.errors import LoaderClosedError, LoaderError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit

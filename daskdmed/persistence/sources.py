@@ -1,7 +1,7 @@
 """Where areas come from: tissue masks and annotations of the records of a catalogue.
 
 Areas are made when a record is first admitted, some records ahead in a thread, and the last
-few are kept. Not covered: how a mask is found (`daskdmed.cohort.tissue`), what is drawn from
+few are kept. Not covered: how a mask is found (`daskdmed.cohort.tissue.find`), what is drawn from
 it (`daskdmed.persistence.areas`).
 """
 
@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
 
-from daskdmed.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
+from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
+from daskdmed.core.types import Array, Region
 from daskdmed.persistence.areas import Area
 from daskdmed.persistence.catalogue import Catalogue, Entry, Failure
-from daskdmed.types import Array, Region
 
 if TYPE_CHECKING:
-    from daskdmed.cohort.tissue import TissueMask
+    from daskdmed.cohort.tissue.find import TissueMask
 
 logger = logging.getLogger("daskdmed.persistence")
 
@@ -242,7 +242,7 @@ class AreaSource:
         return Area(tissue.data, scale, self._wish.least, (0,) * tissue.data.ndim, multiple)
 
     def _tissue_mask(self, entry: Entry) -> TissueMask:
-        from daskdmed.cohort.tissue import tissue_mask
+        from daskdmed.cohort.tissue.find import tissue_mask
 
         method: Any = self._wish.tissue
         if isinstance(method, Mapping):

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.errors import BudgetError, UsageError
+from daskdmed.core.errors import BudgetError, UsageError
+from daskdmed.core.randomness import Purpose, generator, seed_key
+from daskdmed.core.types import Array
 from daskdmed.persistence.plan import Population, RotationPlan, Turn, Visit, Weights
 from daskdmed.persistence.policy import Policy
-from daskdmed.persistence.randomness import Purpose, generator, seed_key
-from daskdmed.types import Array
 
 #: multiples of it modulo one are spread evenly, however many there are
 _GOLDEN = 0.6180339887498949

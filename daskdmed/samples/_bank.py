@@ -18,8 +18,8 @@ import numpy as np
 from daskdmed.samples._texture import smooth_noise
 
 if TYPE_CHECKING:
+    from daskdmed.core.types import Array
     from daskdmed.samples._jpeg import JpegEncoder
-    from daskdmed.types import Array
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from daskdmed.errors import CorruptImageError, SampleNotAvailableError
+from daskdmed.core.errors import CorruptImageError, SampleNotAvailableError
 
 logger = logging.getLogger("daskdmed.samples")
 

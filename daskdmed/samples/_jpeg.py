@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from daskdmed.types import Array
+    from daskdmed.core.types import Array
 
 #: chroma subsampling name -> (horizontal, vertical), the value of TIFF tag 530
 SUBSAMPLINGS: dict[str, tuple[int, int]] = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}

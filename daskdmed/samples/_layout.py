@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from daskdmed.types import Array
+    from daskdmed.core.types import Array
 
 
 def _hills(rng: np.random.Generator, shape: tuple[int, int], scale: float, rough: float) -> Array:

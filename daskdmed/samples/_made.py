@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from daskdmed.types import Array
+    from daskdmed.core.types import Array
 
 #: names of the classes in `MadeSlide.class_map`
 CLASS_NAMES: tuple[str, ...] = ("background", "benign", "tumour")

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.samples._made import MadeSlide
 from daskdmed.samples._plan import SlidePlan
 
 if TYPE_CHECKING:
+    from daskdmed.core.types import PathLike
     from daskdmed.samples._bank import TileBank
-    from daskdmed.types import PathLike
 
 
 def make_slide(

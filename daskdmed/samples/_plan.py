@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.samples._bank import CELLS, TileBank
 from daskdmed.samples._jpeg import JpegEncoder
 from daskdmed.samples._layout import corner_labels
@@ -22,7 +22,7 @@ from daskdmed.samples._pyramid import CLASSIC_LIMIT, LevelAssembler, PyramidWrit
 from daskdmed.samples._texture import LABEL_CLASSES, synthetic_textures, textures_from_slide
 
 if TYPE_CHECKING:
-    from daskdmed.types import Array
+    from daskdmed.core.types import Array
 
 
 @dataclass(frozen=True, slots=True)

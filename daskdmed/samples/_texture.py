@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from daskdmed.types import Array
+    from daskdmed.core.types import Array
 
 #: label -> class: background, two looks of class 1, two looks of class 2
 LABEL_CLASSES: tuple[int, ...] = (0, 1, 1, 2, 2)

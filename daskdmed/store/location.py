@@ -3,8 +3,8 @@
 Answers whether something is there already, and replaces a finished store by a newer one, so
 that a reader sees the old or the new one and never parts of both.
 
-Not covered: what is in the store (`daskdmed.store.manifest`), replacing single files
-(`daskdmed.store.files`).
+Not covered: what is in the store (`daskdmed.store.results.resumable`), replacing single files
+(`daskdmed.core.files`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import zarr
 from zarr.abc.store import Store
 
-from daskdmed.errors import StoreError
-from daskdmed.store.files import exchange
-from daskdmed.types import PathLike
+from daskdmed.core.errors import StoreError
+from daskdmed.core.files import exchange
+from daskdmed.core.types import PathLike
 
 #: without these nothing is a Zarr node: removed first, and written last
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")

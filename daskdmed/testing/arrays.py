@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.errors import GeometryError
-from daskdmed.types import Array
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Array
 
 
 def coordinate_image(shape: Sequence[int], dtype: npt.DTypeLike = "int32") -> Array:

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     GeometryError,
     ImageError,
     ImageNotFoundError,
     TileError,
     UsageError,
 )
+from daskdmed.core.types import Array, Region
 from daskdmed.images.protocols import Backend, Reader
 from daskdmed.testing.arrays import assert_same_pixels
-from daskdmed.types import Array, Region
 
 
 class BackendConformance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daskdmed.errors import MissingExtraError
+from daskdmed.core.errors import MissingExtraError
 
 try:
     import torch as torch

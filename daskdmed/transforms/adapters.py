@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform
 from daskdmed.transforms.keyed import Samples

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.keyed import Samples, salt_of
-from daskdmed.types import Array
 
 #: name -> array, one row per small chunk; plain arrays, so that ``np.savez(**params)`` works
 Params: TypeAlias = dict[str, Array]

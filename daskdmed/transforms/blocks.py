@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Tensor
 

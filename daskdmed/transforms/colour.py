@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform, check_probability, on_device
 from daskdmed.transforms.blocks import colourwise
 from daskdmed.transforms.colourspace import HED_STAINS, LUMA, log_intensity, shift_hue
 from daskdmed.transforms.keyed import Samples
-from daskdmed.types import Array
 
 #: one number for both sides, or (lowest, highest)
 Range = float | tuple[float, float]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Tensor
-from daskdmed.types import Array
 
 #: optical density (natural logarithm) of haematoxylin, eosin and DAB in R, G, B: Ruifrok and
 #: Johnston, Anal. Quant. Cytol. Histol. 23 (2001), in their later normalisation

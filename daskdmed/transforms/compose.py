@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import groupby
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.transforms.base import Params, Tensor, Transform
 from daskdmed.transforms.geometric import Geometric, Turns, turn
 from daskdmed.transforms.keyed import Samples, salt_of

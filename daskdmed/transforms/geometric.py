@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform, check_probability
 from daskdmed.transforms.keyed import Samples
-from daskdmed.types import Array
 
 #: torch moves few of its unsigned types about; the signed one of the same size is as good
 _SIGNED = {

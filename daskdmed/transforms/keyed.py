@@ -5,7 +5,7 @@ Lea and Flood, OOPSLA 2014), and those start a SplitMix64 stream: number j of a 
 ``mix(state + (j + 1) * gamma)``. Everything is array arithmetic over the batch; there is
 no generator to advance, so the numbers of a chunk depend on its key alone.
 
-Not covered: the random numbers of sampling itself (`daskdmed.persistence.randomness`).
+Not covered: the random numbers of sampling itself (`daskdmed.core.randomness`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.errors import UsageError
-from daskdmed.types import Array
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Tensor
 from daskdmed.transforms.normalizer import LEAST_PIXELS, StainNormalizer

@@ -7,12 +7,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform, as_batch, on_device
 from daskdmed.transforms.blocks import colourwise, white_of
 from daskdmed.transforms.keyed import Samples
-from daskdmed.types import Array
 
 #: fewer coloured pixels than this tell nothing about stains
 LEAST_PIXELS = 32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from daskdmed.errors import UsageError
+from daskdmed.core.errors import UsageError
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Tensor
 from daskdmed.transforms.colourspace import lab_to_rgb, rgb_to_lab

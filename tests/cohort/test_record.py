@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import zarr
 
-from daskdmed.cohort import FrozenMapping, Patient, Record
+from daskdmed.cohort import Patient, Record
+from daskdmed.core.frozen import FrozenMapping
+from daskdmed.core.types import Region
 from daskdmed.errors import DatasetError, GeometryError, ImageNotFoundError, ResolutionError
-from daskdmed.types import Region
 
 
 @pytest.fixture

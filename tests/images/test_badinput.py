@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from daskdmed.core.types import Region
 from daskdmed.errors import (
     CorruptImageError,
     ImageError,
@@ -22,7 +23,6 @@ from daskdmed.errors import (
 from daskdmed.images.slide import open_slide, open_slides
 from daskdmed.images.tiff import TiffBackend
 from daskdmed.images.tiff import backend as tiff_backend
-from daskdmed.types import Region
 
 PLACES = 50
 

@@ -11,9 +11,9 @@ import pytest
 import tifffile
 import zarr
 
+from daskdmed.core.types import Region
 from daskdmed.images.ngff import ZarrBackend
 from daskdmed.testing import BackendConformance, coordinate_image
-from daskdmed.types import Region
 
 SHAPES = [(613, 787), (153, 197), (38, 49)]  # nothing divides anything
 TILE = 128

@@ -10,12 +10,12 @@ import dask.array as da
 import numpy as np
 import pytest
 
+from daskdmed.core.types import Region
 from daskdmed.errors import TileError, UsageError
 from daskdmed.images.filecache import cache
 from daskdmed.images.lazy import align_chunk, to_dask
 from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff import count_tiles
-from daskdmed.types import Region
 
 
 @pytest.fixture(scope="module")

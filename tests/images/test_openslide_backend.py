@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from daskdmed.core.types import Region
 from daskdmed.errors import (
     ImageError,
     MissingExtraError,
@@ -20,7 +21,6 @@ from daskdmed.errors import (
 )
 from daskdmed.images import openslide as module
 from daskdmed.images.openslide import OpenSlideBackend
-from daskdmed.types import Region
 
 openslide = pytest.importorskip("openslide")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskdmed.core.types import Region
 from daskdmed.images.resample import resample_region
-from daskdmed.types import Region
 
 
 def weights(length, scale, count):

@@ -8,9 +8,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskdmed.core.types import Region
 from daskdmed.errors import GeometryError, TileError, UnsupportedImageError, UsageError
 from daskdmed.images.tiff import TiffBackend, count_tiles
-from daskdmed.types import Region
 
 NAMES = [
     "jpeg-444", "jpeg-422", "jpeg-420", "jpeg-rgb", "jpeg-grey", "lzw", "lzw-predictor",

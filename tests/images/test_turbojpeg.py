@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from daskdmed import open_slide
+from daskdmed.core.types import Region
 from daskdmed.errors import ImageError, UsageError
 from daskdmed.images import turbojpeg
 from daskdmed.images.tiff import count_tiles, decode, jpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.types import Region
 
 LIBRARY = turbojpeg.library()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="no TurboJPEG library here")

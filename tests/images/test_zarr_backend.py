@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
+from daskdmed.core.types import Region
 from daskdmed.errors import (
     CorruptImageError,
     ImageError,
@@ -21,7 +22,6 @@ from daskdmed.errors import (
 )
 from daskdmed.images import ngffmeta
 from daskdmed.images.ngff import ZarrBackend
-from daskdmed.types import Region
 
 BACKEND = ZarrBackend()
 

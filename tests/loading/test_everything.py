@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from daskdmed import (
-    Categories,
-    Dataset,
-    LabelBalanced,
-    LightDL,
-    Patient,
-    Quota,
-    Record,
-)
+from daskdmed import Categories, Dataset, LightDL, Patient, Quota, Record
+from daskdmed.policies import LabelBalanced
 from daskdmed.samples import make_slide
 from daskdmed.transforms import ColorJitter, Compose, HEDJitter, RandomFlip, RandomRotate90
 from tests.loading.test_quotas import square

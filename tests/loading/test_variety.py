@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 
 import daskdmed
-from daskdmed import (
-    CircleExplorer,
-    Dataset,
-    GridExplorer,
-    LightDL,
-    LowDiscrepancyExplorer,
-    Patient,
-    Record,
-    SpiralExplorer,
-)
+from daskdmed import Dataset, LightDL, Patient, Record
+from daskdmed.core.types import Region
 from daskdmed.errors import BudgetError, UsageError
+from daskdmed.explorers import CircleExplorer, GridExplorer, LowDiscrepancyExplorer, SpiralExplorer
 from daskdmed.persistence.reading import LoadContext
 from daskdmed.samples import make_slide
-from daskdmed.types import Region
 from tests.loading.conftest import SMALL, assert_true_to_place, coordinate_dataset
 
 

@@ -7,6 +7,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
+from daskdmed.core.types import Region
 from daskdmed.errors import GeometryError, LoaderError
 from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
@@ -19,7 +20,6 @@ from daskdmed.persistence.reading import (
     read_jobs,
     read_ticket,
 )
-from daskdmed.types import Region
 
 PIXELS = np.arange(60 * 50 * 3, dtype="u1").reshape(60, 50, 3)
 VIEW = ArrayView(da.from_array(PIXELS, chunks=(20, 20, 3)), 2)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from daskdmed.core.types import Region
 from daskdmed.errors import CorruptImageError, ImageNotFoundError, TileError, UsageError
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.readers import fill_background, prepare_output
 from daskdmed.testing import BackendConformance, coordinate_image
-from daskdmed.types import Region
 
 TILE = 64
 BAD = Region((64, 128), (TILE, TILE))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daskdmed.cohort.annotations.shapes import require_shapely
-from daskdmed.cohort.frozen import FrozenMapping
-from daskdmed.errors import AnnotationError
+from daskdmed.core.errors import AnnotationError
+from daskdmed.core.frozen import FrozenMapping
 
 #: a coordinate beyond this is a mistake: no slide has 2**40 pixels along an axis
 LARGEST_COORDINATE = float(2**40)

@@ -19,7 +19,7 @@ import numpy as np
 
 from daskdmed.cohort.annotations.drafts import Draft, DraftError, positions, ring
 from daskdmed.cohort.annotations.shapes import Floats, require_shapely
-from daskdmed.errors import AnnotationError, MissingExtraError
+from daskdmed.core.errors import AnnotationError, MissingExtraError
 
 #: elements inside elements; the format has five
 _DEPTH = 32

@@ -17,7 +17,7 @@ import numpy as np
 from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE, Annotation
 from daskdmed.cohort.annotations.shapes import Floats, require_shapely
 from daskdmed.cohort.annotations.table import Annotations
-from daskdmed.errors import AnnotationError
+from daskdmed.core.errors import AnnotationError
 
 logger = logging.getLogger("daskdmed.cohort.annotations")
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from daskdmed.cohort.annotations.drafts import Draft, DraftError, positions, ring
 from daskdmed.cohort.annotations.shapes import require_shapely
-from daskdmed.cohort.frozen import plain
-from daskdmed.errors import AnnotationError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import AnnotationError
+from daskdmed.core.frozen import plain
+from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.annotation import Annotation

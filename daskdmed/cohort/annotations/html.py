@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.cohort.annotations.shapes import require_shapely
-from daskdmed.errors import GeometryError, UsageError
-from daskdmed.types import Array
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import Array
 
 
 def outlines(

@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.cohort.frozen import FrozenMapping, plain
-from daskdmed.errors import AnnotationError, AnnotationNotFoundError, MissingExtraError, UsageError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import (
+    AnnotationError,
+    AnnotationNotFoundError,
+    MissingExtraError,
+    UsageError,
+)
+from daskdmed.core.frozen import FrozenMapping, plain
+from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.cohort.categories import Background, Categories
-from daskdmed.errors import GeometryError, UsageError
-from daskdmed.types import Array
+from daskdmed.cohort.annotations.categories import Background, Categories
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.shapes import ShapeTable

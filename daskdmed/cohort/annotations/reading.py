@@ -17,8 +17,8 @@ from daskdmed.cohort.annotations.asap import parse_asap
 from daskdmed.cohort.annotations.drafts import Checker, OnInvalid
 from daskdmed.cohort.annotations.geojson import parse_geojson
 from daskdmed.cohort.annotations.table import Annotations
-from daskdmed.errors import AnnotationError, AnnotationNotFoundError, UsageError
-from daskdmed.types import PathLike
+from daskdmed.core.errors import AnnotationError, AnnotationNotFoundError, UsageError
+from daskdmed.core.types import PathLike
 
 #: a file is refused when it holds, or unpacks to, more than this
 MAX_BYTES = 2**30

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE, Annotation
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid, pair_of, rasterize
 from daskdmed.cohort.annotations.shapes import ShapeTable, require_shapely
-from daskdmed.errors import AnnotationError, UsageError
-from daskdmed.types import Array, ImageView, PathLike
+from daskdmed.core.errors import AnnotationError, UsageError
+from daskdmed.core.types import Array, ImageView, PathLike
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -1,6 +1,6 @@
 """Targets as images: annotations, or a label map's classes, on the grid of another image.
 
-Both views follow `daskdmed.types.ImageView`: values that pickle, named by a token, read
+Both views follow `daskdmed.core.types.ImageView`: values that pickle, named by a token, read
 region by region, so that the loader reads a target exactly as it reads an image.
 
 Not covered: the rules of painting (`daskdmed.cohort.annotations.raster`).
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid
-from daskdmed.cohort.categories import Categories
-from daskdmed.errors import DatasetError, GeometryError, UsageError
-from daskdmed.types import Array, ImageView, Region
+from daskdmed.core.errors import DatasetError, GeometryError, UsageError
+from daskdmed.core.types import Array, ImageView, Region
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.errors import DaskdmedError, GeometryError, ImageError, TileError, UsageError
+from daskdmed.core.errors import DaskdmedError, GeometryError, ImageError, TileError, UsageError
+from daskdmed.core.types import Array, OnError, Region
 from daskdmed.images import source as sources
 from daskdmed.images.buffers import empty
 from daskdmed.images.protocols import LevelInfo, SlideInfo
@@ -21,7 +22,6 @@ from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
 from daskdmed.images.tiff.metadata import number_text
-from daskdmed.types import Array, OnError, Region
 
 _log = logging.getLogger("daskdmed.images")
 #: failed tiles remembered per open file

@@ -17,11 +17,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from daskdmed.errors import UnsupportedImageError
+from daskdmed.core.errors import UnsupportedImageError
+from daskdmed.core.types import Array
 from daskdmed.images.tiff import colour, jpeg
 from daskdmed.images.tiff.fetch import DecodeError
 from daskdmed.images.tiff.jpeg import Painter
-from daskdmed.types import Array
 
 #: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
 Decode = Callable[[bytes, Array], Array]

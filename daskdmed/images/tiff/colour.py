@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.types import Array
+from daskdmed.core.types import Array
 
 _LEVELS = np.arange(256, dtype=np.int64) - 128
 # ITU-R BT.601 as in JFIF, rounded half up as OpenSlide rounds it

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core.types import Array, Region
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch
-from daskdmed.types import Array, Region
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4

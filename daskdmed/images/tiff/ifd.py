@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from daskdmed.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.images.source import Source
 
 #: bytes per value of each TIFF field type

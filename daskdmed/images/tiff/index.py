@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from daskdmed.errors import (
+from daskdmed.core.errors import (
     CorruptImageError,
     DaskdmedError,
     ImageError,

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import imagecodecs
 
+from daskdmed.core.types import Array
 from daskdmed.images import turbojpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.types import Array
 
 #: libjpeg's colour spaces
 GREY, RGB, YCBCR = 1, 2, 3

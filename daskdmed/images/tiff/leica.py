@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from daskdmed.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.images.tiff.vendors import xml_root
 
 _MAX_SIDE = 2**31

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from daskdmed.errors import UnsupportedImageError
+from daskdmed.core.errors import UnsupportedImageError
 
 _ASSOCIATED_NAMES = {
     "label": "label",

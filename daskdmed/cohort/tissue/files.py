@@ -1,0 +1,289 @@
+"""Masks in files: what `TissueMask.save` writes, and masks that others made.
+
+A mask of another program lies over the whole image, at any scale: PNG, TIFF (plain or
+pyramidal), ``.npy`` or Zarr; it counts where it is not zero. Not covered: finding tissue.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daskdmed.cohort.tissue.mask import TissueMask
+from daskdmed.core.errors import (
+    CorruptImageError,
+    GeometryError,
+    ImageNotFoundError,
+    StoreError,
+    UnsupportedImageError,
+)
+from daskdmed.core.types import Array, PathLike, Region
+
+#: most pixels that a mask is read with; larger ones are averaged down
+READ_PIXELS = 2**24
+#: most pixels of a PNG, which can only be decoded as a whole
+_PNG_PIXELS = 2**28
+_MEMBER_BYTES = 2**26
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NPY = b"\x93NUMPY"
+_NPZ = b"PK\x03\x04"
+
+
+# -------------------------------------------------------------------- own files
+def save_mask(mask: TissueMask, path: PathLike) -> None:
+    """Write a mask as ``.npz``: to a file beside it first, then renamed."""
+    target = Path(path)
+    partial = ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
+        )
+        with os.fdopen(handle, "wb") as f:
+            np.savez_compressed(
+                f,
+                packed=np.packbits(mask.data),
+                shape=np.asarray(mask.shape, np.int64),
+                shape0=np.asarray(mask.shape0, np.int64),
+                mpp=np.asarray(mask.mpp or (), np.float64),
+                method=np.asarray(mask.method),
+                picture=np.frombuffer(mask.picture, np.uint8),
+            )
+        os.replace(partial, target)
+    except OSError as error:
+        if partial and os.path.exists(partial):
+            os.unlink(partial)
+        raise StoreError(
+            f"{target}: the tissue mask cannot be written ({error}); give another place"
+        ) from error
+
+
+def load_mask(path: PathLike) -> TissueMask:
+    """Read what `save_mask` wrote, in bounded memory."""
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise ImageNotFoundError(f"{name}: there is no such tissue mask", uri=str(name))
+    try:
+        return _load(name)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CorruptImageError(
+            f"{name}: not a tissue mask of this library, or damaged "
+            f"({type(error).__name__}: {error}); delete it and make it again",
+            uri=str(name),
+        ) from error
+
+
+def _load(name: str) -> TissueMask:
+    with zipfile.ZipFile(name) as archive:
+        largest = max((m.file_size for m in archive.infolist()), default=0)
+    if largest > _MEMBER_BYTES:
+        raise ValueError(f"an entry of {largest} bytes")
+    with np.load(name, allow_pickle=False) as found:
+        shape = tuple(int(n) for n in found["shape"])
+        packed = found["packed"]
+        if not shape or min(shape) < 1 or -(-math.prod(shape) // 8) != packed.size:
+            raise ValueError(f"{packed.size} bytes of pixels for the shape {shape}")
+        bits = np.unpackbits(packed, count=math.prod(shape)).reshape(shape)
+        mpp = tuple(float(v) for v in found["mpp"])
+        return TissueMask(
+            bits,
+            shape0=tuple(int(n) for n in found["shape0"]),
+            method=str(found["method"][()]),
+            mpp=(mpp[0], mpp[1]) if mpp else None,
+            picture=found["picture"].tobytes(),
+        )
+
+
+# -------------------------------------------------------------------- others' masks
+def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | TissueMask:
+    """A mask file, fitted to an image.
+
+    Parameters
+    ----------
+    path : path
+        PNG, TIFF, ``.npy``, Zarr, or what `TissueMask.save` wrote.
+    name : str
+        The image, for messages.
+    shape0 : tuple of int
+        Its level-0 extent.
+
+    Returns
+    -------
+    ndarray of bool or TissueMask
+
+    Raises
+    ------
+    ImageNotFoundError
+        No such file.
+    UnsupportedImageError, CorruptImageError
+        It is no image, or damaged.
+    GeometryError
+        Its aspect is not that of the image.
+    """
+    place = os.fspath(path)
+    if "://" not in place and not os.path.exists(place):
+        raise ImageNotFoundError(
+            f"{place}: there is no such mask file, asked for as the tissue of {name}; the named "
+            "methods are 'otsu', 'entropy' and 'hed'",
+            uri=str(place),
+        )
+    head = b""
+    if os.path.isfile(place):
+        with open(place, "rb") as f:
+            head = f.read(32)
+    if head.startswith(_NPZ) and str(place).endswith(".npz"):
+        mask = load_mask(place)
+        if mask.shape0 != shape0:
+            raise GeometryError(
+                f"{place} is the tissue of an image of {mask.shape0} level-0 pixels, "
+                f"{name} has {shape0}"
+            )
+        return mask
+    if head.startswith(_NPY):
+        return fit(_read_npy(place), shape0, place, name)
+    if head.startswith(_PNG):
+        return fit(_read_png(place, head), shape0, place, name)
+    return _read_image(place, name, shape0)
+
+
+def fit(mask: Any, shape0: tuple[int, ...], where: str, name: str) -> Array:
+    """Check that a mask can lie over an image, and make it bool.
+
+    Raises
+    ------
+    GeometryError
+        Wrong number of axes, no pixels, or another aspect ratio.
+    """
+    axes, shape = len(shape0), tuple(np.shape(mask))
+    # colours of a picture lie behind the axes
+    coloured = len(shape) == axes + 1 and shape[-1] <= 4
+    if not (len(shape) == axes or coloured) or 0 in shape:
+        raise GeometryError(
+            f"{where}: a mask of shape {shape} does not lie over {name} of {shape0} "
+            f"level-0 pixels; it needs {axes} axes in array order and may have any scale"
+        )
+    check_aspect(shape[:axes], shape0, where, name)
+    if math.prod(shape) > READ_PIXELS:
+        from daskdmed.cohort.record import Record
+
+        return _reduced(Record(array=mask).view(spatial_ndim=axes))
+    return _not_zero(np.asarray(mask), axes)
+
+
+def _not_zero(values: Any, axes: int) -> Array:
+    """Where a mask counts; an alpha channel says nothing about tissue."""
+    if values.ndim > axes:
+        values = values[..., : {2: 1, 4: 3}.get(values.shape[-1])].any(axis=-1)
+    found: Array = values != 0
+    return found
+
+
+def check_aspect(shape: tuple[int, ...], shape0: tuple[int, ...], where: str, name: str) -> None:
+    """Make sure that one downsample explains both sizes, give or take a mask pixel.
+
+    Raises
+    ------
+    GeometryError
+        None does.
+    """
+    low = max(e / (n + 1) for e, n in zip(shape0, shape, strict=True))
+    high = min(e / max(n - 1, 1e-9) for e, n in zip(shape0, shape, strict=True))
+    if low > high * 1.01:
+        steps = [round(e / n, 4) for e, n in zip(shape0, shape, strict=True)]
+        raise GeometryError(
+            f"{where}: a mask of shape {shape} has another aspect ratio than {name} of {shape0} "
+            f"level-0 pixels (one mask pixel would be {steps} pixels); masks lie over the whole "
+            "image, in array order: check that it is of this image, complete, and not transposed"
+        )
+
+
+def _read_npy(place: str) -> Array:
+    try:
+        values: Array = np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptImageError(
+            f"{place}: not a readable .npy file ({error})", uri=place
+        ) from error
+    if values.dtype.kind not in "biuf":
+        raise UnsupportedImageError(f"{place}: a mask of type {values.dtype}", uri=place)
+    return values
+
+
+def _read_png(place: str, head: bytes) -> Array:
+    import imagecodecs
+
+    width, height = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
+    if width * height > _PNG_PIXELS:
+        raise UnsupportedImageError(
+            f"{place}: a PNG of {width} x {height} pixels must be decoded as a whole; save the "
+            "mask smaller, or as a tiled TIFF or Zarr",
+            uri=place,
+        )
+    try:
+        return np.asarray(imagecodecs.png_decode(Path(place).read_bytes()))
+    except (imagecodecs.PngError, ValueError, RuntimeError) as error:
+        raise CorruptImageError(f"{place}: damaged PNG ({error})", uri=place) from error
+
+
+def _read_image(place: str, name: str, shape0: tuple[int, ...]) -> Array:
+    """Any image that a backend reads, from its coarsest level that is fine enough."""
+    from daskdmed.images.slide import open_slide
+
+    try:
+        slide = open_slide(place)
+    except UnsupportedImageError as error:
+        raise UnsupportedImageError(
+            f"{place}: not a mask that can be read ({error}); masks are PNG, TIFF, .npy or Zarr",
+            uri=place,
+        ) from error
+    if len(shape0) != 2:
+        raise GeometryError(
+            f"{place}: an image file has 2 axes, {name} has {len(shape0)}; give the mask of a "
+            "volume as an array"
+        )
+    levels = [lv.shape[:2] for lv in slide.levels]
+    check_aspect(levels[0], shape0, place, name)
+    enough = [n for n, s in enumerate(levels) if math.prod(s) >= READ_PIXELS // 4]
+    return _reduced(slide.view(level=max(enough, default=0)))
+
+
+def _reduced(view: Any) -> Array:
+    """Where a mask image is not zero, averaged down to `READ_PIXELS` when it is larger."""
+    from daskdmed.cohort.tissue.source import area_means
+
+    size = view.shape[: view.spatial_ndim]
+    step = max(1.0, (math.prod(size) / READ_PIXELS) ** (1 / len(size)))
+    shape = tuple(max(1, math.ceil(n / step - 1e-9)) for n in size)
+    found: Array = area_means(_NotZero(view), shape) >= 128
+    return found
+
+
+class _NotZero:
+    """A mask image as 0 and 255, so that means tell the covered share."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self.spatial_ndim: int = view.spatial_ndim
+        self.shape: tuple[int, ...] = view.shape[: view.spatial_ndim]
+        self.dtype = np.dtype(np.uint8)
+        self.tile_shape = view.tile_shape
+        self.downsample = view.downsample
+        self.background = np.zeros((), np.uint8)
+        self.mpp: tuple[float, float] | None = None
+        self.token: str = view.token
+
+    def read(self, region: Region, out: Array | None = None) -> Array:
+        """The region as 0 and 255."""
+        found = _not_zero(np.asarray(self._view.read(region)), self.spatial_ndim)
+        scaled: Array = found.astype(np.uint8) * np.uint8(255)
+        if out is None:
+            return scaled
+        out[...] = scaled
+        return out

@@ -1,0 +1,372 @@
+"""`TissueMask`: where on an image the tissue is, as a small frozen value.
+
+The mask is a low-resolution picture of truth values stretched over the whole image. It is
+held packed (eight pixels to a byte, deflated), so that the masks of thousands of slides fit
+into memory and travel cheaply. Not covered: how masks are made (`daskdmed.cohort.tissue.find`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import weakref
+import zlib
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Array, PathLike, Region
+
+
+class TissueMask:
+    """A low-resolution mask of an image, of any number of spatial axes. Frozen.
+
+    Parameters
+    ----------
+    data : array-like of bool
+        One axis per spatial axis of the image, (y, x) or (z, y, x); other types count where
+        they are not zero. It lies over the whole image, each pixel over an equal part.
+    scale : sequence of float, optional
+        Level-0 pixels per mask pixel along each axis.
+    shape0 : sequence of int, optional
+        Extent of the image at level 0, in pixels, array order. One of `scale` and `shape0`
+        is enough; with both, `shape0` counts and `scale` must agree within a mask pixel.
+    method : str
+        How the mask was made. Not compared.
+    mpp : (float, float), optional
+        Micrometers per level-0 pixel, (x, y).
+    picture : bytes
+        A JPEG of the image for `_repr_html_`. Not compared.
+
+    Raises
+    ------
+    GeometryError
+        `data` has no axes or no pixels, or the sizes contradict each other.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_count",
+        "_packed",
+        "_unpacked",
+        "method",
+        "mpp",
+        "picture",
+        "scale",
+        "shape",
+        "shape0",
+    )
+    shape: tuple[int, ...]
+    shape0: tuple[int, ...]
+    scale: tuple[float, ...]
+    method: str
+    mpp: tuple[float, float] | None
+    picture: bytes
+    _packed: bytes
+    _count: int
+    _unpacked: weakref.ref[Array] | None
+
+    def __init__(
+        self,
+        data: ArrayLike,
+        scale: tuple[float, ...] | None = None,
+        shape0: tuple[int, ...] | None = None,
+        method: str = "array",
+        *,
+        mpp: tuple[float, float] | None = None,
+        picture: bytes = b"",
+    ) -> None:
+        values = np.ascontiguousarray(np.asarray(data) != 0)
+        extent = _extent(values.shape, scale, shape0)
+        packed = zlib.compress(np.packbits(values).tobytes(), 1)
+        count = int(np.count_nonzero(values))
+        self._fill(packed, values.shape, extent, count, method, mpp, picture)
+
+    def _fill(
+        self,
+        packed: bytes,
+        shape: tuple[int, ...],
+        shape0: tuple[int, ...],
+        count: int,
+        method: str,
+        mpp: tuple[float, float] | None,
+        picture: bytes,
+    ) -> None:
+        put = functools.partial(object.__setattr__, self)
+        put("_packed", packed)
+        put("_unpacked", None)
+        put("_count", count)
+        put("shape", tuple(int(n) for n in shape))
+        put("shape0", shape0)
+        put("scale", tuple(e / n for e, n in zip(shape0, shape, strict=True)))
+        put("method", str(method))
+        put("mpp", None if mpp is None else (float(mpp[0]), float(mpp[1])))
+        put("picture", bytes(picture))
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a TissueMask cannot be changed (setting {name!r}); make a new one")
+
+    # ---------------------------------------------------------------- what it holds
+    @property
+    def data(self) -> Array:
+        """The mask: bool, read-only, unpacked when it is asked for and not kept here."""
+        kept = None if self._unpacked is None else self._unpacked()
+        if kept is not None:
+            return kept
+        bits = np.frombuffer(zlib.decompress(self._packed), np.uint8)
+        values = np.unpackbits(bits, count=math.prod(self.shape)).view(np.bool_)
+        values = values.reshape(self.shape)
+        values.flags.writeable = False
+        object.__setattr__(self, "_unpacked", weakref.ref(values))
+        return values
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the image that is tissue, in [0, 1]."""
+        return self._count / math.prod(self.shape)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no tissue at all."""
+        return self._count == 0
+
+    @property
+    def area(self) -> float:
+        """Tissue in level-0 pixels (voxels of a volume)."""
+        return self._count * math.prod(self.scale)
+
+    @property
+    def area_um2(self) -> float | None:
+        """Tissue in square micrometers; None without mpp, or when there are not two axes."""
+        if self.mpp is None or self.ndim != 2:
+            return None
+        return self.area * self.mpp[0] * self.mpp[1]
+
+    @property
+    def bounds(self) -> Region | None:
+        """The smallest level-0 box around all tissue; None when there is none."""
+        if self.empty:
+            return None
+        low, high = [], []
+        for axis, (step, extent) in enumerate(zip(self.scale, self.shape0, strict=True)):
+            others = tuple(a for a in range(self.ndim) if a != axis)
+            found = np.flatnonzero(self.data.any(axis=others))
+            low.append(math.floor(found[0] * step + 1e-6))
+            high.append(min(extent, math.ceil((found[-1] + 1) * step - 1e-6)))
+        return Region(tuple(low), tuple(h - lo for h, lo in zip(high, low, strict=True)))
+
+    # ---------------------------------------------------------------- shares of regions
+    def fraction_of(self, region: Region) -> float:
+        """Share of a level-0 region that is tissue.
+
+        Parameters
+        ----------
+        region : Region
+            Level-0 pixels, array order. It may reach over the border: what counts is the
+            part inside the image, as for the windows of a masked heatmap.
+
+        Returns
+        -------
+        float
+            The exact area-weighted mean of the mask, in [0, 1]; 0 for a region outside.
+
+        Raises
+        ------
+        GeometryError
+            The region has another number of axes.
+        """
+        self._same_axes(region.origin, "a region")
+        value: Array = self.data
+        for axis, (first, size) in enumerate(zip(region.origin, region.shape, strict=True)):
+            begin, end = max(0, first), min(self.shape0[axis], first + size)
+            if begin >= end:
+                return 0.0
+            # edges of mask pixels as integers over shape0, so that nothing is rounded
+            cells, extent = self.shape[axis], self.shape0[axis]
+            low, high = begin * cells // extent, -(-end * cells // extent)
+            edges = np.arange(low, high + 1, dtype=np.int64) * extent
+            weights = np.diff(np.clip(edges, begin * cells, end * cells))
+            share = weights / weights.sum()
+            value = np.tensordot(share, value[low:high], axes=(0, 0))
+        return min(1.0, max(0.0, float(value)))
+
+    def fractions(self, origins: ArrayLike, shape: tuple[int, ...]) -> Array:
+        """`fraction_of` many regions of one size, by an integral image.
+
+        Parameters
+        ----------
+        origins : array-like
+            (n, axes) first pixel of each region, level 0, array order.
+        shape : tuple of int
+            Their extent along each axis, level-0 pixels.
+
+        Returns
+        -------
+        ndarray of float64
+            (n,), each in [0, 1].
+        """
+        first = np.asarray(origins, np.float64)
+        if first.ndim != 2 or first.shape[1] != self.ndim:
+            raise GeometryError(f"origins must be (n, {self.ndim}), got {first.shape}")
+        self._same_axes(shape, "a shape")
+        extent, scale = np.asarray(self.shape0), np.asarray(self.scale)
+        begin = np.clip(first, 0, extent) / scale
+        end = np.clip(first + np.asarray(shape), 0, extent) / scale
+        area = np.prod(end - begin, axis=1)
+        total = _box_sums(self.data, begin, end)
+        share = np.divide(total, area, out=np.zeros(len(area)), where=area > 0)
+        clipped: Array = np.clip(share, 0.0, 1.0)
+        return clipped
+
+    def _same_axes(self, given: tuple[int, ...], what: str) -> None:
+        if len(given) != self.ndim:
+            raise GeometryError(
+                f"{what} of {len(given)} axes does not fit a mask of {self.ndim} axes over an "
+                f"image of {self.shape0}"
+            )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        values = self.data if dtype is None else self.data.astype(dtype)
+        return values.copy() if copy and values is self.data else values
+
+    # ---------------------------------------------------------------- a value
+    @functools.cached_property
+    def token(self) -> str:
+        """Deterministic name of the content: mask, extent, mpp."""
+        digest = hashlib.blake2b(repr((self.shape, self.shape0, self.mpp)).encode(), digest_size=16)
+        digest.update(zlib.decompress(self._packed))
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, TissueMask) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "TissueMask", self.token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = (self._packed, self.shape, self.shape0, self._count)
+        return _rebuild, (*facts, self.method, self.mpp, self.picture)
+
+    # ---------------------------------------------------------------- files
+    def save(self, path: PathLike) -> None:
+        """Write an ``.npz`` file; it appears whole or not at all.
+
+        It holds ``packed`` (`numpy.packbits` of the mask), ``shape``, ``shape0``, ``mpp``,
+        ``method`` and ``picture``, and no pickles.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        from daskdmed.cohort.tissue.files import save_mask
+
+        save_mask(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> TissueMask:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ImageNotFoundError
+            There is no such file.
+        CorruptImageError
+            It is no tissue mask, or damaged.
+        """
+        from daskdmed.cohort.tissue.files import load_mask
+
+        return load_mask(path)
+
+    # ---------------------------------------------------------------- shown
+    def __repr__(self) -> str:
+        scale = ", ".join(f"{s:.4g}" for s in self.scale)
+        return (
+            f"TissueMask({self.fraction:.1%} tissue, method={self.method!r}, shape={self.shape}, "
+            f"scale=({scale}), shape0={self.shape0})"
+        )
+
+    def _repr_html_(self) -> str:
+        from daskdmed.cohort.tissue.html import mask_html
+
+        return mask_html(self)
+
+
+def _rebuild(
+    packed: bytes,
+    shape: tuple[int, ...],
+    shape0: tuple[int, ...],
+    count: int,
+    method: str,
+    mpp: tuple[float, float] | None,
+    picture: bytes,
+) -> TissueMask:
+    mask = TissueMask.__new__(TissueMask)
+    mask._fill(packed, shape, shape0, count, method, mpp, picture)
+    return mask
+
+
+def _extent(
+    shape: tuple[int, ...],
+    scale: tuple[float, ...] | None,
+    shape0: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """The level-0 extent, from what was given of scale and extent."""
+    if not shape or 0 in shape:
+        raise GeometryError(f"a tissue mask of shape {shape} has no pixels")
+    for name, given in (("scale", scale), ("shape0", shape0)):
+        if given is not None and (len(given) != len(shape) or not all(v > 0 for v in given)):
+            raise GeometryError(
+                f"{name} must be {len(shape)} positive numbers for a mask of shape {shape}, "
+                f"got {given}"
+            )
+    if shape0 is None:
+        if scale is None:
+            raise GeometryError("a tissue mask needs scale= or shape0= to lie over its image")
+        return tuple(max(1, round(n * s)) for n, s in zip(shape, scale, strict=True))
+    extent = tuple(int(e) for e in shape0)
+    if scale is not None:
+        for n, s, e in zip(shape, scale, extent, strict=True):
+            if abs(n * s - e) > max(s, 1):
+                raise GeometryError(
+                    f"scale={tuple(scale)} times the mask's shape {shape} does not give "
+                    f"shape0={extent}; leave one of them out"
+                )
+    return extent
+
+
+def _box_sums(values: Array, begin: Array, end: Array) -> Array:
+    """Integrals of a mask over boxes with fractional corners (n, axes), in mask pixels."""
+    table = np.zeros(tuple(n + 1 for n in values.shape), np.int64)
+    inner = table[(slice(1, None),) * values.ndim]
+    inner[...] = values
+    for axis in range(values.ndim):
+        np.cumsum(inner, axis=axis, out=inner)
+    total = np.zeros(len(begin))
+    for corner in np.ndindex(*(2,) * values.ndim):
+        sign = (-1) ** (values.ndim - sum(corner))
+        total += sign * _interpolate(table, np.where(np.asarray(corner, bool), end, begin))
+    return total
+
+
+def _interpolate(table: Array, at: Array) -> Array:
+    """Multilinear interpolation; exact inside the pixels of what the table sums up."""
+    below = np.clip(np.floor(at).astype(np.intp), 0, np.asarray(table.shape) - 2)
+    part = at - below
+    found = np.zeros(len(at))
+    for step in np.ndindex(*(2,) * table.ndim):
+        weight = np.prod(np.where(np.asarray(step, bool), part, 1 - part), axis=1)
+        found += weight * table[tuple((below + np.asarray(step)).T)]
+    return found

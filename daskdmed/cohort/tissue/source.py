@@ -1,0 +1,298 @@
+"""What a tissue mask is made from: any image as a small picture on the grid of the mask.
+
+Slides are read from the nearest coarse level, everything else slab by slab with exact area
+means, so that memory does not grow with the image. Not covered: what is tissue
+(`daskdmed.cohort.tissue.methods`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskdmed.cohort.record import Record
+from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
+from daskdmed.core.types import Array, ImageView, OnError, Region
+from daskdmed.images.filecache import cache
+from daskdmed.images.resample import Taps, axis_taps
+from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.view import SlideView
+
+#: micrometers per mask pixel, unless the slide is very large or very small
+DEFAULT_UM = 8.0
+#: what counts as the resolution of level 0 where none is known, for the default grid only
+ASSUMED_UM = 0.5
+#: longest and shortest a mask is by default along its longer side
+LONGEST, SHORTEST = 2048, 256
+#: most pixels of a mask
+MAX_PIXELS = 2**25
+#: pixels of a mask of a volume by default
+VOLUME_PIXELS = 2**23
+_SLAB_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that a mask is made of.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    shape0 : tuple of int
+        Level-0 extent, array order.
+    mpp : tuple of float or None
+        Micrometers per level-0 pixel, (x, y).
+    background : ndarray
+        Value of empty places.
+    bright : bool
+        Three uint8 channels on a bright background: a stained slide.
+    token : str or None
+        Name of the content for the cache; None: of no use in another process.
+    levels : tuple of tuple of float
+        Downsamples of the levels below level 0, finest first.
+    read : callable
+        From a shape to the picture of the whole image with about this shape.
+    """
+
+    name: str
+    shape0: tuple[int, ...]
+    mpp: tuple[float, float] | None
+    background: Array
+    bright: bool
+    token: str | None
+    levels: tuple[tuple[float, ...], ...]
+    read: Callable[[tuple[int, ...]], Array]
+
+    def um(self, shape: tuple[int, ...]) -> float | None:
+        """Micrometers per pixel of a picture, the mean of both axes; None when unknown."""
+        if self.mpp is None or len(shape) != 2:
+            return None
+        steps = [e / n * m for e, n, m in zip(self.shape0, shape, self.mpp[::-1], strict=True)]
+        return math.sqrt(steps[0] * steps[1])
+
+
+def source_of(image: Any, spatial_ndim: int | None = None) -> Source:
+    """Whatever the user has, as a source.
+
+    Raises
+    ------
+    UsageError
+        It is no image.
+    ImageError
+        The file cannot be opened.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = open_slide(image)
+    elif isinstance(image, Record):
+        image = image.open() if image.array is None else image.view(spatial_ndim=spatial_ndim)
+    elif isinstance(image, SlideView):
+        return _from_slide(_slide_of(image), image.on_error)
+    elif hasattr(image, "ndim") and hasattr(image, "dtype") and not isinstance(image, ImageView):
+        image = Record(array=image).view(spatial_ndim=spatial_ndim)
+    if isinstance(image, Slide):
+        if spatial_ndim not in (None, 2):
+            raise UsageError(f"{image.uri}: a slide has 2 spatial axes, not {spatial_ndim}")
+        return _from_slide(image)
+    if isinstance(image, ImageView):
+        return _from_view(image)
+    raise UsageError(
+        f"a tissue mask is made of a Slide, a Record, an image view, an array or a path, got "
+        f"{type(image).__name__}"
+    )
+
+
+def _slide_of(view: SlideView) -> Slide:
+    with cache.lease(view.key) as reader:
+        info = reader.info
+    if view.mpp is None:
+        return Slide(view.key, info)
+    own = (view.mpp[0] / view.downsample[1], view.mpp[1] / view.downsample[0])
+    same = info.mpp is not None and np.allclose(own, info.mpp, rtol=1e-9, atol=0)
+    return Slide(view.key, info, None if same else own)
+
+
+def _from_slide(slide: Slide, on_error: OnError = "raise") -> Source:
+    width, height = slide.dimensions
+    channels = slide.levels[0].shape[2]
+    background = np.asarray(slide.background, slide.dtype)
+    # level-0 pixels as the unit of length: any downsample can be asked for
+    unit = Slide(slide.key, slide.info, (1.0, 1.0))
+
+    def read(shape: tuple[int, ...]) -> Array:
+        view = unit.view(mpp=(width / shape[1], height / shape[0]), on_error=on_error)
+        return view.read(Region((0, 0), view.shape[:2]))
+
+    return Source(
+        name=slide.uri,
+        shape0=(height, width),
+        mpp=slide.mpp,
+        background=background,
+        bright=_bright(slide.dtype, channels, background),
+        # what was filled in for damaged tiles is no content
+        token=slide.token if on_error == "raise" else None,
+        levels=tuple(level.downsample for level in slide.levels[1:]),
+        read=read,
+    )
+
+
+def _from_view(view: ImageView) -> Source:
+    axes = view.spatial_ndim
+    channels = view.shape[axes] if len(view.shape) > axes else 0
+    background = np.asarray(getattr(view, "background", np.zeros(view.shape[axes:], view.dtype)))
+    shape0 = tuple(
+        max(1, round(n * d)) for n, d in zip(view.shape[:axes], view.downsample, strict=True)
+    )
+    mpp = getattr(view, "mpp", None)
+    if mpp is not None and axes >= 2:
+        mpp = (mpp[0] / view.downsample[-1], mpp[1] / view.downsample[-2])
+    if 0 in view.shape:
+        raise GeometryError(f"{view!r}: an image of shape {view.shape} has no pixels")
+    return Source(
+        name=str(getattr(view, "uri", "") or repr(view)),
+        shape0=shape0,
+        mpp=mpp,
+        background=background,
+        bright=axes == 2 and _bright(view.dtype, channels, background),
+        token=None,
+        levels=(),
+        read=lambda shape: area_means(view, shape),
+    )
+
+
+def _bright(dtype: np.dtype[Any], channels: int, background: Array) -> bool:
+    return channels == 3 and dtype == np.uint8 and int(background.min()) > 127
+
+
+# -------------------------------------------------------------------- the grid of the mask
+def grid_shape(
+    source: Source, resolution: float | None = None, downsample: float | None = None
+) -> tuple[int, ...]:
+    """Shape of the mask.
+
+    Parameters
+    ----------
+    source : Source
+        The image.
+    resolution : float, optional
+        Micrometers per mask pixel.
+    downsample : float, optional
+        Level-0 pixels per mask pixel.
+
+    Raises
+    ------
+    ResolutionError
+        `resolution` without an mpp, or not positive.
+    UsageError
+        Both are given, or the mask would have more than `MAX_PIXELS`.
+    """
+    if resolution is not None and downsample is not None:
+        raise UsageError("resolution= and downsample= say the same thing; give one of them")
+    for name, value in (("resolution", resolution), ("downsample", downsample)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise ResolutionError(f"{name} must be a positive number, got {value!r}")
+    axes = len(source.shape0)
+    if resolution is not None:
+        if source.mpp is None or axes != 2:
+            raise ResolutionError(
+                f"{source.name}: resolution={resolution:g} um means nothing, the image has no "
+                "mpp for its axes; give it, Record(..., mpp=0.5), or say downsample= in level-0 "
+                "pixels"
+            )
+        steps = [resolution / m for m in source.mpp[::-1]]
+    elif downsample is not None:
+        steps = [float(downsample)] * axes
+    else:
+        steps = _default_steps(source)
+    # a mask pixel is never smaller than a pixel
+    shape = tuple(
+        max(1, math.ceil(n / max(1.0, s) - 1e-6)) for n, s in zip(source.shape0, steps, strict=True)
+    )
+    if math.prod(shape) > MAX_PIXELS:
+        raise UsageError(
+            f"{source.name}: a tissue mask of {shape} pixels is larger than {MAX_PIXELS}; ask "
+            f"for a coarser one, now it is {tuple(round(s, 3) for s in steps)} level-0 pixels "
+            "per mask pixel"
+        )
+    return shape
+
+
+def _default_steps(source: Source) -> list[float]:
+    if len(source.shape0) != 2:
+        step = max(1.0, (math.prod(source.shape0) / VOLUME_PIXELS) ** (1 / len(source.shape0)))
+        return [float(math.ceil(step - 1e-6))] * len(source.shape0)
+    longest = max(source.shape0)
+    pair = source.mpp[::-1] if source.mpp else (ASSUMED_UM, ASSUMED_UM)
+    steps = [DEFAULT_UM / m for m in pair]
+    # not fewer than SHORTEST pixels on a small image, not more than LONGEST on a large one
+    shrink = min(1.0, longest / SHORTEST / max(steps))
+    grow = max(1.0, longest / LONGEST / min(steps))
+    steps = [s * shrink * grow for s in steps]
+    return _on_a_level(steps, source.levels)
+
+
+def _on_a_level(steps: list[float], levels: tuple[tuple[float, ...], ...]) -> list[float]:
+    """Whole multiples of the nearest level, which are cheap to read; never of level 0."""
+    if not levels:
+        return steps
+    fine = [d for d in levels if all(x <= 1.25 * s for x, s in zip(d, steps, strict=True))]
+    level = fine[-1] if fine else levels[0]
+    times = max(1, round(min(s / d for s, d in zip(steps, level, strict=True))))
+    return [d * times for d in level]
+
+
+# -------------------------------------------------------------------- area means of any view
+def area_means(view: ImageView, shape: tuple[int, ...]) -> Array:
+    """A whole image averaged over areas, slab by slab along the first axis.
+
+    Parameters
+    ----------
+    view : ImageView
+        Any number of spatial axes, with or without channels.
+    shape : tuple of int
+        Spatial shape of the result, not finer than the view.
+
+    Returns
+    -------
+    ndarray
+        (*shape[, c]); of the view's type for uint8, otherwise float32.
+    """
+    axes = view.spatial_ndim
+    extent = view.shape[:axes]
+    shape = tuple(min(n, e) for n, e in zip(shape, extent, strict=True))
+    scales = [e / n for e, n in zip(extent, shape, strict=True)]
+    rest = [
+        axis_taps(0, n, s, e) for n, s, e in zip(shape[1:], scales[1:], extent[1:], strict=True)
+    ]
+    whole = view.dtype == np.uint8
+    out = np.empty((*shape, *view.shape[axes:]), np.uint8 if whole else np.float32)
+    # float32 and one copy of it are held beside what is read
+    line = math.prod(view.shape[1:]) * max(4, view.dtype.itemsize)
+    rows = max(1, int(_SLAB_BYTES / max(1, line) / scales[0]))
+    for begin in range(0, shape[0], rows):
+        end = min(begin + rows, shape[0])
+        taps = axis_taps(begin, end, scales[0], extent[0])
+        origin = (taps.start, *(0,) * (axes - 1))
+        slab = view.read(Region(origin, (taps.stop - taps.start, *extent[1:])))
+        values = _apply(slab.astype(np.float32), taps, 0)
+        for axis, other in enumerate(rest, start=1):
+            values = _apply(values, other, axis)
+        out[begin:end] = np.rint(values) if whole else values
+    return out
+
+
+def _apply(values: Array, taps: Taps, axis: int) -> Array:
+    total: Array | None = None
+    wide = (-1, *(1,) * (values.ndim - axis - 1))
+    for tap in range(taps.index.shape[1]):
+        # indices are relative to the first source pixel that the taps cover
+        index = taps.index[:, tap] + (taps.start if axis else 0)
+        part = values.take(index, axis=axis) * taps.weight[:, tap].reshape(wide)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

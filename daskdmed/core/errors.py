@@ -1,0 +1,164 @@
+"""The exception tree.
+
+Every error raised on purpose derives from :class:`DaskdmedError`, and also from the
+builtin that it refines, so that ``except ValueError`` keeps working in user code.
+Messages say what went wrong, where (file, level, region), the numbers, and the remedy.
+
+This module does not cover errors of libraries underneath: those are chained as causes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DaskdmedError(Exception):
+    """Base class of all errors of this library."""
+
+
+class UsageError(DaskdmedError, ValueError):
+    """An argument is wrong, or two arguments contradict each other."""
+
+
+class ImageError(DaskdmedError, OSError):
+    """An image cannot be opened or read.
+
+    Parameters
+    ----------
+    message : str
+        What, where, the numbers, the remedy.
+    uri : str
+        The image.
+    """
+
+    def __init__(self, message: str, *, uri: str = "") -> None:
+        super().__init__(message)
+        self.uri = uri
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):
+    """The image does not exist."""
+
+
+class ImagePermissionError(ImageError, PermissionError):
+    """The image exists but may not be read."""
+
+
+class UnsupportedImageError(ImageError):
+    """No backend reads this file, or the backend that would is not installed."""
+
+
+class CorruptImageError(ImageError):
+    """The file's structure is broken: truncated, cyclic, or absurd."""
+
+
+class TileError(ImageError):
+    """One storage tile cannot be read or decoded.
+
+    Attributes
+    ----------
+    level : int
+        Pyramid level of the tile.
+    tile : tuple of int
+        Position in the level's tile grid, in array order (row, column).
+    """
+
+    def __init__(
+        self, message: str, *, uri: str = "", level: int = 0, tile: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(message, uri=uri)
+        self.level = level
+        self.tile = tile
+
+
+class ResolutionError(UsageError):
+    """The resolution asked for cannot be had (no mpp in the file, no such level...)."""
+
+
+class DatasetError(UsageError):
+    """A dataset is inconsistent: duplicate ids, no patients, an unknown record..."""
+
+
+class NoTissueError(DatasetError):
+    """A slide (or every slide of a dataset) has no tissue, or no place where one may sample."""
+
+
+class BudgetError(DaskdmedError, MemoryError):
+    """The byte budget cannot hold what was asked for; the message gives the numbers."""
+
+
+class GeometryError(UsageError):
+    """Sizes do not fit: an image smaller than a crop, a stride of zero..."""
+
+
+class LoaderError(DaskdmedError, RuntimeError):
+    """A loader cannot go on: the message names the patient, the record and the region.
+
+    Attributes
+    ----------
+    patient, record : str
+        Where it happened, empty when it concerns no single patient.
+    """
+
+    def __init__(self, message: str, *, patient: str = "", record: str = "") -> None:
+        super().__init__(message)
+        self.patient = patient
+        self.record = record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class LoaderClosedError(LoaderError):
+    """The loader was closed, or was never started."""
+
+
+class StateError(UsageError):
+    """A state cannot be saved, or does not belong to this loader; the message says why."""
+
+
+class StoreError(DaskdmedError, OSError):
+    """A result store cannot be created, resumed or written."""
+
+
+class SampleNotAvailableError(DaskdmedError, FileNotFoundError):
+    """A sample image is neither in the data folder nor can it be downloaded."""
+
+
+class AnnotationError(DaskdmedError, ValueError):
+    """Annotations or patch coordinates cannot be read, made or written.
+
+    Attributes
+    ----------
+    uri : str
+        The file, empty for text and for values made in memory.
+    index : int or None
+        Position of the feature within the file, counted from 0 in file order.
+    """
+
+    def __init__(self, message: str, *, uri: str = "", index: int | None = None) -> None:
+        super().__init__(message)
+        self.uri = uri
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class AnnotationNotFoundError(AnnotationError, FileNotFoundError):
+    """The file of annotations does not exist."""
+
+
+class MissingExtraError(DaskdmedError, ImportError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+
+def _rebuild(cls: type[Exception], message: str, state: dict[str, Any]) -> Exception:
+    """Unpickle an error with keyword attributes (they must cross processes whole)."""
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,1 @@
+"""Dense prediction: maps of overlapping windows blended into one, band by band."""

@@ -1,0 +1,219 @@
+"""Laying out the windows of a dense prediction: what the user says, and what the model gives.
+
+The model is tried on background (windows) or on noise (dense mode); its map decides how many
+pixels make a cell, and with that where windows, chunks and bands lie.
+
+Not covered: running them (`daskdmed.inference.dense.predict`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import ImageView
+from daskdmed.inference.dense.blend import Blend, BlendMode
+from daskdmed.inference.dense.convolutional import dense_axes, find_field
+from daskdmed.inference.dense.mosaic import MosaicPlan, blended_axis, choose_mosaic
+from daskdmed.inference.models.maps import Cells, MapModel, background_window
+from daskdmed.tiling.grid import OverlapLike, PerAxis, per_axis
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """What the trial of the model decided.
+
+    Parameters
+    ----------
+    model : MapModel
+        With its layout.
+    plan : MosaicPlan
+        Windows, chunks and bands.
+    blend : Blend, optional
+        Weights; None in dense mode.
+    place : (tuple of int, tuple of int)
+        Extent of a cell and distance between cells, in pixels.
+    """
+
+    model: MapModel
+    plan: MosaicPlan
+    blend: Blend | None
+    place: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def outputs(self) -> int:
+        """Values per cell that the model gives, 0 for one plain value."""
+        assert self.model.layout is not None
+        return self.model.layout.outputs
+
+
+@dataclass(frozen=True)
+class WindowChoice:
+    """What the user said about windows. Make it with `WindowChoice.of`.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    kernel_size, stride : tuple of int
+        In pixels.
+    exact_stride : bool
+        Whether the stride was given as such, and must not be rounded to whole cells.
+    receptive_field, output_stride : tuple of int, optional
+        For the exact dense mode.
+    """
+
+    view: ImageView
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    exact_stride: bool
+    receptive_field: tuple[int, ...] | None
+    output_stride: tuple[int, ...] | None
+
+    @classmethod
+    def of(
+        cls,
+        view: ImageView,
+        kernel_size: PerAxis,
+        stride: PerAxis | None,
+        overlap: OverlapLike | None,
+        receptive_field: PerAxis | None,
+        output_stride: PerAxis | None,
+    ) -> WindowChoice:
+        """Check and normalise the keywords of `predict`.
+
+        Raises
+        ------
+        GeometryError, UsageError
+            They do not fit each other or the image.
+        """
+        ndim = view.spatial_ndim
+        if 0 in view.shape:
+            raise GeometryError(f"an image of shape {view.shape} has no pixels")
+        kernel = per_axis(kernel_size, ndim, "kernel_size")
+        if min(kernel) < 1:
+            raise GeometryError(f"kernel_size must be at least 1 along every axis, got {kernel}")
+        if (receptive_field is None) != (output_stride is None):
+            raise UsageError(
+                "receptive_field and output_stride declare a fully convolutional model together; "
+                f"got receptive_field={receptive_field!r} and output_stride={output_stride!r}"
+            )
+        if receptive_field is not None and output_stride is not None:
+            if stride is not None or overlap is not None:
+                raise UsageError(
+                    "receptive_field= runs the model over pieces that need no blending: leave "
+                    "stride and overlap away"
+                )
+            reach = per_axis(receptive_field, ndim, "receptive_field")
+            return cls(
+                view, kernel, kernel, True, reach, per_axis(output_stride, ndim, "output_stride")
+            )
+        if stride is not None and overlap is not None:
+            raise UsageError(
+                f"stride={stride!r} and overlap={overlap!r} say the same thing; give one of them"
+            )
+        if stride is None:
+            steps = _stride_of(kernel, 0.25 if overlap is None else overlap)
+        else:
+            steps = per_axis(stride, ndim, "stride")
+            if not all(1 <= s <= k for s, k in zip(steps, kernel, strict=True)):
+                raise GeometryError(
+                    f"stride={steps} must lie between 1 and kernel_size={kernel}, or pixels "
+                    "would get no prediction"
+                )
+        return cls(view, kernel, steps, stride is not None, None, None)
+
+    def try_model(
+        self,
+        model: MapModel,
+        blend: BlendMode,
+        sigma_scale: float | Sequence[float],
+        chunks: PerAxis | None,
+    ) -> Mosaic:
+        """Learn what the model gives, and lay out the windows."""
+        if self.receptive_field is not None and self.output_stride is not None:
+            return self._try_dense(model, self.receptive_field, self.output_stride, chunks)
+        Blend.of(blend, self.kernel_size, sigma_scale=sigma_scale)  # before the model runs
+
+        def fits(cells: Cells) -> bool:
+            return all(c >= 1 and k % c == 0 for k, c in zip(self.kernel_size, cells, strict=True))
+
+        window = background_window(self.view, self.kernel_size)
+        model, _ = model.trial(
+            [window], len(self.kernel_size), fits, f"{self.kernel_size} pixels / a whole number"
+        )
+        assert model.layout is not None
+        reduction = tuple(k // c for k, c in zip(self.kernel_size, model.layout.cells, strict=True))
+        steps = self._in_cells(reduction)
+        axes = tuple(
+            blended_axis(n, k, s, r)
+            for n, k, s, r in zip(self.view.shape, self.kernel_size, steps, reduction, strict=False)
+        )
+        pitch = [s // r for s, r in zip(steps, reduction, strict=True)]
+        plan = choose_mosaic(
+            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
+        )
+        weights = Blend.of(blend, self.kernel_size, reduction=reduction, sigma_scale=sigma_scale)
+        return Mosaic(model, plan, weights, (reduction, reduction))
+
+    def _in_cells(self, reduction: tuple[int, ...]) -> tuple[int, ...]:
+        """The stride in whole cells."""
+        if self.exact_stride and any(s % r for s, r in zip(self.stride, reduction, strict=True)):
+            raise GeometryError(
+                f"stride={self.stride} is no multiple of the {reduction} pixels per output cell "
+                "of this model; windows would lie between cells"
+            )
+        return tuple(max(s // r * r, r) for s, r in zip(self.stride, reduction, strict=True))
+
+    def _try_dense(
+        self,
+        model: MapModel,
+        receptive_field: tuple[int, ...],
+        output_stride: tuple[int, ...],
+        chunks: PerAxis | None,
+    ) -> Mosaic:
+        field = find_field(model, self.view, receptive_field, output_stride)
+        ndim = len(self.kernel_size)
+        axes = dense_axes(self.view.shape[:ndim], self.kernel_size, field)
+        kernel = tuple(axis.kernel_size for axis in axes)
+        if field.padded:
+            expected = tuple(k // u for k, u in zip(kernel, field.unit, strict=True))
+        else:
+            expected = tuple(
+                (k - r) // s + 1
+                for k, r, s in zip(kernel, receptive_field, output_stride, strict=True)
+            )
+        window = background_window(self.view, kernel)
+        model, _ = model.trial([window], ndim, lambda cells: cells == expected, f"{expected} cells")
+        assert model.layout is not None
+        pitch = [max(axis.stops[0] - axis.starts[0], 1) for axis in axes]
+        plan = choose_mosaic(
+            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
+        )
+        place = (field.unit if field.padded else receptive_field, field.unit)
+        return Mosaic(model, plan, None, place)
+
+    def _chunks(self, chunks: PerAxis | None) -> tuple[int, ...] | None:
+        if chunks is None:
+            return None
+        wanted = per_axis(chunks, len(self.kernel_size), "chunks")
+        if min(wanted) < 1:
+            raise GeometryError(f"chunks must be at least 1 along every axis, got {wanted}")
+        return wanted
+
+
+def _stride_of(kernel: tuple[int, ...], overlap: OverlapLike) -> tuple[int, ...]:
+    values = (overlap,) * len(kernel) if isinstance(overlap, (int, float)) else tuple(overlap)
+    if len(values) != len(kernel):
+        raise GeometryError(f"overlap={overlap!r} has {len(values)} values for {len(kernel)} axes")
+    steps = []
+    for k, value in zip(kernel, values, strict=True):
+        limit = 1 if isinstance(value, float) else k
+        if not 0 <= value < limit:
+            raise GeometryError(
+                f"overlap={value!r} does not fit a kernel of {k} pixels: give pixels "
+                f"(int, 0 to {k - 1}) or a fraction (float in [0, 1))"
+            )
+        steps.append(max(int(k * (1 - value)), 1) if isinstance(value, float) else k - value)
+    return tuple(steps)

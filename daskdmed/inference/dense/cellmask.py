@@ -1,0 +1,139 @@
+"""A mask over the cells of a result, kept at its own resolution.
+
+A cell is inside where the mask under the middle of the cell is true. A window is needed when
+one of its cells is inside; cells inside then have all their windows, so that a mask changes
+no value, it only leaves some out.
+
+Not covered: masks that choose whole windows by their cover (`daskdmed.tiling.mask`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Array
+from daskdmed.inference.dense.mosaic import AxisWindows
+
+
+class CellMask:
+    """Which cells are wanted.
+
+    Parameters
+    ----------
+    mask : array-like
+        One axis per spatial axis, over the whole image at any resolution; true or above
+        zero is wanted. Dask arrays are computed. A tissue mask, which knows its `scale`
+        (level-0 pixels per mask pixel along each axis), lies where that says.
+    axes : sequence of AxisWindows
+        The result.
+    downsample : sequence of float
+        Level-0 pixels per pixel of the image along each axis.
+
+    Raises
+    ------
+    GeometryError
+        Another number of axes, no cells, or values that are NaN or negative.
+    """
+
+    def __init__(self, mask: Any, axes: Sequence[AxisWindows], downsample: Sequence[float]) -> None:
+        knows_place = hasattr(mask, "shape0")
+        given = np.asarray(mask.data if knows_place else mask)
+        sizes = tuple(axis.size for axis in axes)
+        if given.ndim != len(axes) or 0 in given.shape:
+            raise GeometryError(
+                f"a mask of shape {given.shape} does not lie over an image of {sizes}: it needs "
+                f"{len(axes)} axes (array order) and may have any resolution"
+            )
+        if given.dtype.kind not in "biuf":
+            raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
+        if given.dtype != np.bool_ and not given.min() >= 0:
+            raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
+        # a fraction per axis: a middle that lies on an edge of the mask must not slip below it
+        scale: list[tuple[float, float]] = list(zip(given.shape, sizes, strict=True))
+        if knows_place:
+            scale = list(zip(downsample, mask.scale, strict=True))
+        under = [
+            np.minimum((axis.middles * up / down).astype(np.intp), n - 1)
+            for n, axis, (up, down) in zip(given.shape, axes, scale, strict=True)
+        ]
+        # what no middle lies on would only blur which windows are needed
+        places = [np.unique(places, return_inverse=True) for places in under]
+        self.inside: Array = given[np.ix_(*(rows for rows, _ in places))] > 0
+        self.index: tuple[Array, ...] = tuple(inverse for _, inverse in places)
+        # summed-area table: counts of any box with 2^ndim look-ups
+        count = np.int32 if self.inside.size < 2**31 else np.int64
+        table = np.zeros([n + 1 for n in self.inside.shape], count)
+        table[(slice(1, None),) * given.ndim] = self.inside
+        for i in range(given.ndim):
+            np.cumsum(table, axis=i, out=table)
+        self._table = table
+
+    def any(self, spans: Sequence[Sequence[tuple[int, int]]]) -> Array:
+        """Whether boxes of cells hold one that is inside.
+
+        Parameters
+        ----------
+        spans : per axis a sequence of (begin, stop)
+            The boxes are all combinations.
+
+        Returns
+        -------
+        ndarray of bool
+            One axis per spatial axis.
+        """
+        ends = [
+            (
+                np.array([index[a] for a, _ in axis_spans], np.intp),
+                np.array([index[b - 1] + 1 for _, b in axis_spans], np.intp),
+            )
+            for index, axis_spans in zip(self.index, spans, strict=True)
+        ]
+        count = np.zeros([len(s) for s in spans], np.int64)
+        for corner in itertools.product((0, 1), repeat=len(ends)):
+            sign = (-1) ** (len(ends) - sum(corner))
+            count += sign * self._table[np.ix_(*(e[c] for e, c in zip(ends, corner, strict=True)))]
+        return np.asarray(count > 0)
+
+    def at(self, spans: Sequence[tuple[int, int]]) -> Array:
+        """The mask of a box of cells, bool."""
+        index = [i[a:b] for i, (a, b) in zip(self.index, spans, strict=True)]
+        return np.asarray(self.inside[np.ix_(*index)])
+
+    def crop(self, spans: Sequence[tuple[int, int]]) -> CellWindow:
+        """The part that a box of cells needs, small enough to send."""
+        low = [int(i[a]) for i, (a, _) in zip(self.index, spans, strict=True)]
+        high = [int(i[b - 1]) + 1 for i, (_, b) in zip(self.index, spans, strict=True)]
+        part = self.inside[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].copy()
+        index = tuple(i[a:b] - lo for i, (a, b), lo in zip(self.index, spans, low, strict=True))
+        return CellWindow(part, index, tuple(a for a, _ in spans))
+
+
+class CellWindow:
+    """The mask of one box of cells.
+
+    Parameters
+    ----------
+    inside : ndarray of bool
+        Part of the mask.
+    index : tuple of ndarray
+        Per axis, the element of `inside` for each cell of the box.
+    begin : tuple of int
+        First cell of the box.
+    """
+
+    def __init__(self, inside: Array, index: tuple[Array, ...], begin: tuple[int, ...]) -> None:
+        self.inside = inside
+        self.index = index
+        self.begin = begin
+
+    def at(self, spans: Sequence[tuple[int, int]]) -> Array:
+        """The mask of a smaller box, given in cells of the whole result."""
+        index = [
+            i[a - o : b - o] for i, (a, b), o in zip(self.index, spans, self.begin, strict=True)
+        ]
+        return np.asarray(self.inside[np.ix_(*index)])

@@ -1,0 +1,307 @@
+"""Sweeping a band of a result: read pixels, run the model, blend, write chunks.
+
+A sweep goes along the last axis and holds the pixels and the partial sums of one step and
+of the windows that reach beyond it, nothing of the size of the result. A chunk is written
+once, when nothing more comes to it.
+
+Not covered: how the result is cut into bands and steps (`daskdmed.inference.dense.mosaic`), and who
+runs the sweeps (`daskdmed.inference.dense.predict`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daskdmed.core.files import write_failure
+from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.inference.dense.blend import Blend
+from daskdmed.inference.dense.finish import Finish
+from daskdmed.inference.dense.mosaic import Group, MosaicPlan
+from daskdmed.inference.dense.sweepjobs import Index, SweepJob
+from daskdmed.inference.models.maps import MapModel
+
+#: pixels read beyond what is needed, to end on a storage tile, take at most these bytes
+_AHEAD_BYTES = 32 * 2**20
+
+
+class Strip:
+    """Pixels of a band, read once from left to right.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    lead : sequence of (begin, stop)
+        Pixels along all axes but the last; may lie outside the image.
+    """
+
+    def __init__(self, view: ImageView, lead: Sequence[tuple[int, int]]) -> None:
+        self.view = view
+        self.lead = tuple(lead)
+        self._begin = self._stop = 0
+        self._memory: Array | None = None
+        self._channels = tuple(view.shape[view.spatial_ndim :])
+        column = math.prod(b - a for a, b in self.lead) * math.prod(self._channels)
+        self._ahead = _AHEAD_BYTES // max(column * view.dtype.itemsize, 1)
+
+    def columns(self, begin: int, stop: int) -> Array:
+        """Pixels from `begin` to `stop` along the last axis, (*lead, columns[, c]).
+
+        `begin` never goes back, and what was given before is overwritten. Outside the image
+        they are the background.
+        """
+        if self._memory is None:
+            self._begin = self._stop = begin
+        if stop > self._stop:
+            self._keep(begin, self._tile_end(stop))
+        return self._at(begin, stop)
+
+    def _at(self, begin: int, stop: int) -> Array:
+        assert self._memory is not None
+        columns = slice(begin - self._begin, stop - self._begin)
+        return self._memory[(*(slice(None),) * len(self.lead), columns)]
+
+    def _keep(self, begin: int, end: int) -> None:
+        """Hold the columns from `begin` to `end`: move those that are there, read the rest."""
+        kept = self._at(begin, self._stop) if begin < self._stop else None
+        read = max(begin, self._stop)
+        memory = self._memory
+        if memory is None or memory.shape[len(self.lead)] < end - begin:
+            extent = tuple(b - a for a, b in self.lead)
+            memory = np.empty((*extent, end - begin, *self._channels), self.view.dtype)
+        self._memory, self._begin, self._stop = memory, begin, end
+        if kept is not None:
+            self._at(begin, read)[...] = kept
+        self._read(self._at(read, end), read)
+
+    def _tile_end(self, stop: int) -> int:
+        size = self.view.shape[len(self.lead)]
+        tile = self.view.tile_shape[-1]
+        end = min(-(-stop // tile) * tile, size)
+        return end if stop < end <= stop + self._ahead else stop
+
+    def _read(self, target: Array, begin: int) -> None:
+        """Fill `target`, whose last spatial axis begins at pixel `begin`."""
+        starts = [a for a, _ in self.lead] + [begin]
+        inside, origin = [], []
+        for start, extent, size in zip(starts, target.shape, self.view.shape, strict=False):
+            a, b = max(start, 0), min(start + extent, size)
+            inside.append(slice(a - start, max(b, a) - start))
+            origin.append(a)
+        shape = tuple(s.stop - s.start for s in inside)
+        background = np.asarray(self.view.background, self.view.dtype)
+        for axis, (part, extent) in enumerate(zip(inside, target.shape, strict=False)):
+            for outside in (slice(0, part.start), slice(part.stop, extent)):
+                if outside.stop > outside.start:
+                    target[((slice(None),) * axis + (outside,))] = background
+        if 0 not in shape:
+            self.view.read(Region(tuple(origin), shape), out=target[tuple(inside)])
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What is done in every sweep. A picklable value without handles.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    plan : MosaicPlan
+        Windows, bands and steps.
+    blend : Blend, optional
+        Weights; None where each cell comes from one window.
+    finish : Finish
+        What is written.
+    target : zarr.Array
+        ([k,] *cells).
+    outputs : int
+        Values per cell that the model gives, at least 1.
+    batch_size : int
+        Windows per call of the model.
+    """
+
+    view: ImageView
+    plan: MosaicPlan
+    blend: Blend | None
+    finish: Finish
+    target: Any
+    outputs: int
+    batch_size: int
+
+    def for_block(self, job: SweepJob) -> SweepTask:
+        """The same task, its view cut down to what the job needs (cheap to send)."""
+        restrict = getattr(self.view, "restrict", None)
+        if restrict is None:
+            return self
+        spans = [*self._lead(job.band), self._columns(job)]
+        origin = [max(a, 0) for a, _ in spans]
+        shape = [
+            min(b, n) - a for (_, b), a, n in zip(spans, origin, self.view.shape, strict=False)
+        ]
+        return replace(self, view=restrict(Region(tuple(origin), tuple(shape))))
+
+    def _lead(self, band: Index) -> list[tuple[int, int]]:
+        windows = self.plan.band_windows(band)
+        return [
+            (axis.origins[w[0]], axis.origins[w[-1]] + axis.kernel_size)
+            for axis, w in zip(self.plan.axes[:-1], windows, strict=True)
+        ]
+
+    def _columns(self, job: SweepJob) -> tuple[int, int]:
+        axis = self.plan.axes[-1]
+        begin, stop = self.plan.step_cells(job.begin)[0], self.plan.step_cells(job.stop - 1)[1]
+        touched = axis.touching(begin, stop)
+        tile = self.view.tile_shape[-1]
+        # a strip may read on to the end of a storage tile
+        end = axis.origins[touched[-1]] + axis.kernel_size
+        return axis.origins[touched[0]], -(-end // tile) * tile
+
+    def __call__(
+        self, model: MapModel, job: SweepJob, wrote: Callable[[int], None] | None = None
+    ) -> Index:
+        """Compute and write the steps of one job.
+
+        Parameters
+        ----------
+        model : MapModel
+            With its layout.
+        job : SweepJob
+            What to do.
+        wrote : callable, optional
+            Told each step that was written.
+
+        Returns
+        -------
+        tuple of int
+            The job's index.
+        """
+        sweep = _Sweep(self, model, job)
+        step = job.begin
+        try:
+            for step in range(job.begin, job.stop):
+                sweep.step(step)
+                if wrote is not None:
+                    wrote(step)
+        except Exception as error:
+            where = [*self.plan.band_cells(job.band), self.plan.step_cells(step)]
+            spans = ", ".join(f"{a}:{b}" for a, b in where)
+            error.add_note(f"in cells [{spans}] of the result (band {job.band}, step {step})")
+            raise
+        return job.index
+
+
+class _Sweep:
+    """State of one job: pixels and partial sums."""
+
+    def __init__(self, task: SweepTask, model: MapModel, job: SweepJob) -> None:
+        self.task, self.model, self.job = task, model, job
+        plan = self.plan = task.plan
+        self.lead = plan.band_cells(job.band)
+        self.rows = plan.band_windows(job.band)
+        self.strip = Strip(task.view, task._lead(job.band))
+        last, width = plan.axes[-1], plan.chunk[-1]
+        begins = [a // width for a in last.starts]
+        self.reach = max(0, *(b - (a + 1) * width for a, b in zip(begins, last.stops, strict=True)))
+        shape = [b - a for a, b in self.lead]
+        self.sums = np.zeros((task.outputs, *shape, width + self.reach), np.float32)
+        if task.blend is not None:
+            self.scratch = np.empty((task.outputs, *task.blend.weights.shape), np.float32)
+        self._scale: tuple[Any, Array] | None = None
+
+    def step(self, step: int) -> None:
+        """Compute what begins in this step, and write it."""
+        wanted = self._inside(step)
+        for group in self.plan.groups_for(step, begin=self.job.begin):
+            for batch in self._batches(group):
+                self._compute(group, batch, step)
+        if wanted is None or wanted.any():
+            self._write(step, wanted)
+        width = self.plan.chunk[-1]
+        self.sums[..., : self.reach] = self.sums[..., width:]
+        self.sums[..., self.reach :] = 0
+
+    def _inside(self, step: int) -> Array | None:
+        if self.job.mask is None:
+            return None
+        return self.job.mask.at([*self.lead, self.plan.step_cells(step)])
+
+    def _batches(self, group: Group) -> Iterator[list[Index]]:
+        """Windows of a group that are computed, a few at a time, in a fixed order."""
+        keep, first = self.job.keep, self.job.first
+        origin = (*(r.start for r in self.rows), first)
+        windows: Iterable[Index] = itertools.product(*self.rows, group.windows)
+        if keep is not None:
+            windows = (
+                w for w in windows if keep[tuple(i - o for i, o in zip(w, origin, strict=True))]
+            )
+        waiting = iter(windows)
+        while batch := list(itertools.islice(waiting, self.task.batch_size)):
+            yield batch
+
+    def _compute(self, group: Group, batch: list[Index], step: int) -> None:
+        axes = self.plan.axes
+        last = axes[-1]
+        begin = last.origins[group.windows[0]]
+        pixels = self.strip.columns(begin, last.origins[group.windows[-1]] + last.kernel_size)
+        corner = [a for a, _ in self.strip.lead] + [begin]
+        views = []
+        for window in batch:
+            at = [axis.origins[i] - o for axis, i, o in zip(axes, window, corner, strict=True)]
+            views.append(
+                pixels[tuple(slice(a, a + x.kernel_size) for a, x in zip(at, axes, strict=True))]
+            )
+        width = self.plan.chunk[-1]
+        spans = [*self.lead, (step * width, step * width + self.sums.shape[-1])]
+        for window, values in zip(batch, self.model(views, len(axes)), strict=True):
+            places = [
+                axis.spans(range(i, i + 1), *span)[0]
+                for axis, i, span in zip(axes, window, spans, strict=True)
+            ]
+            self._add(values, places)
+
+    def _add(self, values: Array, places: Sequence[tuple[int, int, int]]) -> None:
+        """Add one map, (k, *cells), where it lies."""
+        own = tuple(slice(o, o + b - a) for a, b, o in places)
+        target = self.sums[(slice(None), *(slice(a, b) for a, b, _ in places))]
+        blend = self.task.blend
+        if blend is None:
+            target[...] = values[(slice(None), *own)]
+            return
+        size = tuple(slice(0, s.stop - s.start) for s in own)
+        part = self.scratch[(slice(None), *size)]
+        np.multiply(values[(slice(None), *own)], blend.weights[own], out=part)
+        target += part
+
+    def _write(self, step: int, inside: Array | None) -> None:
+        begin, stop = self.plan.step_cells(step)
+        values = self.sums[..., : stop - begin]
+        if self.task.blend is not None:
+            values *= self._scaling(step)  # these sums are of no more use
+        done = self.task.finish(values, inside)
+        lead = (slice(None),) if self.task.finish.outputs else ()
+        at = (*(slice(a, b) for a, b in self.lead), slice(begin, stop))
+        try:
+            self.task.target[(*lead, *at)] = done
+        except OSError as error:
+            raise write_failure(f"the chunks of step {step}", error) from error
+
+    def _scaling(self, step: int) -> Array:
+        """One over the sum of the weights; steps whose windows lie alike share it."""
+        blend = self.task.blend
+        assert blend is not None
+        boxes = [*self.lead, self.plan.step_cells(step)]
+        spans = [
+            axis.spans(axis.touching(*box), *box)
+            for axis, box in zip(self.plan.axes, boxes, strict=True)
+        ]
+        shape = [b - a for a, b in boxes]
+        if self._scale is None or self._scale[0] != (spans[-1], shape[-1]):
+            total = blend.total(spans, shape)
+            self._scale = (spans[-1], shape[-1]), np.reciprocal(total, out=total)
+        return self._scale[1]

@@ -1,0 +1,467 @@
+"""`infer`: dense prediction of every scan of a dataset, one after the other.
+
+MedSegPy's contract of per-scan inference (``for input, output in loader.inference(model)``)
+without its state: the dataset is not changed, an iteration that is abandoned leaves nothing
+behind, scans need no labels, and neither images nor predictions are held in memory.
+
+Not covered: what one prediction is (`daskdmed.inference.dense.predict`), metrics
+(`daskdmed.inference.metrics`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
+from urllib.parse import quote
+
+import dask.array as da
+import numpy as np
+import zarr
+from dask.base import tokenize
+
+from daskdmed.cohort.dataset import Dataset
+from daskdmed.cohort.record import Patient, Record
+from daskdmed.core.errors import DatasetError, LoaderError, UsageError
+from daskdmed.core.types import (
+    Array,
+    ImageView,
+    LevelLike,
+    MppLike,
+    OnError,
+    PathLike,
+    PowerLike,
+    Region,
+    Resolution,
+)
+from daskdmed.inference.dense.predict import predict
+from daskdmed.inference.inputs import as_view
+from daskdmed.inference.models.window import Model
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.image import Georeference
+from daskdmed.tiling.grid import PerAxis
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger("daskdmed.inference")
+OnScanError: TypeAlias = Literal["raise", "skip"]
+#: characters of an id that stay in a file name on every system
+_SAFE = " !#$&'()+,-.;=@[]_{}~"
+#: pixels along an axis of a block of a lazy image, by number of axes
+_BLOCK = {2: 2048, 3: 128}
+#: keywords that every scan needs its own of
+_OWN = ("image", "out", "mask", "level", "mpp", "power", "on_error")
+
+
+class ScanInput(TypedDict):
+    """What went in.
+
+    Keys
+    ----
+    x : dask.array.Array
+        The image, lazy, at the resolution that was asked for: spatial axes first.
+    patient : Patient
+        Whose.
+    patient_id, record, scan_id : str
+        Its id, the name of the record, and both as "id/record".
+    spacing : tuple of float
+        Extent of a pixel of `x` along each spatial axis, array order, in `unit`.
+    unit : str
+        "micrometer", or "pixel" (of level 0) for an image of unknown resolution.
+    """
+
+    x: da.Array
+    patient: Patient
+    patient_id: str
+    record: str
+    scan_id: str
+    spacing: tuple[float, ...]
+    unit: str
+
+
+class ScanOutput(TypedDict):
+    """What came out.
+
+    Keys
+    ----
+    y_pred : dask.array.Array
+        As `daskdmed.predict` returns it: lazy, of the Zarr array that was written.
+    y_true : dask.array.Array or None
+        The target, lazy, on the pixels of `x`; None when there is none.
+    spacing : tuple of float
+        Extent of a cell of `y_pred`; that of `x` for a prediction per pixel.
+    time_elapsed : float
+        Seconds that the prediction took.
+    out : str or None
+        Where `y_pred` is stored.
+    """
+
+    y_pred: da.Array
+    y_true: da.Array | None
+    spacing: tuple[float, ...]
+    time_elapsed: float
+    out: str | None
+
+
+@dataclass(frozen=True)
+class ScanFailure:
+    """A scan that was skipped.
+
+    Parameters
+    ----------
+    patient_id, record : str
+        Which.
+    error : Exception
+        Why.
+    """
+
+    patient_id: str
+    record: str
+    error: Exception
+
+    def __str__(self) -> str:
+        kind = type(self.error).__name__
+        return f"{self.patient_id}/{self.record}: {kind}: {self.error}"
+
+
+class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
+    """Iterator over scans. Made by `infer`.
+
+    Attributes
+    ----------
+    failures : list of ScanFailure
+        Scans skipped so far, with ``on_error="skip"``.
+    """
+
+    def __init__(self, scans: Sequence[_Scan], run: _Run) -> None:
+        self.failures: list[ScanFailure] = []
+        self._count = len(scans)
+        self._iterator = self._go(scans, run)
+
+    def __len__(self) -> int:
+        """Number of scans, those that fail included."""
+        return self._count
+
+    def __iter__(self) -> Scans:
+        return self
+
+    def __next__(self) -> tuple[ScanInput, ScanOutput]:
+        return next(self._iterator)
+
+    def _go(self, scans: Sequence[_Scan], run: _Run) -> Iterator[tuple[ScanInput, ScanOutput]]:
+        for scan in scans:
+            try:
+                result = run(scan)
+            except Exception as error:
+                if run.on_error == "raise":
+                    error.add_note(f"patient {scan.patient.key!r}, record {scan.record.name!r}")
+                    raise
+                failure = ScanFailure(scan.patient.key, scan.record.name, error)
+                self.failures.append(failure)
+                logger.warning("skipped %s", failure)
+                continue
+            yield result
+        if self.failures and len(self.failures) == len(scans):
+            raise LoaderError(
+                f"all {len(scans)} scans failed; the first: {self.failures[0]}",
+                patient=self.failures[0].patient_id,
+                record=self.failures[0].record,
+            ) from self.failures[0].error
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One record of one patient."""
+
+    patient: Patient
+    record: Record
+    target: Record | None
+    resolution: Resolution
+
+
+def infer(
+    dataset: Dataset | Iterable[Patient],
+    model: Model,
+    *,
+    kernel_size: PerAxis,
+    record: str | Sequence[str] | None = None,
+    target: str | None = None,
+    target_classes: Any = None,
+    level: LevelLike = 0,
+    mpp: MppLike | None = None,
+    power: PowerLike | None = None,
+    out: PathLike | None = None,
+    mask: Mapping[Any, Any] | Callable[[Patient], Any] | None = None,
+    on_error: OnScanError = "raise",
+    on_tile_error: OnError = "raise",
+    client: Client | None = None,
+    **options: Any,
+) -> Scans:
+    """Predict every scan of a dataset, and pair it with its truth.
+
+    Scans are predicted one after the other, when the iterator is asked for them; each uses
+    all threads (or the whole cluster). Nothing but its place is kept of a scan that was
+    yielded.
+
+    Parameters
+    ----------
+    dataset : Dataset or iterable of Patient
+        Not changed.
+    model : torch.nn.Module or callable
+        As for `predict`.
+    kernel_size : int or sequence of int
+        As for `predict`.
+    record : str or sequence of str, optional
+        Which records are scans. Default: every record of a patient but the target and
+        annotations.
+    target : str, optional
+        Name of the record that holds the truth: a label map with a resolution of the extent
+        of the image, or annotations, which are painted on its pixels. Patients without it
+        have no `y_true`.
+    target_classes : optional
+        For annotations required, for label maps optional: which labels make which class, as
+        ``target_classes=`` of `LightDL`.
+    level, mpp, power : optional
+        The resolution, at most one of them; values or functions of the patient.
+    out : path or URL, optional
+        Folder; each scan gets ``<patient>-<record>.zarr`` in it. Default: in memory, until
+        the arrays are let go.
+    mask : mapping or callable, optional
+        ``{patient id: mask}`` or ``mask(patient)``; None is no mask.
+    on_error : {"raise", "skip"}
+        What a scan that fails does: ends the iteration with its error, or is reported in
+        `Scans.failures` and in the log. When all fail, an error is raised in any case.
+    on_tile_error : {"raise", "fill"}
+        As ``on_error=`` of `predict`.
+    client : distributed.Client, optional
+        As for `predict`.
+    **options
+        Further keywords of `predict`: `overlap`, `blend`, `batch_size`, `post`, `resume`,
+        `overwrite`, `receptive_field`...
+
+    Returns
+    -------
+    Scans
+        Iterator of (`ScanInput`, `ScanOutput`), which are plain dictionaries.
+
+    Raises
+    ------
+    DatasetError
+        No patients, the same scan twice, or a record that a patient does not have.
+    UsageError
+        Unknown options, or arguments that contradict each other.
+    LoaderError
+        Every scan failed.
+    Exception
+        What `predict` raises, with the patient and the record as a note.
+
+    Notes
+    -----
+    The contract is that of MedSegPy's ``DataLoader.inference``.
+
+    Examples
+    --------
+    >>> for inputs, outputs in infer(  # doctest: +SKIP
+    ...     dataset, unet, kernel_size=512, target="mask", post="argmax", out="predictions"
+    ... ):
+    ...     print(inputs["scan_id"], confusion(outputs["y_true"], outputs["y_pred"]).dice)
+    """
+    if on_error not in get_args(OnScanError):
+        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+    _check_options(options)
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise UsageError(
+            f"out= is a folder or URL for one store per scan, got {type(out).__name__}"
+        )
+    patients = dataset if isinstance(dataset, Dataset) else Dataset("infer", dataset)
+    scans = _scans(patients, record, target, level, mpp, power)
+    if mask is not None and not callable(mask):
+        if not isinstance(mask, Mapping):
+            raise UsageError(
+                f"mask= is {{patient id: mask}} or a function of the patient, got "
+                f"{type(mask).__name__}: one array cannot lie over several images"
+            )
+        mask = {str(key): value for key, value in mask.items()}
+        missing = [key for key in patients.ids if key not in mask]
+        if missing:
+            raise UsageError(
+                f"mask= has no entry for {len(missing)} of {len(patients)} patients: "
+                f"{missing[:10]}; give None for a patient without a mask"
+            )
+    options = {"kernel_size": kernel_size, "client": client, **options}
+    run = _Run(model, out, mask, target_classes, on_error, on_tile_error, options)
+    return Scans(scans, run)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    import inspect
+
+    known = {n for n in inspect.signature(predict).parameters if n not in ("model", *_OWN)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise UsageError(f"unknown option(s) {unknown}; those of predict are {sorted(known)}")
+
+
+def _scans(
+    dataset: Dataset,
+    record: str | Sequence[str] | None,
+    target: str | None,
+    level: Any,
+    mpp: Any,
+    power: Any,
+) -> list[_Scan]:
+    """All scans, with everything checked that needs no file to be opened."""
+    if not len(dataset):
+        raise DatasetError(f"dataset {dataset.name!r} has no patients")
+    wanted = [record] if isinstance(record, str) else record
+    if wanted is not None and (target in wanted or len(set(wanted)) < len(wanted)):
+        raise DatasetError(
+            f"record={record!r} must name each record once, and not the target {target!r}"
+        )
+    if target is not None and not any(target in p.records for p in dataset):
+        names = sorted({n for p in dataset for n in p.records})
+        raise DatasetError(f"no patient has the target {target!r}; the records are {names}")
+    scans = []
+    for patient in dataset:
+        resolution = Resolution.of(*(v(patient) if callable(v) else v for v in (level, mpp, power)))
+        truth = None if target is None else patient.records.get(target)
+        names = list(wanted or ())
+        if wanted is None:
+            names = [n for n, r in patient.records.items() if n != target and not r.is_annotations]
+            if not names:
+                raise DatasetError(
+                    f"patient {patient.key!r} has no record to predict beside the target; it "
+                    f"has {list(patient.records)}"
+                )
+        scans += [_Scan(patient, patient.record(n), truth, resolution) for n in names]
+    return scans
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is done with every scan."""
+
+    model: Model
+    out: PathLike | None
+    mask: Any
+    target_classes: Any
+    on_error: OnScanError
+    on_tile_error: OnError
+    options: Mapping[str, Any]
+
+    def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
+        kernel = self.options["kernel_size"]
+        ndim = 2 if isinstance(kernel, (int, float)) else len(tuple(kernel))
+        view = as_view(scan.record, ndim, scan.resolution, self.on_tile_error)
+        truth = self._truth(scan, view)  # before the work: it may not fit
+        patient = scan.patient
+        mask = self.mask(patient) if callable(self.mask) else (self.mask or {}).get(patient.key)
+        place = self._place(scan)
+        start = time.perf_counter()
+        y_pred = predict(view, self.model, out=place, mask=mask, **self.options)
+        elapsed = time.perf_counter() - start
+        spacing, unit = spacing_of(view, scan.record)
+        cells = _pixels_per_cell(place)
+        inputs = ScanInput(
+            x=_lazy(view),
+            patient=patient,
+            patient_id=patient.key,
+            record=scan.record.name,
+            scan_id=f"{patient.key}/{scan.record.name}",
+            spacing=spacing,
+            unit=unit,
+        )
+        outputs = ScanOutput(
+            y_pred=y_pred,
+            y_true=None if truth is None else _lazy(truth),
+            spacing=tuple(s * n for s, n in zip(spacing, cells, strict=True)),
+            time_elapsed=elapsed,
+            out=None if self.out is None else str(place),
+        )
+        return inputs, outputs
+
+    def _truth(self, scan: _Scan, view: ImageView) -> ImageView | None:
+        if scan.target is None:
+            return None
+        from daskdmed.cohort.annotations.view import target_view
+
+        return target_view(scan.target, view, self.target_classes)
+
+    def _place(self, scan: _Scan) -> Any:
+        if self.out is None:
+            return zarr.storage.MemoryStore()
+        name = quote(f"{scan.patient.key}-{scan.record.name}", safe=_SAFE)
+        name = "%2E" + name[1:] if name.startswith(".") else name
+        return f"{os.fspath(self.out).rstrip('/') or '/'}/{name}.zarr"
+
+
+def spacing_of(view: ImageView, record: Record) -> tuple[tuple[float, ...], str]:
+    """Extent of a pixel along each spatial axis, and its unit.
+
+    A plane has it from its mpp, (y, x). A volume needs ``facts={"spacing": (z, y, x)}`` of
+    its record, micrometers at level 0, which wins for planes too. Else level-0 pixels.
+
+    Raises
+    ------
+    DatasetError
+        The record's "spacing" is not one positive number per axis.
+    """
+    ndim, given = view.spatial_ndim, record.facts.get("spacing")
+    if given is not None:
+        try:
+            values = tuple(float(v) for v in given)
+        except (TypeError, ValueError):
+            values = ()
+        if len(values) != ndim or not all(0 < v < float("inf") for v in values):
+            raise DatasetError(
+                f"{record!r}: facts['spacing'] must be {ndim} positive numbers (micrometers per "
+                f"level-0 pixel along each axis, array order), got {given!r}"
+            )
+        return tuple(v * d for v, d in zip(values, view.downsample, strict=True)), "micrometer"
+    if ndim == 2 and view.mpp is not None:
+        return (view.mpp[1], view.mpp[0]), "micrometer"
+    return tuple(float(d) for d in view.downsample), "pixel"
+
+
+def _pixels_per_cell(place: Any) -> tuple[int, ...]:
+    own: Any = Location.of(place).open("r").attrs["daskdmed"]
+    return Georeference.from_json(own["georeference"]).stride
+
+
+def _lazy(view: ImageView) -> da.Array:
+    """A view as a lazy array, one task per block of whole storage tiles."""
+    from daskdmed.images.view import SlideView
+
+    if isinstance(view, SlideView):
+        from daskdmed.images.lazy import to_dask
+
+        return to_dask(view, _BLOCK[2])
+    array = getattr(view, "array", None)
+    if isinstance(array, da.Array):
+        return array
+    edges = []
+    for n, tile in zip(view.shape, view.tile_shape, strict=False):
+        size = min(max(_BLOCK.get(view.spatial_ndim, 64) // tile, 1) * tile, n)
+        edges.append((*(size,) * (n // size), *((n % size,) if n % size else ())))
+    return da.map_blocks(
+        _read_block,
+        chunks=(*edges, *((c,) for c in view.shape[view.spatial_ndim :])),
+        dtype=view.dtype,
+        meta=np.empty((0,) * len(view.shape), view.dtype),
+        name=f"view-{tokenize(view.token, edges)}",
+        view=view,
+        sizes=tuple(e[0] for e in edges),
+    )
+
+
+def _read_block(view: ImageView, sizes: tuple[int, ...], block_id: tuple[int, ...]) -> Array:
+    origin = tuple(i * s for i, s in zip(block_id, sizes, strict=False))
+    shape = [min(s, n - o) for s, n, o in zip(sizes, view.shape, origin, strict=False)]
+    return view.read(Region(origin, tuple(shape)))
+
+
+__all__ = ["ScanFailure", "ScanInput", "ScanOutput", "Scans", "infer", "spacing_of"]

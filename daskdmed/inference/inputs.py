@@ -1,0 +1,153 @@
+"""What users give as an image, a mask or a place, in the form that everything below takes.
+
+Not covered: datasets (`daskdmed.inference.cohorts`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import Array, ImageView, OnError, PathLike, Resolution
+from daskdmed.store.location import Location
+from daskdmed.tiling.blocks import choose_block
+from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
+from daskdmed.tiling.mask import kept_windows
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from zarr.abc.store import Store
+
+
+def as_view(
+    image: Any, spatial_ndim: int, resolution: Resolution, on_error: OnError = "raise"
+) -> ImageView:
+    """Anything that `heatmap` takes as an image, at one resolution.
+
+    Raises
+    ------
+    UsageError
+        It is no image, or a view or array with a resolution beside it.
+    """
+    from daskdmed.cohort.record import Record
+
+    keywords: dict[str, Any] = {
+        "level": resolution.level or 0,
+        "mpp": resolution.mpp,
+        "power": resolution.power,
+    }
+    if isinstance(image, (str, os.PathLike)):
+        from daskdmed.images.slide import open_slide
+
+        image = open_slide(image)
+    if _is_array(image):
+        image = Record(array=image)
+    if isinstance(image, Record):
+        if image.array is not None:
+            return image.view(**keywords, spatial_ndim=spatial_ndim)
+        image = image.open()
+    if hasattr(image, "to_dask") and hasattr(image, "view"):
+        view: ImageView = image.view(**keywords, on_error=on_error)
+        return _checked(view, spatial_ndim)
+    if isinstance(image, ImageView):
+        if resolution != Resolution(level=0):
+            raise UsageError(
+                f"{resolution} beside a view, which has its resolution already; "
+                "give the slide, or leave level, mpp and power away"
+            )
+        return _checked(image, spatial_ndim)
+    raise UsageError(
+        f"image must be a slide, a Record, a path, a view or an array, got {type(image).__name__}"
+    )
+
+
+def _is_array(image: Any) -> bool:
+    return isinstance(image, (np.ndarray, da.Array)) or type(image).__module__.startswith("zarr.")
+
+
+def _checked(view: ImageView, spatial_ndim: int) -> ImageView:
+    if view.spatial_ndim != spatial_ndim:
+        raise GeometryError(
+            f"kernel_size has {spatial_ndim} axes, the image has {view.spatial_ndim} axes of "
+            f"space (shape {view.shape}); give one number per axis"
+        )
+    return view
+
+
+def as_location(out: PathLike | Store | None, client: Client | None) -> Location:
+    """Where a result goes; memory without `out`.
+
+    Raises
+    ------
+    UsageError
+        Workers of a cluster could not write there, or it is no place.
+    """
+    if out is None:
+        import zarr
+
+        out = zarr.storage.MemoryStore()
+    elif not isinstance(out, (str, os.PathLike)) and not hasattr(out, "supports_writes"):
+        raise UsageError(f"out must be a path, a URL or a Zarr store, got {type(out).__name__}")
+    location = Location.of(out)
+    if client is not None and location.in_memory:
+        raise UsageError(
+            "workers of a cluster cannot write into this process's memory; "
+            "give out= a path or URL that all of them see"
+        )
+    return location
+
+
+def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float) -> Array | None:
+    """Which windows a mask lets through; None without a mask.
+
+    Parameters
+    ----------
+    mask : array-like, TissueMask or None
+        An array lies over the whole image; a mask that knows its `shape0` (level-0 extent
+        of its image) lies where that says, and must be of this image.
+    view : ImageView
+        The image.
+    grid : WindowGrid
+        Of the windows.
+    minimum : float
+        Least covered share of a window.
+
+    Raises
+    ------
+    GeometryError
+        The mask does not fit, or is of another image.
+    """
+    if mask is None:
+        return None
+    extent0 = getattr(mask, "shape0", None)
+    if extent0 is None:
+        return kept_windows(mask, grid, minimum)
+    if len(extent0) != grid.ndim:
+        raise GeometryError(f"a mask of {len(extent0)} axes on an image of shape {grid.shape}")
+    # of coarse levels the extent is rounded to whole pixels
+    whole = [n * d for n, d in zip(grid.shape, view.downsample, strict=True)]
+    limits = [max(s, d) for s, d in zip(mask.scale, view.downsample, strict=True)]
+    if any(abs(a - b) > most for a, b, most in zip(extent0, whole, limits, strict=True)):
+        raise GeometryError(
+            f"the mask is of an image of {tuple(extent0)} pixels at level 0, this one has about "
+            f"{tuple(round(n) for n in whole)}; make the mask from the same image"
+        )
+    extent = [e / d for e, d in zip(extent0, view.downsample, strict=True)]
+    return kept_windows(np.asarray(mask.data), grid, minimum, extent)
+
+
+def windows_per_block(
+    grid: WindowGrid, view: ImageView, block_windows: PerAxis | None
+) -> tuple[int, ...]:
+    """Windows per block along each axis, as wanted or as the geometry suggests."""
+    if block_windows is not None:
+        wanted = per_axis(block_windows, grid.ndim, "block_windows")
+        if min(wanted) < 1:
+            raise GeometryError(f"block_windows must be at least 1, got {wanted}")
+        return tuple(min(n, c) for n, c in zip(wanted, grid.counts, strict=True))
+    channels = int(np.prod(view.shape[grid.ndim :], dtype=int))
+    return choose_block(grid, view.tile_shape, bytes_per_pixel=channels * view.dtype.itemsize)

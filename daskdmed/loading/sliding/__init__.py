@@ -1,0 +1,1 @@
+"""Every window of a cohort once, in order, as batches: `SlidingWindowDL`."""

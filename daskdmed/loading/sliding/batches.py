@@ -1,0 +1,273 @@
+"""Windows of loaded blocks into batches.
+
+Batches run on over the borders of blocks and of images. Each window is copied once, out of
+its block into the batch, so that a block's memory is free when its last window is copied,
+however long the consumer keeps a batch.
+
+Not covered: reading (`loader_read`), which loads there are (`loader_plan`), the thread that
+keeps some batches ready (`loader_run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from daskdmed.core.types import Array
+from daskdmed.images import buffers
+from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
+from daskdmed.loading.sliding.plan import ImageWindows, Load
+from daskdmed.loading.sliding.read import Loaded, WindowFailure
+from daskdmed.tiling.extract import Windows
+from daskdmed.tiling.imagegrid import ImageGrid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowChunk(SmallChunk):
+    """One window: a small chunk that has a place in a grid.
+
+    Parameters
+    ----------
+    index : tuple of int
+        Number of the window along each axis of its grid.
+    image : ImageGrid or None
+        The grid of its image, at the resolution that was read.
+    """
+
+    index: tuple[int, ...] = ()
+    image: ImageGrid | None = None
+
+
+class WindowChunks(SmallChunks):
+    """The windows of one batch: a lazy, indexable sequence of `WindowChunk`.
+
+    Parameters
+    ----------
+    data : ndarray, shape (batch, *kernel, [channels])
+        Pixels.
+    sources : list of (Provenance, ImageGrid)
+        Of each window.
+    indices : ndarray of int64, shape (batch, spatial axes)
+        Number of each along the axes of its grid.
+    origins : ndarray of int64, shape (batch, spatial axes)
+        First pixel of each at the resolution read.
+    draws : ndarray of int64, shape (batch,)
+        Number of each among the windows of its block that are delivered. Together with the
+        number of the block (``bigchunk.visit``) it names the window on every rank.
+    """
+
+    def __init__(
+        self,
+        data: Array,
+        sources: list[tuple[Provenance, ImageGrid]],
+        indices: Array,
+        origins: Array,
+        draws: Array,
+    ) -> None:
+        provenance = [p for p, _ in sources]
+        super().__init__(data, provenance, np.zeros(len(sources), np.int64), origins, draws)
+        self.indices = indices
+        self._images = [image for _, image in sources]
+
+    @property
+    def images(self) -> list[ImageGrid]:
+        """The grid of the image of each window."""
+        return list(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> WindowChunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SmallChunk]: ...
+    def __getitem__(self, index: int | slice) -> WindowChunk | list[SmallChunk]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        plain = super().__getitem__(i)
+        return WindowChunk(
+            data=plain.data,
+            location=plain.location,
+            origin=plain.origin,
+            level=plain.level,
+            mpp=plain.mpp,
+            patient=plain.patient,
+            record=plain.record,
+            bigchunk=plain.bigchunk,
+            draw=plain.draw,
+            index=tuple(int(v) for v in self.indices[i]),
+            image=self._images[i],
+        )
+
+    def __iter__(self) -> Iterator[WindowChunk]:
+        return (self[i] for i in range(len(self)))
+
+    def table(self) -> list[Mapping[str, Any]]:
+        """One row per window, for a data frame."""
+        rows = super().table()
+        return [
+            {**row, "index": tuple(int(v) for v in index)}
+            for row, index in zip(rows, self.indices, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowBatch:
+    """Windows of one batch.
+
+    Parameters
+    ----------
+    chunks : WindowChunks
+        Pixels and places.
+    position : int
+        Number of the window in the plan with which the next batch begins.
+    failures : tuple of WindowFailure
+        What was left out since the batch before.
+    """
+
+    chunks: WindowChunks
+    position: int
+    failures: tuple[WindowFailure, ...] = ()
+
+
+class Cutter:
+    """Fills batches with the windows of one load after another.
+
+    Parameters
+    ----------
+    size : int
+        Windows per batch.
+    shape : tuple of int
+        Of one window, ``(*kernel[, c])``.
+    dtype : numpy.dtype
+        Sample type.
+    """
+
+    def __init__(self, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.size = size
+        self._shape, self._dtype = shape, dtype
+        self._failures: list[WindowFailure] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._data: Array | None = None
+        self._filled = 0
+        self._sources: list[tuple[Provenance, ImageGrid]] = []
+        self._indices: list[Array] = []
+        self._origins: list[Array] = []
+        self._draws: list[Array] = []
+
+    def cut(self, load: Load, loaded: Loaded, skip: int) -> Iterator[WindowBatch]:
+        """Copy the windows of a load into batches, and give those that are full.
+
+        Parameters
+        ----------
+        load : Load
+            Which windows.
+        loaded : Loaded
+            Their pixels.
+        skip : int
+            How many of them were delivered before.
+        """
+        if loaded.failure is not None:
+            self._failures.append(loaded.failure)
+        keep, rank = _deliverable(load, loaded, skip)
+        windows = Windows(loaded.pixels, load.block, load.image.grid, keep)
+        source = (provenance(load), load.image.described)
+        for lead, begin, stop in windows.runs(self.size):
+            while begin < stop:
+                n = min(stop - begin, self.size - self._filled)
+                if self._data is None:
+                    # recycled: fresh pages cost more than the copy
+                    self._data = buffers.empty((self.size, *self._shape), self._dtype)
+                pixels = windows.row(lead, begin, begin + n)
+                self._data[self._filled : self._filled + n] = pixels
+                self._note(load, source, lead, begin, n, rank)
+                begin += n
+                if self._filled == self.size:
+                    yield self._batch(load.first + int(self._draws[-1][-1]) + 1)
+
+    def rest(self, position: int) -> WindowBatch | None:
+        """The short last batch, if there is one."""
+        if not self._filled and not self._failures:
+            return None
+        return self._batch(position)
+
+    def _note(
+        self,
+        load: Load,
+        source: tuple[Provenance, ImageGrid],
+        lead: tuple[int, ...],
+        begin: int,
+        n: int,
+        rank: Array,
+    ) -> None:
+        block = load.block
+        within = np.empty((n, len(block.shape)), np.int64)
+        within[:, :-1] = lead
+        within[:, -1] = np.arange(begin, begin + n)
+        places = [
+            np.asarray(origins)[within[:, axis]] + first
+            for axis, (origins, first) in enumerate(
+                zip(block.origins, block.region.origin, strict=True)
+            )
+        ]
+        self._indices.append(within + np.array(block.start))
+        self._origins.append(np.stack(places, axis=-1).astype(np.int64))
+        row = rank.reshape(-1, block.shape[-1])[_row_of(lead, block.shape)]
+        self._draws.append(row[begin : begin + n])
+        self._sources += [source] * n
+        self._filled += n
+
+    def _batch(self, position: int) -> WindowBatch:
+        ndim = len(self._indices[0][0]) if self._indices else 1
+        empty = np.empty((0, ndim), np.int64)
+        data = self._data
+        chunks = WindowChunks(
+            np.empty((0, *self._shape), self._dtype) if data is None else data[: self._filled],
+            self._sources,
+            np.concatenate(self._indices) if self._indices else empty,
+            np.concatenate(self._origins) if self._origins else empty,
+            np.concatenate(self._draws) if self._draws else np.empty(0, np.int64),
+        )
+        failures, self._failures = tuple(self._failures), []
+        self._reset()
+        return WindowBatch(chunks, position, failures)
+
+
+def _deliverable(load: Load, loaded: Loaded, skip: int) -> tuple[Array | None, Array]:
+    """Which windows of a load are copied (None: all), and the number of each within it."""
+    planned = np.ones(load.block.shape, bool) if load.keep is None else load.keep
+    rank = (np.cumsum(planned) - 1).reshape(planned.shape)
+    if load.keep is None and loaded.lost is None and not skip:
+        return None, rank
+    keep = planned & (rank >= skip)
+    if loaded.lost is not None:
+        keep &= ~loaded.lost
+    return keep, rank
+
+
+def _row_of(lead: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    number = 0
+    for i, n in zip(lead, shape[:-1], strict=True):
+        number = number * n + i
+    return number
+
+
+def provenance(load: Load) -> Provenance:
+    """What all windows of a load share."""
+    image: ImageWindows = load.image
+    view = image.view
+    bigchunk = BigChunk(
+        data=None,
+        origin=load.block.region.origin,
+        shape=load.block.region.shape,
+        patient=str(image.patient.id),
+        record=image.record,
+        visit=load.visit,
+        downsample=tuple(view.downsample),
+        level=image.level,
+        mpp=view.mpp,
+    )
+    return Provenance(image.patient, (bigchunk,))

@@ -1,0 +1,380 @@
+"""Which block of windows is loaded when: the pure plan behind `SlidingWindowDL`.
+
+A *load* is a block of neighbouring windows whose pixels are read once. The plan puts the
+loads of all images in order, leaves out those without a window to deliver, deals them to
+ranks, and numbers every window to be delivered, so that a position is all that has to be
+saved. Pure arithmetic, no I/O; per load it holds a few integers.
+
+Not covered: reading (`daskdmed.loading.sliding.read`), batches
+(`daskdmed.loading.sliding.batches`), how large a block is (`daskdmed.tiling.blocks`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from dask.utils import format_bytes
+
+from daskdmed.cohort.record import Patient
+from daskdmed.core.errors import BudgetError
+from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.tiling.blocks import choose_block
+from daskdmed.tiling.grid import WindowBlock, WindowGrid
+from daskdmed.tiling.imagegrid import ImageGrid
+
+Order = Literal["sequential", "interleaved"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageWindows:
+    """One image, its windows, and which of them are delivered.
+
+    Parameters
+    ----------
+    patient : Patient
+        Whose.
+    record : str
+        Name of the record.
+    view : ImageView
+        The pixels.
+    grid : WindowGrid
+        The windows.
+    block_windows : tuple of int
+        Windows per load along each axis.
+    keep : ndarray of bool, shape ``grid.counts``, optional
+        False is left out. None: all are delivered.
+    level : int or None
+        Level asked for, None when the resolution was given by mpp or power.
+    """
+
+    patient: Patient
+    record: str
+    view: ImageView
+    grid: WindowGrid
+    block_windows: tuple[int, ...]
+    keep: Array | None = None
+    level: int | None = 0
+
+    @property
+    def count(self) -> int:
+        """Windows to deliver."""
+        return len(self.grid) if self.keep is None else int(np.count_nonzero(self.keep))
+
+    @property
+    def described(self) -> ImageGrid:
+        """What tables say of the image."""
+        return ImageGrid(
+            patient=str(self.patient.id),
+            record=self.record,
+            grid=self.grid,
+            downsample=tuple(float(d) for d in self.view.downsample),
+            level=self.level,
+            mpp=self.view.mpp,
+            source=str(getattr(self.view, "uri", "")),
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        return block_bytes(self.grid, self.block_windows, pixel_bytes(self.view))
+
+    def block_counts(self) -> Array:
+        """Windows to deliver of each block, in C order of blocks, int64."""
+        cuts = [
+            np.arange(0, n, b) for n, b in zip(self.grid.counts, self.block_windows, strict=True)
+        ]
+        if self.keep is None:
+            sizes = [np.diff(np.append(c, n)) for c, n in zip(cuts, self.grid.counts, strict=True)]
+            return np.array(
+                [math.prod(combination) for combination in itertools.product(*sizes)], np.int64
+            )
+        counts: Array = self.keep.astype(np.int64)
+        for axis, cut in enumerate(cuts):
+            counts = np.add.reduceat(counts, cut, axis=axis)
+        return counts.reshape(-1)
+
+    def block(self, number: int) -> tuple[WindowBlock, Array | None]:
+        """The smallest block around the windows to deliver of block `number`, and which.
+
+        Returns
+        -------
+        block : WindowBlock
+            Its pixels are those that have to be read.
+        keep : ndarray of bool or None
+            Shape ``block.shape``; None when all are delivered.
+        """
+        index = np.unravel_index(number, self.grid.block_counts(self.block_windows))
+        block = self.grid.block([int(i) for i in index], self.block_windows)
+        if self.keep is None:
+            return block, None
+        keep = self.keep[block.slices]
+        if keep.all():
+            return block, None
+        occupied = np.nonzero(keep)
+        first = [int(p.min()) for p in occupied]
+        stop = [int(p.max()) + 1 for p in occupied]
+        start = [a + f for a, f in zip(block.start, first, strict=True)]
+        inner = self.grid.box(start, [b - a for a, b in zip(first, stop, strict=True)])
+        return inner, keep[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
+
+
+def pixel_bytes(view: ImageView) -> int:
+    """Bytes of all channels of one pixel."""
+    channels = math.prod(view.shape[view.spatial_ndim :])
+    return int(channels * view.dtype.itemsize)
+
+
+def block_bytes(grid: WindowGrid, block_windows: Sequence[int], bytes_per_pixel: int) -> int:
+    """Bytes that the largest block of a partition of the grid needs."""
+    extents = [
+        (b - 1) * s + k
+        for b, s, k in zip(block_windows, grid.stride, grid.kernel_size, strict=True)
+    ]
+    return math.prod(extents) * bytes_per_pixel
+
+
+def fit_block(
+    grid: WindowGrid, tile_shape: Sequence[int], bytes_per_pixel: int, budget: int
+) -> tuple[int, ...]:
+    """Windows per load: as for a heatmap, made smaller until two blocks fit the budget.
+
+    Raises
+    ------
+    BudgetError
+        Not even two blocks of one window do.
+    """
+    shape = list(choose_block(grid, tile_shape, bytes_per_pixel=bytes_per_pixel))
+    while 2 * (needed := block_bytes(grid, shape, bytes_per_pixel)) > budget:
+        if max(shape) == 1:
+            raise BudgetError(
+                f"resident={format_bytes(budget)} cannot hold two blocks of one window of "
+                f"{grid.kernel_size} pixels, {format_bytes(needed)} each; ask for "
+                f"{2 * needed} bytes or more"
+            )
+        longest = max(range(grid.ndim), key=lambda a: (shape[a] > 1, shape[a] * grid.stride[a]))
+        # blocks that began on storage tiles still do, if halving leaves whole periods
+        period = tile_shape[longest] // math.gcd(grid.stride[longest], tile_shape[longest])
+        half = shape[longest] // 2
+        shape[longest] = half // period * period if half >= period else half
+    return tuple(shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Load:
+    """One block to be read.
+
+    Parameters
+    ----------
+    number : int
+        In the plan of this rank.
+    image : ImageWindows
+        Whose windows.
+    block : WindowBlock
+        The windows, and the pixels that they span.
+    keep : ndarray of bool or None
+        Shape ``block.shape``; None when all windows are delivered.
+    first : int
+        Position of its first window in the plan of this rank.
+    count : int
+        Windows to deliver.
+    visit : int
+        Number in the plan of all ranks.
+    """
+
+    number: int
+    image: ImageWindows
+    block: WindowBlock
+    keep: Array | None
+    first: int
+    count: int
+    visit: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels, those outside the image included."""
+        return math.prod(self.block.extent) * pixel_bytes(self.image.view)
+
+    def __str__(self) -> str:
+        spans = ", ".join(
+            f"{a}:{b}"
+            for a, b in zip(self.block.region.origin, self.block.region.stop, strict=True)
+        )
+        last = tuple(s.stop - 1 for s in self.block.slices)
+        return f"windows {self.block.start} to {last}, pixels [{spans}]"
+
+
+class LoadPlan:
+    """The loads of one rank, in order.
+
+    Parameters
+    ----------
+    images : sequence of ImageWindows
+        In the order in which they are begun.
+    order : {"sequential", "interleaved"}
+        One image after the other, or the blocks of several by turns.
+    at_once : int
+        How many images take turns.
+    rank, world_size : int
+        Loads are dealt in contiguous runs of about equally many windows; every load
+        belongs to exactly one rank.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[ImageWindows],
+        *,
+        order: Order = "sequential",
+        at_once: int = 4,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.images = tuple(images)
+        queues = []
+        for number, image in enumerate(self.images):
+            counts = image.block_counts()
+            blocks = np.flatnonzero(counts)
+            queues.append(np.stack([np.full(blocks.size, number), blocks, counts[blocks]], axis=-1))
+        table = np.concatenate(queues) if queues else np.empty((0, 3), np.int64)
+        if order == "interleaved":
+            table = table[_by_turns([len(q) for q in queues], at_once)]
+        table = np.column_stack([table, np.arange(len(table))])
+        self.total_windows = int(table[:, 2].sum())
+        if world_size > 1:
+            ends = np.cumsum(table[:, 2])
+            middles = ends - table[:, 2] / 2
+            owner = np.floor(middles * world_size / max(self.total_windows, 1))
+            table = table[owner == rank]
+        self._table = table.astype(np.int64)
+        self._ends = np.cumsum(self._table[:, 2])
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def windows(self) -> int:
+        """Windows that this rank delivers."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def windows_of(self) -> dict[tuple[str, str], int]:
+        """(patient id, record) -> windows that this rank delivers of it."""
+        counts = np.bincount(
+            self._table[:, 0], weights=self._table[:, 2], minlength=len(self.images)
+        )
+        return {
+            (str(image.patient.id), image.record): int(count)
+            for image, count in zip(self.images, counts, strict=True)
+        }
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The load that holds a window, by its position, and how many of it come before."""
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        return number, position - (int(self._ends[number - 1]) if number else 0)
+
+    def load(self, number: int) -> Load:
+        """One load."""
+        which, block_number, count, visit = (int(v) for v in self._table[number])
+        image = self.images[which]
+        block, keep = image.block(block_number)
+        first = int(self._ends[number]) - count
+        return Load(number, image, block, keep, first, count, visit)
+
+
+def _by_turns(lengths: Sequence[int], at_once: int) -> Array:
+    """Positions of rows of concatenated queues, `at_once` queues taking turns."""
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    waiting = deque((int(a), int(a) + n) for a, n in zip(starts[:-1], lengths, strict=True) if n)
+    active: deque[tuple[int, int]] = deque()
+    order = []
+    while waiting or active:
+        while waiting and len(active) < at_once:
+            active.append(waiting.popleft())
+        at, stop = active.popleft()
+        order.append(at)
+        if at + 1 < stop:
+            active.append((at + 1, stop))
+    return np.array(order, np.int64)
+
+
+def _incidence(block: WindowBlock, grid: WindowGrid, edges: Sequence[Array]) -> list[Array]:
+    """Per axis (windows, cells) bool: which cells between `edges` each window touches."""
+    touched = []
+    for axis, cuts in enumerate(edges):
+        begin = np.asarray(block.origins[axis]) + block.region.origin[axis]
+        stop = begin + grid.kernel_size[axis]
+        touched.append((begin[:, None] < cuts[None, 1:]) & (stop[:, None] > cuts[None, :-1]))
+    return touched
+
+
+def needed_regions(load: Load) -> list[Region]:
+    """The pixels that the windows of a load need, as few boxes of whole storage tiles.
+
+    Tiles that lie under no window to deliver (masked out, or in the gaps of a stride that
+    exceeds the kernel) are in none of them, all others in exactly one.
+
+    Returns
+    -------
+    list of Region
+        Clipped to the region of the block; that region alone when everything is needed.
+    """
+    block, grid, tiles = load.block, load.image.grid, load.image.view.tile_shape
+    region = block.region
+    edges: list[Array] = []
+    for first, stop, tile in zip(region.origin, region.stop, tiles, strict=True):
+        inner = np.arange(first // tile * tile + tile, stop, tile)
+        edges.append(np.concatenate(([first], inner, [stop])))
+    keep = np.ones(block.shape, bool) if load.keep is None else load.keep
+    needed: Array = keep.astype(np.int64)
+    for touched in _incidence(block, grid, edges):
+        # consumes the leading axis (windows) and appends the tiles of that axis
+        needed = np.tensordot(needed, touched.astype(np.int64), axes=(0, 0))
+    if (needed > 0).all():
+        return [region]
+    return [
+        Region(
+            tuple(int(e[a]) for e, a in zip(edges, low, strict=True)),
+            tuple(int(e[b] - e[a]) for e, a, b in zip(edges, low, high, strict=True)),
+        )
+        for low, high in _boxes(needed > 0)
+    ]
+
+
+def _boxes(cells: Array) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """True cells as disjoint boxes (first, stop), grown greedily along the last axis first."""
+    left = cells.copy()
+    boxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    while True:
+        flat = int(np.argmax(left))
+        low = [int(i) for i in np.unravel_index(flat, left.shape)]
+        if not left[tuple(low)]:
+            return boxes
+        high = [i + 1 for i in low]
+        for axis in reversed(range(left.ndim)):
+            while high[axis] < left.shape[axis]:
+                slab = [slice(a, b) for a, b in zip(low, high, strict=True)]
+                slab[axis] = slice(high[axis], high[axis] + 1)
+                if not left[tuple(slab)].all():
+                    break
+                high[axis] += 1
+        left[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = False
+        boxes.append((tuple(low), tuple(high)))
+
+
+def windows_touching(load: Load, regions: Sequence[Region]) -> Array:
+    """Which windows of a load share pixels with some regions; bool, shape ``block.shape``."""
+    hit = np.zeros(load.block.shape, bool)
+    for region in regions:
+        edges: list[Any] = [
+            np.array([a, b]) for a, b in zip(region.origin, region.stop, strict=True)
+        ]
+        touched = _incidence(load.block, load.image.grid, edges)
+        part = touched[0][:, 0]
+        for other in touched[1:]:
+            part = part[..., None] & other[:, 0]
+        hit |= part
+    return hit

@@ -1,0 +1,21 @@
+"""Which record gives the next big chunk: policies for ``LightDL(policy=...)``."""
+
+from daskdmed.persistence.policy import (
+    LabelBalanced,
+    LeastVisitedFirst,
+    OnePass,
+    Policy,
+    Sequential,
+    Situation,
+    Weighted,
+)
+
+__all__ = [
+    "LabelBalanced",
+    "LeastVisitedFirst",
+    "OnePass",
+    "Policy",
+    "Sequential",
+    "Situation",
+    "Weighted",
+]

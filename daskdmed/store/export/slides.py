@@ -1,0 +1,466 @@
+"""Whole slides as OME-Zarr: sharded, streaming, resumable.
+
+Block by block: a block is read from the slide (each storage tile once, when chunks lie on
+the tile grid) and written as whole shards, which no other block touches. Levels that the
+slide has are copied, coarser ones are built from the level before. What is done is kept in
+the store until the end, so that a killed run goes on where it was, to the identical store.
+
+Not covered: which blocks there are (`daskdmed.store.export.slideplan`), results of models
+(`daskdmed.store.results.resumable`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from daskdmed import __version__
+from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
+from daskdmed.core.files import write_failure
+from daskdmed.core.types import OnError, PathLike, Region
+from daskdmed.core.work import run_all
+from daskdmed.images.slide import Slide, open_slide
+from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.codecs import Compressor, compressors_for
+from daskdmed.store.ngff.image import (
+    ZARR_FORMATS,
+    Channel,
+    check_version,
+    create_level,
+    hex_color,
+    multiscale_metadata,
+    ome_attributes,
+)
+from daskdmed.store.ngff.pyramid import ReduceTask, make_channels, value_range
+from daskdmed.store.results.donemap import DONE, DoneMap
+from daskdmed.store.results.resumable import differences
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distributed import Client
+
+logger = logging.getLogger("daskdmed.store")
+KIND = "slide"
+_AXES = ("c", "y", "x")
+_RGB = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+
+
+def slide_to_ome_zarr(
+    slide: Slide | PathLike,
+    path: PathLike,
+    *,
+    level: int | None = None,
+    mpp: float | tuple[float, float] | None = None,
+    pyramid: Pyramid = "auto",
+    chunks: Extent = None,
+    shards: Extent | bool = None,
+    compressor: Compressor = "zstd",
+    version: str = "0.5",
+    associated: bool = True,
+    on_error: OnError = "raise",
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Client | None = None,
+    progress: bool = False,
+) -> Slide:
+    """Convert a whole slide to an OME-Zarr image (c, y, x), losslessly.
+
+    A local store appears at `path` when it is complete, in one step; until then it is built
+    in a hidden folder beside it. At a URL the data are written in place (unless something
+    is there to be replaced) and the metadata that make it an image last.
+
+    Parameters
+    ----------
+    slide : Slide, path or URL
+        What is converted. A resolution given by ``Slide.with_mpp`` is kept.
+    path : path or URL
+        Where to write.
+    level : int, optional
+        The finest level that is written, default 0.
+    mpp : float or (float, float), optional
+        Write at this resolution instead, (x, y) micrometers per pixel, resampled.
+    pyramid : {"auto", "copy", "build", "none"}
+        "auto" copies the slide's coarser levels and builds further ones, each half as large,
+        until no axis is longer than 1024 pixels. "copy" copies only, "build" builds all from
+        the finest, "none" writes the finest only. Built levels are means of 2 x 2 pixels.
+    chunks : int or (int, int), optional
+        (height, width) of what is decoded at once. Default: the storage tile, so that every
+        tile of the slide is read once. With chunks of which no multiple of reasonable size
+        is one of the tile, tiles between two blocks are read by both.
+    shards : int, (int, int) or False, optional
+        (height, width) of one object in the store, a multiple of `chunks`; default about
+        4096 pixels or 64 MiB. False: every chunk is an object, as in version 0.4 always.
+    compressor : {"zstd", "blosc", "gzip"}, None or a codec
+        None stores raw pixels. A codec of ``zarr.codecs`` (0.5) or ``numcodecs`` (0.4) is
+        taken as it is.
+    version : {"0.5", "0.4"}
+        Of OME-Zarr: Zarr v3 or v2 underneath.
+    associated : bool
+        Copy label, macro and thumbnail too. A label often shows the name of the patient.
+    on_error : {"raise", "fill"}
+        A tile that cannot be decoded stops the conversion, or becomes background and a
+        warning.
+    resume : bool
+        Go on with what an interrupted call with the same arguments left, to the store that
+        it would have written; where there is nothing, begin. What is complete stays.
+    overwrite : bool
+        Replace a store that is there, which stays until the new one is complete. With
+        `resume`: go on with an interrupted replacement.
+    client : distributed.Client, optional
+        Convert on a cluster, whose workers see slide and store under the same names.
+        Default: threads of this process.
+    progress : bool
+        Show a progress bar over blocks.
+
+    Returns
+    -------
+    Slide
+        The converted slide, open.
+
+    Raises
+    ------
+    StoreError
+        Something is at `path`, an interrupted conversion with other arguments is, or the
+        store cannot be written (disk full...). What is done stays and can be resumed.
+    ImageError
+        The slide cannot be read.
+    UsageError, ResolutionError, GeometryError
+        Arguments that contradict each other or the slide.
+
+    Examples
+    --------
+    >>> slide = daskdmed.open_slide("slide.svs")  # doctest: +SKIP
+    >>> converted = slide.to_ome_zarr("slide.ome.zarr")  # doctest: +SKIP
+    """
+    if not isinstance(slide, Slide):
+        slide = open_slide(slide)
+    version = check_version(version)
+    codec = compressors_for(compressor, version)
+    plan = plan_levels(
+        slide,
+        level=level,
+        mpp=mpp,
+        pyramid=pyramid,
+        chunks=chunks,
+        shards=shards,
+        sharded=version == "0.5",
+        on_error=on_error,
+    )
+    location = _target(path, client)
+    job = _Job(slide, plan, version, codec, associated, location)
+    place = job.place(resume=resume, overwrite=overwrite)
+    if place is not None:
+        job.run(place, client, progress)
+        try:
+            location.replace(place)
+        except OSError as error:
+            then = f"the new store is complete in {place}; resume=True puts it in place"
+            raise write_failure(location, error, then) from error
+    return open_slide(str(location))
+
+
+def _target(path: PathLike, client: Client | None) -> Location:
+    location = Location.of(path)
+    if not isinstance(location.target, str):
+        raise UsageError(
+            f"path must be a path or a URL, got {type(path).__name__}; slides open by name only"
+        )
+    if client is not None and location.in_memory:
+        raise UsageError(
+            "workers of a cluster cannot write into this process's memory; give a path or URL "
+            "that all of them see"
+        )
+    return location
+
+
+@dataclass(frozen=True)
+class CopyTask:
+    """Copies one block of a slide. Picklable, for clusters.
+
+    Parameters
+    ----------
+    view : SlideView
+        What is read.
+    target : zarr.Array
+        (c, y, x); blocks are whole shards of it.
+    """
+
+    view: Any
+    target: Any
+
+    def __call__(self, region: Region) -> None:
+        """Read and write."""
+        values = np.empty((self.target.shape[0], *region.shape), self.target.dtype)
+        self.view.read(region, values.transpose(1, 2, 0))
+        self.target[(slice(None), *region.slices)] = values
+
+
+@dataclass(frozen=True)
+class _BuildTask:
+    """Computes one block of a coarser level."""
+
+    reduce: ReduceTask
+
+    def __call__(self, region: Region) -> None:
+        channels = self.reduce.target.shape[0]
+        self.reduce(Region((0, *region.origin), (channels, *region.shape)))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One conversion: what is written, and how far it is."""
+
+    slide: Slide
+    plan: list[PlannedLevel]
+    version: str
+    codec: Any
+    associated: bool
+    location: Location
+
+    @property
+    def fill(self) -> int:
+        """Value of chunks without an object: the background, when it is the same everywhere."""
+        values = set(self.slide.background)
+        return int(values.pop()) if len(values) == 1 else 0
+
+    @property
+    def _power(self) -> float | None:
+        """Objective power at the finest level that is written."""
+        view = self.plan[0].view
+        if self.slide.power is None or view is None:
+            return None
+        return self.slide.power / (sum(view.downsample) / 2)
+
+    def parameters(self) -> dict[str, Any]:
+        """Everything that the bytes of the store depend on."""
+        plain = {
+            "slide": self.slide.token,
+            "version": self.version,
+            "compressor": str(self.codec),
+            "associated": self.associated,
+            "levels": [level.to_json() for level in self.plan],
+        }
+        found: dict[str, Any] = json.loads(json.dumps(plain))
+        return found
+
+    def attributes(self, state: str) -> dict[str, Any]:
+        """Own attributes of the group."""
+        own = {
+            "kind": KIND,
+            "state": state,
+            "version": __version__,
+            "image": self.slide.uri,
+            "power": self._power,
+            "parameters": self.parameters(),
+        }
+        return {"daskdmed": own}
+
+    def place(self, *, resume: bool, overwrite: bool) -> Location | None:
+        """Where to write, empty or to be resumed; None when there is nothing to do."""
+        location = self.location
+        try:
+            there = location.holds_group()
+            own = self._own(location) if there else {}
+            begun = own.get("state") == "incomplete"
+            if there and not begun and not overwrite:
+                if resume and own.get("kind") == KIND:
+                    self._check(location, own)
+                    # a run that was killed at its last step leaves the map
+                    del location.open("r+", ZARR_FORMATS[self.version])[DONE]
+                    return None
+                raise StoreError(
+                    f"{location} holds a Zarr group already; overwrite=True replaces it when the "
+                    "new one is complete, or give another path"
+                )
+            direct = location.path is None and (begun or not there)
+            place = location if direct else location.staging
+            if not (begun if direct else place.holds_group()):
+                return place
+            own = self._own(place)
+            if resume and own:
+                self._check(place, own)
+                place.sweep()
+                return place
+            if own and not overwrite:
+                raise StoreError(
+                    f"an interrupted conversion is in {place}; resume=True goes on with it, "
+                    "overwrite=True begins anew"
+                )
+            place.remove()
+        except OSError as error:
+            if isinstance(error, DaskdmedError):
+                raise
+            raise write_failure(location, error) from error
+        return place
+
+    def _own(self, place: Location) -> dict[str, Any]:
+        own: Any = place.open("r", zarr_format=None).attrs.get("daskdmed")
+        return own if isinstance(own, dict) else {}
+
+    def _check(self, place: Location, own: dict[str, Any]) -> None:
+        found = differences(own.get("parameters", {}), self.parameters())
+        if own.get("kind") != KIND or found:
+            raise StoreError(
+                f"{place} was begun with other parameters, and is not resumed:\n  "
+                + "\n  ".join(found)
+                + "\nGive the same ones, or overwrite=True to begin anew."
+            )
+
+    def run(self, place: Location, client: Client | None, progress: bool) -> None:
+        """Do what is not done, and make it an image."""
+        done: DoneMap | None = None
+        try:
+            group, arrays, done = self._open(place)
+            if done is not None:
+                with _bar(done.total, done.finished, progress) as advance:
+                    self._levels(arrays, done, advance, client)
+                done.flush()
+                self._finish(group, arrays, client)
+            else:
+                del group[DONE]
+        except DaskdmedError as error:
+            error.add_note(self._state(done, place))
+            raise
+        except OSError as error:
+            raise write_failure(place, error, self._state(done, place)) from error
+        finally:
+            if done is not None and not done.is_flushed:
+                _flush_quietly(done)
+
+    def _state(self, done: DoneMap | None, place: Location) -> str:
+        if done is None:
+            return "nothing is lost: no block was written"
+        return (
+            f"{done.finished} of {done.total} blocks are done and kept in {place}; "
+            "call again with resume=True to go on"
+        )
+
+    def _open(self, place: Location) -> tuple[zarr.Group, list[Any], DoneMap | None]:
+        """Group, arrays and map, made where they are missing; no map when all is done."""
+        zarr_format = ZARR_FORMATS[self.version]
+        if place.holds_group():
+            group = place.open("r+", zarr_format)
+        else:
+            group = zarr.create_group(
+                place.target, zarr_format=zarr_format, attributes=self.attributes("incomplete")
+            )
+        arrays: list[Any] = []
+        for level in self.plan:
+            if level.place.path not in group:
+                create_level(
+                    group,
+                    level.place.path,
+                    shape=level.shape,
+                    chunks=level.chunks,
+                    shards=level.shards,
+                    dtype=self.slide.dtype.str,
+                    fill_value=self.fill,
+                    axes=_AXES,
+                    compressors=self.codec,
+                )
+            arrays.append(group[level.place.path])
+        own: Any = group.attrs["daskdmed"]
+        if own["state"] == "complete":
+            return group, arrays, None
+        return group, arrays, DoneMap(group, (sum(level.blocks for level in self.plan),))
+
+    def _levels(
+        self,
+        arrays: list[Any],
+        done: DoneMap,
+        advance: Callable[[], None],
+        client: Client | None,
+    ) -> None:
+        """Every level in turn, because built ones need the one before."""
+        first = 0
+        for number, (level, array) in enumerate(zip(self.plan, arrays, strict=True)):
+            call: Any
+            if level.view is not None:
+                call = CopyTask(level.view, array)
+            else:
+                factors = (1, level.factor, level.factor)
+                call = _BuildTask(ReduceTask(arrays[number - 1], array, factors, "mean"))
+            numbered = {
+                region: first + i
+                for i, region in enumerate(level.regions())
+                if not done[(first + i,)]
+            }
+            logger.info("%s: level %d, %d blocks to do", self.location, number, len(numbered))
+
+            def mark(region: Region, _: Any, numbered: dict[Region, int] = numbered) -> None:
+                done.mark((numbered[region],))
+                advance()
+
+            run_all(numbered, call, mark, client=client)
+            first += level.blocks
+
+    def _finish(self, group: zarr.Group, arrays: list[Any], client: Client | None) -> None:
+        """Associated images, then the metadata in one write, then the map is dropped."""
+        if self.associated and self.slide.associated_images:
+            home = group.require_group("associated")
+            for name, picture in self.slide.associated_images.items():
+                extra = {} if self.version == "0.4" else {"dimension_names": ("y", "x", "c")}
+                home.create_array(
+                    name, data=np.ascontiguousarray(picture), chunks=picture.shape, overwrite=True,
+                    **extra,
+                )  # fmt: skip
+        micrometer = None if self.slide.mpp is None else "micrometer"
+        ome = multiscale_metadata(
+            _AXES,
+            [level.place for level in self.plan],
+            units=(None, micrometer, micrometer),
+            name=self.slide.uri.rstrip("/").rsplit("/", 1)[-1],
+            method="mean" if any(level.view is None for level in self.plan) else "",
+            channels=self._channels(arrays[-1], client),
+            version=self.version,
+        )
+        group.attrs.put({**ome_attributes(ome, self.version), **self.attributes("complete")})
+        del group[DONE]
+
+    def _channels(self, coarsest: Any, client: Client | None) -> list[Channel]:
+        count = coarsest.shape[0]
+        if count == 3 and self.slide.dtype == np.uint8:
+            return [Channel(name, color, (0.0, 255.0)) for name, color in _RGB]
+        if self.slide.dtype == np.uint8:
+            windows = [(0.0, 255.0)] * count
+        else:
+            windows = value_range(coarsest, client)
+        facts = self.slide.properties
+        names = [facts.get(f"omero.channel[{i}].label", str(i)) for i in range(count)]
+        colors = [facts.get(f"omero.channel[{i}].color", "") for i in range(count)]
+        given = all(len(c) == 6 for c in colors)
+        return make_channels(
+            count, windows, names, [hex_color(c) for c in colors] if given else None
+        )
+
+
+def _flush_quietly(done: DoneMap) -> None:
+    """After an error: keep what is done if that can be; the error itself says more."""
+    try:
+        done.flush()
+    except StoreError as error:
+        logger.warning("%s", error)
+
+
+@contextmanager
+def _bar(total: int, finished: int, show: bool) -> Iterator[Callable[[], None]]:
+    if not show:
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, initial=finished, unit="block", desc="to OME-Zarr") as bar:
+
+        def advance() -> None:
+            bar.update()
+
+        yield advance

@@ -1,0 +1,1 @@
+"""OME-Zarr: metadata, coarser levels, labels."""

@@ -1,0 +1,348 @@
+"""Label images beside an image: classes, masks, regions, with colours and names.
+
+A label image lies in the group ``labels`` of its image, covers the same pixels, and has as
+many levels, as OME-Zarr wants it. Coarser levels hold the most frequent label.
+
+Not covered: shapes instead of pixels (`daskdmed.store.export.geojson`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from daskdmed.core.errors import GeometryError, StoreError, UsageError
+from daskdmed.core.files import write_failure
+from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.work import run_all
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.image import (
+    PALETTE,
+    ZARR_FORMATS,
+    LevelPlace,
+    create_level,
+    hex_color,
+    label_metadata,
+    multiscale_metadata,
+    ome_attributes,
+    ome_of,
+)
+from daskdmed.store.ngff.pyramid import build_levels, coarser_place, level_places, write_units
+from daskdmed.store.ngff.reduction import Method
+from daskdmed.store.results.finished import Heatmap, open_heatmap
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: name of the group, fixed by the format
+_HOME = "labels"
+#: a colour per label is written for at most so many of them
+_MOST_COLORS = 4096
+_SMALLEST_CHUNK = 256
+
+
+def argmax_labels(
+    heatmap: Heatmap | PathLike | da.Array | Array, *, threshold: float | None = None
+) -> da.Array:
+    """Classes of a result: 1 + the channel with the largest value, 0 where there is none.
+
+    Parameters
+    ----------
+    heatmap : path, zarr store, array or Heatmap
+        (k, rows, columns), or (rows, columns) with a `threshold`. The channel comes first.
+    threshold : float, optional
+        A pixel whose largest value is below is 0. With one channel it is needed.
+
+    Returns
+    -------
+    dask.array.Array
+        uint8 (uint16 from 255 channels on), lazy, without the channel axis. Pixels that were
+        not computed (all values NaN) are 0.
+
+    Raises
+    ------
+    UsageError
+        One channel without a threshold.
+    """
+    values = open_heatmap(heatmap)
+    array: Any = values.lazy()
+    if values.channels == 1:
+        if threshold is None:
+            raise UsageError("a result with one value per window needs a threshold to have classes")
+        array = array if values.has_channels else array[None]
+    dtype = np.dtype(np.uint8 if array.shape[0] < 255 else np.uint16)
+    array = array.rechunk({0: -1})
+    return da.map_blocks(
+        _argmax,
+        array,
+        drop_axis=0,
+        dtype=dtype,
+        threshold=threshold,
+        meta=np.empty((0,) * 0, dtype),
+    )
+
+
+def _argmax(block: Array, threshold: float | None) -> Array:
+    dtype = np.uint8 if len(block) < 255 else np.uint16
+    filled = np.where(np.isnan(block), -np.inf, block) if block.dtype.kind == "f" else block
+    best = filled.argmax(axis=0)
+    top = np.take_along_axis(filled, best[None], 0)[0]
+    known = ~np.isnan(block).all(axis=0) if block.dtype.kind == "f" else np.ones(top.shape, bool)
+    if threshold is not None:
+        known &= top >= threshold
+    return np.where(known, best + 1, 0).astype(dtype)
+
+
+def write_labels(
+    store: PathLike | Store,
+    labels: da.Array | Array | Any,
+    *,
+    name: str = "classes",
+    classes: Sequence[str] | Mapping[int, str] | None = None,
+    colors: Sequence[str] | Mapping[int, str] | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> None:
+    """Write a label image into the group of its image.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        An OME-Zarr image: a result of `daskdmed.heatmap`, a converted slide...
+    labels : dask.array.Array, zarr.Array or ndarray of int or bool
+        One label per pixel of the image's finest level, without the channel axis; 0 is
+        background. Read block by block.
+    name : str
+        Of the label image.
+    classes : sequence or mapping of int to str, optional
+        Names; a sequence names the labels 1, 2, 3...
+    colors : sequence or mapping of int to str, optional
+        Six hexadecimal digits per label, likewise. Default: a palette for the labels 1 to
+        the largest one, or as many as have names.
+    overwrite : bool
+        Replace a label image of that name; readers see the old one until then.
+    client : distributed.Client, optional
+        Compute on a cluster; `labels` must be something that its workers can read.
+
+    Raises
+    ------
+    StoreError
+        No image is there, or the labels are and `overwrite` is not set, or writing failed.
+    GeometryError
+        The labels are not as many pixels as the image.
+    UsageError
+        No integers, or a wrong name or colour.
+
+    Examples
+    --------
+    >>> classes = argmax_labels("a.zarr")  # doctest: +SKIP
+    >>> write_labels("a.zarr", classes, classes=["benign", "tumour"])  # doctest: +SKIP
+    """
+    if not name or name.startswith(".") or "/" in name:
+        raise UsageError(f"name must be one word without slashes, got {name!r}")
+    _shown(classes, colors, 0)  # wrong ones are refused before anything is written
+    location = Location.of(store)
+    group = location.open(zarr_format=None)
+    axes, places, units, finest = _image(location, group)
+    shape, dtype = tuple(labels.shape), np.dtype(labels.dtype)
+    expected = tuple(n for n, a in zip(finest.shape, axes, strict=True) if a != "c")
+    if shape != expected:
+        raise GeometryError(
+            f"labels have shape {shape}, the image in {location} is {expected} without channels"
+        )
+    if dtype.kind not in "uib":
+        raise UsageError(f"labels are integers or bool, got {dtype}")
+    dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+    home = _home(group)
+    announced = name in ome_of(home).get("labels", [])
+    if announced and not overwrite:
+        raise StoreError(
+            f"{location} has labels {name!r} already; overwrite=True replaces them, or give "
+            "another name"
+        )
+    spatial = [i for i, a in enumerate(axes) if a != "c"]
+    job = _LabelJob(
+        axes=[axes[i] for i in spatial],
+        units=[units[i] for i in spatial],
+        places=[_spatial(place, spatial) for place in places],
+        chunks=tuple(_chunk(finest, i) for i in spatial),
+        shards=tuple(finest.shards[i] for i in spatial) if finest.shards else None,
+        dtype=dtype,
+        version={number: v for v, number in ZARR_FORMATS.items()}[group.metadata.zarr_format],
+    )
+    target = _inside(location, name)
+    place = target.staging if target is not None and announced else target
+    try:
+        if place is not None:
+            place.remove()
+            made = zarr.create_group(place.target, zarr_format=group.metadata.zarr_format)
+        else:
+            made = home.create_group(name, overwrite=True)
+        places, largest = job.write(made, labels, client)
+        job.describe(made, name, places, label_metadata(*_shown(classes, colors, largest)))
+        if place is not None and target is not None and place != target:
+            target.replace(place)
+        _announce(home, name, job.version)
+    except OSError as error:
+        raise write_failure(f"labels {name!r} of {location}", error, "call again") from error
+
+
+@dataclass(frozen=True)
+class _LabelJob:
+    """What a label image shares with its image."""
+
+    axes: list[str]
+    units: list[str | None]
+    places: list[LevelPlace]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+    version: str
+
+    def write(
+        self, group: zarr.Group, labels: Any, client: Client | None
+    ) -> tuple[list[LevelPlace], int]:
+        """Write all levels: where they lie, and the largest label."""
+        finest = create_level(
+            group,
+            self.places[0].path,
+            shape=labels.shape,
+            chunks=self.chunks,
+            shards=self.shards,
+            dtype=self.dtype.str,
+            fill_value=0,
+            axes=self.axes,
+            overwrite=True,
+        )
+        largest = 0
+
+        def note(_: Region, found: int) -> None:
+            nonlocal largest
+            largest = max(largest, found)
+
+        run_all(write_units(finest), _CopyLabels(labels, finest), note, client=client)
+        method: Method = "mode"
+        written = [self.places[0]]
+        for fine, coarse in itertools.pairwise(self.places):
+            # levels of a slide may round their extents: take the nearest whole factor
+            factor = round(coarse.scale[-1] / fine.scale[-1])
+            if factor < 2:
+                raise GeometryError(
+                    f"level {coarse.path!r} of the image is not coarser than {fine.path!r} by a "
+                    "whole factor; labels need such levels"
+                )
+            names = [coarse.path]
+            build_levels(group, fine.path, [factor], self.axes, method, client, names)
+            factors = (factor,) * len(self.axes)
+            written.append(coarser_place(written[-1], coarse.path, factors))
+        return written, largest
+
+    def describe(
+        self, group: zarr.Group, name: str, places: list[LevelPlace], image_label: dict[str, Any]
+    ) -> None:
+        """The metadata, in one write."""
+        ome = multiscale_metadata(
+            self.axes,
+            places,
+            units=self.units,
+            name=name,
+            method="mode" if len(places) > 1 else "",
+            image_label=image_label,
+            version=self.version,
+        )
+        group.attrs.put(ome_attributes(ome, self.version))
+
+
+@dataclass(frozen=True)
+class _CopyLabels:
+    labels: Any
+    target: Any
+
+    def __call__(self, unit: Region) -> int:
+        part = self.labels[unit.slices]
+        if isinstance(part, da.Array):
+            part = part.compute(scheduler="synchronous")
+        values = np.asarray(part).astype(self.target.dtype)
+        if values.size and values.min() < 0:
+            raise UsageError(f"labels are 0 or larger, got {values.min()} in {unit}")
+        self.target[unit.slices] = values
+        return int(values.max(initial=0))
+
+
+def _image(
+    location: Location, group: zarr.Group
+) -> tuple[list[str], list[LevelPlace], list[str | None], Any]:
+    """Axes, levels, units and finest array of the image."""
+    multiscale, places = level_places(location, group)
+    axes = [str(axis["name"]) for axis in multiscale["axes"]]
+    units = [axis.get("unit") for axis in multiscale["axes"]]
+    return axes, places, units, group[places[0].path]
+
+
+def _chunk(finest: Any, axis: int) -> int:
+    """As the image's, but no crumbs: cells of a result are few."""
+    chunk, extent = int(finest.chunks[axis]), int(finest.shape[axis])
+    return chunk if finest.shards else min(max(chunk, _SMALLEST_CHUNK), extent)
+
+
+def _spatial(place: LevelPlace, kept: Sequence[int]) -> LevelPlace:
+    return LevelPlace(
+        place.path,
+        tuple(place.scale[i] for i in kept),
+        tuple(place.translation[i] for i in kept),
+    )
+
+
+def _home(group: zarr.Group) -> zarr.Group:
+    return group.require_group(_HOME)
+
+
+def _inside(location: Location, name: str) -> Location | None:
+    """The place of a label image, None inside a store object."""
+    if not isinstance(location.target, str):
+        return None
+    return Location(f"{location.target.rstrip('/')}/{_HOME}/{name}")
+
+
+def _announce(home: zarr.Group, name: str, version: str) -> None:
+    """Name the label image in the group of all labels, when it is complete."""
+    ome = ome_of(home)
+    names = [*ome.get("labels", [])]
+    if name not in names:
+        names.append(name)
+    content = {"labels": names} if version == "0.4" else {"version": version, "labels": names}
+    home.attrs.update(ome_attributes(content, version))
+
+
+def _shown(
+    classes: Sequence[str] | Mapping[int, str] | None,
+    colors: Sequence[str] | Mapping[int, str] | None,
+    largest: int,
+) -> tuple[dict[int, tuple[int, int, int, int]], dict[int, str]]:
+    """Colours (red, green, blue, opacity) and names by label."""
+    names, given = _by_label(classes, "classes"), _by_label(colors, "colors")
+    count = min(max([largest, *names]), _MOST_COLORS)
+    found = {i: PALETTE[(i - 1) % len(PALETTE)] for i in range(1, count + 1)}
+    found |= {label: hex_color(color) for label, color in given.items()}
+    shades = {0: (0, 0, 0, 0)}
+    for label, color in found.items():
+        red, green, blue = (int(color[i : i + 2], 16) for i in (0, 2, 4))
+        shades[label] = (red, green, blue, 255)
+    return shades, names
+
+
+def _by_label(given: Sequence[str] | Mapping[int, str] | None, word: str) -> dict[int, str]:
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        raise UsageError(f"{word} must be a list or a mapping, got the text {given!r}")
+    if isinstance(given, Mapping):
+        return {int(label): str(value) for label, value in given.items()}
+    return {i: str(value) for i, value in enumerate(given, 1)}

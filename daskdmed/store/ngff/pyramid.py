@@ -1,0 +1,421 @@
+"""Coarser levels of an image, each built block by block from the one before.
+
+Memory holds one block per thread, whatever the size of the image. A pixel of a coarser
+level covers `factor` pixels along each axis; at the far border it covers those that are
+there.
+
+Not covered: how pixels become one (`daskdmed.store.ngff.reduction`), levels that a slide has
+already (`daskdmed.store.export.slides`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from daskdmed.core.errors import StoreError, UsageError
+from daskdmed.core.files import write_failure
+from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.work import run_all
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.image import (
+    PALETTE,
+    ZARR_FORMATS,
+    Channel,
+    LevelPlace,
+    create_level,
+    hex_color,
+    multiscale_metadata,
+    ome_attributes,
+    ome_of,
+)
+from daskdmed.store.ngff.reduction import METHODS, Method, reduce_block
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: levels are added until the longest spatial axis has at most this many pixels
+SMALLEST_LEVEL = 256
+#: chunk of a coarser level along each spatial axis, unless the finest has a larger one
+_CHUNK = 256
+#: no image needs more
+_MAX_LEVELS = 32
+
+
+def level_factors(shape: Sequence[int], spatial: int, factor: int, smallest: int) -> list[int]:
+    """Factors, relative to the finest level, of the levels to be built: [2, 4, 8]...
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the finest level; its last `spatial` axes are space.
+    spatial, factor, smallest : int
+        Axes of space, factor between levels, longest axis of the coarsest level at most.
+    """
+    found: list[int] = []
+    total = 1
+    while max(-(-n // total) for n in shape[-spatial:]) > smallest and len(found) < _MAX_LEVELS:
+        total *= factor
+        found.append(total)
+    return found
+
+
+def write_units(array: Any) -> Iterator[Region]:
+    """The boxes that are one object each in the store: shards, else chunks."""
+    unit = array.shards or array.chunks
+    ranges = [range(0, n, u) for n, u in zip(array.shape, unit, strict=True)]
+    for origin in itertools.product(*ranges):
+        shape = tuple(min(u, n - o) for o, u, n in zip(origin, unit, array.shape, strict=True))
+        yield Region(origin, shape)
+
+
+@dataclass(frozen=True)
+class ReduceTask:
+    """Computes one write unit of a coarser level. Picklable, for clusters.
+
+    Parameters
+    ----------
+    source, target : zarr.Array
+        Finer and coarser level.
+    factors : tuple of int
+        Between them, per axis.
+    method : str
+        As in `reduce_block`.
+    """
+
+    source: Any
+    target: Any
+    factors: tuple[int, ...]
+    method: Method
+
+    def __call__(self, unit: Region) -> None:
+        """Read, reduce, write."""
+        box = tuple(
+            slice(o * f, min((o + n) * f, extent))
+            for o, n, f, extent in zip(
+                unit.origin, unit.shape, self.factors, self.source.shape, strict=True
+            )
+        )
+        self.target[unit.slices] = reduce_block(self.source[box], self.factors, self.method)
+
+
+def coarser_place(level: LevelPlace, path: str, factors: Sequence[int]) -> LevelPlace:
+    """Where a level lies whose pixels cover `factors` pixels of another."""
+    return LevelPlace(
+        path,
+        tuple(s * f for s, f in zip(level.scale, factors, strict=True)),
+        tuple(
+            t + (f - 1) / 2 * s
+            for t, s, f in zip(level.translation, level.scale, factors, strict=True)
+        ),
+    )
+
+
+def value_range(array: Any, client: Client | None = None) -> list[tuple[float, float]]:
+    """Smallest and largest finite value per channel (first of the axes) of a (c, ...) array."""
+    low = np.full(array.shape[0], np.inf)
+    high = np.full(array.shape[0], -np.inf)
+
+    def merge(unit: Region, found: tuple[Array, Array]) -> None:
+        rows = unit.slices[0]
+        low[rows] = np.minimum(low[rows], found[0])
+        high[rows] = np.maximum(high[rows], found[1])
+
+    run_all(write_units(array), _RangeTask(array), merge, client=client)
+    return [(float(a), float(b)) if a <= b else (0.0, 1.0) for a, b in zip(low, high, strict=True)]
+
+
+@dataclass(frozen=True)
+class _RangeTask:
+    array: Any
+
+    def __call__(self, unit: Region) -> tuple[Array, Array]:
+        values = self.array[unit.slices].reshape(unit.shape[0], -1)
+        if values.dtype.kind == "f":
+            known = np.isfinite(values)
+            return (
+                np.where(known, values, np.inf).min(1),
+                np.where(known, values, -np.inf).max(1),
+            )
+        return values.min(1), values.max(1)
+
+
+def make_channels(
+    count: int,
+    windows: Sequence[tuple[float, float]],
+    names: Sequence[str] | None,
+    colors: Sequence[str] | None,
+) -> list[Channel]:
+    """How `count` channels are shown.
+
+    Raises
+    ------
+    UsageError
+        Names or colours are not as many as channels, or a colour is none.
+    """
+    for word, given in (("channels", names), ("colors", colors)):
+        if given is not None and len(given) != count:
+            raise UsageError(
+                f"{word} must have one entry per channel ({count}), got {list(given)!r}"
+            )
+    shown = [hex_color(c) for c in colors] if colors is not None else None
+    found = []
+    for i in range(count):
+        default = "FFFFFF" if count == 1 else PALETTE[i % len(PALETTE)]
+        found.append(
+            Channel(
+                label=names[i] if names is not None else str(i),
+                color=shown[i] if shown is not None else default,
+                window=(float(windows[i][0]), float(windows[i][1])),
+            )
+        )
+    return found
+
+
+def build_levels(
+    group: zarr.Group,
+    path: str,
+    totals: Sequence[int],
+    axes: Sequence[str],
+    method: Method,
+    client: Client | None = None,
+    names: Sequence[str] | None = None,
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Write coarser levels of an array of a group, each from the one before.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        Holds the finest level; levels of the same names are replaced.
+    path : str
+        Of the finest level.
+    totals : sequence of int
+        Factors relative to it, each a multiple of the one before.
+    axes : sequence of str
+        Names; the channel "c" is not reduced.
+    method : {"mean", "nearest", "mode"}
+        As in `reduce_block`.
+    client : distributed.Client, optional
+        Compute on a cluster.
+    names : sequence of str, optional
+        Of the levels; default those that follow `path`.
+
+    Returns
+    -------
+    list of (str, tuple of int)
+        Path, and factors relative to the finest level per axis.
+    """
+    source: Any = group[path]
+    found, before = [], 1
+    for number, total in enumerate(totals, 1):
+        step = tuple(1 if a == "c" else total // before for a in axes)
+        shape = tuple(-(-n // f) for n, f in zip(source.shape, step, strict=True))
+        name = names[number - 1] if names is not None else _following(path, number)
+        chunks = tuple(
+            min(n, c if a == "c" else max(c, _CHUNK))
+            for n, c, a in zip(shape, source.chunks, axes, strict=True)
+        )
+        target = create_level(
+            group,
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype=source.dtype.str if source.dtype.kind != "b" else "bool",
+            fill_value=source.fill_value,
+            axes=axes,
+            overwrite=True,
+        )
+        run_all(write_units(target), ReduceTask(source, target, step, method), client=client)
+        found.append((name, tuple(1 if a == "c" else total for a in axes)))
+        source, before = target, total
+    return found
+
+
+def _following(path: str, number: int) -> str:
+    return str(int(path) + number) if path.isdecimal() else f"{path}_{number}"
+
+
+def add_pyramid(
+    store: PathLike | Store,
+    *,
+    method: Method | None = None,
+    factor: int = 2,
+    smallest: int = SMALLEST_LEVEL,
+    channels: Sequence[str] | None = None,
+    colors: Sequence[str] | None = None,
+    window: tuple[float, float] | None = None,
+    client: Client | None = None,
+) -> int:
+    """Give a stored image coarser levels, and say how viewers show its channels.
+
+    The levels are built block by block, each from the one before, and named by the metadata
+    only when all are there; a call that was interrupted is simply made again.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        What `daskdmed.heatmap` wrote, or another OME-Zarr image. Levels beside its finest
+        one are replaced.
+    method : {"mean", "nearest", "mode"}, optional
+        The mean leaves out NaN. Default: "mode" for the classes that `daskdmed.predict` wrote
+        (post "argmax" and "threshold"), else "mean".
+    factor : int
+        Between levels, along each axis of space.
+    smallest : int
+        Levels are added until no axis of space is longer.
+    channels : sequence of str, optional
+        Names, one per channel.
+    colors : sequence of str, optional
+        Six hexadecimal digits per channel.
+    window : (float, float), optional
+        Values shown darkest and brightest; default the smallest and largest of each channel.
+    client : distributed.Client, optional
+        Compute on a cluster.
+
+    Returns
+    -------
+    int
+        Number of levels, the finest included.
+
+    Raises
+    ------
+    StoreError
+        There is no OME-Zarr image, it is not finished, or it cannot be written.
+    UsageError
+        Arguments that do not fit.
+
+    Examples
+    --------
+    >>> daskdmed.heatmap(slide, model, kernel_size=64, out="a.zarr")  # doctest: +SKIP
+    >>> daskdmed.store.add_pyramid("a.zarr", channels=["tumour"])  # doctest: +SKIP
+    """
+    _check_arguments(method, factor, smallest, window)
+    location = Location.of(store)
+    group = location.open(zarr_format=None)
+    multiscale, (finest, *_) = level_places(location, group)
+    _check_finished(location, group)
+    axes = [str(axis["name"]) for axis in multiscale["axes"]]
+    array: Any = group[finest.path]
+    method = method or _usual_method(group)
+    spatial = len(axes) - axes.count("c") - axes.count("t")
+    version = {number: name for name, number in ZARR_FORMATS.items()}[group.metadata.zarr_format]
+    count = array.shape[axes.index("c")] if "c" in axes else 1
+    per_channel = array if axes[0] == "c" else _WithChannel(array)
+    windows = [window] * count if window is not None else value_range(per_channel, client)
+    shown = make_channels(count, windows, channels, colors)
+
+    def describe(levels: list[LevelPlace]) -> None:
+        ome = multiscale_metadata(
+            axes,
+            levels,
+            units=[axis.get("unit") for axis in multiscale["axes"]],
+            name=str(multiscale.get("name", "")),
+            method=method,
+            channels=shown,
+            version=version,
+        )
+        group.attrs.update(ome_attributes({**ome_of(group), **ome}, version))
+
+    try:
+        if len(multiscale["datasets"]) > 1:
+            describe([finest])  # what is replaced is not shown while it is
+        totals = level_factors(array.shape, spatial, factor, smallest)
+        built = build_levels(group, finest.path, totals, axes, method, client)
+        levels = [finest, *(coarser_place(finest, path, factors) for path, factors in built)]
+        describe(levels)
+    except OSError as error:
+        raise write_failure(f"the pyramid of {location}", error, "call again to go on") from error
+    return len(levels)
+
+
+@dataclass(frozen=True)
+class _WithChannel:
+    """An array without channels as one with a single channel, for reading."""
+
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.array.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        return (1, *(self.array.shards or self.array.chunks))
+
+    shards = None
+
+    def __getitem__(self, key: tuple[slice, ...]) -> Array:
+        return np.asarray(self.array[key[1:]])[None]
+
+
+def _usual_method(group: zarr.Group) -> Method:
+    own: Any = group.attrs.get("daskdmed")
+    parameters = own.get("parameters") if isinstance(own, dict) else None
+    post = parameters.get("post") if isinstance(parameters, dict) else None
+    return "mode" if post and post[0] in ("argmax", "threshold") else "mean"
+
+
+def _check_arguments(
+    method: str | None, factor: int, smallest: int, window: tuple[float, float] | None
+) -> None:
+    if method not in (None, *METHODS):
+        raise UsageError(f"method must be one of {METHODS}, got {method!r}")
+    if int(factor) != factor or factor < 2:
+        raise UsageError(f"factor must be a whole number >= 2, got {factor!r}")
+    if int(smallest) != smallest or smallest < 1:
+        raise UsageError(f"smallest must be a whole number >= 1, got {smallest!r}")
+    if window is None:
+        return
+    low, high = window
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"window must be two finite rising numbers, got {window!r}")
+
+
+def level_places(location: Location, group: zarr.Group) -> tuple[dict[str, Any], list[LevelPlace]]:
+    """The first multiscale image of a group, and its levels as the metadata place them.
+
+    Raises
+    ------
+    StoreError
+        The group is no OME-Zarr image with named axes.
+    """
+    ome = ome_of(group)
+    places = []
+    try:
+        multiscale = ome["multiscales"][0]
+        count = len([axis["name"] for axis in multiscale["axes"]])
+        for dataset in multiscale["datasets"]:
+            found = {"scale": [1.0] * count, "translation": [0.0] * count}
+            for step in dataset["coordinateTransformations"]:
+                found[step["type"]] = [float(v) for v in step[step["type"]]]
+            path = str(dataset["path"])
+            array: Any = group[path]
+            if {len(found["scale"]), len(found["translation"]), len(array.shape)} != {count}:
+                raise ValueError(f"level {path!r} of shape {array.shape} has not {count} axes")
+            places.append(LevelPlace(path, tuple(found["scale"]), tuple(found["translation"])))
+        if not places:
+            raise ValueError("it has no levels")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{location} holds no OME-Zarr image with named axes ({type(error).__name__}: "
+            f"{error}); results over one axis or more than three cannot have a pyramid"
+        ) from error
+    return multiscale, places
+
+
+def _check_finished(location: Location, group: zarr.Group) -> None:
+    if "daskdmed" in group.attrs and "done" in group:
+        flags: Any = group["done"]
+        done = np.asarray(flags[...])
+        if not done.all():
+            raise StoreError(
+                f"{location}: {np.count_nonzero(done)} of {done.size} blocks are done; finish "
+                "the run first (resume=True), so that coarse levels show all of it"
+            )

@@ -1,0 +1,1 @@
+"""Stores of running and finished results: complete or not there, and resumable."""

@@ -1,0 +1,252 @@
+"""A result to be shown or exported: its values, read part by part, and where they lie.
+
+Not covered: writing results (`daskdmed.store.results.resumable`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from daskdmed.core.errors import GeometryError, StoreError, UsageError
+from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.image import Georeference, ome_of
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Values of windows and their place. Made by `open_heatmap`.
+
+    Parameters
+    ----------
+    array : zarr.Array, dask.array.Array or ndarray
+        (*space) or (k, *space).
+    georeference : Georeference
+        Where the cells lie.
+    has_channels : bool
+        Whether the first axis is the channel.
+    shape0 : tuple of int or None
+        Level-0 extent of the image, (y, x), when it is known: cells end there.
+    name : str
+        Of the image.
+    channel_names : tuple of str
+        One per channel; numbers when they have no names.
+    edge : str
+        How windows lie at the far border, see `daskdmed.heatmap`.
+    """
+
+    array: Any
+    georeference: Georeference
+    has_channels: bool
+    shape0: tuple[float, ...] | None = None
+    name: str = ""
+    channel_names: tuple[str, ...] = field(default=())
+    edge: str = "pad"
+
+    @property
+    def channels(self) -> int:
+        """Number of values per window."""
+        return int(self.array.shape[0]) if self.has_channels else 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Windows per axis of space."""
+        return tuple(int(n) for n in self.array.shape[1 if self.has_channels else 0 :])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        found: np.dtype[Any] = np.dtype(self.array.dtype)
+        return found
+
+    def read(self, region: Region) -> Array:
+        """Values of a box of windows, (k, *region.shape)."""
+        lead = (slice(None),) if self.has_channels else ()
+        part = self.array[(*lead, *region.slices)]
+        if isinstance(part, da.Array):
+            part = part.compute(scheduler="synchronous")
+        values = np.asarray(part)
+        return values if self.has_channels else values[None]
+
+    def lazy(self) -> da.Array:
+        """As a Dask array."""
+        if isinstance(self.array, da.Array):
+            return self.array
+        if isinstance(self.array, np.ndarray):
+            return da.from_array(self.array, chunks=-1)
+        chunks = self.array.shards or self.array.chunks
+        size = tuple(max(2048 // c, 1) * c for c in chunks)
+        return da.from_array(self.array, chunks=size, lock=False)
+
+    def plane(self) -> Heatmap:
+        """Itself, checked to be flat.
+
+        Raises
+        ------
+        GeometryError
+            It has not two axes of space.
+        """
+        if len(self.counts) != 2:
+            raise GeometryError(
+                f"this is for results over (y, x), got {len(self.counts)} axes of space of shape "
+                f"{self.counts}; choose a plane first"
+            )
+        return self
+
+    def pick(self, channel: int | None) -> Heatmap:
+        """One channel.
+
+        Raises
+        ------
+        UsageError
+            There are several and `channel` does not say which, or there is none such.
+        """
+        if channel is None:
+            if self.channels > 1:
+                raise UsageError(
+                    f"the heatmap has {self.channels} values per window; say which with channel="
+                )
+            channel = 0
+        if not -self.channels <= channel < self.channels:
+            raise UsageError(
+                f"channel={channel}, but the heatmap has {self.channels} value(s) per window"
+            )
+        if not self.has_channels:
+            return self
+        names = (self.channel_names[channel],) if self.channel_names else ()
+        return replace(self, array=self.lazy()[channel], has_channels=False, channel_names=names)
+
+    def spans(self, axis: int, extent: str = "window") -> Array:
+        """Where windows begin and end along an axis of space, (count, 2), level-0 pixels.
+
+        Parameters
+        ----------
+        axis : int
+            Of space.
+        extent : {"window", "cell"}
+            The window, or the part one stride wide around its centre. Both end at the
+            slide's border, where it is known.
+        """
+        place = self.georeference
+        kernel, stride, down = (
+            v[axis] for v in (place.kernel_size, place.stride, place.downsample)
+        )
+        first: Array = np.arange(self.counts[axis]) * float(stride)
+        limit = None if self.shape0 is None else self.shape0[axis]
+        if self.edge == "shift" and limit is not None:
+            first = np.minimum(first, max(limit / down - kernel, 0))
+        length = float(kernel)
+        if extent == "cell":
+            first, length = first + (kernel - stride) / 2, float(stride)
+        spans = np.stack([first, first + length], 1) * down
+        return spans if limit is None else np.clip(spans, 0, limit)
+
+    def bands(self, rows: int) -> Iterator[tuple[Region, Array]]:
+        """The values as bands of `rows` rows of a plane, (k, rows, columns) each."""
+        height, width = self.counts
+        for top in range(0, height, rows):
+            region = Region((top, 0), (min(rows, height - top), width))
+            yield region, self.read(region)
+
+
+def open_heatmap(
+    heatmap: Heatmap | PathLike | Store | zarr.Group | da.Array | Array,
+    georeference: Georeference | None = None,
+) -> Heatmap:
+    """Values and place of a result, without reading the values.
+
+    Parameters
+    ----------
+    heatmap : path, URL, zarr store or group, dask.array.Array, ndarray or Heatmap
+        What `daskdmed.heatmap` wrote or returned; these know where they lie. (rows, columns)
+        or (k, rows, columns).
+    georeference : Georeference, optional
+        The place of an array without one of its own; goes before its own.
+
+    Returns
+    -------
+    Heatmap
+        Ready to be read.
+
+    Raises
+    ------
+    StoreError
+        There is no result.
+    UsageError
+        An array whose place nobody knows, or that does not fit it.
+    """
+    if isinstance(heatmap, Heatmap):
+        return heatmap
+    if isinstance(heatmap, (np.ndarray, da.Array)):
+        group = group_of(heatmap) if isinstance(heatmap, da.Array) else None
+        if group is None and georeference is None:
+            raise UsageError(
+                "nobody knows where this array lies on its slide; give "
+                "georeference=Georeference(kernel_size, stride, downsample, mpp), or the store"
+            )
+        return _described(heatmap, group, georeference)
+    if isinstance(heatmap, zarr.Group):
+        group = heatmap
+    elif isinstance(heatmap, (str, os.PathLike, Store)):
+        group = Location.of(heatmap).open("r", zarr_format=None)
+    else:
+        raise UsageError(
+            f"heatmap must be a path, a zarr store or an array, got {type(heatmap).__name__}"
+        )
+    own: Any = group.attrs.get("daskdmed")
+    if not isinstance(own, dict) or "path" not in own:
+        raise StoreError(f"{heatmap} is no result of this library; give an array and its place")
+    return _described(group[str(own["path"])], group, georeference)
+
+
+def group_of(array: da.Array) -> zarr.Group | None:
+    """The Zarr group of a Dask array that `daskdmed.heatmap` returned, None for another.
+
+    Arithmetic on such a result, and one of its k values, keep the group; a part of its rows
+    or columns has none, because it lies elsewhere.
+    """
+    for value in dict(array.__dask_graph__()).values():
+        source = getattr(value, "value", value)
+        if not isinstance(source, zarr.Array) or source.shape[-2:] != array.shape[-2:]:
+            continue
+        parent = source.store_path.path.rpartition("/")[0]
+        group = zarr.open_group(source.store_path.store, path=parent, mode="r")
+        own: Any = group.attrs.get("daskdmed")
+        if isinstance(own, dict) and "georeference" in own:
+            return group
+    return None
+
+
+def _described(array: Any, group: zarr.Group | None, place: Georeference | None) -> Heatmap:
+    own: Any = {} if group is None else group.attrs.get("daskdmed", {})
+    if place is None:
+        place = Georeference.from_json(own["georeference"])
+    space = len(place.stride)
+    if array.ndim not in (space, space + 1):
+        raise UsageError(
+            f"an array of shape {array.shape} is no result over {space} axes of space, "
+            f"(*space) or (k, *space)"
+        )
+    shape = own.get("parameters", {}).get("shape")
+    shape0 = None
+    if isinstance(shape, Sequence) and len(shape) >= space:
+        shape0 = tuple(n * d for n, d in zip(shape[:space], place.downsample, strict=True))
+    has_channels = array.ndim > space
+    names: tuple[str, ...] = ()
+    omero = {} if group is None else ome_of(group).get("omero", {})
+    if has_channels:
+        labels = [str(c.get("label", i)) for i, c in enumerate(omero.get("channels", []))]
+        count = array.shape[0]
+        names = tuple(labels) if len(labels) == count else tuple(map(str, range(count)))
+    elif len(omero.get("channels", [])) == 1:
+        names = (str(omero["channels"][0].get("label", "0")),)
+    edge = str(own.get("parameters", {}).get("edge", "pad"))
+    return Heatmap(array, place, has_channels, shape0, str(own.get("image", "")), names, edge)

@@ -1,0 +1,285 @@
+"""Stores of window results: created, found again, and resumed.
+
+The parameters of a run are kept with its result, and a run with others is refused. Which
+blocks are done is in `daskdmed.store.results.donemap`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from daskdmed import __version__
+from daskdmed.core.errors import StoreError
+from daskdmed.core.files import write_failure
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.image import (
+    Georeference,
+    axis_names,
+    create_image_group,
+    create_level,
+    image_metadata,
+)
+from daskdmed.store.results.donemap import DONE, DoneMap
+
+#: name of the result array within the group
+LEVEL = "0"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ResultSpec:
+    """What a result store holds.
+
+    Parameters
+    ----------
+    kind : str
+        "heatmap" or "predict".
+    counts : tuple of int
+        Windows per axis.
+    outputs : int
+        Values per window; 0 for one plain value, without a channel axis.
+    block_windows : tuple of int
+        Windows per block, which is the chunk of the array.
+    georeference : Georeference
+        Where the cells lie.
+    image : str
+        Name of the image, for people.
+    parameters : mapping
+        Everything that the values depend on; JSON types.
+    dtype : str
+        Of the array.
+    fill_value : float
+        Of cells that are not computed; NaN only where `dtype` has it.
+    """
+
+    kind: str
+    counts: tuple[int, ...]
+    outputs: int
+    block_windows: tuple[int, ...]
+    georeference: Georeference
+    image: str
+    parameters: Mapping[str, Any]
+    dtype: str = "float32"
+    fill_value: float = float("nan")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result array, the channel (if any) first."""
+        return (*((self.outputs,) if self.outputs else ()), *self.counts)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """One block per chunk, all channels together."""
+        return (*((self.outputs,) if self.outputs else ()), *self.block_windows)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Number of blocks per axis."""
+        return tuple(-(-n // b) for n, b in zip(self.counts, self.block_windows, strict=True))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis names of the array."""
+        return axis_names(len(self.counts), bool(self.outputs))
+
+    def attributes(self) -> dict[str, Any]:
+        """Own attributes of the group."""
+        return {
+            "daskdmed": {
+                "kind": self.kind,
+                "format": _FORMAT,
+                "version": __version__,
+                "path": LEVEL,
+                "image": self.image,
+                "georeference": self.georeference.to_json(),
+                "parameters": _plain(self.parameters),
+            }
+        }
+
+    def ome(self) -> dict[str, Any] | None:
+        """OME-Zarr metadata; None for what that format cannot describe."""
+        if not 2 <= len(self.counts) <= 3:
+            return None
+        extra = 1 if self.outputs else 0
+        place = self.georeference
+        return image_metadata(
+            self.axes,
+            (1.0,) * extra + place.scale,
+            (0.0,) * extra + place.translation,
+            units=(None,) * extra + place.units,
+            name=self.kind,
+            path=LEVEL,
+        )
+
+
+class ResultStore:
+    """An open result store: the array, and which of its blocks are done.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        With the attributes of `spec`; arrays that are missing are created.
+    spec : ResultSpec
+        What it holds.
+    """
+
+    def __init__(self, group: zarr.Group, spec: ResultSpec) -> None:
+        self.spec = spec
+        if LEVEL not in group:
+            create_level(
+                group,
+                LEVEL,
+                shape=spec.shape,
+                chunks=spec.chunks,
+                dtype=spec.dtype,
+                fill_value=spec.fill_value,
+                axes=spec.axes,
+            )
+        self.array: Any = group[LEVEL]
+        self._map = DoneMap(group, spec.blocks)
+
+    @property
+    def total(self) -> int:
+        """Number of blocks."""
+        return self._map.total
+
+    @property
+    def finished(self) -> int:
+        """Number of blocks that are done."""
+        return self._map.finished
+
+    def pending(self) -> Iterator[tuple[int, ...]]:
+        """Blocks that are not done, in C order."""
+        return self._map.pending()
+
+    def mark(self, index: Sequence[int]) -> None:
+        """A block's data are in the store. The map is written at most once a second."""
+        self._map.mark(index)
+
+    def flush(self) -> None:
+        """Write the map.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written. Blocks whose mark is lost are computed again.
+        """
+        self._map.flush()
+
+
+def open_result(
+    location: Location, spec: ResultSpec, *, resume: bool, overwrite: bool
+) -> tuple[ResultStore, Location]:
+    """Create a result store, or go on with the one that is there.
+
+    Parameters
+    ----------
+    location : Location
+        Where the result shall be.
+    spec : ResultSpec
+        What it shall hold.
+    resume : bool
+        Go on with a store that an earlier run with the same parameters left there. With
+        `overwrite` too: go on with an interrupted replacement.
+    overwrite : bool
+        Replace a store that is there. It stays until the new one is finished (store objects
+        other than paths and URLs are emptied at once).
+
+    Returns
+    -------
+    store : ResultStore
+        Ready to be written.
+    written : Location
+        Where it is: `location`, or its staging place, to be put in place by
+        ``location.replace(written)``.
+
+    Raises
+    ------
+    StoreError
+        A store is there and neither `resume` nor `overwrite` is set; the parameters differ;
+        or it cannot be created.
+    """
+    place = location
+    if location.holds_group():
+        if overwrite and not isinstance(location.target, str):
+            return _create(place, spec, replace=True), place
+        if overwrite:
+            place = location.staging
+            if not (resume and place.holds_group()):
+                try:
+                    place.remove()
+                except OSError as error:
+                    raise write_failure(place, error) from error
+                return _create(place, spec), place
+        elif not resume:
+            raise StoreError(_occupied(location))
+        group = place.open()
+        _check_same(group, spec, place)
+        place.sweep()
+        return ResultStore(group, spec), place
+    return _create(place, spec), place
+
+
+def _create(place: Location, spec: ResultSpec, *, replace: bool = False) -> ResultStore:
+    try:
+        group = create_image_group(place.target, spec.ome(), spec.attributes(), overwrite=replace)
+        return ResultStore(group, spec)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{place}: cannot create the result store ({type(error).__name__}: {error}); "
+            "check that the folder exists, may be written and has room"
+        ) from error
+
+
+def _occupied(location: Location) -> str:
+    group = location.open("r")
+    own: Any = group.attrs.get("daskdmed")
+    state = "a Zarr group that this library did not write"
+    if isinstance(own, dict):
+        state = f"a {own.get('kind', 'result')}"
+        if DONE in group:
+            done: Any = group[DONE]
+            flags = np.asarray(done[...])
+            state += f" with {np.count_nonzero(flags)} of {flags.size} blocks done"
+    return (
+        f"{location} holds {state}; resume=True goes on with it (same parameters), "
+        "overwrite=True replaces it, or give another out="
+    )
+
+
+def _check_same(group: zarr.Group, spec: ResultSpec, place: Location) -> None:
+    own: Any = group.attrs.get("daskdmed")
+    if not isinstance(own, dict) or "parameters" not in own or own.get("kind") != spec.kind:
+        raise StoreError(
+            f"{place} holds no {spec.kind} of this library, nothing to resume; "
+            "overwrite=True replaces it, or give another out="
+        )
+    found = differences(own["parameters"], _plain(spec.parameters))
+    if found:
+        raise StoreError(
+            f"{place} was begun with other parameters, and is not resumed:\n  "
+            + "\n  ".join(found)
+            + "\nGive the same ones, or overwrite=True to begin anew. (A model whose "
+            "fingerprint changes though it computes the same can define __dask_tokenize__.)"
+        )
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One line per parameter that differs."""
+    lines = []
+    for name in sorted({*stored, *wanted}):
+        old, new = stored.get(name), wanted.get(name)
+        if old != new:
+            lines.append(f"{name}: the store has {old!r}, this call {new!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """What comes back when a value is stored as JSON."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,155 @@
+"""From a block of windows to batches of pixels.
+
+The pixels of a block are read once, padded with the background, and cut into batches. Where
+windows lie side by side a batch is a strided view, so that nothing is copied; where they
+overlap, were shifted, or a model wants its own layout, they are copied once.
+
+Not covered: where windows lie (`daskdmed.tiling.grid`), what models do with batches
+(`daskdmed.inference.models.window`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdmed.core.types import Array, ImageView
+from daskdmed.images import buffers
+from daskdmed.tiling.grid import WindowBlock, WindowGrid
+
+#: makes the array that windows are copied into: (number of windows) -> array
+Allocate = Callable[[int], Array]
+#: copies windows (n, *kernel[, c]) into a part of such an array
+Convert = Callable[[Array, Array], None]
+
+
+def read_block(view: ImageView, block: WindowBlock) -> Array:
+    """Pixels that the windows of a block span.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    block : WindowBlock
+        Which windows.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(*block.extent[, c])``; outside the image the background of the view.
+    """
+    channels = tuple(view.shape[view.spatial_ndim :])
+    pixels = buffers.empty((*block.extent, *channels), view.dtype)
+    inside = tuple(slice(0, n) for n in block.region.shape)
+    view.read(block.region, out=pixels[inside])
+    background = np.asarray(view.background, view.dtype)
+    for axis, pad in enumerate(block.padding):
+        if pad:
+            outside = (slice(None),) * axis + (slice(block.region.shape[axis], None),)
+            pixels[outside] = background
+    return pixels
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one block, over its pixels.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        From `read_block`.
+    block : WindowBlock
+        Which windows.
+    grid : WindowGrid
+        Where they come from.
+    keep : ndarray of bool, optional
+        Shape ``block.shape``; False is left out.
+    """
+
+    pixels: Array
+    block: WindowBlock
+    grid: WindowGrid
+    keep: Array | None = None
+
+    @property
+    def separate(self) -> bool:
+        """Whether the windows are regular and share no pixel, so that views are safe."""
+        return self.block.regular and not self.grid.overlapping
+
+    def row(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
+        """Neighbouring windows along the last axis, (n, *kernel[, c]).
+
+        A strided view where the windows are regular, else a copy.
+        """
+        kernel, ndim = self.grid.kernel_size, self.grid.ndim
+        at = [self.block.origins[axis][i] for axis, i in enumerate(lead)]
+        last = self.block.origins[-1]
+        place = (*at, last[begin])
+        if not self.block.regular:
+            cut = [
+                self.pixels[tuple(slice(a, a + k) for a, k in zip((*at, x), kernel, strict=True))]
+                for x in last[begin:stop]
+            ]
+            return np.stack(cut)
+        steps = self.pixels.strides
+        return np.ndarray(
+            (stop - begin, *kernel, *self.pixels.shape[ndim:]),
+            self.pixels.dtype,
+            # a one-element corner would do, but NumPy checks bounds against the buffer
+            buffer=self.pixels,
+            offset=sum(a * s for a, s in zip(place, steps[:ndim], strict=True)),
+            strides=(self.grid.stride[-1] * steps[ndim - 1], *steps),
+        )
+
+    def runs(self, longest: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+        """Stretches of kept windows along the last axis: (leading index, begin, stop)."""
+        columns = self.block.shape[-1]
+        for lead in itertools.product(*(range(n) for n in self.block.shape[:-1])):
+            stretches = [(0, columns)] if self.keep is None else _stretches(self.keep[lead])
+            for a, b in stretches:
+                for begin in range(a, b, longest):
+                    yield lead, begin, min(begin + longest, b)
+
+    def views(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
+        """Batches without copying: (flat positions in the block, windows).
+
+        A batch holds neighbours along the last axis, at most `batch_size` of them.
+        """
+        for lead, begin, stop in self.runs(batch_size):
+            yield self.positions(lead, begin, stop), self.row(lead, begin, stop)
+
+    def copies(
+        self, batch_size: int, allocate: Allocate, convert: Convert
+    ) -> Iterator[tuple[Array, Array]]:
+        """Batches of `batch_size` windows (the last may be smaller), each copied once."""
+        total = self.block.count if self.keep is None else int(np.count_nonzero(self.keep))
+        where: list[Array] = []
+        batch, filled, given = None, 0, 0
+        for lead, begin, stop in self.runs(batch_size):
+            while begin < stop:
+                if batch is None:
+                    batch = allocate(min(batch_size, total - given))
+                n = min(stop - begin, len(batch) - filled)
+                convert(batch[filled : filled + n], self.row(lead, begin, begin + n))
+                where.append(self.positions(lead, begin, begin + n))
+                begin, filled = begin + n, filled + n
+                if filled == len(batch):
+                    yield np.concatenate(where), batch
+                    given += filled
+                    where, batch, filled = [], None, 0
+
+    def positions(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
+        """Flat positions in the block of neighbouring windows along the last axis."""
+        first = 0
+        for i, n in zip(lead, self.block.shape[:-1], strict=True):
+            first = first * n + i
+        return np.arange(begin, stop) + first * self.block.shape[-1]
+
+
+def _stretches(keep: Array) -> list[tuple[int, int]]:
+    """Half-open intervals in which a vector is True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], keep.astype(np.int8), [0]))))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,117 @@
+"""Which windows a mask lets through.
+
+A mask is an array of any resolution that lies over the whole image: False or 0 is left
+out, True or 1 counts, numbers between count in part. The covered share of a window is the
+exact area-weighted mean of the mask under it.
+
+Not covered: making masks (tissue detection, annotations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.types import Array
+from daskdmed.tiling.grid import WindowGrid
+
+
+def coverage(mask: ArrayLike, grid: WindowGrid, extent: Sequence[float] | None = None) -> Array:
+    """Covered share of each window.
+
+    Parameters
+    ----------
+    mask : array-like
+        As many axes as the grid, over the whole image at any resolution; bool or numbers
+        between 0 and 1. Dask arrays are computed.
+    grid : WindowGrid
+        The windows.
+    extent : sequence of float, optional
+        Pixels of the grid's image that the mask spans along each axis, from its first
+        pixel: what a mask with a scale of its own covers, which is seldom the image to the
+        pixel. Default: the image. Beyond the mask nothing is covered.
+
+    Returns
+    -------
+    ndarray of float64
+        One value per window, in [0, 1]: the share of the part of the window that lies
+        inside the image.
+
+    Raises
+    ------
+    GeometryError
+        The mask has another number of axes, is empty, or holds values outside [0, 1]; or
+        `extent` is not one positive number per axis.
+    """
+    share = np.asarray(mask)
+    if share.ndim != grid.ndim or 0 in share.shape:
+        raise GeometryError(
+            f"a mask of shape {share.shape} does not lie over an image of shape {grid.shape}: "
+            f"it needs {grid.ndim} axes (array order) and may have any resolution"
+        )
+    if share.dtype.kind not in "biuf":
+        raise GeometryError(f"a mask is made of bool or numbers, got {share.dtype}")
+    if share.dtype != np.bool_ and not (share.min() >= 0 and share.max() <= 1):
+        raise GeometryError(
+            f"mask values must lie in [0, 1], got {share.min()} to {share.max()}; "
+            "for a label image compare first, for example mask=labels > 0"
+        )
+    spans = tuple(grid.shape if extent is None else extent)
+    if len(spans) != grid.ndim or not all(np.isfinite(s) and s > 0 for s in spans):
+        raise GeometryError(
+            f"a mask spans a positive number of pixels along each of {grid.ndim} axes, got {spans}"
+        )
+    for axis, span in enumerate(spans):
+        # each pass consumes the mask's leading axis and appends the windows of that axis
+        share = np.moveaxis(_axis_means(share, grid, axis, span), 0, -1)
+    clipped: Array = np.clip(share, 0.0, 1.0)
+    return clipped
+
+
+def _axis_means(values: Array, grid: WindowGrid, axis: int, span: float) -> Array:
+    """Mean of the leading axis under each window of `axis`, (windows, *rest)."""
+    size, kernel = grid.shape[axis], grid.kernel_size[axis]
+    cells = values.shape[0]
+    out = np.zeros((grid.counts[axis], *values.shape[1:]))
+    for i in range(len(out)):
+        begin = grid.axis_origin(axis, i)
+        stop = min(begin + kernel, size)
+        # in mask cells, kept as numerators over `span` so that integer edges are exact
+        first, last = int(begin * cells // span), int(-(-stop * cells // span))
+        first, last = min(first, cells), min(last, cells)
+        if first < last:
+            edges = np.arange(first, last + 1) * span
+            weights = np.diff(np.clip(edges, begin * cells, stop * cells)).astype(np.float64)
+            share = weights / ((stop - begin) * cells)
+            out[i] = np.tensordot(share, values[first:last], axes=(0, 0))
+    return out
+
+
+def kept_windows(
+    mask: ArrayLike,
+    grid: WindowGrid,
+    minimum: float = 0.0,
+    extent: Sequence[float] | None = None,
+) -> Array:
+    """Which windows are computed: those with some cover, and at least `minimum`.
+
+    Parameters
+    ----------
+    mask, grid, extent
+        As in `coverage`.
+    minimum : float
+        Least covered share, in [0, 1].
+
+    Returns
+    -------
+    ndarray of bool
+        One value per window.
+    """
+    if not 0 <= minimum <= 1:
+        raise GeometryError(f"the least covered share must lie in [0, 1], got {minimum}")
+    share = coverage(mask, grid, extent)
+    # sums of products of floats: what equals the minimum must not fall below it
+    return (share > 1e-12) & (share >= minimum - 1e-12)

@@ -1,0 +1,234 @@
+"""Reading a block strip by strip, so that pixels are used while they are in the cache.
+
+A block of windows spans tens of megabytes. Written in one go they leave the processor's
+cache and come back for the model; read some rows of tiles at a time they do not, the memory
+of a block is a few megabytes, and rows of windows that a mask leaves out are not read. What
+two strips share is copied, so that each storage tile of the block is decoded once.
+
+Not covered: which windows make a block (`daskdmed.tiling.blocks`), cutting pixels into
+windows (`daskdmed.tiling.extract`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.images import buffers
+from daskdmed.tiling.extract import Allocate, Convert, Windows, read_block
+from daskdmed.tiling.grid import WindowBlock, WindowGrid
+
+#: bytes of pixels that a strip aims at
+STRIP_BYTES = 12 << 20
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of windows of a block.
+
+    Parameters
+    ----------
+    first : int
+        Flat position in the block of the strip's first window.
+    windows : Windows
+        The windows over their pixels.
+    """
+
+    first: int
+    windows: Windows
+
+    @property
+    def count(self) -> int:
+        """Windows that are kept."""
+        keep = self.windows.keep
+        return self.windows.block.count if keep is None else int(np.count_nonzero(keep))
+
+
+def read_strips(
+    view: ImageView,
+    block: WindowBlock,
+    grid: WindowGrid,
+    keep: Array | None = None,
+    *,
+    strip_bytes: int = STRIP_BYTES,
+) -> Iterator[Strip]:
+    """The windows of a block, in order, each once.
+
+    Images that are not read by storage tiles (arrays, resampled slides) give one strip.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    block : WindowBlock
+        Which windows.
+    grid : WindowGrid
+        Where they come from.
+    keep : ndarray of bool, optional
+        Shape ``block.shape``; False is left out.
+    strip_bytes : int
+        What a strip aims at; one row of windows is the least.
+    """
+    if not reads_by_tile(view) or grid.ndim < 2:
+        yield Strip(0, Windows(read_block(view, block), block, grid, keep))
+        return
+    per_row = math.prod(block.shape[1:])
+    rows = _Rows(view, block, strip_bytes)
+    for begin, stop in _groups(block, keep, rows):
+        part = grid.box(
+            (block.start[0] + begin, *block.start[1:]), (stop - begin, *block.shape[1:])
+        )
+        pixels = rows.read(block.origins[0][begin], part)
+        kept = None if keep is None else keep[begin:stop]
+        yield Strip(begin * per_row, Windows(pixels, part, grid, kept))
+        del pixels  # so that the next strip can use this memory
+
+
+def reads_by_tile(view: ImageView) -> bool:
+    """Whether a region costs what its storage tiles cost, so that cutting it is free."""
+    return getattr(view, "scale", 1) is None
+
+
+def _groups(block: WindowBlock, keep: Array | None, rows: _Rows) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of rows of windows; rows without any kept window are in none."""
+    count = block.shape[0]
+    full = np.ones((count, 1), bool) if keep is None else keep.reshape(count, -1)
+    needed: list[bool] = [bool(row.any()) for row in full]
+    begin = 0
+    while begin < count:
+        if not needed[begin]:
+            begin += 1
+            continue
+        stop, limit = begin + 1, rows.limit(begin)
+        while stop < count and needed[stop] and rows.end(stop) <= limit:
+            stop += 1
+        yield begin, stop
+        begin = stop
+
+
+class _Rows:
+    """Pixel rows of a block, read from top to bottom. Positions are relative to the block."""
+
+    def __init__(self, view: ImageView, block: WindowBlock, strip_bytes: int) -> None:
+        self._view = view
+        self._origins = block.origins[0]
+        self._kernel = block.extent[0] - block.origins[0][-1]
+        self._top, self._tile = block.region.origin[0], view.tile_shape[0]
+        self._inside = block.region.shape[0]
+        self._across = (block.region.origin[1:], block.region.shape[1:])
+        self._channels = tuple(view.shape[view.spatial_ndim :])
+        line = math.prod((*block.extent[1:], *self._channels)) * view.dtype.itemsize
+        self._target = max(strip_bytes // max(line, 1), 1)
+        self._period = _period(block, self._kernel, self._top, self._tile)
+        if self._period > 2 * self._target:
+            self._period = 0
+        self._pixels: Array | None = None
+        self._begin = self._stop = 0
+
+    def end(self, row: int) -> int:
+        """Where a row of windows ends."""
+        return self._origins[row] + self._kernel
+
+    def limit(self, row: int) -> int:
+        """Where a strip that begins with this row may end, on a storage tile."""
+        if self._period:
+            # where windows and tiles end together, no pixel is shared by two strips
+            whole = max(self._target // self._period, 1)
+            return (self._origins[row] // self._period + whole) * self._period
+        least = max(self._origins[row] + self._target, self.end(row))
+        # a strip that ends within a tile would decode it for nothing
+        return max(self._aligned(least, down=True), self._aligned(self.end(row), down=False))
+
+    def _aligned(self, position: int, *, down: bool) -> int:
+        at = self._top + position
+        return (at // self._tile if down else -(-at // self._tile)) * self._tile - self._top
+
+    def read(self, begin: int, part: WindowBlock) -> Array:
+        """Pixels of a strip, (*extent[, c]): the rest of the last one and new rows."""
+        end = begin + part.extent[0]
+        stop = min(max(self._aligned(end, down=False), self._stop), self._inside)
+        height = max(end, stop) - begin
+        if self._stop <= begin:
+            self._pixels = None
+        pixels = buffers.empty((height, *part.extent[1:], *self._channels), self._view.dtype)
+        have = max(min(self._stop, stop), begin)
+        if self._pixels is not None and self._stop > begin:
+            pixels[: have - begin] = self._pixels[begin - self._begin : have - self._begin]
+        corner, across = self._across
+        if stop > have:
+            region = Region((self._top + have, *corner), (stop - have, *across))
+            target = pixels[have - begin : stop - begin]
+            self._view.read(region, out=target[(slice(None), *(slice(0, n) for n in across))])
+            self._paint_sides(target, across)
+        if height > stop - begin:
+            pixels[max(stop - begin, 0) :] = np.asarray(self._view.background, self._view.dtype)
+        self._pixels, self._begin, self._stop = pixels, begin, stop
+        return pixels[: part.extent[0]]
+
+    def _paint_sides(self, target: Array, across: tuple[int, ...]) -> None:
+        background = np.asarray(self._view.background, self._view.dtype)
+        for axis, inside in enumerate(across, 1):
+            if target.shape[axis] > inside:
+                target[(slice(None),) * axis + (slice(inside, None),)] = background
+
+
+def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:
+    """Pixel rows after which rows of windows and of tiles begin together again; 0 for never."""
+    origins = block.origins[0]
+    if len(origins) < 2 or top % tile:
+        return 0
+    stride = origins[1] - origins[0]
+    regular = all(b - a == stride for a, b in itertools.pairwise(origins))
+    return math.lcm(stride, tile) if regular and stride >= kernel else 0
+
+
+def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Array, Array]]:
+    """Batches without copying: (flat positions in the block, windows)."""
+    for strip in strips:
+        for where, batch in strip.windows.views(batch_size()):
+            yield where + strip.first, batch
+            del batch
+        del strip
+
+
+def copies(
+    strips: Iterable[Strip],
+    total: int,
+    batch_size: Callable[[], int],
+    allocate: Allocate,
+    convert: Convert,
+) -> Iterator[tuple[Array, Array]]:
+    """Full batches across strips (the last may be smaller), each window copied once.
+
+    Parameters
+    ----------
+    strips : iterable of Strip
+        From `read_strips`.
+    total : int
+        Windows that all strips keep.
+    batch_size : callable
+        Asked before each batch.
+    allocate, convert : callable
+        As in `daskdmed.tiling.extract`.
+    """
+    where: list[Array] = []
+    batch, filled, given = None, 0, 0
+    for strip in strips:
+        for lead, begin, stop in strip.windows.runs(batch_size()):
+            while begin < stop:
+                if batch is None:
+                    batch = allocate(min(batch_size(), total - given))
+                n = min(stop - begin, len(batch) - filled)
+                convert(batch[filled : filled + n], strip.windows.row(lead, begin, begin + n))
+                where.append(strip.windows.positions(lead, begin, begin + n) + strip.first)
+                begin, filled = begin + n, filled + n
+                if filled == len(batch):
+                    yield np.concatenate(where), batch
+                    given += filled
+                    where, batch, filled = [], None, 0
+        del strip

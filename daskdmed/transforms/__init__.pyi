@@ -1,0 +1,13 @@
+from .adapters import PerSample as PerSample
+from .base import Transform as Transform
+from .colour import ColorJitter as ColorJitter
+from .colour import HEDJitter as HEDJitter
+from .compose import Compose as Compose
+from .convert import Normalize as Normalize
+from .convert import ToDevice as ToDevice
+from .convert import ToFloat as ToFloat
+from .geometric import RandomFlip as RandomFlip
+from .geometric import RandomRotate90 as RandomRotate90
+from .keyed import Samples as Samples
+from .macenko import MacenkoNormalizer as MacenkoNormalizer
+from .reinhard import ReinhardNormalizer as ReinhardNormalizer

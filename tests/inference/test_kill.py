@@ -1,0 +1,284 @@
+"""Runs that are killed at random moments resume to the store of a run that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import zarr
+
+from daskdmed import heatmap
+from daskdmed.errors import StoreError
+from tests.inference import _killing
+from tests.inference._killing import Mean, image
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.inference._killing", "daskdmed.inference.heatmap"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The store of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "a.zarr"
+    _killing.compute(str(out))
+    return contents(out)
+
+
+def contents(path):
+    """Every file of a store, by name."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
+
+
+def blocks_done(out):
+    try:
+        done = zarr.open_group(out, mode="r")["done"][...]
+    except (OSError, KeyError, ValueError):  # killed before there was a store
+        return 0
+    return int(done.sum())
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.is_alive(), "ended before it began"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_twenty_random_moments(server, whole, tmp_path):
+    moments = random.Random(2024)
+    seen = []
+    for number in range(20):
+        out, started = tmp_path / f"{number}.zarr", tmp_path / f"{number}.started"
+        process = server.Process(target=_killing.compute, args=(str(out), 0.01, str(started)))
+        process.start()
+        wait_for(started, process)
+        time.sleep(moments.random() ** 1.5 * 0.8)
+        process.kill()
+        process.join()
+        seen.append(blocks_done(out))
+        _killing.compute(str(out), resume=True)
+        assert contents(out) == whole, f"moment {number}, {seen[-1]} blocks were done"
+    # the moments must lie within the runs, or nothing was tested
+    assert len(set(seen) - {0, 50}) > 1
+
+
+def test_killed_again_and_again(server, whole, tmp_path):
+    """The same store, killed until it is finished."""
+    moments = random.Random(7)
+    out = tmp_path / "a.zarr"
+    for number in range(4):
+        started = tmp_path / f"{number}.started"
+        process = server.Process(
+            target=_killing.compute, args=(str(out), 0.02, str(started)), kwargs={"resume": True}
+        )
+        process.start()
+        wait_for(started, process)
+        time.sleep(0.1 + moments.random() * 0.4)
+        process.kill()
+        process.join()
+    _killing.compute(str(out), resume=True)
+    assert contents(out) == whole
+
+
+def test_killed_while_replacing(server, whole, tmp_path):
+    """The old result stays until the new one is complete, whenever the kill comes."""
+    moments = random.Random(3)
+    out = tmp_path / "a.zarr"
+    heatmap(image() + 1, Mean(), kernel_size=16, block_windows=2, out=out)
+    old = contents(out)
+    for number in range(4):
+        started = tmp_path / f"{number}.started"
+        process = server.Process(
+            target=_killing.compute, args=(str(out), 0.02, str(started)), kwargs={"overwrite": True}
+        )
+        process.start()
+        wait_for(started, process)
+        time.sleep(moments.random() * 0.4)
+        process.kill()
+        process.join()
+        assert contents(out) == old
+    _killing.compute(str(out), overwrite=True, resume=True)
+    assert contents(out) == whole
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".started"] == ["a.zarr"]
+
+
+@pytest.mark.cluster
+def test_workers_and_clients_are_killed(server, whole, tmp_path):
+    from distributed import Client, LocalCluster
+
+    moments = random.Random(11)
+    with (
+        LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        for number in range(1):
+            out, started = tmp_path / f"worker {number}.zarr", tmp_path / f"w{number}.started"
+            process = server.Process(
+                target=_killing.compute_on,
+                args=(cluster.scheduler_address, str(out), 0.02, str(started)),
+            )
+            process.start()
+            wait_for(started, process)
+            time.sleep(0.2 + moments.random() * 0.4)
+            victim = next(iter(client.run(os.getpid).values()))
+            os.kill(victim, signal.SIGKILL)
+            # a worker that dies is no error: its blocks are computed by another
+            process.join(60)
+            assert process.exitcode == 0
+            assert contents(out) == whole
+        for number in range(2):
+            out, started = tmp_path / f"client {number}.zarr", tmp_path / f"c{number}.started"
+            process = server.Process(
+                target=_killing.compute_on,
+                args=(cluster.scheduler_address, str(out), 0.02, str(started)),
+            )
+            process.start()
+            wait_for(started, process)
+            time.sleep(moments.random() * 0.8)
+            process.kill()
+            process.join()
+            _killing.compute(str(out), resume=True, client=client)
+            assert contents(out) == whole
+
+
+@pytest.mark.cluster
+def test_everything_is_killed(whole, tmp_path):
+    out, started = tmp_path / "a.zarr", tmp_path / "started"
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys; from tests.inference import _killing\n"
+        "if __name__ == '__main__':\n"
+        "    _killing.compute_with_cluster(sys.argv[1], 0.03, sys.argv[2])"
+    )
+    job = subprocess.Popen(
+        [sys.executable, str(script), str(out), str(started)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 90
+    while not (out / "0" / "c").exists():
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.15)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert contents(out) != whole
+    _killing.compute(str(out), resume=True)
+    assert contents(out) == whole
+
+
+class Failing(zarr.storage.WrapperStore):
+    """A disk that is full, or that may not be written, after some writes."""
+
+    def __init__(self, store, left, number):
+        super().__init__(store)
+        self.left, self.number = left, number
+
+    def _with_store(self, store):
+        return Failing(store, self.left, self.number)
+
+    async def set(self, key, value):
+        if not self.left:
+            raise OSError(self.number, os.strerror(self.number), key)
+        self.left.pop()
+        await self._store.set(key, value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT], ids=os.strerror)
+@pytest.mark.parametrize("after", [2, 10, 31])
+def test_a_disk_that_fails(number, after, tmp_path, whole):
+    """Data and map of what is done fail alike; what was written before is kept."""
+    out = tmp_path / "a.zarr"
+    store = Failing(zarr.storage.LocalStore(out), [None] * after, number)
+    remedy = "make room" if number != errno.EROFS else "read-only"
+    if after < 4:  # not even the metadata
+        remedy = f"cannot create the result store .*{os.strerror(number)}"
+    with pytest.raises(StoreError, match=remedy) as caught:
+        run(store)
+    if after > 3:
+        assert "resume=True" in " ".join(caught.value.__notes__)
+    _killing.compute(str(out), resume=True)
+    assert contents(out) == whole
+
+
+def run(out, **keywords):
+    return heatmap(
+        image(), Mean(), kernel_size=16, block_windows=2, batch_size=2, out=out, **keywords
+    )
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """What a quota does to this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_chunks_that_are_too_large_for_the_disk(tmp_path):
+    noise = np.random.default_rng(0).random((64, 128)).astype(np.float32)
+    noise[:, :64] = 3  # the first chunk is small
+    out = tmp_path / "a.zarr"
+    keywords = {"kernel_size": 1, "block_windows": 64, "out": out}
+    with files_of_at_most(4000), pytest.raises(StoreError, match="File too large"):
+        heatmap(noise, lambda w: w[:, 0, 0], **keywords)
+    assert blocks_done(out) == 1
+    found = heatmap(noise, lambda w: w[:, 0, 0], **keywords, resume=True)
+    np.testing.assert_array_equal(found, noise)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
+def test_a_full_and_a_read_only_file_system(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode()}")
+    noise = np.random.default_rng(0).random((512, 512)).astype(np.float32)
+    keywords = {"kernel_size": 1, "block_windows": 64, "out": disk / "a.zarr"}
+
+    def model(windows):
+        return windows[:, 0, 0]
+
+    try:
+        with pytest.raises(StoreError, match="the disk is full: make room") as caught:
+            heatmap(noise, model, **keywords)
+        assert "resume=True" in " ".join(caught.value.__notes__)
+        done = blocks_done(disk / "a.zarr")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(StoreError, match="read-only"):
+            heatmap(noise, model, **keywords, resume=True)
+        with pytest.raises(StoreError, match="read-only|Read-only"):
+            heatmap(noise, model, **{**keywords, "out": disk / "b.zarr"})
+        subprocess.run(["mount", "-o", "remount,rw,size=8m", disk], check=True)
+        assert blocks_done(disk / "a.zarr") == done > 0
+        found = heatmap(noise, model, **keywords, resume=True)
+        np.testing.assert_array_equal(found, noise)
+    finally:
+        subprocess.run(["umount", disk], check=False)

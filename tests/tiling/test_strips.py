@@ -1,0 +1,108 @@
+"""Strips give the windows of a block, each once, and read each storage tile once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskdmed.core.types import Region
+from daskdmed.tiling.extract import Windows, read_block
+from daskdmed.tiling.grid import WindowGrid
+from daskdmed.tiling.strips import copies, read_strips, views
+
+
+class TiledView:
+    """An image that is read by tiles and counts them."""
+
+    spatial_ndim, scale, dtype = 2, None, np.dtype(np.uint16)
+    background = np.uint16(9)
+
+    def __init__(self, shape, tile):
+        self.shape, self.tile_shape = shape, tile
+        self.pixels = np.arange(shape[0] * shape[1], dtype=np.uint16).reshape(shape)
+        self.tiles = np.zeros([-(-n // t) for n, t in zip(shape, tile)], int)
+
+    def read(self, region: Region, out=None):
+        assert all(o >= 0 and s <= n for o, s, n in zip(region.origin, region.stop, self.shape))
+        spans = [
+            slice(o // t, -(-s // t))
+            for o, s, t in zip(region.origin, region.stop, self.tile_shape)
+        ]
+        self.tiles[tuple(spans)] += 1
+        out[...] = self.pixels[region.slices]
+        return out
+
+
+def every_window(windows):
+    """All kept windows of one piece, one by one: {flat position: pixels}."""
+    return {int(i): w.copy() for where, batch in windows.views(10**6) for i, w in zip(where, batch)}
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_strips_are_the_block(data):
+    shape = tuple(data.draw(st.integers(1, 60)) for _ in range(2))
+    kernel = tuple(data.draw(st.integers(1, 20)) for _ in range(2))
+    stride = tuple(data.draw(st.integers(1, 25)) for _ in range(2))
+    tile = tuple(data.draw(st.integers(1, 30)) for _ in range(2))
+    edge = data.draw(st.sampled_from(["pad", "shift"]))
+    grid = WindowGrid.of(shape, kernel, stride=stride, edge=edge)
+    size = tuple(data.draw(st.integers(1, n)) for n in grid.counts)
+    view = TiledView(shape, tile)
+    strip_bytes = data.draw(st.integers(1, 4000))
+    for _, block in grid.blocks(size):
+        keep = None
+        if data.draw(st.booleans()):
+            bits = data.draw(st.lists(st.booleans(), min_size=block.count, max_size=block.count))
+            keep = np.array(bits).reshape(block.shape)
+        whole = every_window(Windows(read_block(view, block), block, grid, keep))
+        view.tiles[...] = 0
+        found = {}
+        for strip in read_strips(view, block, grid, keep, strip_bytes=strip_bytes):
+            part = every_window(strip.windows)
+            assert not found.keys() & {i + strip.first for i in part}
+            assert strip.count == len(part)
+            found.update({i + strip.first: w for i, w in part.items()})
+        assert found.keys() == whole.keys()
+        for i, window in whole.items():
+            np.testing.assert_array_equal(found[i], window)
+        # a tile that lies in two columns of tiles is still one tile of this block
+        assert view.tiles.max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+def test_batches_go_on_over_strips(batch_size):
+    view = TiledView((90, 70), (16, 16))
+    grid = WindowGrid.of(view.shape, 12, stride=8)
+    block = grid.box((0, 0), grid.counts)
+    keep = np.random.default_rng(0).random(block.shape) < 0.7
+    total = int(keep.sum())
+    strips = read_strips(view, block, grid, keep, strip_bytes=3000)
+
+    def allocate(n):
+        return np.empty((n, 12, 12), np.uint16)
+
+    sizes, where, pixels = [], [], []
+    for at, batch in copies(strips, total, lambda: batch_size, allocate, np.copyto):
+        sizes.append(len(batch))
+        where.append(at)
+        pixels.append(batch)
+    assert sizes == [batch_size] * (total // batch_size) + [total % batch_size] * bool(
+        total % batch_size
+    )
+    np.testing.assert_array_equal(np.concatenate(where), np.flatnonzero(keep))
+    first = np.concatenate(pixels)[:, 0, 0]
+    places = np.argwhere(keep) * 8
+    np.testing.assert_array_equal(first, view.pixels[tuple(places.T)])
+
+
+def test_views_of_strips_stay_what_they_are_when_kept():
+    view = TiledView((400, 4000), (64, 64))
+    grid = WindowGrid.of(view.shape, 40)
+    block = grid.box((0, 0), grid.counts)
+    kept = list(views(read_strips(view, block, grid, strip_bytes=2 << 20), lambda: 64))
+    for where, batch in kept:
+        at = np.array(np.unravel_index(where, block.shape)).T * 40
+        np.testing.assert_array_equal(batch[:, 0, 0], view.pixels[tuple(at.T)])
