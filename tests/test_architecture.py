@@ -73,7 +73,7 @@ def imported(path: pathlib.Path, *, while_running: bool = True) -> set[str]:
 
 
 def folder_of(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 @pytest.mark.parametrize("layer", [*LAYERS, *BESIDE])

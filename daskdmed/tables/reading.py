@@ -19,11 +19,11 @@ from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.types import Array, PathLike
 from daskdmed.tables.formats import CSV_COLUMNS, FORMATS, METADATA, ParquetSink
 from daskdmed.tables.rows import (
-    ImageGrid,
     WindowTable,
     described,
     row_columns,
 )
+from daskdmed.tiling.imagegrid import ImageGrid
 
 
 def read_windows(path: PathLike | Iterable[PathLike]) -> WindowTable:

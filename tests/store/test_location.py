@@ -13,9 +13,10 @@ import pytest
 import zarr
 
 from daskdmed import heatmap
+from daskdmed.core import files
 from daskdmed.core.files import exchange, new_file, write_failure
 from daskdmed.errors import ImageError, StoreError
-from daskdmed.store import files, location
+from daskdmed.store import location
 from daskdmed.store.location import Location
 
 

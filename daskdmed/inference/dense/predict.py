@@ -145,8 +145,8 @@ def predict(
         Both or none. The exact dense mode for fully convolutional models, see
         `daskdmed.inference.dense.convolutional`: the model is run over pieces of up to
         `kernel_size` pixels, and no window is blended (`stride`, `overlap`, `blend` do not
-        apply). A declaration that does not hold on a patch of noise is refused. `output_stride` is the product of
-        all strides within the network.
+        apply). A declaration that does not hold on a patch of noise is refused.
+        `output_stride` is the product of all strides within the network.
     resume : bool
         Go on with what an interrupted run left in `out`; parameters and model must be the
         same, the result is that of an uninterrupted run.

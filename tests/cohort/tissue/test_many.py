@@ -26,7 +26,8 @@ from daskdmed import (
     tissue_mask,
     tissue_masks,
 )
-from daskdmed.cohort import _tissue_cache, tissue
+from daskdmed.cohort.tissue import cache as tissue_cache
+from daskdmed.cohort.tissue import find as tissue
 from daskdmed.errors import DatasetError, ImageError, ImageNotFoundError, UsageError
 from daskdmed.images import html
 from daskdmed.samples import make_cohort
@@ -48,9 +49,9 @@ def dataset(slides: list[Path]) -> Dataset:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DASKDMED_CACHE_DIR", str(tmp_path / "cache"))
-    _tissue_cache.forget()
+    tissue_cache.forget()
     yield tmp_path / "cache"
-    _tissue_cache.forget()
+    tissue_cache.forget()
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_mask_is_made_once(slides, folder, made):
     first = tissue_mask(slides[0])
     assert tissue_mask(slides[0]) is first, "in memory"
     assert len(files(folder)) == 1
-    _tissue_cache.forget()
+    tissue_cache.forget()
     again = tissue_mask(slides[0])
     assert again == first
     assert (again.method, again.mpp, again.picture) == (first.method, first.mpp, first.picture)
@@ -119,7 +120,7 @@ def test_a_damaged_file_is_made_again(slides, folder, made, caplog, content):
     (path,) = files(folder)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    _tissue_cache.forget()
+    tissue_cache.forget()
     with caplog.at_level(logging.WARNING, "daskdmed.cohort"):
         assert tissue_mask(slides[0]) == first
     assert "made again" in caplog.text
@@ -132,7 +133,7 @@ def test_without_the_cache_nothing_is_kept(slides, folder, made):
     tissue_mask(slides[0], cache=False)
     assert len(made) == 2
     assert not folder.exists()
-    assert _tissue_cache.latest(open_slide(slides[0]).token) is None
+    assert tissue_cache.latest(open_slide(slides[0]).token) is None
 
 
 def test_a_folder_that_cannot_be_written_is_reported_once(slides, folder, made, caplog):
@@ -188,11 +189,11 @@ def test_arrays_and_given_masks_are_not_cached(slides, folder):
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(_tissue_cache, "_KEPT", 3)
+    monkeypatch.setattr(tissue_cache, "_KEPT", 3)
     mask = TissueMask(np.ones((2, 2)), scale=(1, 1))
     for i in range(10):
-        _tissue_cache.store(f"slide{i}", "key", mask)
-    assert len(_tissue_cache._memory) == 3
+        tissue_cache.store(f"slide{i}", "key", mask)
+    assert len(tissue_cache._memory) == 3
 
 
 def test_where_the_folder_is(monkeypatch):
@@ -211,7 +212,7 @@ def test_a_slide_shows_the_tissue_that_is_known(slides, made):
     assert "tissue" not in plain
     assert not made, "nothing is computed to show a slide"
     mask = tissue_mask(slide)
-    _tissue_cache.forget()
+    tissue_cache.forget()
     shown = slide._repr_html_()
     assert f"tissue {mask.fraction:.1%}" in shown
     assert "(otsu)" in shown
@@ -226,7 +227,7 @@ def test_a_slide_shows_the_tissue_that_is_known(slides, made):
 def test_damage_in_the_cache_does_not_reach_the_table(slides, folder):
     slide = open_slide(slides[0])
     tissue_mask(slide)
-    _tissue_cache.forget()
+    tissue_cache.forget()
     files(folder)[0].write_bytes(b"junk")
     assert "tissue" not in slide._repr_html_()
 
@@ -312,7 +313,7 @@ def test_on_a_cluster(dataset, folder):
 
     expected = tissue_masks(dataset)
     shutil.rmtree(folder)
-    _tissue_cache.forget()
+    tissue_cache.forget()
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0

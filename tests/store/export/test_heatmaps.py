@@ -18,7 +18,7 @@ from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import BudgetError, GeometryError, StoreError, UsageError
 from daskdmed.samples import make_slide
-from daskdmed.store import geojson, tiff
+from daskdmed.store.export import geojson, tiff
 from daskdmed.store.export.geojson import export_contours, export_tiles, heatmap_contours
 from daskdmed.store.export.polygons import isolines
 from daskdmed.store.export.tiff import export_tiff

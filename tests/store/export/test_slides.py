@@ -32,7 +32,7 @@ from daskdmed.errors import (
 )
 from daskdmed.images.view import SlideView
 from daskdmed.samples import fetch, make_slide
-from daskdmed.store.export.heatmaps import slideplan
+from daskdmed.store.export import slideplan
 from daskdmed.store.ngff.reduction import reduce_block
 
 SIZE = (1300, 1050)
@@ -242,7 +242,7 @@ def test_strips_and_a_file_without_resolution(tmp_path):
 SCRIPT = """
 import sys, time, daskdmed
 from daskdmed.images.view import SlideView
-from daskdmed.store.export.heatmaps import slideplan
+from daskdmed.store.export import slideplan
 slideplan._BLOCK_SIDE = 512
 pause, read = float(sys.argv[3]), SlideView.read
 
