@@ -313,17 +313,22 @@ def test_which_rank(monkeypatch):
 
 
 GROUP = """
-import sys, torch.distributed as group
+import json, sys, torch.distributed as group
+import numpy as np
+from daskdmed import SlidingWindowDL
 from daskdmed.loading.ranks import resolve
 group.init_process_group(
     "gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2
 )
-print(*resolve(None, None), *resolve("auto", None))
+with SlidingWindowDL(np.zeros((40, 50, 3), "u1"), kernel_size=10, block_windows=2) as loader:
+    windows = [w.index for _, _, windows in loader for w in windows]
+print(json.dumps([resolve(None, None), resolve("auto", None), windows]))
 group.destroy_process_group()
 """
 
 
 def test_the_process_group_of_torch(tmp_path):
+    """Both loaders know their rank by it; sliding windows come once over all ranks."""
     import torch.distributed
 
     if not torch.distributed.is_gloo_available():
@@ -333,6 +338,9 @@ def test_the_process_group_of_torch(tmp_path):
         subprocess.Popen([*command, str(r)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for r in range(2)
     ]
-    outputs = [process.communicate(timeout=60)[0].split() for process in ranks]
-    assert outputs == [["0", "2"] * 2, ["1", "2"] * 2]
+    found = [json.loads(process.communicate(timeout=300)[0]) for process in ranks]
+    assert [f[:2] for f in found] == [[[0, 2]] * 2, [[1, 2]] * 2]
+    windows = [tuple(index) for f in found for index in f[2]]
+    assert sorted(windows) == [(i, j) for i in range(4) for j in range(5)]
+    assert all(f[2] for f in found)
     assert os.environ.get("RANK") is None

@@ -23,6 +23,7 @@ from daskdmed.core.errors import LoaderClosedError, MissingExtraError, StateErro
 from daskdmed.core.types import LevelLike, MppLike, PowerLike
 from daskdmed.inference.run import worker_threads
 from daskdmed.loading import torchbridge
+from daskdmed.loading.ranks import RankLike, resolve
 from daskdmed.loading.sliding.batches import WindowChunks
 from daskdmed.loading.sliding.feed import Feed, Pass
 from daskdmed.loading.sliding.images import MasksLike, Wish, open_images
@@ -109,7 +110,8 @@ class SlidingWindowDL(_Base):
         as ``batch_tfms(x, windows)`` when it says ``needs_smallchunks = True``.
     rank, world_size : int
         Each rank delivers whole blocks of its own, about equally many windows; together
-        every window once.
+        every window once. Not given: as for `LightDL`, those of `torch.distributed` when a
+        process group has been initialised, otherwise 0 of 1.
     on_error : {"raise", "skip"}
         What an image or region does that cannot be read after several attempts: reach
         ``next`` as an error that names patient, record and region; or be left out, window
@@ -161,8 +163,8 @@ class SlidingWindowDL(_Base):
         min_interval: float | None = None,
         tfms: Callable[[Any], Any] | None = None,
         batch_tfms: Callable[[Any], Any] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: RankLike = None,
+        world_size: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         client: Client | None = None,
         block_windows: PerAxis | None = None,
@@ -172,13 +174,10 @@ class SlidingWindowDL(_Base):
         _check_choice("on_error", on_error, ("raise", "skip"))
         _check_count("batch_size", batch_size)
         _check_count("slides_at_once", slides_at_once)
-        _check_count("world_size", world_size)
-        if isinstance(rank, bool) or int(rank) != rank or not 0 <= rank < world_size:
-            raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank!r}")
         if min_interval is not None and not (np.isfinite(min_interval) and min_interval >= 0):
             raise UsageError(f"min_interval must be seconds >= 0, got {min_interval!r}")
         self.batch_size = int(batch_size)
-        self.rank, self.world_size = int(rank), int(world_size)
+        self.rank, self.world_size = resolve(rank, world_size)
         self.order, self.on_error = order, on_error
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self._slides_at_once = int(slides_at_once)
