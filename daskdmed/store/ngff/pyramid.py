@@ -392,14 +392,20 @@ def level_places(location: Location, group: zarr.Group) -> tuple[dict[str, Any],
         multiscale = ome["multiscales"][0]
         count = len([axis["name"] for axis in multiscale["axes"]])
         for dataset in multiscale["datasets"]:
-            found = {"scale": [1.0] * count, "translation": [0.0] * count}
-            for step in dataset["coordinateTransformations"]:
-                found[step["type"]] = [float(v) for v in step[step["type"]]]
+            scale, translation = np.ones(count), np.zeros(count)
+            # the level's own first, then those that all levels share
+            shared = multiscale.get("coordinateTransformations") or []
+            for step in (*dataset["coordinateTransformations"], *shared):
+                if step["type"] == "translation":
+                    translation = translation + np.asarray(step["translation"], float)
+                elif step["type"] == "scale":
+                    factors = np.asarray(step["scale"], float)
+                    scale, translation = scale * factors, translation * factors
             path = str(dataset["path"])
             array: Any = group[path]
-            if {len(found["scale"]), len(found["translation"]), len(array.shape)} != {count}:
+            if {len(scale), len(translation), len(array.shape)} != {count}:
                 raise ValueError(f"level {path!r} of shape {array.shape} has not {count} axes")
-            places.append(LevelPlace(path, tuple(found["scale"]), tuple(found["translation"])))
+            places.append(LevelPlace(path, tuple(scale.tolist()), tuple(translation.tolist())))
         if not places:
             raise ValueError("it has no levels")
     except (KeyError, IndexError, TypeError, ValueError) as error:

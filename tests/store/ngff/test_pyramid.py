@@ -257,6 +257,38 @@ def test_classes_of_predict_are_not_averaged(tmp_path):
         np.testing.assert_array_equal(group["1"][...], expected)
 
 
+def test_a_scale_that_all_levels_share_is_kept(tmp_path):
+    """Other writers give the pixel size once, in the multiscale's own transformations."""
+    v04 = pytest.importorskip("ome_zarr_models.v04")
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    own = [
+        {"type": "scale", "scale": [2.0, 1.0]},
+        {"type": "translation", "translation": [3.0, 4.0]},
+    ]
+    shared = [
+        {"type": "scale", "scale": [0.25, 0.5]},
+        {"type": "translation", "translation": [10.0, 20.0]},
+    ]
+    multiscale = {
+        "version": "0.4",
+        "axes": axes,
+        "datasets": [{"path": "a", "coordinateTransformations": own}],
+        "coordinateTransformations": shared,
+    }
+    out = tmp_path / "other.zarr"
+    group = zarr.create_group(out, zarr_format=2, attributes={"multiscales": [multiscale]})
+    group.create_array("a", data=np.ones((40, 60), np.uint8), chunks=(20, 20))
+    before = daskdmed.open_slide(out).mpp
+    assert before == (0.5, 0.5)
+    assert add_pyramid(out, smallest=32) == 2
+    assert daskdmed.open_slide(out).mpp == before
+    v04.Image.from_zarr(zarr.open_group(out, mode="r"))
+    found = zarr.open_group(out, mode="r").attrs["multiscales"][0]["datasets"]
+    steps = [[t[t["type"]] for t in d["coordinateTransformations"]] for d in found]
+    # positions in micrometers: the level's own transformations first, the shared ones upon them
+    assert steps == [[[0.5, 0.5], [10.75, 22.0]], [[1.0, 1.0], [11.0, 22.25]]]
+
+
 @pytest.mark.parametrize("shape", [(1,), (256, 256), (257, 3), (100_000, 1)])
 def test_enough_levels(shape):
     factors = level_factors(shape, len(shape), 2, 256)
