@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -119,12 +122,12 @@ def test_pyramids(make, tmp_path, kind):
         assert reader.info.levels[level].tile_shape == (128, 160)
 
 
-@pytest.mark.parametrize("associated", [False, True, None])
+@pytest.mark.parametrize("associated", [False, True])
 def test_alpha_is_blended_on_white(make, tmp_path, associated):
     image = make.picture(300, 400, 4)
     image[:100, :100, 3] = 0
     image[100:200, :100, 3] = 255
-    kind = {False: "unassalpha", True: "assocalpha", None: "unspecified"}[associated]
+    kind = {False: "unassalpha", True: "assocalpha"}[associated]
     path = tmp_path / "rgba.tif"
     tifffile.imwrite(
         path, image, photometric="rgb", extrasamples=[kind], tile=(128, 160), metadata=None
@@ -132,13 +135,103 @@ def test_alpha_is_blended_on_white(make, tmp_path, associated):
     reader = TiffBackend().open(str(path))
     got = read_all(reader)
     alpha = image[..., 3:].astype(float) / 255
-    colour = image[..., :3] * (1 if associated in (True, None) else alpha)
+    colour = image[..., :3] * (1 if associated else alpha)
     expected = np.clip(np.rint(colour + 255 * (1 - alpha)), 0, 255)
     assert got.shape == (300, 400, 3)
     assert np.abs(got - expected).max() <= 1
-    if associated is False:
+    if not associated:
         assert (got[:100, :100] == 255).all()
     assert np.array_equal(got[100:200, :100], image[100:200, :100, :3])
+
+
+def test_a_fourth_sample_without_meaning_is_a_channel(make, tmp_path):
+    """Near infrared or a mask beside RGB must not be mixed into the colours."""
+    image = make.picture(300, 400, 4)
+    path = tmp_path / "rgbn.tif"
+    tifffile.imwrite(
+        path, image, photometric="rgb", extrasamples=["unspecified"], tile=(128, 160), metadata=None
+    )
+    assert np.array_equal(read_all(TiffBackend().open(str(path))), image)
+
+
+def ome_text(height, width):
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><OME '
+        'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" Creator="OME Bio-Formats 6.12">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+        f'SizeX="{width}" SizeY="{height}" SizeC="3" SizeZ="1" SizeT="1">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1"/>'
+        "</Pixels></Image></OME>"
+    )
+
+
+def write_encoded(path, image, encode, compression, description):
+    """One level of 128 x 160 tiles that `encode` makes."""
+    tiles = [
+        np.ascontiguousarray(image[y : y + 128, x : x + 160])
+        for y in range(0, image.shape[0], 128)
+        for x in range(0, image.shape[1], 160)
+    ]
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(
+            (encode(t) for t in tiles),
+            shape=image.shape,
+            dtype=image.dtype,
+            tile=(128, 160),
+            compression=compression,
+            photometric="rgb",
+            description=description,
+            metadata=None,
+        )
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags[262].overwrite(2)
+
+
+def test_lossless_jpeg_2000_of_bio_formats_is_rgb(make, tmp_path):
+    """It has the number that Aperio gave to YCbCr."""
+    image = make.picture(256, 320)
+    path = tmp_path / "a.ome.tif"
+    encode = functools.partial(imagecodecs.jpeg2k_encode, level=0, mct=True)
+    write_encoded(path, image, encode, 33003, ome_text(256, 320))
+    assert np.array_equal(read_all(TiffBackend().open(str(path))), image)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "420"])
+def test_bio_formats_tags_jpeg_as_rgb_whatever_it_is(make, tmp_path, subsampling):
+    image = make.picture(256, 320)
+    path = tmp_path / "a.ome.tif"
+    made = []
+
+    def encode(tile):
+        data = imagecodecs.jpeg8_encode(tile, level=90, subsampling=subsampling)
+        made.append(imagecodecs.jpeg8_decode(data))
+        assert data[6:10] == b"JFIF"
+        return data
+
+    write_encoded(path, image, encode, "jpeg", ome_text(256, 320))
+    expected = np.concatenate([np.concatenate(made[i : i + 2], axis=1) for i in (0, 2)])
+    assert np.array_equal(read_all(TiffBackend().open(str(path))), expected)
+
+
+def test_jpeg_without_a_jfif_marker_is_what_the_tag_says(make, tmp_path):
+    image = make.picture(256, 320)
+    path = tmp_path / "a.ome.tif"
+
+    def encode(tile):
+        data = imagecodecs.jpeg8_encode(tile, level=100, colorspace="rgb", outcolorspace="rgb")
+        assert data[6:10] != b"JFIF"
+        return data
+
+    write_encoded(path, image, encode, "jpeg", ome_text(256, 320))
+    got = read_all(TiffBackend().open(str(path))).astype(int)
+    assert np.abs(got - image).mean() < 3
+
+
+def test_hundreds_of_named_channels_are_all_given(make, tmp_path):
+    stack = np.stack([np.roll(make.picture(128, 160, 0), i, 0) for i in range(300)])
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, stack, ome=True, metadata={"axes": "CYX"}, tile=(128, 160))
+    assert np.array_equal(read_all(TiffBackend().open(str(path))), stack.transpose(1, 2, 0))
 
 
 def test_min_is_white_is_inverted(make, tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -21,7 +21,7 @@ from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.core.types import Array
 from daskdmed.images.tiff import colour, jpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.images.tiff.jpeg import Painter
+from daskdmed.images.tiff.jpeg import Paint
 
 #: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
 Decode = Callable[[bytes, Array], Array]
@@ -57,7 +57,8 @@ _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
 class PageFormat:
     """What the decoder of a page depends on, as plain values.
 
-    Pages with equal formats share a decoder, whatever their extents.
+    Pages with equal formats share a decoder, whatever their extents. `writer` is whose
+    habits hold where the tags leave two readings.
     """
 
     compression: int
@@ -72,6 +73,7 @@ class PageFormat:
     byteorder: str
     tables: bytes | None
     header: bytes | None
+    writer: Literal["svs", "ome", ""] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Decoder:
         Decoding into the destination, when that is contiguous, is the fastest way.
     grouped : bool
         Decoding into scratch tiles that are copied together is the fastest way.
-    paint : Painter or None
+    paint : callable or None
         Decodes a whole tile to its place in a large array; there is nothing faster, but it
         may decline.
     """
@@ -106,7 +108,7 @@ class Decoder:
     raw: bool = False
     direct: bool = False
     grouped: bool = False
-    paint: Painter | None = None
+    paint: Paint | None = None
 
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
@@ -166,16 +168,13 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
 def has_alpha(fmt: PageFormat) -> bool:
     """Whether the last sample is alpha.
 
-    An extra sample of unspecified meaning (0) beside RGB counts as alpha, as in libtiff.
+    A sample of unspecified meaning (0) is a channel, as TIFF 6.0, GDAL and Pillow have it:
+    near infrared or a mask beside RGB. (libtiff takes it for alpha.)
     """
-    if len(fmt.extrasamples) != 1:
-        return False
-    if fmt.photometric == _RGB and fmt.samples == 4:
-        return True
-    return fmt.extrasamples[0] in (1, 2)
+    return len(fmt.extrasamples) == 1 and fmt.extrasamples[0] in (1, 2)
 
 
-def _jpeg(fmt: PageFormat, uri: str) -> tuple[Decode, Painter | None]:
+def _jpeg(fmt: PageFormat, uri: str) -> tuple[Decode, Paint | None]:
     if fmt.dtype != "uint8":
         raise _unsupported(uri, "JPEG tiles of more than 8 bits")
     stored = 1 if fmt.planar else fmt.samples
@@ -184,14 +183,16 @@ def _jpeg(fmt: PageFormat, uri: str) -> tuple[Decode, Painter | None]:
     space: int | None = None
     outspace: int | None = None
     if stored == 3:
-        # as OpenSlide: the photometric tag decides, not a JFIF or Adobe marker
+        # as OpenSlide: the photometric tag decides, not a JFIF or Adobe marker; but Bio-Formats
+        # and QuPath tag RGB whatever their encoder made of it
         space = {_RGB: jpeg.RGB, _YCBCR: jpeg.YCBCR}.get(fmt.photometric)
         outspace = jpeg.RGB
     elif fmt.planar:
         outspace = jpeg.GREY
     return jpeg.make_jpeg(
-        samples=stored, space=space, outspace=outspace, tables=fmt.tables, header=fmt.header
-    )
+        samples=stored, space=space, outspace=outspace, tables=fmt.tables, header=fmt.header,
+        trust_jfif=fmt.writer == "ome",
+    )  # fmt: skip
 
 
 def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:
@@ -199,7 +200,8 @@ def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:
     webp = fmt.compression in (50001, 34927)
     options = {"hasalpha": True} if webp and fmt.samples == 4 else {}
     kind = np.dtype(fmt.dtype)
-    aperio = fmt.compression == 33003 and fmt.samples == 3
+    # Bio-Formats writes this number for lossless RGB, of any slide
+    aperio = fmt.compression == 33003 and fmt.samples == 3 and fmt.writer != "ome"
 
     def decode(data: bytes, out: Array) -> Array:
         _check_codestream_size(data, out.shape)

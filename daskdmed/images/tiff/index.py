@@ -30,7 +30,7 @@ from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
 _log = logging.getLogger("daskdmed.images")
-#: samples of one pixel that a level may have; a stack of more planes is no image of channels
+#: planes along an axis without a name that are channels; a stack of more is none of channels
 MAX_CHANNELS = 256
 #: rows of the virtual strips that a long uncompressed strip is cut into
 _VIRTUAL_ROWS = 256
@@ -218,10 +218,10 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
     pick: npt.NDArray[Any] = np.arange(count).reshape(extents) if extents else np.arange(1)
     single = keyframe.samplesperpixel == 1
     for axis in range(lead - 1, -1, -1):
-        channel = names[axis] == "C" or (names[axis] in "IQS" and single)
-        if not channel or extents[axis] > MAX_CHANNELS:
+        unnamed = names[axis] in "IQS" and single and extents[axis] <= MAX_CHANNELS
+        if names[axis] != "C" and not unnamed:
             if extents[axis] > 1:
-                _log.info(
+                _log.warning(
                     "%s: reads the first of %d planes along %r",
                     source.uri,
                     extents[axis],
@@ -319,6 +319,7 @@ def page_format(page: Any) -> PageFormat:
         byteorder=key.parent.byteorder,
         tables=page.jpegtables,
         header=getattr(page, "jpegheader", None),
+        writer="svs" if key.parent.is_svs else "ome" if key.parent.is_ome else "",
     )
 
 

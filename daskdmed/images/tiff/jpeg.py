@@ -26,6 +26,9 @@ GREY, RGB, YCBCR = 1, 2, 3
 _END = b"\xff\xd9"
 #: (marker, body, where it ends)
 _Segment = tuple[int, bytes, int]
+#: (bytes, address, pitch, rows, width) -> whether it was decoded, see `Painter`
+Paint = Callable[[bytes, int, int, int, int], bool]
+_Decode = Callable[[bytes, Array], Array]
 #: kind and number
 _Table = tuple[str, int]
 #: sampling factors of luma (horizontal, vertical) for which all versions of libjpeg-turbo
@@ -35,8 +38,8 @@ _SAMPLING = {0x11, 0x21, 0x22}
 
 def make_jpeg(
     *, samples: int, space: int | None, outspace: int | None,
-    tables: bytes | None, header: bytes | None,
-) -> tuple[Callable[[bytes, Array], Array], Painter | None]:  # fmt: skip
+    tables: bytes | None, header: bytes | None, trust_jfif: bool = False,
+) -> tuple[_Decode, Paint | None]:  # fmt: skip
     """How the JPEG tiles of a page are decoded.
 
     Parameters
@@ -49,14 +52,23 @@ def make_jpeg(
         The stream of tables that all tiles share.
     header : bytes or None
         Begins every tile; the file holds only what comes behind it.
+    trust_jfif : bool
+        Tiles that begin with a JFIF marker are YCbCr, whatever `space` says.
 
     Returns
     -------
     decode : callable
         (bytes, scratch (rows, width, samples)) -> (rows, width, samples).
-    paint : Painter or None
+    paint : callable or None
         None where the TurboJPEG library is missing, or of no use for such tiles.
     """
+    if trust_jfif and space == RGB:
+        return _by_marker(
+            make_jpeg(samples=samples, space=RGB, outspace=outspace, tables=tables, header=header),
+            make_jpeg(
+                samples=samples, space=YCBCR, outspace=outspace, tables=tables, header=header
+            ),
+        )
     jpeg8 = imagecodecs.jpeg8_decode
     single = samples == 1
     paint = None
@@ -91,6 +103,24 @@ def make_jpeg(
         return small.reshape((*small.shape[:2], -1))
 
     return decode, paint
+
+
+def _by_marker(
+    plain: tuple[_Decode, Paint | None], jfif: tuple[_Decode, Paint | None]
+) -> tuple[_Decode, Paint | None]:
+    """For each tile the way that its own first marker asks for."""
+
+    def way(data: bytes) -> tuple[_Decode, Paint | None]:
+        return jfif if data[2:4] == b"\xff\xe0" and data[6:10] == b"JFIF" else plain
+
+    def decode(data: bytes, out: Array) -> Array:
+        return way(data)[0](data, out)
+
+    def paint(data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
+        chosen = way(data)[1]
+        return chosen is not None and chosen(data, address, pitch, rows, width)
+
+    return decode, None if plain[1] is None else paint
 
 
 class Painter:
