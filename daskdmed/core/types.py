@@ -22,7 +22,10 @@ from daskdmed.core.errors import GeometryError, ResolutionError
 
 Array: TypeAlias = npt.NDArray[Any]
 PathLike: TypeAlias = str | os.PathLike[str]
-OnError: TypeAlias = Literal["raise", "fill"]
+#: what an image, or a part of one, that cannot be used does: an error, or left out and reported
+OnError: TypeAlias = Literal["raise", "skip"]
+#: what a storage tile that cannot be decoded becomes: an error, or background and a report
+OnTileError: TypeAlias = Literal["raise", "fill"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import ImageError, TileError, UsageError
-from daskdmed.core.types import Array, OnError, Region
+from daskdmed.core.types import Array, OnTileError, Region
 from daskdmed.images.ngffmeta import Plane, read_pyramid
 from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.readers import fill_background, prepare_output
@@ -67,7 +67,12 @@ class ZarrReader:
         return self._pyramid.info
 
     def read(
-        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+        self,
+        level: int,
+        region: Region,
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
     ) -> Array:
         """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
 
@@ -91,7 +96,7 @@ class ZarrReader:
             raise
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
-            self._read_chunks(level, plane, region, target, on_error)
+            self._read_chunks(level, plane, region, target, tile_error)
         return target
 
     def read_associated(self, name: str) -> Array:
@@ -132,7 +137,7 @@ class ZarrReader:
             raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
 
     def _read_chunks(
-        self, level: int, plane: Plane, region: Region, out: Array, on_error: OnError
+        self, level: int, plane: Plane, region: Region, out: Array, tile_error: OnTileError
     ) -> None:
         """Read chunk by chunk after a failure, to find the bad ones and to keep the rest."""
         for index, box in _chunks(region, plane.tile_shape):
@@ -145,10 +150,10 @@ class ZarrReader:
             except Exception as error:
                 message = (
                     f"{self._uri}, level {level} (array {plane.path!r}), chunk {index} (row, "
-                    f"column): {type(error).__name__}: {error}; read with on_error='fill' to get "
+                    f"column): {type(error).__name__}: {error}; read with tile_error='fill' to get "
                     f"the background there"
                 )
-                if on_error == "raise":
+                if tile_error == "raise":
                     raise TileError(message, uri=self._uri, level=level, tile=index) from error
                 logger.warning("%s; filled with the background", message)
                 fill_background(part, self.info)

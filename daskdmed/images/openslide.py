@@ -30,7 +30,7 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
     UsageError,
 )
-from daskdmed.core.types import Array, OnError, Region
+from daskdmed.core.types import Array, OnTileError, Region
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.readers import (
     check_readable,
@@ -134,7 +134,12 @@ class OpenSlideReader:
         return self._info
 
     def read(
-        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+        self,
+        level: int,
+        region: Region,
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
     ) -> Array:
         """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
 
@@ -155,7 +160,7 @@ class OpenSlideReader:
             try:
                 self._read_piece(level, piece, part)
             except _ReadError:
-                self._read_tiles(level, piece, part, on_error)
+                self._read_tiles(level, piece, part, tile_error)
         return target
 
     def read_associated(self, name: str) -> Array:
@@ -199,7 +204,7 @@ class OpenSlideReader:
         rgba = self._attempt(lambda handle: np.asarray(handle.read_region((x, y), level, size)))
         _blend(rgba[skip_y:, skip_x:], self._info.background, out)
 
-    def _read_tiles(self, level: int, piece: Region, out: Array, on_error: OnError) -> None:
+    def _read_tiles(self, level: int, piece: Region, out: Array, tile_error: OnTileError) -> None:
         """Read tile by tile after a failure, to find which tile is bad and to keep the rest."""
         tile = self._info.levels[level].tile_shape
         for box in _split(piece, tile):
@@ -210,9 +215,9 @@ class OpenSlideReader:
                 index = (box.origin[0] // tile[0], box.origin[1] // tile[1])
                 message = (
                     f"{self._uri}, level {level}, tile {index} (row, column): OpenSlide cannot "
-                    f"decode it: {error}; read with on_error='fill' to get the background there"
+                    f"decode it: {error}; read with tile_error='fill' to get the background there"
                 )
-                if on_error == "raise":
+                if tile_error == "raise":
                     raise TileError(message, uri=self._uri, level=level, tile=index) from error
                 logger.warning("%s; filled with the background", message)
                 fill_background(part, self._info)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from daskdmed.core.types import Array, OnError, Region
+from daskdmed.core.types import Array, OnTileError, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,12 @@ class Reader(Protocol):
         ...
 
     def read(
-        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+        self,
+        level: int,
+        region: Region,
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
     ) -> Array:
         """Read a region (y, x) that lies inside a level.
 
@@ -98,7 +103,7 @@ class Reader(Protocol):
             In pixels of that level; must lie inside it.
         out : ndarray, optional
             Array of shape (height, width, channels), any strides, to write into.
-        on_error : {"raise", "fill"}
+        tile_error : {"raise", "fill"}
             What a tile that cannot be decoded becomes: an error, or the background value
             and a warning in the log of `daskdmed.images`.
 

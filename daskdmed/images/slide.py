@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, ImageError, UsageError
-from daskdmed.core.types import Array, OnError, PathLike, Region, Resolution
+from daskdmed.core.types import Array, OnTileError, PathLike, Region, Resolution
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.registry import get_backend, open_with
@@ -227,7 +227,7 @@ class Slide:
 
     @property
     def failed_tiles(self) -> tuple[Any, ...]:
-        """Tiles that ``on_error="fill"`` painted in this process since the file was opened."""
+        """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
         with cache.lease(self.key) as reader:
             return tuple(getattr(reader, "failed_tiles", ()))
 
@@ -256,7 +256,7 @@ class Slide:
         level: int = 0,
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
-        on_error: OnError = "raise",
+        tile_error: OnTileError = "raise",
     ) -> SlideView:
         """The slide at one resolution.
 
@@ -266,7 +266,7 @@ class Slide:
             Mutually exclusive. An mpp within 0.1 % of a level's uses that level as it is;
             between levels the next finer one is averaged over areas; finer than level 0 it
             is interpolated linearly. Power is taken relative to the file's objective power.
-        on_error : {"raise", "fill"}
+        tile_error : {"raise", "fill"}
             A storage tile that cannot be decoded is an error, or becomes background, is
             logged, and is listed in `failed_tiles`.
 
@@ -275,9 +275,9 @@ class Slide:
         ResolutionError
             No such level, or the file does not say its mpp or power.
         """
-        if on_error not in ("raise", "fill"):
-            raise UsageError(f"on_error must be 'raise' or 'fill', got {on_error!r}")
-        return make_view(self, Resolution.of(level, mpp, power), on_error)
+        if tile_error not in ("raise", "fill"):
+            raise UsageError(f"tile_error must be 'raise' or 'fill', got {tile_error!r}")
+        return make_view(self, Resolution.of(level, mpp, power), tile_error)
 
     def to_dask(
         self,
@@ -286,13 +286,13 @@ class Slide:
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
         chunks: int | tuple[int, int] = 4096,
-        on_error: OnError = "raise",
+        tile_error: OnTileError = "raise",
     ) -> da.Array:
         """The slide at one resolution as a lazy array (y, x, c).
 
         Parameters
         ----------
-        level, mpp, power, on_error
+        level, mpp, power, tile_error
             As in `view`.
         chunks : int or (int, int)
             Block extent along (y, x), rounded down to whole storage tiles.
@@ -304,7 +304,7 @@ class Slide:
         """
         from daskdmed.images.lazy import to_dask
 
-        return to_dask(self.view(level=level, mpp=mpp, power=power, on_error=on_error), chunks)
+        return to_dask(self.view(level=level, mpp=mpp, power=power, tile_error=tile_error), chunks)
 
     def read_region(
         self,
@@ -312,7 +312,7 @@ class Slide:
         level: int,
         size: tuple[int, int],
         *,
-        on_error: OnError = "raise",
+        tile_error: OnTileError = "raise",
     ) -> Array:
         """Pixels of a rectangle; outside the slide the background.
 
@@ -341,7 +341,7 @@ class Slide:
         """
         x, y = _pair(location, "location")
         width, height = _pair(size, "size")
-        view = self.view(level=level, on_error=on_error)
+        view = self.view(level=level, tile_error=tile_error)
         nbytes = width * height * view.shape[2] * view.dtype.itemsize
         if width < 0 or height < 0 or nbytes > MAX_REGION_BYTES:
             raise GeometryError(
@@ -385,7 +385,7 @@ class Slide:
         compressor: Any = "zstd",
         version: str = "0.5",
         associated: bool = True,
-        on_error: OnError = "raise",
+        tile_error: OnTileError = "raise",
         resume: bool = False,
         overwrite: bool = False,
         client: Any = None,
@@ -397,7 +397,7 @@ class Slide:
         ----------
         path : path or URL
             Where to write.
-        level, mpp, pyramid, chunks, shards, compressor, version, associated, on_error
+        level, mpp, pyramid, chunks, shards, compressor, version, associated, tile_error
             What is written, see `daskdmed.store.slide_to_ome_zarr`.
         resume, overwrite, client, progress
             How, see there too.
@@ -427,7 +427,7 @@ class Slide:
             compressor=compressor,
             version=version,
             associated=associated,
-            on_error=on_error,
+            tile_error=tile_error,
             resume=resume,
             overwrite=overwrite,
             client=client,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, ResolutionError
-from daskdmed.core.types import Array, OnError, Region, Resolution
+from daskdmed.core.types import Array, OnTileError, Region, Resolution
 from daskdmed.images.buffers import empty
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.resample import resample_region
@@ -56,7 +56,7 @@ class SlideView:
         Outside the image, one per channel.
     mpp : tuple of float or None
         (x, y) micrometers per pixel of the view.
-    on_error : {"raise", "fill"}
+    tile_error : {"raise", "fill"}
         What a storage tile that cannot be decoded becomes.
     """
 
@@ -70,7 +70,7 @@ class SlideView:
     dtype_name: str
     background_value: tuple[int, ...]
     mpp: tuple[float, float] | None
-    on_error: OnError = "raise"
+    tile_error: OnTileError = "raise"
 
     @property
     def uri(self) -> str:
@@ -113,7 +113,7 @@ class SlideView:
     @property
     def token(self) -> str:
         """Deterministic name of content and resolution."""
-        facts = (self.key, self.level, self.shape, self.scale, self.on_error)
+        facts = (self.key, self.level, self.shape, self.scale, self.tile_error)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     def __dask_tokenize__(self) -> tuple[str, str]:
@@ -143,7 +143,7 @@ class SlideView:
         """
         if self.scale is None:
             with cache.lease(self.key) as reader:
-                return reader.read(self.level, region, out, on_error=self.on_error)
+                return reader.read(self.level, region, out, tile_error=self.tile_error)
         return self._read_resampled(region, out)
 
     def _read_resampled(self, region: Region, out: Array | None) -> Array:
@@ -164,14 +164,14 @@ class SlideView:
         with cache.lease(self.key) as reader:
 
             def read(source: Region) -> Array:
-                return reader.read(self.level, source, on_error=self.on_error)
+                return reader.read(self.level, source, tile_error=self.tile_error)
 
             return resample_region(
                 region, self.scale, self.source_shape, self.source_tile[0], read, out
             )
 
 
-def make_view(slide: Slide, resolution: Resolution, on_error: OnError) -> SlideView:
+def make_view(slide: Slide, resolution: Resolution, tile_error: OnTileError) -> SlideView:
     """The view of a slide at a resolution.
 
     Raises
@@ -186,17 +186,17 @@ def make_view(slide: Slide, resolution: Resolution, on_error: OnError) -> SlideV
                 f"{slide.uri}: no level {resolution.level}, the slide has levels 0 to "
                 f"{len(levels) - 1}"
             )
-        return _level_view(slide, resolution.level, on_error)
+        return _level_view(slide, resolution.level, tile_error)
     wanted = _wanted_downsample(slide, resolution)
     for number, level in enumerate(levels):
         if all(
             abs(w / d - 1) <= SAME_RESOLUTION for w, d in zip(wanted, level.downsample, strict=True)
         ):
-            return _level_view(slide, number, on_error)
-    return _resampled_view(slide, wanted, on_error)
+            return _level_view(slide, number, tile_error)
+    return _resampled_view(slide, wanted, tile_error)
 
 
-def _level_view(slide: Slide, number: int, on_error: OnError) -> SlideView:
+def _level_view(slide: Slide, number: int, tile_error: OnTileError) -> SlideView:
     level = slide.levels[number]
     return SlideView(
         key=slide.key,
@@ -209,11 +209,13 @@ def _level_view(slide: Slide, number: int, on_error: OnError) -> SlideView:
         dtype_name=slide.info.dtype,
         background_value=tuple(slide.info.background),
         mpp=_mpp(slide, level.downsample),
-        on_error=on_error,
+        tile_error=tile_error,
     )
 
 
-def _resampled_view(slide: Slide, wanted: tuple[float, float], on_error: OnError) -> SlideView:
+def _resampled_view(
+    slide: Slide, wanted: tuple[float, float], tile_error: OnTileError
+) -> SlideView:
     """Read the coarsest level that is still fine enough."""
     number = 0
     for candidate, level in enumerate(slide.levels):
@@ -236,7 +238,7 @@ def _resampled_view(slide: Slide, wanted: tuple[float, float], on_error: OnError
         dtype_name=slide.info.dtype,
         background_value=tuple(slide.info.background),
         mpp=_mpp(slide, wanted),
-        on_error=on_error,
+        tile_error=tile_error,
     )
 
 

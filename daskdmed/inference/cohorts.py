@@ -10,20 +10,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.core.errors import DatasetError, StoreError, UsageError
 from daskdmed.core.types import PathLike, Resolution
 from daskdmed.inference.inputs import as_location
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, result_path
 
 if TYPE_CHECKING:
     from distributed import Client
-
-#: characters of an id that stay in a file name on every system
-_SAFE = " !#$&'()+,-.;=@[]_{}~"
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def images_of(
     level, mpp, power
         Values, or functions of the patient that give them (or None).
     out : path or URL, optional
-        Folder; each patient gets ``<id>.zarr`` in it, other characters than those that file
-        names may have are percent-encoded. Default: memory.
+        Folder; each patient's store is ``<id>/<record>.zarr`` in it, other characters than
+        those that file names may have are percent-encoded. Default: memory.
     mask : mapping or callable, optional
         ``{id: mask}`` for all patients, or ``mask(patient)``; None is no mask.
     client : distributed.Client, optional
@@ -106,16 +102,12 @@ def images_of(
             f"out= of a dataset is a folder or URL for one store per patient, got "
             f"{type(out).__name__}"
         )
-    images = [
-        PatientImage(
-            patient,
-            patient.record(record),
-            resolution_of(patient, level, mpp, power),
-            as_location(None if out is None else _inside(out, patient), client),
-            masks,
-        )
-        for patient in dataset
-    ]
+    images = []
+    for patient in dataset:
+        one = patient.record(record)
+        place = None if out is None else result_path(out, patient.key, one.name)
+        resolution = resolution_of(patient, level, mpp, power)
+        images.append(PatientImage(patient, one, resolution, as_location(place, client), masks))
     if not replaces:
         there = [i.patient.key for i in images if i.location.holds_group()]
         if there:
@@ -150,10 +142,3 @@ def _masks(mask: Any, dataset: Dataset) -> Any:
             "give None for a patient without a mask"
         )
     return by_text
-
-
-def _inside(out: PathLike, patient: Patient) -> str:
-    name = quote(patient.key, safe=_SAFE)
-    if name.startswith("."):
-        name = "%2E" + name[1:]
-    return f"{os.fspath(out).rstrip('/') or '/'}/{name}.zarr"

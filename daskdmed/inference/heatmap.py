@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import Array, ImageView, LevelLike, MppLike, OnError, PathLike, PowerLike
+from daskdmed.core.types import (
+    Array,
+    ImageView,
+    LevelLike,
+    MppLike,
+    OnTileError,
+    PathLike,
+    PowerLike,
+)
 from daskdmed.core.types import Resolution as _Resolution
 from daskdmed.inference.execute import Prepare, compute_images
 from daskdmed.inference.imagejob import ImageJob, ModelFacts, Settings
@@ -58,7 +66,7 @@ def heatmap(
     channels_last: bool = False,
     resources: Mapping[str, float] | None = None,
     record: str | None = None,
-    on_error: OnError = "raise",
+    tile_error: OnTileError = "raise",
     progress: bool = False,
 ) -> Any:
     """Run a model over every window of an image, or of every image of a dataset.
@@ -90,8 +98,8 @@ def heatmap(
     level, mpp, power
         The resolution, at most one of them. For a dataset also functions of the patient.
     out : path, URL or zarr store, optional
-        Where to write; for a dataset the folder that gets one store per patient,
-        ``<id>.zarr``. Default: in memory, for results that need not be kept.
+        Where to write; for a dataset the folder that gets one store per image,
+        ``<id>/<record>.zarr``. Default: in memory, for results that need not be kept.
     mask : array-like or TissueMask, optional
         Over the whole image at any resolution, bool or values in [0, 1]. Windows without
         any cover are not computed and stay NaN; blocks without any are not read. For a
@@ -136,7 +144,7 @@ def heatmap(
         workers at least two threads.
     record : str, optional
         Which record of each patient, see `daskdmed.Patient.record`.
-    on_error : {"raise", "fill"}
+    tile_error : {"raise", "fill"}
         What a storage tile that cannot be decoded becomes: an error, or background and a
         warning.
     progress : bool
@@ -173,7 +181,7 @@ def heatmap(
     """
     settings = Settings(
         kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows,
-        on_error, resume, overwrite,
+        tile_error, resume, overwrite,
     )  # fmt: skip
     if resources and client is None:
         raise UsageError(

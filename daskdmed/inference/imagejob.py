@@ -18,7 +18,7 @@ from dask.base import tokenize
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.types import Array, ImageView, OnError, Resolution
+from daskdmed.core.types import Array, ImageView, OnTileError, Resolution
 from daskdmed.inference.inputs import as_view, windows_inside, windows_per_block
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
@@ -44,7 +44,7 @@ class Settings:
     batch_size: int = 64
     mask_fraction: float = 0.0
     block_windows: PerAxis | None = None
-    on_error: OnError = "raise"
+    tile_error: OnTileError = "raise"
     resume: bool = False
     overwrite: bool = False
 
@@ -135,7 +135,7 @@ class ImageJob:
         ImageError
             The image cannot be opened.
         """
-        view = as_view(image, settings.ndim, resolution, settings.on_error)
+        view = as_view(image, settings.ndim, resolution, settings.tile_error)
         grid = WindowGrid.of(
             view.shape[: view.spatial_ndim],
             settings.kernel_size,

@@ -15,8 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import dask.array as da
 import numpy as np
@@ -32,6 +31,7 @@ from daskdmed.core.types import (
     LevelLike,
     MppLike,
     OnError,
+    OnTileError,
     PathLike,
     PowerLike,
     Region,
@@ -40,7 +40,7 @@ from daskdmed.core.types import (
 from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.inputs import as_view
 from daskdmed.inference.models.window import Model
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, result_path
 from daskdmed.store.ngff.image import Georeference
 from daskdmed.tiling.grid import PerAxis
 
@@ -48,13 +48,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger("daskdmed.inference")
-OnScanError: TypeAlias = Literal["raise", "skip"]
-#: characters of an id that stay in a file name on every system
-_SAFE = " !#$&'()+,-.;=@[]_{}~"
 #: pixels along an axis of a block of a lazy image, by number of axes
 _BLOCK = {2: 2048, 3: 128}
 #: keywords that every scan needs its own of
-_OWN = ("image", "out", "mask", "level", "mpp", "power", "on_error")
+_OWN = ("image", "out", "mask", "level", "mpp", "power", "tile_error")
 
 
 class ScanInput(TypedDict):
@@ -196,8 +193,8 @@ def infer(
     power: PowerLike | None = None,
     out: PathLike | None = None,
     mask: Mapping[Any, Any] | Callable[[Patient], Any] | None = None,
-    on_error: OnScanError = "raise",
-    on_tile_error: OnError = "raise",
+    on_error: OnError = "raise",
+    tile_error: OnTileError = "raise",
     client: Client | None = None,
     **options: Any,
 ) -> Scans:
@@ -228,15 +225,15 @@ def infer(
     level, mpp, power : optional
         The resolution, at most one of them; values or functions of the patient.
     out : path or URL, optional
-        Folder; each scan gets ``<patient>-<record>.zarr`` in it. Default: in memory, until
+        Folder; each scan gets ``<patient>/<record>.zarr`` in it. Default: in memory, until
         the arrays are let go.
     mask : mapping or callable, optional
         ``{patient id: mask}`` or ``mask(patient)``; None is no mask.
     on_error : {"raise", "skip"}
         What a scan that fails does: ends the iteration with its error, or is reported in
         `Scans.failures` and in the log. When all fail, an error is raised in any case.
-    on_tile_error : {"raise", "fill"}
-        As ``on_error=`` of `predict`.
+    tile_error : {"raise", "fill"}
+        As for `predict`.
     client : distributed.Client, optional
         As for `predict`.
     **options
@@ -270,7 +267,7 @@ def infer(
     ... ):
     ...     print(inputs["scan_id"], confusion(outputs["y_true"], outputs["y_pred"]).dice)
     """
-    if on_error not in get_args(OnScanError):
+    if on_error not in get_args(OnError):
         raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     _check_options(options)
     if out is not None and not isinstance(out, (str, os.PathLike)):
@@ -293,7 +290,7 @@ def infer(
                 f"{missing[:10]}; give None for a patient without a mask"
             )
     options = {"kernel_size": kernel_size, "client": client, **options}
-    run = _Run(model, out, mask, target_classes, on_error, on_tile_error, options)
+    run = _Run(model, out, mask, target_classes, on_error, tile_error, options)
     return Scans(scans, run)
 
 
@@ -349,14 +346,14 @@ class _Run:
     out: PathLike | None
     mask: Any
     target_classes: Any
-    on_error: OnScanError
-    on_tile_error: OnError
+    on_error: OnError
+    tile_error: OnTileError
     options: Mapping[str, Any]
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
         kernel = self.options["kernel_size"]
         ndim = 2 if isinstance(kernel, (int, float)) else len(tuple(kernel))
-        view = as_view(scan.record, ndim, scan.resolution, self.on_tile_error)
+        view = as_view(scan.record, ndim, scan.resolution, self.tile_error)
         truth = self._truth(scan, view)  # before the work: it may not fit
         patient = scan.patient
         mask = self.mask(patient) if callable(self.mask) else (self.mask or {}).get(patient.key)
@@ -394,9 +391,7 @@ class _Run:
     def _place(self, scan: _Scan) -> Any:
         if self.out is None:
             return zarr.storage.MemoryStore()
-        name = quote(f"{scan.patient.key}-{scan.record.name}", safe=_SAFE)
-        name = "%2E" + name[1:] if name.startswith(".") else name
-        return f"{os.fspath(self.out).rstrip('/') or '/'}/{name}.zarr"
+        return result_path(self.out, scan.patient.key, scan.record.name)
 
 
 def spacing_of(view: ImageView, record: Record) -> tuple[tuple[float, ...], str]:

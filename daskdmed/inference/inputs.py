@@ -12,7 +12,7 @@ import dask.array as da
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, UsageError
-from daskdmed.core.types import Array, ImageView, OnError, PathLike, Resolution
+from daskdmed.core.types import Array, ImageView, OnTileError, PathLike, Resolution
 from daskdmed.store.location import Location
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def as_view(
-    image: Any, spatial_ndim: int, resolution: Resolution, on_error: OnError = "raise"
+    image: Any, spatial_ndim: int, resolution: Resolution, tile_error: OnTileError = "raise"
 ) -> ImageView:
     """Anything that `heatmap` takes as an image, at one resolution.
 
@@ -51,7 +51,7 @@ def as_view(
             return image.view(**keywords, spatial_ndim=spatial_ndim)
         image = image.open()
     if hasattr(image, "to_dask") and hasattr(image, "view"):
-        view: ImageView = image.view(**keywords, on_error=on_error)
+        view: ImageView = image.view(**keywords, tile_error=tile_error)
         return _checked(view, spatial_ndim)
     if isinstance(image, ImageView):
         if resolution != Resolution(level=0):

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import zarr
 from zarr.abc.store import Store
@@ -24,6 +25,29 @@ from daskdmed.core.types import PathLike
 
 #: without these nothing is a Zarr node: removed first, and written last
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+#: characters of a name that stay in a file name on every system
+_SAFE = " !#$&'()+,-.;=@[]_{}~"
+
+
+def file_name(text: str) -> str:
+    """A text as the name of one file or folder; different texts give different names.
+
+    Characters that some system does not allow are percent-encoded, and so are a dot at the
+    beginning (hidden) and a dot or blank at the end (dropped by Windows).
+    """
+    name = quote(text, safe=_SAFE)
+    if name.endswith((".", " ")):
+        name = f"{name[:-1]}%{ord(name[-1]):02X}"
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def result_path(out: PathLike, patient: str, record: str) -> str:
+    """Where the result of one image of a dataset lies: ``<out>/<patient>/<record>.zarr``.
+
+    The same for heatmaps and predictions. A folder per patient, so that no two images share
+    a store whatever they are called.
+    """
+    return f"{os.fspath(out).rstrip('/')}/{file_name(patient)}/{file_name(record)}.zarr"
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
 from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.types import PathLike
 from daskdmed.persistence.budget import to_bytes
+from daskdmed.store.location import file_name
 from daskdmed.tables.formats import FORMATS, recover
 from daskdmed.tables.tablethread import Expect, Finish, Rows, TableThread
 from daskdmed.tables.tabulate import tabulate
@@ -114,9 +114,7 @@ class StreamWriter:
         if not self.per_patient:
             stem = self.path.stem if self.path.suffix[1:] == self.format else self.path.name
             return self.path.with_name(f"{stem}{part}.{self.format}")
-        name = quote(patient, safe=" ()[]+,=@")
-        name = "%2E" + name[1:] if name.startswith(".") else name
-        return self.path / f"{name}{part}.{self.format}"
+        return self.path / f"{file_name(patient)}{part}.{self.format}"
 
     def _check_free(self, path: Path) -> None:
         recover(path)

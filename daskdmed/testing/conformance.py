@@ -296,7 +296,7 @@ class BackendConformance:
         uri, levels, damaged = self._damage(tmp_path)
         reader = self.backend.open(uri)
         with caplog.at_level("WARNING", logger="daskdmed.images"):
-            actual = reader.read(0, Region((0, 0), levels[0].shape[:2]), on_error="fill")
+            actual = reader.read(0, Region((0, 0), levels[0].shape[:2]), tile_error="fill")
         expected = levels[0].copy()
         expected[damaged.slices] = np.asarray(reader.info.background, expected.dtype)
         self._same(actual, expected, "filled")

@@ -258,7 +258,7 @@ def test_offsets_outside_the_file(make, tmp_path, compression):
     with pytest.raises(TileError, match=r"far\.tif.*tile \(1, 2\).*outside the file") as caught:
         slide.read_region((0, 0), 0, slide.dimensions)
     assert caught.value.tile == (1, 2)
-    filled = slide.read_region((0, 0), 0, slide.dimensions, on_error="fill")
+    filled = slide.read_region((0, 0), 0, slide.dimensions, tile_error="fill")
     assert (filled[128:256, 256:384] == 255).all()
     if compression != "jpeg":
         assert np.array_equal(filled[256:], images[0][256:])
@@ -325,6 +325,6 @@ def test_report_of_failed_tiles_is_bounded(make, tmp_path, monkeypatch):
     for offset, count in zip(offsets, counts, strict=True):
         make.damage(path, offset, bytes(count))
     reader = TiffBackend().open(str(path))
-    out = reader.read(0, Region((0, 0), (512, 640)), on_error="fill")
+    out = reader.read(0, Region((0, 0), (512, 640)), tile_error="fill")
     assert (out == 255).all()
     assert [f.tile for f in reader.failed_tiles] == [(3, 2), (3, 3), (3, 4)]

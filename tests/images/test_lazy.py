@@ -105,7 +105,7 @@ def test_names_are_deterministic(slide):
             slide.to_dask(chunks=400),
             slide.to_dask(mpp=0.7),
             slide.to_dask(mpp=0.71),
-            slide.to_dask(on_error="fill"),
+            slide.to_dask(tile_error="fill"),
             open_slide(slide.uri, backend="openslide").to_dask(),
         )
     }
@@ -155,7 +155,7 @@ def test_errors_name_file_and_tile(make, tmp_path):
     slide = open_slide(path)
     with pytest.raises(TileError, match=r"bad\.tif: tile \(2, 3\)"):
         slide.to_dask(chunks=400).compute()
-    filled = slide.to_dask(chunks=400, on_error="fill").compute()
+    filled = slide.to_dask(chunks=400, tile_error="fill").compute()
     assert (filled[256:384, 480:640] == 255).all()
     error = pickle.loads(pickle.dumps(TileError("m", uri="u", level=2, tile=(1, 2))))
     assert (str(error), error.uri, error.level, error.tile) == ("m", "u", 2, (1, 2))

@@ -228,8 +228,8 @@ def test_resolutions(levels, make, tmp_path):
         slide.view(power=10)
     with pytest.raises(ResolutionError, match="exclude each other"):
         slide.view(level=1, mpp=1.0)
-    with pytest.raises(UsageError, match="on_error"):
-        slide.view(on_error="ignore")
+    with pytest.raises(UsageError, match="tile_error"):
+        slide.view(tile_error="ignore")
     make.write_format(tmp_path / "plain.tif", "lzw")
     with pytest.raises(ResolutionError, match=r"plain\.tif.*with_mpp.*Record\(uri, mpp="):
         open_slide(tmp_path / "plain.tif").view(mpp=1.0)

@@ -402,7 +402,7 @@ def test_failed_tile_raises_or_fills(make, tmp_path, caplog):
     assert error.__cause__ is not None
     region = Region((0, 0), (500, 611))
     with caplog.at_level("WARNING", logger="daskdmed.images"):
-        got = reader.read(0, region, on_error="fill")
+        got = reader.read(0, region, tile_error="fill")
     expected[128:256, 160:320] = 255
     assert np.array_equal(got, expected)
     assert [(f.level, f.tile) for f in reader.failed_tiles] == [(0, (1, 1))]

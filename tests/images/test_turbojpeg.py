@@ -328,7 +328,7 @@ def test_bad_tiles_among_good_ones(make, tmp_path, monkeypatch, damage):
             page.tags["TileOffsets"].overwrite(offsets)
     expected[height : 2 * height, width : 2 * width] = 255
     with open_slide(path) as slide:
-        got = slide.read_region((0, 0), 0, slide.dimensions, on_error="fill")
+        got = slide.read_region((0, 0), 0, slide.dimensions, tile_error="fill")
         assert np.array_equal(got, expected)
         if damage != "missing":
             with pytest.raises(ImageError, match=r"tile \(1, 1\)"):

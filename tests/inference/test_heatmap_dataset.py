@@ -55,8 +55,8 @@ def test_one_store_per_patient(dataset, tmp_path, block_windows):
     keywords = {"kernel_size": 16, "block_windows": block_windows}
     found = heatmap(dataset, Mean(), out=tmp_path / "maps", **keywords)
     assert list(found) == list(dataset.ids)
-    names = sorted(p.name for p in (tmp_path / "maps").iterdir())
-    assert names == [f"p {i}%2Fx.zarr" for i in range(4)]
+    names = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "maps").glob("*/*.zarr"))
+    assert names == [f"maps/p {i}%2Fx/image.zarr" for i in range(4)]
     memory = heatmap(dataset, Mean(), **keywords)
     for patient in dataset:
         assert isinstance(found[patient.key], da.Array)
@@ -156,9 +156,8 @@ def test_a_patient_that_cannot_be_read_is_named(tmp_path):
         heatmap(data, Mean(), kernel_size=16, out=tmp_path / "maps")
     assert "patient 'gone'" in caught.value.__notes__
     # what was done before is kept
-    assert np.isfinite(
-        heatmap(data[0], Mean(), kernel_size=16, out=tmp_path / "maps" / "good.zarr", resume=True)
-    ).all()
+    out = tmp_path / "maps" / "good" / "wsi.zarr"
+    assert np.isfinite(heatmap(data[0], Mean(), kernel_size=16, out=out, resume=True)).all()
 
 
 def test_bad_arguments(dataset, tmp_path):
@@ -189,7 +188,7 @@ def test_ids_become_file_names(tmp_path):
     ids = ["a/b", "..", ".hidden", "50%", "50%25", "Müller", "x y"]
     data = Dataset.from_arrays({i: numbered(1, (16, 16)) for i in ids})
     heatmap(data, Mean(), kernel_size=16, out=tmp_path / "maps")
-    assert len(list((tmp_path / "maps").glob("[!.]*.zarr"))) == len(ids)
+    assert len(list((tmp_path / "maps").glob("[!.]*/image.zarr"))) == len(ids)
     assert [p.name for p in tmp_path.iterdir()] == ["maps"]
 
 

@@ -119,7 +119,7 @@ def test_a_torn_tile_names_itself_and_the_rest_is_kept(slide, tmp_path):
     notes = " ".join(caught.value.__notes__)
     assert "pixels [" in notes
     assert "resume=True" in notes
-    filled = heatmap(path, weighted, kernel_size=128, block_windows=2, on_error="fill").compute()
+    filled = heatmap(path, weighted, kernel_size=128, block_windows=2, tile_error="fill").compute()
     whole = heatmap(slide, weighted, kernel_size=128).compute()
     assert 1 <= (filled != whole).sum() <= 4
 

@@ -111,7 +111,7 @@ def test_options_of_predict_are_passed_on(dataset, tmp_path):
         np.testing.assert_array_equal(outputs["y_pred"], wanted)
         stored = zarr.open_group(outputs["out"], mode="r")
         np.testing.assert_array_equal(stored["0"][...], wanted)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"p{i}-image.zarr" for i in range(3)]
+    assert sorted(tmp_path.glob("*/*")) == [tmp_path / f"p{i}" / "image.zarr" for i in range(3)]
     with pytest.raises(StoreError, match="resume=True") as caught:
         list(run(dataset, out=tmp_path))
     assert "patient 'p0', record 'image'" in caught.value.__notes__
@@ -137,7 +137,24 @@ def test_names_of_files_are_safe(tmp_path):
     dataset = Dataset("d", [Patient("../p: 1", {"a/b": Record(array=np.zeros((20, 20)))})])
     ((_, outputs),) = infer(dataset, lambda w: w, kernel_size=16, out=tmp_path / "in")
     assert outputs["out"].startswith(str(tmp_path / "in"))
-    assert [p.name for p in (tmp_path / "in").iterdir()] == ["%2E.%2Fp%3A 1-a%2Fb.zarr"]
+    (folder,) = (tmp_path / "in").iterdir()
+    assert folder.name == "%2E.%2Fp%3A 1"
+    assert [p.name for p in folder.iterdir()] == ["a%2Fb.zarr"]
+
+
+def test_no_two_scans_share_a_store(tmp_path):
+    """Patient "a-b" with record "c", and patient "a" with record "b-c"."""
+    values = {("a-b", "c"): 1, ("a", "b-c"): 2, ("a/b", "c"): 3, ("a", "b/c"): 4}
+    patients: dict[str, dict[str, Record]] = {}
+    for (patient, record), value in values.items():
+        image = Record(array=np.full((20, 20), value, np.float32))
+        patients.setdefault(patient, {})[record] = image
+    dataset = Dataset("d", [Patient(name, records) for name, records in patients.items()])
+    found = list(infer(dataset, lambda w: w, kernel_size=16, out=tmp_path, overwrite=True))
+    assert len({outputs["out"] for _, outputs in found}) == len(values)
+    for inputs, outputs in found:  # lazily, after all of them were written
+        value = values[inputs["patient_id"], inputs["record"]]
+        np.testing.assert_allclose(outputs["y_pred"], np.full((20, 20), value), rtol=1e-6)
 
 
 def test_volumes_and_reduced_outputs():

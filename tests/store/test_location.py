@@ -17,7 +17,7 @@ from daskdmed.core import files
 from daskdmed.core.files import exchange, new_file, write_failure
 from daskdmed.errors import ImageError, StoreError
 from daskdmed.store import location
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, file_name, result_path
 
 
 def write(target, value):
@@ -289,3 +289,16 @@ def test_a_heatmap_on_a_full_disk_resumes(tmp_path, monkeypatch):
                 run(out)
         run(out, resume=True)
         assert contents(out) == contents(whole)
+
+
+def test_names_of_results_are_safe_and_differ():
+    texts = ["a", "A", "a/b", "a%2Fb", "..", ".a", "%2Ea", "a.", "a%2E", "a ", "50%", "50%25", "ü"]
+    names = [file_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    for name in names:
+        assert not set(name) & set('/\\:*?"<>|')
+        assert not name.startswith(".")
+        assert not name.endswith((".", " "))
+    assert file_name("p 1-b.c") == "p 1-b.c"
+    assert result_path("s3://bucket/maps/", "a/b", "wsi") == "s3://bucket/maps/a%2Fb/wsi.zarr"
+    assert result_path(Path("maps"), "a", "b.c") == "maps/a/b.c.zarr"

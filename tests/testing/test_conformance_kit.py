@@ -40,7 +40,7 @@ class ArchiveReader:
         background = (255,) * (1 if fault == "one background" else c)
         self.info = SlideInfo(levels, "uint8", background)
 
-    def read(self, level, region, out=None, *, on_error="raise"):
+    def read(self, level, region, out=None, *, tile_error="raise"):
         if self.fault == "reads outside":
             target = np.zeros((*region.shape, 3), np.uint8) if out is None else out
         else:
@@ -55,10 +55,10 @@ class ArchiveReader:
         elif self.fault != "reads outside" or part.shape == target.shape:
             target[...] = part
         if self.bad and level == 0:
-            self._damage(region, target, on_error)
+            self._damage(region, target, tile_error)
         return target
 
-    def _damage(self, region, target, on_error):
+    def _damage(self, region, target, tile_error):
         start = np.maximum(region.origin, BAD.origin)
         stop = np.minimum(region.stop, BAD.stop)
         if (start >= stop).any():
@@ -67,7 +67,7 @@ class ArchiveReader:
             target[...] = 0
             return
         message = f"{self.uri}: bad tile"
-        if on_error == "raise":
+        if tile_error == "raise":
             raise TileError(message, uri=self.uri, level=0, tile=(1, 2))
         if self.fault != "silent fill":
             import logging

@@ -17,7 +17,7 @@ import numpy as np
 
 from daskdmed.cohort.record import Record
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
-from daskdmed.core.types import Array, ImageView, OnError, Region
+from daskdmed.core.types import Array, ImageView, OnTileError, Region
 from daskdmed.images.filecache import cache
 from daskdmed.images.resample import Taps, axis_taps
 from daskdmed.images.slide import Slide, open_slide
@@ -92,7 +92,7 @@ def source_of(image: Any, spatial_ndim: int | None = None) -> Source:
     elif isinstance(image, Record):
         image = image.open() if image.array is None else image.view(spatial_ndim=spatial_ndim)
     elif isinstance(image, SlideView):
-        return _from_slide(_slide_of(image), image.on_error)
+        return _from_slide(_slide_of(image), image.tile_error)
     elif hasattr(image, "ndim") and hasattr(image, "dtype") and not isinstance(image, ImageView):
         image = Record(array=image).view(spatial_ndim=spatial_ndim)
     if isinstance(image, Slide):
@@ -117,7 +117,7 @@ def _slide_of(view: SlideView) -> Slide:
     return Slide(view.key, info, None if same else own)
 
 
-def _from_slide(slide: Slide, on_error: OnError = "raise") -> Source:
+def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
     width, height = slide.dimensions
     channels = slide.levels[0].shape[2]
     background = np.asarray(slide.background, slide.dtype)
@@ -125,7 +125,7 @@ def _from_slide(slide: Slide, on_error: OnError = "raise") -> Source:
     unit = Slide(slide.key, slide.info, (1.0, 1.0))
 
     def read(shape: tuple[int, ...]) -> Array:
-        view = unit.view(mpp=(width / shape[1], height / shape[0]), on_error=on_error)
+        view = unit.view(mpp=(width / shape[1], height / shape[0]), tile_error=tile_error)
         return view.read(Region((0, 0), view.shape[:2]))
 
     return Source(
@@ -135,7 +135,7 @@ def _from_slide(slide: Slide, on_error: OnError = "raise") -> Source:
         background=background,
         bright=_bright(slide.dtype, channels, background),
         # what was filled in for damaged tiles is no content
-        token=slide.token if on_error == "raise" else None,
+        token=slide.token if tile_error == "raise" else None,
         levels=tuple(level.downsample for level in slide.levels[1:]),
         read=read,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, GeometryError, ImageError, TileError, UsageError
-from daskdmed.core.types import Array, OnError, Region
+from daskdmed.core.types import Array, OnTileError, Region
 from daskdmed.images import source as sources
 from daskdmed.images.buffers import empty
 from daskdmed.images.protocols import LevelInfo, SlideInfo
@@ -57,12 +57,17 @@ class TiffReader:
 
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """The last tiles that ``on_error="fill"`` painted with the background."""
+        """The last tiles that ``tile_error="fill"`` painted with the background."""
         with self._lock:
             return tuple(self._failed)
 
     def read(
-        self, level: int, region: Region, out: Array | None = None, *, on_error: OnError = "raise"
+        self,
+        level: int,
+        region: Region,
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
     ) -> Array:
         """Read a region (y, x) that lies inside a level.
 
@@ -74,7 +79,7 @@ class TiffReader:
             In pixels of that level.
         out : ndarray, optional
             (height, width, channels) of the level's dtype, any strides.
-        on_error : {"raise", "fill"}
+        tile_error : {"raise", "fill"}
             What a tile that cannot be decoded becomes.
 
         Returns
@@ -105,7 +110,7 @@ class TiffReader:
                 f"out has shape {out.shape} and type {out.dtype}, the region needs {shape} and "
                 f"{plan.dtype}"
             )
-        return self._fill(plan, region, out, self._background, on_error)
+        return self._fill(plan, region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
         """One associated image, (height, width, channels) uint8.
@@ -148,23 +153,23 @@ class TiffReader:
         region: Region,
         out: Array,
         background: Array,
-        on_error: OnError,
+        tile_error: OnTileError,
     ) -> Array:
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
-            self._failure(level, (row, column), cause, on_error)
+            self._failure(level, (row, column), cause, tile_error)
 
         read_level(plan, self._source, region, out, background, fail)
         return out
 
     def _failure(
-        self, level: int, tile: tuple[int, int], cause: Exception, on_error: OnError
+        self, level: int, tile: tuple[int, int], cause: Exception, tile_error: OnTileError
     ) -> None:
         uri = self._source.uri
         what = f"{uri}: tile {tile} (row, column) of level {level} cannot be decoded: "
         what += f"{type(cause).__name__}: {cause}"
-        if on_error == "raise":
+        if tile_error == "raise":
             raise TileError(
-                f'{what}; fetch the file again, or pass on_error="fill" to have such tiles '
+                f'{what}; fetch the file again, or pass tile_error="fill" to have such tiles '
                 "painted with the background",
                 uri=uri,
                 level=level,

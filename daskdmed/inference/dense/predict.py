@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.types import Array, ImageView, OnError, PathLike, Resolution
+from daskdmed.core.types import Array, ImageView, OnTileError, PathLike, Resolution
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
 from daskdmed.inference.dense.cellmask import CellMask
@@ -84,7 +84,7 @@ def predict(
     device: Any = None,
     autocast: Any = None,
     channels_last: bool = False,
-    on_error: OnError = "raise",
+    tile_error: OnTileError = "raise",
     progress: bool = False,
 ) -> da.Array:
     """Dense prediction: run a model that gives a map per window, and blend the maps.
@@ -156,7 +156,7 @@ def predict(
         Compute on a cluster. Default: threads of this process.
     chunks : int or sequence of int, optional
         Cells per chunk of the result. Default: about 768 x 768, or 96^3.
-    batch_tfms, device, autocast, channels_last, on_error, progress
+    batch_tfms, device, autocast, channels_last, tile_error, progress
         As for `heatmap`.
 
     Returns
@@ -189,7 +189,7 @@ def predict(
         raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     resolution = Resolution.of(level, mpp, power)
     ndim = 2 if isinstance(kernel_size, (int, float)) else len(tuple(kernel_size))
-    view = as_view(image, ndim, resolution, on_error)
+    view = as_view(image, ndim, resolution, tile_error)
     windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
     check_batch_bytes(view, windows.kernel_size, batch_size or 1)
     location = as_location(out, client)

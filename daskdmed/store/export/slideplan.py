@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
-from daskdmed.core.types import OnError, Region
+from daskdmed.core.types import OnTileError, Region
 from daskdmed.store.ngff.image import LevelPlace
 from daskdmed.store.ngff.pyramid import coarser_place, level_factors
 
@@ -107,13 +107,13 @@ def plan_levels(
     chunks: Extent,
     shards: Extent | bool,
     sharded: bool,
-    on_error: OnError,
+    tile_error: OnTileError,
 ) -> list[PlannedLevel]:
     """The levels to be written, largest first.
 
     Parameters
     ----------
-    slide, level, mpp, pyramid, chunks, shards, on_error
+    slide, level, mpp, pyramid, chunks, shards, tile_error
         As in `daskdmed.store.export.slides.slide_to_ome_zarr`.
     sharded : bool
         Whether the format has shards.
@@ -137,13 +137,13 @@ def plan_levels(
             "OME-Zarr 0.4 is Zarr v2, which has no shards; take version='0.5', or leave shards away"
         )
     if mpp is not None:
-        views = [slide.view(mpp=mpp, on_error=on_error)]
+        views = [slide.view(mpp=mpp, tile_error=tile_error)]
     else:
-        first = slide.view(level=level or 0, on_error=on_error).level
+        first = slide.view(level=level or 0, tile_error=tile_error).level
         copied = range(first, slide.level_count)
         if pyramid in ("build", "none"):
             copied = range(first, first + 1)
-        views = [slide.view(level=number, on_error=on_error) for number in copied]
+        views = [slide.view(level=number, tile_error=tile_error) for number in copied]
     asked = _Asked(_pair(chunks, "chunks"), _shards(shards), sharded)
     levels = [_copied(number, view, asked, slide) for number, view in enumerate(views)]
     if pyramid in ("auto", "build"):

@@ -24,7 +24,7 @@ import zarr
 from daskdmed import __version__
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import OnError, PathLike, Region
+from daskdmed.core.types import OnTileError, PathLike, Region
 from daskdmed.core.work import run_all
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
@@ -66,7 +66,7 @@ def slide_to_ome_zarr(
     compressor: Compressor = "zstd",
     version: str = "0.5",
     associated: bool = True,
-    on_error: OnError = "raise",
+    tile_error: OnTileError = "raise",
     resume: bool = False,
     overwrite: bool = False,
     client: Client | None = None,
@@ -106,7 +106,7 @@ def slide_to_ome_zarr(
         Of OME-Zarr: Zarr v3 or v2 underneath.
     associated : bool
         Copy label, macro and thumbnail too. A label often shows the name of the patient.
-    on_error : {"raise", "fill"}
+    tile_error : {"raise", "fill"}
         A tile that cannot be decoded stops the conversion, or becomes background and a
         warning.
     resume : bool
@@ -153,7 +153,7 @@ def slide_to_ome_zarr(
         chunks=chunks,
         shards=shards,
         sharded=version == "0.5",
-        on_error=on_error,
+        tile_error=tile_error,
     )
     location = _target(path, client)
     job = _Job(slide, plan, version, codec, associated, location)

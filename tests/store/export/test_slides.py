@@ -433,7 +433,7 @@ def test_an_unfinished_store_at_a_url_is_no_slide(slide, monkeypatch):
         ({"chunks": (1, 2, 3)}, UsageError, "chunks must be"),
         ({"shards": "big"}, UsageError, "shards must be"),
         ({"compressor": "jpeg"}, UsageError, "compressor must be"),
-        ({"on_error": "ignore"}, UsageError, "on_error must be"),
+        ({"tile_error": "ignore"}, UsageError, "tile_error must be"),
     ],
 )
 def test_wrong_arguments(slide, tmp_path, options, error, match):
@@ -456,7 +456,7 @@ def test_objects_that_no_memory_holds(monkeypatch):
         def view(self, **keywords):
             return Level()
 
-    keywords = {"level": None, "mpp": None, "pyramid": "auto", "on_error": "raise"}
+    keywords = {"level": None, "mpp": None, "pyramid": "auto", "tile_error": "raise"}
     for chunks, shards in ((None, 40_960), (50_000, None)):
         with pytest.raises(GeometryError, match="GiB in each thread"):
             slideplan.plan_levels(Huge(), chunks=chunks, shards=shards, sharded=True, **keywords)
