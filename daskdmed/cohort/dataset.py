@@ -17,14 +17,13 @@ from typing import Any, Literal, TypeAlias, overload
 
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.splits import check_fractions, fold_indices, split_indices
-from daskdmed.core.errors import DatasetError
+from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.frozen import plain
 from daskdmed.core.types import PathLike
 
 By: TypeAlias = str | Callable[[Patient], Hashable] | None
 MissingLabels: TypeAlias = Literal["raise", "allow"]
 
-_SHOWN = 10
 _NO_DEFAULT: Any = object()
 
 
@@ -443,9 +442,3 @@ class Dataset(Sequence[Patient]):
         from daskdmed.cohort._html import dataset_html
 
         return dataset_html(self)
-
-
-def listing(items: Sequence[Any]) -> str:
-    """The first few of a list, and how many more, for messages."""
-    shown = ", ".join(repr(i) for i in items[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"

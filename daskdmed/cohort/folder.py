@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import read_labels
-from daskdmed.core.errors import DatasetError
+from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -209,8 +209,6 @@ def _match_labels(
 def _check_complete(
     groups: _Groups, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], where: str
 ) -> None:
-    from daskdmed.cohort.dataset import listing
-
     absent = [key for key in groups if key not in rows]
     if absent:
         raise DatasetError(

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
+from daskdmed.core.files import new_file
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -36,16 +36,12 @@ def write_manifest(dataset: Dataset, path: PathLike) -> None:
     target = Path(os.path.abspath(path))
     _check_writable(dataset)
     text = _to_json(dataset, target) if _is_json(target) else _to_csv(dataset, target)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
     try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(partial, target)
-    except BaseException as error:
-        Path(partial).unlink(missing_ok=True)
-        if isinstance(error, UnicodeEncodeError):
-            raise DatasetError(f"{target}: a name is not valid Unicode: {error}") from error
-        raise
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"{target}: a name is not valid Unicode: {error}") from error
+    with new_file(target, overwrite=True) as partial:
+        partial.write_bytes(content)
 
 
 def read_manifest(cls: type[Dataset], path: PathLike, name: str | None) -> Dataset:

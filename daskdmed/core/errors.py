@@ -9,7 +9,11 @@ This module does not cover errors of libraries underneath: those are chained as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+#: how much of a list a message shows
+_SHOWN = 10
 
 
 class DaskdmedError(Exception):
@@ -162,3 +166,9 @@ def _rebuild(cls: type[Exception], message: str, state: dict[str, Any]) -> Excep
     Exception.__init__(error, message)
     error.__dict__.update(state)
     return error
+
+
+def listing(items: Sequence[Any]) -> str:
+    """The first few of a list, and how many more, for messages."""
+    shown = ", ".join(repr(i) for i in items[:_SHOWN])
+    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ def new_file(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     if target.is_dir() or (target.exists() and not overwrite):
         kind = "a folder" if target.is_dir() else "a file; overwrite=True replaces it"
         raise StoreError(f"{target} is {kind}; or give another path")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -16,8 +16,7 @@ import numpy as np
 
 from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE, Annotation
 from daskdmed.cohort.annotations.shapes import Floats, require_shapely
-from daskdmed.cohort.annotations.table import Annotations
-from daskdmed.core.errors import AnnotationError
+from daskdmed.core.errors import AnnotationError, UsageError
 
 logger = logging.getLogger("daskdmed.cohort.annotations")
 
@@ -78,8 +77,8 @@ class Checker:
     notes: list[str] = field(default_factory=list)
     noted: int = 0
 
-    def collect(self, builders: Iterable[tuple[int, Callable[[], Draft]]]) -> Annotations:
-        """All annotations of a file.
+    def collect(self, builders: Iterable[tuple[int, Callable[[], Draft]]]) -> list[Annotation]:
+        """All annotations of a file; `notes` then says what was repaired or left out.
 
         Parameters
         ----------
@@ -107,7 +106,7 @@ class Checker:
                            self.uri or "annotations", self.noted, self.notes[0])  # fmt: skip
         if self.noted > len(self.notes):
             self.notes.append(f"and {self.noted - len(self.notes)} more")
-        return Annotations(items, source=self.uri, notes=self.notes)
+        return items
 
     def _annotation(self, draft: Draft) -> Annotation | None:
         label = draft.facts.get("label")
@@ -250,3 +249,48 @@ def ring(value: Any, flaws: list[str], *, closed: bool = True) -> Floats:
         flaws.append(f"a ring has {max(1, len(xy) - 1)} different positions, an area needs three")
         xy = np.vstack([xy, *[xy[-1:]] * (4 - len(xy))])
     return xy
+
+
+def offset_of(offset: Any) -> tuple[float, float]:
+    """(x, y) of an offset, or of the bounds of a slide.
+
+    Raises
+    ------
+    UsageError
+        Neither two finite numbers nor a slide.
+    """
+    if offset is None:
+        return 0.0, 0.0
+    if hasattr(offset, "properties"):
+        facts = offset.properties
+        names = ("openslide.bounds-x", "openslide.bounds-y")
+        offset = tuple(facts.get(name, 0) for name in names)
+    return _two(offset, "offset= is (x, y) in level-0 pixels, or a slide")
+
+
+def extent_of(extent: Any) -> tuple[float, float] | None:
+    """(width, height) of an extent, or of a slide.
+
+    Raises
+    ------
+    UsageError
+        Neither two positive numbers nor a slide.
+    """
+    if extent is None:
+        return None
+    pair = _two(
+        getattr(extent, "dimensions", extent), "extent= is (width, height) at level 0, or a slide"
+    )
+    if min(pair) <= 0:
+        raise UsageError(f"extent= has no pixels: {pair}")
+    return pair
+
+
+def _two(value: Any, what: str) -> tuple[float, float]:
+    try:
+        x, y = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what}, got {value!r}") from None
+    if not (abs(x) < float("inf") and abs(y) < float("inf")):
+        raise UsageError(f"{what}, got {value!r}")
+    return x, y

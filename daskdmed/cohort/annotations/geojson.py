@@ -15,16 +15,16 @@ import gzip
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.cohort.annotations.drafts import Draft, DraftError, positions, ring
+from daskdmed.cohort.annotations.drafts import Draft, DraftError, offset_of, positions, ring
 from daskdmed.cohort.annotations.shapes import require_shapely
 from daskdmed.core.errors import AnnotationError
+from daskdmed.core.files import new_file
 from daskdmed.core.frozen import plain
 from daskdmed.core.types import PathLike
 
@@ -218,8 +218,6 @@ def write_geojson(
     annotations: Annotations, path: PathLike | None, offset: Any = None
 ) -> str | None:
     """See ``Annotations.to_geojson``."""
-    from daskdmed.cohort.annotations.reading import offset_of
-
     x, y = offset_of(offset)
     if (x, y) != (0, 0):
         annotations = annotations.translate(-x, -y)
@@ -233,17 +231,8 @@ def write_geojson(
     content = text.encode("utf-8")
     if target.suffix.lower() == ".gz":
         content = gzip.compress(content, mtime=0)
-    try:
-        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".annotations-")
-        try:
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.replace(partial, target)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise AnnotationError(f"{target}: cannot be written: {error}", uri=str(target)) from error
+    with new_file(target, overwrite=True) as partial:
+        partial.write_bytes(content)
     return None
 
 

@@ -25,6 +25,7 @@ from daskdmed.core.errors import (
     MissingExtraError,
     UsageError,
 )
+from daskdmed.core.files import new_file
 from daskdmed.core.frozen import FrozenMapping, plain
 from daskdmed.core.types import PathLike
 
@@ -169,26 +170,24 @@ class PatchCoordinates:
         Raises
         ------
         AnnotationError
-            What the format needs is not known, or the file cannot be written.
+            What the format needs is not known, or an attribute is none of HDF5's.
+        StoreError
+            The file cannot be written.
         """
         if format not in ("trident", "clam"):
             raise UsageError(f'format is "trident" or "clam", got {format!r}')
         facts = self._as_trident() if format == "trident" else self._as_clam()
         h5py = _h5py()
         uri = os.fspath(path)
-        partial = f"{uri}.partial"
         try:
-            with h5py.File(partial, "w") as file:
+            with new_file(path, overwrite=True) as partial, h5py.File(partial, "w") as file:
                 rows = max(1, min(len(self), 4096))
                 data = file.create_dataset(
                     "coords", data=self.coords, maxshape=(None, 2), chunks=(rows, 2)
                 )
                 for key, value in {**self.attributes, **facts}.items():
                     data.attrs[key] = value
-            os.replace(partial, uri)
-        except (OSError, TypeError, ValueError) as error:
-            if os.path.exists(partial):
-                os.remove(partial)
+        except (TypeError, ValueError) as error:
             raise AnnotationError(f"{uri}: cannot be written: {error}", uri=uri) from error
 
     def _as_trident(self) -> dict[str, Any]:

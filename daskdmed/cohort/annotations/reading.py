@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from daskdmed.cohort.annotations.asap import parse_asap
-from daskdmed.cohort.annotations.drafts import Checker, OnInvalid
+from daskdmed.cohort.annotations.drafts import Checker, OnInvalid, extent_of, offset_of
 from daskdmed.cohort.annotations.geojson import parse_geojson
 from daskdmed.cohort.annotations.table import Annotations
 from daskdmed.core.errors import AnnotationError, AnnotationNotFoundError, UsageError
@@ -94,16 +94,22 @@ def read_annotations(
         uri=uri,
         on_invalid=on_invalid,
         offset=offset_of(offset),
-        extent=_extent_of(extent),
+        extent=extent_of(extent),
         label_map=dict(label_map or {}),
     )
     start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start in (b"{", b"["):
-        return checker.collect(parse_geojson(content, uri))
-    if start == b"<":
-        return checker.collect(parse_asap(content, uri))
+        items = checker.collect(parse_geojson(content, uri))
+    elif start == b"<":
+        items = checker.collect(parse_asap(content, uri))
+    else:
+        raise _unknown(content, uri)
+    return Annotations(items, source=uri, notes=checker.notes)
+
+
+def _unknown(content: bytes, uri: str) -> AnnotationError:
     what = "is empty" if not content.strip() else f"begins with {content[:16]!r}"
-    raise AnnotationError(
+    return AnnotationError(
         f"{uri or 'annotations'}: {what}, which is neither GeoJSON nor XML; export the "
         "annotations as GeoJSON from QuPath, or as XML from ASAP",
         uri=uri,
@@ -123,44 +129,6 @@ def annotations_of(path: str) -> Annotations:
 @functools.lru_cache(maxsize=32)
 def _kept(path: str, state: tuple[int, int]) -> Annotations:
     return read_annotations(path)
-
-
-def offset_of(offset: Any) -> tuple[float, float]:
-    """(x, y) of an offset, or of the bounds of a slide.
-
-    Raises
-    ------
-    UsageError
-        Neither two finite numbers nor a slide.
-    """
-    if offset is None:
-        return 0.0, 0.0
-    if hasattr(offset, "properties"):
-        facts = offset.properties
-        names = ("openslide.bounds-x", "openslide.bounds-y")
-        offset = tuple(facts.get(name, 0) for name in names)
-    return _two(offset, "offset= is (x, y) in level-0 pixels, or a slide")
-
-
-def _extent_of(extent: Any) -> tuple[float, float] | None:
-    if extent is None:
-        return None
-    pair = _two(
-        getattr(extent, "dimensions", extent), "extent= is (width, height) at level 0, or a slide"
-    )
-    if min(pair) <= 0:
-        raise UsageError(f"extent= has no pixels: {pair}")
-    return pair
-
-
-def _two(value: Any, what: str) -> tuple[float, float]:
-    try:
-        x, y = (float(v) for v in value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{what}, got {value!r}") from None
-    if not (abs(x) < float("inf") and abs(y) < float("inf")):
-        raise UsageError(f"{what}, got {value!r}")
-    return x, y
 
 
 def _content(source: Any, limit: int) -> tuple[bytes, str]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE, Annotation
+from daskdmed.cohort.annotations.geojson import write_geojson
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid, pair_of, rasterize
 from daskdmed.cohort.annotations.shapes import ShapeTable, require_shapely
 from daskdmed.core.errors import AnnotationError, UsageError
@@ -413,10 +414,10 @@ class Annotations(Sequence[Annotation]):
         Raises
         ------
         AnnotationError
-            A property is not JSON's, or the file cannot be written.
+            A property is not JSON's.
+        StoreError
+            The file cannot be written.
         """
-        from daskdmed.cohort.annotations.geojson import write_geojson
-
         return write_geojson(self, path, offset)
 
     # ---------------------------------------------------------------- a value

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daskdmed.cohort.tissue.files import load_mask, save_mask
 from daskdmed.cohort.tissue.mask import TissueMask
 from daskdmed.core.errors import ImageError, ImageNotFoundError, StoreError
 
@@ -85,7 +84,7 @@ def lookup(slide: str, key: str) -> TissueMask | None:
             return found
     path = _path(slide, key)
     try:
-        found = load_mask(path)
+        found = TissueMask.load(path)
     except ImageNotFoundError:
         return None
     except ImageError as error:
@@ -99,7 +98,7 @@ def store(slide: str, key: str, mask: TissueMask) -> None:
     """Keep a mask, here and in the folder."""
     _remember(slide, key, mask)
     try:
-        save_mask(mask, _path(slide, key))
+        mask.save(_path(slide, key))
     except StoreError as error:
         _report(error)
 
@@ -132,7 +131,7 @@ def latest(slide: str) -> TissueMask | None:
         return None
     for _, path in sorted(files, reverse=True):
         try:
-            return load_mask(path)
+            return TissueMask.load(path)
         except ImageError as error:
             _log.debug("a cached tissue mask is passed over: %s", error)
     return None

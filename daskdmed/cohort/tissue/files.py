@@ -1,16 +1,14 @@
-"""Masks in files: what `TissueMask.save` writes, and masks that others made.
+"""Masks that others made, in files.
 
 A mask of another program lies over the whole image, at any scale: PNG, TIFF (plain or
-pyramidal), ``.npy`` or Zarr; it counts where it is not zero. Not covered: finding tissue.
+pyramidal), ``.npy`` or Zarr; it counts where it is not zero. Not covered:
+finding tissue, and what `TissueMask.save` writes (`daskdmed.cohort.tissue.npz`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from daskdmed.core.errors import (
     CorruptImageError,
     GeometryError,
     ImageNotFoundError,
-    StoreError,
     UnsupportedImageError,
 )
 from daskdmed.core.types import Array, PathLike, Region
@@ -30,78 +27,11 @@ from daskdmed.core.types import Array, PathLike, Region
 READ_PIXELS = 2**24
 #: most pixels of a PNG, which can only be decoded as a whole
 _PNG_PIXELS = 2**28
-_MEMBER_BYTES = 2**26
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _NPZ = b"PK\x03\x04"
 
 
-# -------------------------------------------------------------------- own files
-def save_mask(mask: TissueMask, path: PathLike) -> None:
-    """Write a mask as ``.npz``: to a file beside it first, then renamed."""
-    target = Path(path)
-    partial = ""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".partial"
-        )
-        with os.fdopen(handle, "wb") as f:
-            np.savez_compressed(
-                f,
-                packed=np.packbits(mask.data),
-                shape=np.asarray(mask.shape, np.int64),
-                shape0=np.asarray(mask.shape0, np.int64),
-                mpp=np.asarray(mask.mpp or (), np.float64),
-                method=np.asarray(mask.method),
-                picture=np.frombuffer(mask.picture, np.uint8),
-            )
-        os.replace(partial, target)
-    except OSError as error:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
-        raise StoreError(
-            f"{target}: the tissue mask cannot be written ({error}); give another place"
-        ) from error
-
-
-def load_mask(path: PathLike) -> TissueMask:
-    """Read what `save_mask` wrote, in bounded memory."""
-    name = os.fspath(path)
-    if not os.path.exists(name):
-        raise ImageNotFoundError(f"{name}: there is no such tissue mask", uri=str(name))
-    try:
-        return _load(name)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptImageError(
-            f"{name}: not a tissue mask of this library, or damaged "
-            f"({type(error).__name__}: {error}); delete it and make it again",
-            uri=str(name),
-        ) from error
-
-
-def _load(name: str) -> TissueMask:
-    with zipfile.ZipFile(name) as archive:
-        largest = max((m.file_size for m in archive.infolist()), default=0)
-    if largest > _MEMBER_BYTES:
-        raise ValueError(f"an entry of {largest} bytes")
-    with np.load(name, allow_pickle=False) as found:
-        shape = tuple(int(n) for n in found["shape"])
-        packed = found["packed"]
-        if not shape or min(shape) < 1 or -(-math.prod(shape) // 8) != packed.size:
-            raise ValueError(f"{packed.size} bytes of pixels for the shape {shape}")
-        bits = np.unpackbits(packed, count=math.prod(shape)).reshape(shape)
-        mpp = tuple(float(v) for v in found["mpp"])
-        return TissueMask(
-            bits,
-            shape0=tuple(int(n) for n in found["shape0"]),
-            method=str(found["method"][()]),
-            mpp=(mpp[0], mpp[1]) if mpp else None,
-            picture=found["picture"].tobytes(),
-        )
-
-
-# -------------------------------------------------------------------- others' masks
 def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | TissueMask:
     """A mask file, fitted to an image.
 
@@ -139,7 +69,7 @@ def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | Tis
         with open(place, "rb") as f:
             head = f.read(32)
     if head.startswith(_NPZ) and str(place).endswith(".npz"):
-        mask = load_mask(place)
+        mask = TissueMask.load(place)
         if mask.shape0 != shape0:
             raise GeometryError(
                 f"{place} is the tissue of an image of {mask.shape0} level-0 pixels, "

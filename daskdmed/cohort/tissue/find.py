@@ -18,9 +18,10 @@ import numpy as np
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tissue.cache import cache_dir, lookup, parameters_key, store
 from daskdmed.cohort.tissue.files import fit, read_mask
-from daskdmed.cohort.tissue.html import preview, slide_overlay
+from daskdmed.cohort.tissue.html import slide_overlay
 from daskdmed.cohort.tissue.mask import TissueMask
 from daskdmed.cohort.tissue.methods import RULES, clean, detect, detect_intensity
+from daskdmed.cohort.tissue.picture import preview
 from daskdmed.cohort.tissue.source import (
     ASSUMED_UM,
     Source,

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from daskdmed.cohort.tissue.npz import read_npz, write_npz
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array, PathLike, Region
 
@@ -271,9 +272,7 @@ class TissueMask:
         StoreError
             The file cannot be written.
         """
-        from daskdmed.cohort.tissue.files import save_mask
-
-        save_mask(self, path)
+        write_npz(path, self.data, self.shape0, self.mpp, self.method, self.picture)
 
     @classmethod
     def load(cls, path: PathLike) -> TissueMask:
@@ -286,9 +285,7 @@ class TissueMask:
         CorruptImageError
             It is no tissue mask, or damaged.
         """
-        from daskdmed.cohort.tissue.files import load_mask
-
-        return load_mask(path)
+        return cls(**read_npz(path))
 
     # ---------------------------------------------------------------- shown
     def __repr__(self) -> str:
@@ -299,7 +296,7 @@ class TissueMask:
         )
 
     def _repr_html_(self) -> str:
-        from daskdmed.cohort.tissue.html import mask_html
+        from daskdmed.cohort.tissue.picture import mask_html
 
         return mask_html(self)
 

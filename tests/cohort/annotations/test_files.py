@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from daskdmed import Annotations, read_annotations
 from daskdmed.cohort.annotations import Annotation
-from daskdmed.errors import AnnotationError, AnnotationNotFoundError, DaskdmedError, UsageError
+from daskdmed.errors import (
+    AnnotationError,
+    AnnotationNotFoundError,
+    DaskdmedError,
+    StoreError,
+    UsageError,
+)
 
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
 HOLE = [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]]
@@ -208,8 +214,8 @@ def test_writing(tmp_path: Path) -> None:
         assert again[0].geometry.geom_type == "LineString"
         assert dict(again[1].properties) == {"measurements": {"x": 0.5}}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.geojson", "a.geojson.gz"]
-    with pytest.raises(AnnotationError, match="cannot be written"):
-        table.to_geojson(tmp_path / "missing" / "a.geojson")
+    with pytest.raises(StoreError, match="cannot be written"):
+        table.to_geojson(tmp_path / "a.geojson" / "b.geojson")
     with pytest.raises(AnnotationError, match=r"annotation 0: the property .*object"):
         Annotations([Annotation(shapely.Point(1, 1), properties={"x": object()})]).to_geojson()
     with pytest.raises(AnnotationError, match="is empty"):

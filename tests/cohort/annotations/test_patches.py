@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from daskdmed import Annotations
 from daskdmed.cohort.annotations import Annotation, PatchCoordinates
-from daskdmed.errors import AnnotationError, AnnotationNotFoundError, UsageError
+from daskdmed.errors import AnnotationError, AnnotationNotFoundError, StoreError, UsageError
 
 COORDS = np.array([[0, 0], [1024, 0], [512, 2048]])
 TRIDENT = {
@@ -185,6 +185,7 @@ def test_what_a_format_needs(tmp_path: Path) -> None:
         PatchCoordinates(COORDS, 256, (512, 511), **facts).write(tmp_path / "a.h5")
     with pytest.raises(AnnotationError, match="covers 512"):
         PatchCoordinates(COORDS, 256, 256, **facts).write(tmp_path / "a.h5")
-    with pytest.raises(AnnotationError, match="cannot be written"):
-        PatchCoordinates(COORDS, 256, 512, **facts).write(tmp_path / "missing" / "a.h5")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        PatchCoordinates(COORDS, 256, 512, **facts).write(tmp_path / "file" / "a.h5")

@@ -104,7 +104,7 @@ def test_wrong_annotations() -> None:
 
 def test_tokens_are_the_same_in_another_process() -> None:
     code = (
-        "import shapely; from daskdmed import Annotation, Annotations;"
+        "import shapely; from daskdmed.cohort.annotations import Annotation, Annotations;"
         "box = shapely.box(0.1, 0, 1, 1);"
         "print(Annotations([Annotation(box, 'a', properties={'x': [1]})]).token)"
     )
@@ -136,7 +136,8 @@ def test_html() -> None:
 def test_importing_names_needs_no_extra() -> None:
     code = (
         "import sys; import daskdmed as d;"
-        "d.Annotations, d.read_annotations, d.target_view, d.PatchCoordinates;"
+        "import daskdmed.cohort.annotations as a;"
+        "d.Annotations, d.read_annotations, a.target_view, a.PatchCoordinates;"
         "d.Record('a.geojson');"
         "print({'shapely', 'h5py', 'defusedxml', 'torch'} & set(sys.modules))"
     )
@@ -149,7 +150,7 @@ def test_importing_names_needs_no_extra() -> None:
     [
         ("shapely", "annotations", "d.read_annotations('[]')"),
         ("defusedxml", "annotations", "d.read_annotations('<a/>')"),
-        ("h5py", "hdf5", "d.PatchCoordinates.read('a.h5')"),
+        ("h5py", "hdf5", "d.cohort.annotations.PatchCoordinates.read('a.h5')"),
     ],
 )
 def test_a_missing_extra_is_named(module, extra, use) -> None:

@@ -354,7 +354,7 @@ def test_the_overlay_is_declared_for_installations(slides, monkeypatch):
     import tomllib
     from importlib.metadata import EntryPoint, EntryPoints
 
-    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    declared = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     (target,) = declared["project"]["entry-points"][html.OVERLAY_GROUP].values()
     found = [
         EntryPoint("tissue", target, html.OVERLAY_GROUP),

@@ -1,0 +1,115 @@
+"""How a tissue mask looks: its picture, outlined, and its table in a notebook.
+
+Not covered: figures (`daskdmed.plot`), pictures of slides (`daskdmed.cohort.tissue.html`).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskdmed.core.types import Array
+from daskdmed.images.html import display_rgb
+
+if TYPE_CHECKING:
+    from daskdmed.cohort.tissue.mask import TissueMask
+
+_SIDE = 160
+_SHOWN = 320
+_OUTLINE = (0, 160, 60)
+
+
+def preview(picture: Array, axes: int) -> bytes:
+    """A small JPEG of a picture; of volumes the brightest along the leading axes."""
+    import imagecodecs
+
+    if picture.ndim == axes:
+        picture = picture[..., None]
+    while picture.ndim > 3:
+        picture = picture.max(axis=0)
+    if picture.ndim < 3:
+        return b""
+    step = max(1, -(-max(picture.shape[:2]) // _SIDE))
+    height, width = (max(1, n // step) for n in picture.shape[:2])
+    # a side shorter than one step is taken as it is
+    rows, columns = (min(step, n) for n in picture.shape[:2])
+    blocks = picture[: height * rows, : width * columns]
+    blocks = blocks.reshape(height, rows, width, columns, -1)
+    small = blocks.mean(axis=(1, 3)).astype(picture.dtype)
+    if small.shape[2] == 2:
+        small = small[..., :1]
+    rgb = np.ascontiguousarray(display_rgb(small))
+    return bytes(imagecodecs.jpeg8_encode(rgb, level=80))
+
+
+def outlined(picture: Array, mask: Array) -> Array:
+    """A picture with the rest paled and the outline of the tissue drawn.
+
+    Parameters
+    ----------
+    picture : ndarray
+        (h, w, 3) uint8.
+    mask : ndarray of bool
+        (rows, columns) over the same field, any scale.
+
+    Returns
+    -------
+    ndarray
+        (h, w, 3) uint8, another array.
+    """
+    height, width = picture.shape[:2]
+    rows = (np.arange(height) + 0.5) * mask.shape[0] / height
+    columns = (np.arange(width) + 0.5) * mask.shape[1] / width
+    inside = mask[np.ix_(rows.astype(np.intp), columns.astype(np.intp))]
+    padded = np.pad(inside, 1, mode="edge")
+    surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    shown = np.where(inside[..., None], picture, picture // 2 + 96).astype(np.uint8)
+    shown[inside & ~surrounded] = _OUTLINE
+    return shown
+
+
+def mask_html(mask: TissueMask) -> str:
+    """The mask over its picture, and its numbers."""
+    import imagecodecs
+
+    flat: Any = mask.data
+    while flat.ndim > 2:
+        flat = flat.any(axis=0)
+    flat = np.atleast_2d(flat)
+    if mask.picture:
+        picture = np.asarray(imagecodecs.jpeg8_decode(mask.picture))
+    else:
+        picture = np.full((*_fit(flat.shape), 3), 200, np.uint8)
+    step = max(1, _SHOWN // max(picture.shape[:2]))
+    drawn = outlined(picture.repeat(step, axis=0).repeat(step, axis=1), flat)
+    png = imagecodecs.png_encode(np.ascontiguousarray(drawn))
+    code = base64.b64encode(png).decode("ascii")
+    facts = [
+        ("tissue", share_text(mask)),
+        ("method", mask.method),
+        ("mask", " x ".join(str(n) for n in mask.shape)),
+        ("image", " x ".join(str(n) for n in mask.shape0)),
+        ("scale", " x ".join(f"{s:.4g}" for s in mask.scale)),
+    ]
+    rows = "".join(f"<tr><th>{n}</th><td>{html.escape(v)}</td></tr>" for n, v in facts)
+    return (
+        '<div style="display:flex;gap:1em;align-items:flex-start">'
+        f'<img alt="tissue" src="data:image/png;base64,{code}">'
+        f"<table><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _fit(shape: tuple[int, ...]) -> tuple[int, int]:
+    ratio = _SIDE / max(shape)
+    return max(1, round(shape[0] * ratio)), max(1, round(shape[1] * ratio))
+
+
+def share_text(mask: TissueMask) -> str:
+    """Share and area of the tissue, for people."""
+    if mask.empty:
+        return "none"
+    area = mask.area_um2
+    return f"{mask.fraction:.1%}" + ("" if area is None else f", {area / 1e6:.3g} mm\u00b2")
