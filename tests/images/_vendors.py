@@ -19,15 +19,17 @@ JPEG = {
 
 
 def write_ndpi(path: Path, pages) -> None:
-    """Hamamatsu: pages of (image, objective, MCUs between restart markers or None)."""
+    """Hamamatsu: pages of (image, objective, MCUs between restart markers or None[, z in nm])."""
     out = bytearray(b"II*\0" + bytes(8))
     pointer = 4
-    for image, lens, blocks in pages:
-        pointer = _ndpi_page(out, pointer, image, lens, blocks)
+    for page in pages:
+        pointer = _ndpi_page(out, pointer, *page)
     path.write_bytes(out)
 
 
-def _ndpi_page(out: bytearray, pointer: int, image: np.ndarray, lens: float, blocks) -> int:
+def _ndpi_page(
+    out: bytearray, pointer: int, image: np.ndarray, lens: float, blocks, z: int = 0
+) -> int:
     def put(data: bytes) -> int:
         out.extend(bytes(len(out) % 2))
         out.extend(data)
@@ -48,7 +50,8 @@ def _ndpi_page(out: bytearray, pointer: int, image: np.ndarray, lens: float, blo
         (282, 5, 1, put(struct.pack("<II", 40000, 1))),
         (283, 5, 1, put(struct.pack("<II", 20000, 1))), (284, 3, 1, 1), (296, 3, 1, 3),
         (65420, 4, 1, 1), (65421, 11, 1, lens_bits), (65422, 9, 1, 100), (65423, 9, 1, 200),
-        (65424, 9, 1, 0), (65427, 2, 9, put(b"12345678\0")), (65449, 2, len(facts), put(facts)),
+        (65424, 9, 1, z & 0xFFFFFFFF), (65427, 2, 9, put(b"12345678\0")),
+        (65449, 2, len(facts), put(facts)),
     ]  # fmt: skip
     if blocks:
         starts = _restarts(jpeg)

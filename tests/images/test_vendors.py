@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 
 from daskdmed.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.images.slide import open_slide
@@ -25,6 +26,40 @@ def same_properties(slide, other, prefixes):
         return {k: v for k, v in dict(properties).items() if k.startswith(prefixes)}
 
     assert select(slide.properties) == select(other.properties)
+
+
+@pytest.mark.parametrize("offsets", [(-1000, 0, 1000), (0, 800), (-900, -300, 400)])
+def test_of_hamamatsus_focal_planes_the_one_in_focus_is_read(
+    make, vendors, tmp_path, offsets, caplog
+):
+    path = tmp_path / "stack.ndpi"
+    planes = {z: make.picture(256, 512, seed=i) for i, z in enumerate(offsets)}
+    pages = [(image, 20.0, None, z) for z, image in planes.items()]
+    vendors.write_ndpi(path, [*pages, (make.picture(100, 200, seed=9), -1.0, None)])
+    slide = open_slide(path, backend="tiff")
+    got = slide.read_region((0, 0), 0, (512, 256)).astype(int)
+    errors = {z: np.abs(got - image).mean() for z, image in planes.items()}
+    assert min(errors, key=errors.get) == min(offsets, key=abs)
+    if 0 in offsets:  # else OpenSlide has no level at all
+        same_pixels(slide, openslide.OpenSlide(str(path)), 1)
+    assert f"of the {len(offsets)} along 'Z'" in caplog.text
+
+
+def test_an_overview_with_more_pixels_than_the_scan_is_not_the_slide(make, tmp_path):
+    path = tmp_path / "a.ome.tif"
+    scan = make.picture(300, 400)
+
+    def size(micrometres):
+        return {f"PhysicalSize{a}": micrometres for a in "XY"}
+
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        options = {"photometric": "rgb", "tile": (128, 128)}
+        overview = make.picture(450, 500, seed=1)
+        tif.write(overview, metadata={"Name": "first", **size(20.0)}, **options)
+        tif.write(scan, metadata={"Name": "second", **size(0.25)}, **options)
+    slide = open_slide(path, backend="tiff")
+    assert np.array_equal(slide.read_region((0, 0), 0, (400, 300)), scan)
+    assert slide.mpp == (0.25, 0.25)
 
 
 def test_hamamatsu(make, vendors, tmp_path):

@@ -112,7 +112,7 @@ def _parse(tif: Any, source: Source) -> TiffIndex:
     series = list(tif.series)
     if not series:
         raise UnsupportedImageError(f"{source.uri}: the TIFF file holds no image", uri=source.uri)
-    main = vendors.main_series(tif, series)
+    main = vendors.main_series(series, metadata.ome_spacing(tif))
     vendors.check_readable(tif, main, source.uri)
     stages = [_planes(level, source) for level in main.levels]
     stages += [_planes(extra, source) for extra in vendors.more_levels(main, series)]
@@ -220,14 +220,17 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
     for axis in range(lead - 1, -1, -1):
         unnamed = names[axis] in "IQS" and single and extents[axis] <= MAX_CHANNELS
         if names[axis] != "C" and not unnamed:
+            plane = 0
             if extents[axis] > 1:
+                plane = _plane_in_focus(level, pick, axis)
                 _log.warning(
-                    "%s: reads the first of %d planes along %r",
+                    "%s: reads plane %d of the %d along %r, counted from 0",
                     source.uri,
+                    plane,
                     extents[axis],
                     names[axis],
                 )
-            pick = np.asarray(pick.take(0, axis=axis))
+            pick = np.asarray(pick.take(plane, axis=axis))
     planes: list[PageIndex] = []
     for number in pick.ravel().tolist():
         if number >= len(level._pages):
@@ -241,6 +244,13 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
             raise CorruptImageError(f"{source.uri}: plane {number} is missing", uri=source.uri)
         planes.extend(_page_planes(page, source))
     return planes
+
+
+def _plane_in_focus(level: Any, pages: npt.NDArray[Any], axis: int) -> int:
+    numbers = np.moveaxis(pages, axis, 0).reshape(pages.shape[axis], -1)[:, 0].tolist()
+    if max(numbers) >= len(level._pages):
+        return 0
+    return vendors.plane_in_focus([level[n] for n in numbers])
 
 
 def _page_planes(page: Any, source: Source) -> list[PageIndex]:

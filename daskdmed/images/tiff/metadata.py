@@ -301,6 +301,19 @@ def _ome(about: Metadata, text: str, main: Any) -> None:
         break
 
 
+def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
+    """(width, height) of the images of OME-XML -> micrometres per pixel, where it is told."""
+    root = xml_root(tif.ome_metadata or "") if tif.is_ome else None
+    found: dict[tuple[int, int], float] = {}
+    for pixels in [] if root is None else _named(root, "Pixels"):
+        width, height = (_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
+        size = _physical(pixels.attrib, "X")
+        if width and height and size:
+            extent = int(width), int(height)
+            found[extent] = min(size, found.get(extent, size))
+    return found
+
+
 def _physical(attributes: Any, axis: str) -> float | None:
     size = _float(attributes.get(f"PhysicalSize{axis}"))
     unit = _MICROMETERS.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))

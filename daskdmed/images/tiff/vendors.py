@@ -26,14 +26,37 @@ _ASSOCIATED_NAMES = {
     "thumbnail": "thumbnail",
     "map": "map",
 }
+#: an image so much coarser than the finest of its file is no scan of the slide
+_OVERVIEW = 4
+#: nanometres from the plane of best focus, in NDPI
+_Z_OFFSET = 65424
 #: aspect ratios of two levels of a pyramid differ by rounding only
 _ASPECT_TOLERANCE = 0.05
 
 
-def main_series(tif: Any, series: list[Any]) -> Any:
-    """The series that is the slide: the one with most pixels, the first of equals."""
+def main_series(series: list[Any], spacing: dict[tuple[int, int], float]) -> Any:
+    """The series that is the slide: the one with most pixels, the first of equals.
+
+    Images whose `spacing` ((width, height) -> micrometres per pixel, where it is known) is
+    much coarser than the finest are overviews, however many pixels they have.
+    """
     candidates = [s for s in series if not _is_associated(s)] or series
-    return max(candidates, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+    sizes = [(s.keyframe.imagewidth, s.keyframe.imagelength) for s in candidates]
+    finest = min((spacing[size] for size in sizes if size in spacing), default=0.0)
+    scans = [
+        (width * height, one)
+        for (width, height), one in zip(sizes, candidates, strict=True)
+        if spacing.get((width, height), finest) <= _OVERVIEW * finest
+    ]
+    return max(scans, key=lambda scan: scan[0])[1]
+
+
+def plane_in_focus(pages: list[Any]) -> int:
+    """Which of the planes of a stack is shown: Hamamatsu's in the middle of the focus, or 0."""
+    offsets = [getattr(p, "tags", None) and p.tags.valueof(_Z_OFFSET) for p in pages]
+    if any(o is None for o in offsets):
+        return 0
+    return min(range(len(pages)), key=lambda i: abs(offsets[i]))
 
 
 def _is_associated(series: Any) -> bool:
