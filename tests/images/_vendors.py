@@ -166,8 +166,8 @@ def write_leica(path: Path, macro, images, *, offset=(0, 0), canvas=None, areas=
             tif.write(level, tile=(256, 256), **JPEG)
 
 
-def write_ventana(path: Path, images, label, overlap: int) -> None:
-    """Ventana: tiles whose overlap is written in XMP."""
+def write_ventana(path: Path, images, label, overlap: int, areas: int = 1) -> None:
+    """Ventana: tiles whose overlap, and the number of whose areas, is written in XMP."""
     rows, columns = (-(-n // 256) for n in images[0].shape[:2])
     joints = "".join(
         f'<TileJointInfo FlagJoined="1" Direction="RIGHT" Tile1="{n}" Tile2="{n + 1}" '
@@ -175,8 +175,9 @@ def write_ventana(path: Path, images, label, overlap: int) -> None:
         for n in range(1, rows * columns)
     )
     stitch = (
-        f'<EncodeInfo Ver="2"><SlideStitchInfo><ImageInfo NumRows="{rows}" NumCols="{columns}">'
-        f"{joints}</ImageInfo></SlideStitchInfo></EncodeInfo>"
+        '<EncodeInfo Ver="2"><SlideStitchInfo>'
+        + f'<ImageInfo AOIScanned="1" NumRows="{rows}" NumCols="{columns}">'
+        f"{joints}</ImageInfo>" * areas + "</SlideStitchInfo></EncodeInfo>"
     )
     scan = '<Metadata><iScan Magnification="40" ScanRes="0.2325" UnitNumber="BI14"/></Metadata>'
     with tifffile.TiffWriter(path, bigtiff=True) as tif:

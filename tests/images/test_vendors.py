@@ -114,6 +114,41 @@ def test_ventana(make, vendors, tmp_path):
         open_slide(tmp_path / "joined.bif", backend="tiff")
 
 
+def test_areas_of_a_ventana_slide_go_to_openslide(make, vendors, tmp_path):
+    """They belong where the scanner says, not where the TIFF grid has their tiles."""
+    images = [make.picture(768, 1024), make.picture(384, 512, seed=1)]
+    path = tmp_path / "areas.bif"
+    vendors.write_ventana(path, images, make.picture(200, 100), 0, areas=2)
+    with pytest.raises(UnsupportedImageError, match="2 areas with places of their own"):
+        open_slide(path, backend="tiff")
+
+
+@pytest.mark.parametrize("overlap", ["32 24", "0 0"])
+def test_overlapping_tiles_of_trestle_go_to_openslide(make, tmp_path, overlap):
+    path = tmp_path / "slide.tif"
+    text = f"Objective Power=20.00;OverlapsXY= {overlap};Image Version=1"
+    tifffile.imwrite(
+        path,
+        make.picture(512, 768),
+        tile=(256, 256),
+        compression="jpeg",
+        photometric="rgb",
+        software="MedScan",
+        description=text,
+        metadata=None,
+        resolution=(0.5, 0.5),
+        resolutionunit="NONE",
+    )
+    if overlap == "0 0":
+        assert open_slide(path, backend="tiff").dimensions == (768, 512)
+        return
+    with pytest.raises(UnsupportedImageError, match="Trestle slide overlap"):
+        open_slide(path, backend="tiff")
+    slide, other = open_slide(path), openslide.OpenSlide(str(path))
+    assert slide.dimensions == other.dimensions != (768, 512)
+    same_pixels(slide, other, 1)
+
+
 def test_leica(make, vendors, tmp_path):
     path = tmp_path / "slide.scn"
     images = [make.picture(512, 768), make.picture(128, 192, seed=1)]

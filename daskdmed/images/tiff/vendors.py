@@ -53,10 +53,9 @@ def main_series(series: list[Any], spacing: dict[tuple[int, int], float]) -> Any
 
 def plane_in_focus(pages: list[Any]) -> int:
     """Which of the planes of a stack is shown: Hamamatsu's in the middle of the focus, or 0."""
-    offsets = [getattr(p, "tags", None) and p.tags.valueof(_Z_OFFSET) for p in pages]
-    if any(o is None for o in offsets):
-        return 0
-    return min(range(len(pages)), key=lambda i: abs(offsets[i]))
+    offsets = [p.tags.valueof(_Z_OFFSET) if hasattr(p, "tags") else None for p in pages]
+    distances = [abs(int(o)) for o in offsets if o is not None]
+    return distances.index(min(distances)) if len(distances) == len(pages) else 0
 
 
 def _is_associated(series: Any) -> bool:
@@ -69,27 +68,43 @@ def check_readable(tif: Any, main: Any, uri: str) -> None:
     Raises
     ------
     UnsupportedImageError
-        Ventana slides with overlapping tiles.
+        Ventana slides with overlapping tiles or with several scanned areas, which belong
+        elsewhere than their tiles lie; Trestle slides with overlapping tiles.
     """
-    if main.kind == "bif" and _overlaps(tif):
+    if main.kind == "bif":
+        vendor, found = "Ventana", _ventana_stitching(tif)
+    else:
+        vendor, found = "Trestle", _trestle_overlap(main.keyframe)
+    if found:
         raise UnsupportedImageError(
-            f"{uri}: the tiles of this Ventana slide overlap and have to be stitched, which "
-            "the tiff backend does not do",
+            f"{uri}: the tiles of this {vendor} slide {found} and have to be stitched, which "
+            "the tiff backend does not do; install openslide-python, which does",
             uri=uri,
         )
 
 
-def _overlaps(tif: Any) -> bool:
-    """Whether a Ventana slide's stitching table names an overlap."""
+def _ventana_stitching(tif: Any) -> str:
+    """What a Ventana slide's stitching table asks for; empty when tiles lie side by side."""
     for page in tif.pages:
         xmp = page.tags.valueof(700)
         if xmp is None:
             continue
         text = bytes(xmp).decode("utf-8", "replace") if not isinstance(xmp, str) else xmp
-        for found in re.finditer(r'Overlap[XY]\s*=\s*"(-?[0-9.]+)"', text):
-            if float(found.group(1)) != 0:
-                return True
-    return False
+        overlaps = re.findall(r'Overlap[XY]\s*=\s*"(-?[0-9.]+)"', text)
+        if any(float(o) != 0 for o in overlaps):
+            return "overlap"
+        areas = len(re.findall(r'AOIScanned\s*=\s*"1"', text))
+        if areas > 1:
+            return f"are of {areas} areas with places of their own"
+    return ""
+
+
+def _trestle_overlap(page: Any) -> str:
+    """What Trestle's MedScan says of its tiles; empty when they lie side by side."""
+    if not str(page.software).startswith("MedScan"):
+        return ""
+    found = re.search(r"OverlapsXY=([0-9 ]*)", str(page.description))
+    return "overlap" if found and any(int(n) for n in found.group(1).split()) else ""
 
 
 def more_levels(main: Any, series: list[Any]) -> list[Any]:
