@@ -2,6 +2,7 @@ __version__: str
 from . import cohort as cohort
 from . import core as core
 from . import errors as errors
+from . import events as events
 from . import explorers as explorers
 from . import images as images
 from . import inference as inference
