@@ -4,8 +4,7 @@ Everything here is a small frozen value that pickles without open files; pixels 
 only when `Record.view` or `Record.open` is called. Names are imported on first use.
 """
 
-from __future__ import annotations
-
+# no future imports here: the name "annotations" is a folder's
 import lazy_loader
 
 # the names and where they come from stand in __init__.pyi

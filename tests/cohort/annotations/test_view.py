@@ -150,12 +150,13 @@ def test_importing_names_needs_no_extra() -> None:
     [
         ("shapely", "annotations", "d.read_annotations('[]')"),
         ("defusedxml", "annotations", "d.read_annotations('<a/>')"),
-        ("h5py", "hdf5", "d.cohort.annotations.PatchCoordinates.read('a.h5')"),
+        ("h5py", "hdf5", "annotations.PatchCoordinates.read('a.h5')"),
     ],
 )
 def test_a_missing_extra_is_named(module, extra, use) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None; import daskdmed as d\n"
+        "from daskdmed.cohort import annotations\n"
         f"try: {use}\nexcept d.DaskdmedError as e: print(type(e).__name__, e)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
