@@ -10,7 +10,7 @@ import fnmatch
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient, Record
@@ -46,6 +46,8 @@ SLIDE_SUFFIXES = (
     ".vmu",
 )
 _ZARR_SUFFIX = ".zarr"
+#: what is behind the suffix of a compressed file
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def read_folder(
@@ -116,11 +118,16 @@ def find_slides(root: Path, pattern: str = "*", recursive: bool = True) -> list[
     return sorted(found, key=lambda p: p.relative_to(root).parts)
 
 
-def patient_id(path: Path) -> str:
-    """The file name without the suffix, compound ones included."""
-    lower = path.name.lower()
-    suffix = next((s for s in SLIDE_SUFFIXES if lower.endswith(s)), path.suffix)
-    return path.name[: len(path.name) - len(suffix)] or path.name
+def image_id(uri: PathLike) -> str:
+    """The name of a file or URL without its suffix; compound ones are one: ``.nii.gz``."""
+    name = PurePath(os.fspath(uri).rstrip("/")).name
+    lower = name.lower()
+    suffix = next((s for s in SLIDE_SUFFIXES if lower.endswith(s)), None)
+    if suffix is None:
+        packed = PurePath(name).suffix
+        inner = PurePath(name[: len(name) - len(packed)]).suffix
+        suffix = inner + packed if packed.lower() in _PACKED else packed
+    return name[: len(name) - len(suffix)] or name
 
 
 def _walk(root: Path, recursive: bool) -> Iterator[Path]:
@@ -164,7 +171,7 @@ def _group(
 ) -> _Groups:
     groups: _Groups = {}
     for path in paths:
-        key = patient_id(path) if patient is None else patient(path)
+        key = image_id(path) if patient is None else patient(path)
         groups.setdefault(str(key), (key, []))[1].append(path)
     twice = {k: p for k, (_, p) in groups.items() if len(p) > 1}
     if patient is None and twice:

@@ -20,7 +20,7 @@ import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
 from daskdmed.core.frozen import FrozenMapping, plain
-from daskdmed.core.types import ImageView, PathLike, Resolution
+from daskdmed.core.types import ImageView, OnTileError, PathLike, Resolution
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
@@ -229,6 +229,7 @@ class Record:
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
         spatial_ndim: int | None = None,
+        tile_error: OnTileError = "raise",
     ) -> ImageView:
         """The image at one resolution, ready to be read region by region.
 
@@ -240,6 +241,9 @@ class Record:
         spatial_ndim : int, optional
             How many leading axes are space: 2 for every slide; for an array the record's
             own, or 2 when neither says.
+        tile_error : {"raise", "fill"}
+            What a storage tile of a file that cannot be decoded becomes: an error, or
+            background and a warning.
 
         Raises
         ------
@@ -260,8 +264,8 @@ class Record:
                     f"{self.uri}: a slide has 2 spatial axes (y, x), asked for {spatial_ndim}; "
                     "give sizes of one or two numbers, or use an array record for volumes"
                 )
-            view: ImageView = self.open().view(level=level, mpp=mpp, power=power)
-            return view
+            options: Any = {"level": level, "mpp": mpp, "power": power}
+            return self.open().view(**options, tile_error=tile_error)
         return self._array_view(Resolution.of(level, mpp, power), spatial_ndim)
 
     def _array_view(self, wanted: Resolution, spatial_ndim: int | None) -> ImageView:

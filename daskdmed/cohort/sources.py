@@ -1,0 +1,530 @@
+"""Whatever users give, as images of patients: the one way in, behind every entry point.
+
+A dataset, a patient, a record, a slide, a view, a path, an array, or a list of these becomes
+a sequence of `Image`: whose it is, which record, at which resolution, and how to open it.
+With `on_error="skip"` images that cannot be used are left out and reported, one way for all.
+
+Not covered: what is done with an image, and how pixels are read (`daskdmed.images`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
+
+import dask.array as da
+import numpy as np
+
+from daskdmed.cohort.dataset import Dataset
+from daskdmed.cohort.folder import image_id
+from daskdmed.cohort.record import DEFAULT_RECORD, Patient, Record
+from daskdmed.core.errors import (
+    BudgetError,
+    DaskdmedError,
+    DatasetError,
+    GeometryError,
+    LoaderError,
+    StoreError,
+    UsageError,
+)
+from daskdmed.core.types import (
+    Array,
+    ImageView,
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PathLike,
+    PowerLike,
+    Resolution,
+)
+from daskdmed.images.slide import Slide
+from daskdmed.images.view import SlideView
+
+logger = logging.getLogger("daskdmed.cohort")
+T = TypeVar("T")
+
+#: one image, as users give it
+ImageLike: TypeAlias = "Patient | Record | Slide | ImageView | PathLike | da.Array | Array | Any"
+#: one image or many
+ImagesLike: TypeAlias = "Dataset | ImageLike | Sequence[ImageLike]"
+
+#: what an image that cannot be used raises; anything else is a defect and ends the run
+_OWN_FAULT = (DaskdmedError, OSError, ValueError, TypeError, LookupError)
+#: what no other image would fare better with
+_COMMON_FAULT = (StoreError, BudgetError)
+_TAKEN = (
+    "images are given as a Dataset, a Patient, a Record, a Slide, a view, a path or URL, a Dask, "
+    "NumPy or Zarr array, or a list of these; got {}"
+)
+
+
+# ------------------------------------------------------------------------- what is asked for
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which record of each patient, at which resolution, and what damaged tiles do.
+
+    Parameters
+    ----------
+    record : str, optional
+        Name of the record, see `Patient.record`.
+    level, mpp, power
+        The resolution, at most one of them; values or functions of the patient.
+    spatial_ndim : int, optional
+        How many axes of the image must be space; None: as many as it says.
+    tile_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes: an error, or background and a
+        warning.
+
+    Raises
+    ------
+    UsageError, ResolutionError
+        Several records, another `tile_error`, or resolutions that exclude each other.
+    """
+
+    record: str | None = None
+    level: LevelLike | None = 0
+    mpp: MppLike | None = None
+    power: PowerLike | None = None
+    spatial_ndim: int | None = None
+    tile_error: OnTileError = "raise"
+
+    def __post_init__(self) -> None:
+        if self.record is not None and not isinstance(self.record, str):
+            raise UsageError(
+                f"record= is the name of one record, got {self.record!r}; to draw from several, "
+                "stack them into one: Record(array=dask.array.concatenate([...], axis=-1))"
+            )
+        if self.tile_error not in get_args(OnTileError):
+            raise UsageError(f"tile_error must be 'raise' or 'fill', got {self.tile_error!r}")
+        said: list[Any] = [self.level, self.mpp, self.power]
+        if not any(callable(value) for value in said):
+            Resolution.of(*said)
+
+    def resolution(self, patient: Patient) -> Resolution:
+        """The resolution of one patient's image.
+
+        Raises
+        ------
+        ResolutionError
+            The values exclude each other, or are none.
+        """
+        said: list[Any] = [self.level, self.mpp, self.power]
+        return Resolution.of(*(v(patient) if callable(v) else v for v in said))
+
+
+# ------------------------------------------------------------------------- images
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a patient, not opened yet. Made by `images_of`.
+
+    Parameters
+    ----------
+    patient : Patient
+        Whose. What has no patient gets one of its own.
+    request : Request
+        Which record, at which resolution.
+    given : Slide or ImageView, optional
+        What the user had open already.
+    """
+
+    patient: Patient
+    request: Request
+    given: Slide | ImageView | None = None
+
+    @property
+    def key(self) -> str:
+        """The id of the patient as text."""
+        return self.patient.key
+
+    @property
+    def record(self) -> Record:
+        """The record.
+
+        Raises
+        ------
+        DatasetError
+            The patient has no such record, or several and none is named.
+        """
+        return self.patient.record(self.request.record)
+
+    @property
+    def resolution(self) -> Resolution:
+        """The resolution, see `Request.resolution`."""
+        return self.request.resolution(self.patient)
+
+    def open(self) -> Slide | ImageView:
+        """The slide, or the view of what is none, whatever resolution is asked for."""
+        if self.given is not None:
+            return self.given
+        record = self.record
+        if record.array is None:
+            return record.open()
+        return record.view(spatial_ndim=self.request.spatial_ndim)
+
+    def view(self) -> ImageView:
+        """The image at the resolution asked for, ready to be read.
+
+        Raises
+        ------
+        UsageError
+            A resolution beside a view, which has its own.
+        GeometryError
+            The image has another number of spatial axes.
+        ResolutionError, DatasetError, ImageError
+            See `Record.view`.
+        """
+        wanted, axes = self.resolution, self.request.spatial_ndim
+        options: dict[str, Any] = {
+            "level": wanted.level or 0,
+            "mpp": wanted.mpp,
+            "power": wanted.power,
+            "tile_error": self.request.tile_error,
+        }
+        if self.given is None:
+            view = self.record.view(**options, spatial_ndim=axes)
+        elif isinstance(self.given, Slide):
+            view = self.given.view(**options)
+        elif wanted != Resolution(level=0):
+            raise UsageError(
+                f"{wanted} beside a view, which has its resolution already; give the slide, or "
+                "leave level, mpp and power away"
+            )
+        else:
+            view = self.given
+        if axes is not None and view.spatial_ndim != axes:
+            raise GeometryError(
+                f"the image has {view.spatial_ndim} spatial axes (shape {view.shape}), the sizes "
+                f"given have {axes}; give one number per axis"
+            )
+        return view
+
+
+class Images(Sequence[Image]):
+    """Images in the order of their dataset. Made by `images_of`.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The patients.
+    request : Request
+        What is asked of each.
+    given : mapping
+        Slides and views that the user had open, by patient id.
+    single : bool
+        Whether the user gave one image and not a collection (of perhaps one).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        request: Request,
+        given: Mapping[str, Slide | ImageView],
+        single: bool,
+    ) -> None:
+        self.dataset, self.request, self.single = dataset, request, single
+        self._items = tuple(Image(p, request, given.get(p.key)) for p in dataset)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, item: int) -> Image: ...
+    @overload
+    def __getitem__(self, item: slice) -> tuple[Image, ...]: ...
+    def __getitem__(self, item: int | slice) -> Image | tuple[Image, ...]:
+        return self._items[item]
+
+    def only(self, purpose: str) -> Image:
+        """The image, where one can be used only.
+
+        Raises
+        ------
+        UsageError
+            There are several.
+        """
+        if len(self) > 1:
+            raise UsageError(f"{purpose} takes one image, got {len(self)}: {self.dataset!r}")
+        return self[0]
+
+    def each(self, value: Any, name: str) -> Callable[[Image], Any]:
+        """An argument that every image has its own of, such as a mask.
+
+        Parameters
+        ----------
+        value : mapping, callable or any
+            ``{id: value}`` with an entry (perhaps None) for every patient, a function of the
+            patient, or the value itself where there is one image. None is nothing for all.
+        name : str
+            Of the argument, for messages.
+
+        Raises
+        ------
+        UsageError
+            One value for several images, or a mapping without an entry for each.
+        """
+        if value is None:
+            return lambda image: None
+        if isinstance(value, Mapping):
+            by_key = {getattr(k, "key", str(k)): v for k, v in value.items()}
+            missing = [image.key for image in self if image.key not in by_key]
+            if missing:
+                raise UsageError(
+                    f"{name}= has no entry for {len(missing)} of {len(self)} patients: "
+                    f"{missing[:10]} (it has {sorted(by_key)[:5]}); give None for a patient "
+                    f"without one"
+                )
+            return lambda image: by_key[image.key]
+        if callable(value) and not hasattr(value, "shape") and not hasattr(value, "scale"):
+            return lambda image: value(image.patient)
+        if len(self) > 1:
+            raise UsageError(
+                f"{name}= of several images is {{id: {name}}} or a function of the patient, got "
+                f"{type(value).__name__}: one array cannot lie over several images"
+            )
+        return lambda image: value
+
+
+def images_of(source: ImagesLike, request: Request | None = None) -> Images:
+    """Whatever the user has, as images. Opens nothing.
+
+    Parameters
+    ----------
+    source : Dataset, Patient, Record, Slide, view, path, URL, array, or sequence of these
+        A bare image becomes the only record of a patient, whose id is the name of the file
+        without its suffixes, or "image"; in a list of arrays their positions.
+    request : Request, optional
+        What is asked of each; default level 0 of the only record.
+
+    Raises
+    ------
+    UsageError
+        It is none of these; says what can be given.
+    DatasetError
+        There are no images, or two of a list have the same name.
+    """
+    request = request or Request()
+    if isinstance(source, Dataset):
+        if not len(source):
+            raise DatasetError(
+                f"dataset {source.name!r} has no patients; check the folder, pattern or filter "
+                "that it was made with"
+            )
+        return Images(source, request, {}, single=False)
+    many = isinstance(source, (Sequence, Iterator)) and not isinstance(source, (str, bytes))
+    items: list[Any] = list(source) if many else [source]  # type: ignore[arg-type]
+    if not items:
+        raise DatasetError(_TAKEN.format("an empty list"))
+    patients, given = [], {}
+    for position, item in enumerate(items):
+        where = f"item {position} of the list, " if many else ""
+        patient, opened = _as_patient(item, str(position) if many else "image", where)
+        patients.append(patient)
+        if opened is not None:
+            given[patient.key] = opened
+    return Images(Dataset("images", patients), request, given, single=not many)
+
+
+def _as_patient(image: Any, unnamed: str, where: str) -> tuple[Patient, Slide | ImageView | None]:
+    """The patient of one image, and the image if it is open already."""
+    if isinstance(image, Patient):
+        return image, None
+    record, opened = _as_record(image, where)
+    key = image_id(record.uri) if record.uri else unnamed
+    name = record.name or (DEFAULT_RECORD if record.uri else "image")
+    return Patient(key, {name: record}), opened
+
+
+def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None]:
+    if isinstance(image, Record):
+        return image, None
+    if isinstance(image, (str, os.PathLike)) and os.fspath(image):
+        return Record(image), None
+    if isinstance(image, Slide):
+        own = None if image.mpp == image.info.mpp else image.mpp
+        return Record(image.uri, backend=image.backend, mpp=own), image
+    if isinstance(image, SlideView):
+        return Record(image.uri, backend=image.backend), image
+    if isinstance(image, ImageView):
+        array = getattr(image, "array", None)
+        if array is not None:
+            return Record(array=array, spatial_ndim=image.spatial_ndim, mpp=image.mpp), image
+        return Record(str(getattr(image, "uri", None) or image.token)), image
+    if isinstance(image, (np.ndarray, da.Array)) or hasattr(image, "__array__"):
+        return Record(array=image), None
+    what = repr(image) if image is None or isinstance(image, (str, int)) else type(image).__name__
+    raise UsageError(_TAKEN.format(f"{where}{what}"))
+
+
+# ------------------------------------------------------------------------- what is left out
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image, or a part of one, that was left out.
+
+    Parameters
+    ----------
+    patient, record : str
+        Whose.
+    where : str
+        "open", or the region.
+    message : str
+        The error as text.
+    error : Exception, optional
+        The error.
+    """
+
+    patient: str
+    record: str
+    where: str
+    message: str
+    error: Exception | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, image: Image, error: Exception) -> Failure:
+        """Of an image that could not be used."""
+        try:
+            record = image.record.name
+        except DatasetError:
+            record = image.request.record or ""
+        return cls(image.key, record, "open", str(error), error)
+
+    def __str__(self) -> str:
+        kind = f"{type(self.error).__name__}: " if self.error is not None else ""
+        return f"{self.patient}/{self.record}: {kind}{self.message}"
+
+
+class Results(dict[str, T]):
+    """Results by patient id, in the order of the dataset.
+
+    Attributes
+    ----------
+    failures : tuple of Failure
+        What was left out, with ``on_error="skip"``.
+    """
+
+    failures: tuple[Failure, ...] = ()
+
+
+class LeftOut:
+    """What becomes of images that cannot be used: an error, or a report.
+
+    Parameters
+    ----------
+    on_error : {"raise", "skip"}
+        Which.
+    total : int
+        How many images there are. When none can be used it is an error in any case.
+
+    Attributes
+    ----------
+    failures : list of Failure
+        Those left out so far.
+    """
+
+    def __init__(self, on_error: OnError, total: int) -> None:
+        check_on_error(on_error)
+        self.on_error, self.total = on_error, total
+        self.failures: list[Failure] = []
+
+    @contextmanager
+    def of(self, image: Image) -> Iterator[None]:
+        """Work on an image; what it raises names the patient, or is reported."""
+        try:
+            yield
+        except _OWN_FAULT as error:
+            if self.on_error == "raise" or isinstance(error, _COMMON_FAULT):
+                error.add_note(f"patient {image.key!r}")
+                raise
+            self.add(Failure.of(image, error))
+
+    def add(self, failure: Failure) -> None:
+        """Report one; an error when it was the last hope."""
+        logger.warning("left out %s", failure)
+        self.failures.append(failure)
+        if len(self.failures) == self.total:
+            first = self.failures[0]
+            raise DatasetError(
+                f"none of the {self.total} images can be used; the first failed with: {first}"
+            ) from first.error
+
+
+def check_on_error(on_error: Any) -> None:
+    """Refuse what is neither "raise" nor "skip"."""
+    if on_error not in get_args(OnError):
+        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+
+
+def open_all(
+    images: Images, use: Callable[[Image], T], on_error: OnError
+) -> tuple[list[T], list[Failure]]:
+    """Open images for a loader, in parallel threads.
+
+    Parameters
+    ----------
+    images : Images
+        Which.
+    use : callable
+        What is made of each.
+    on_error : {"raise", "skip"}
+        See `LeftOut`.
+
+    Returns
+    -------
+    made, failures : list
+        In the order of the dataset.
+
+    Raises
+    ------
+    DatasetError
+        None can be used.
+    UsageError, BudgetError
+        Under "raise": what is asked for does not fit the first such image.
+    LoaderError
+        Under "raise": the first image that cannot be opened.
+    """
+    left_out = LeftOut(on_error, len(images))
+
+    def attempt(image: Image) -> tuple[Literal[True], T] | tuple[Literal[False], Exception]:
+        try:
+            return True, use(image)
+        except _OWN_FAULT as error:
+            return False, error
+
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1), len(images))) as pool:
+        outcomes = list(pool.map(attempt, images))
+    made: list[T] = []
+    for image, outcome in zip(images, outcomes, strict=True):
+        if outcome[0]:
+            made.append(outcome[1])
+            continue
+        error = outcome[1]
+        if on_error == "skip" and not isinstance(error, _COMMON_FAULT):
+            left_out.add(Failure.of(image, error))
+            continue
+        message = f"patient {image.patient.id!r}: {error}"
+        # what is wrong with the request stays its own kind of error
+        if isinstance(error, (UsageError, BudgetError)):
+            raise type(error)(message) from error
+        failed = Failure.of(image, error)
+        raise LoaderError(message, patient=failed.patient, record=failed.record) from error
+    return made, left_out.failures
+
+
+__all__ = [
+    "Failure",
+    "Image",
+    "ImageLike",
+    "Images",
+    "ImagesLike",
+    "LeftOut",
+    "Request",
+    "Results",
+    "check_on_error",
+    "images_of",
+    "open_all",
+]
