@@ -20,8 +20,7 @@ from daskdmed.errors import (
     ImageNotFoundError,
     UnsupportedImageError,
 )
-from daskdmed.images import ngffmeta
-from daskdmed.images.ngff import ZarrBackend
+from daskdmed.images.ngff import ZarrBackend, planes
 
 BACKEND = ZarrBackend()
 
@@ -438,7 +437,7 @@ def test_a_read_that_fails_once_is_repeated(tmp_path, monkeypatch):
     image = noise(3, 130, 130)
     uri, _ = write_ome(tmp_path / "a.zarr", [image])
     reader = BACKEND.open(uri)
-    original, calls = ngffmeta.Plane.read, []
+    original, calls = planes.Plane.read, []
 
     def flaky(self, region, out):
         calls.append(region)
@@ -446,7 +445,7 @@ def test_a_read_that_fails_once_is_repeated(tmp_path, monkeypatch):
             raise ConnectionResetError("the network")
         original(self, region, out)
 
-    monkeypatch.setattr(ngffmeta.Plane, "read", flaky)
+    monkeypatch.setattr(planes.Plane, "read", flaky)
     assert np.array_equal(whole(reader), image.transpose(1, 2, 0))
     assert len(calls) == 1 + 9
 

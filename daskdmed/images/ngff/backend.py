@@ -2,8 +2,8 @@
 
 Takes a local directory, a zip file, or any URL that fsspec opens (``s3://``, ``https://``,
 ``memory://``), Zarr v2 and v3, sharded or not. Chunks that were never written hold the
-fill value, as the format has it. What the metadata mean is in `daskdmed.images.ngffmeta`,
-where the bytes come from in `daskdmed.images.zarrstore`. Not covered: writing (see
+fill value, as the format has it. What the metadata mean is in `daskdmed.images.ngff.planes`,
+where the bytes come from in `daskdmed.images.ngff.storage`. Not covered: writing (see
 `daskdmed.store`), volumes and time series.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from daskdmed.core.errors import ImageError, TileError, UsageError
 from daskdmed.core.types import Array, OnTileError, Region
-from daskdmed.images.ngffmeta import Plane, read_pyramid
+from daskdmed.images.ngff.planes import Plane, read_pyramid
+from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
 from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.readers import fill_background, prepare_output
-from daskdmed.images.zarrstore import fingerprint, looks_like_zarr, open_node, open_store
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader

@@ -1,9 +1,9 @@
-"""What the metadata of a Zarr hierarchy say about the image in it.
+"""The image in a Zarr hierarchy: its arrays as planes, largest first, and the facts about it.
 
-OME-Zarr 0.1 to 0.5 multiscales (Zarr v2 and v3), plain arrays, and plain groups of arrays.
-The result is a list of planes: arrays with the positions of their y, x and channel axes.
-Not covered: labels, plates and wells, transformations other than scale, images with more
-than one time point or z plane (these are arrays for Dask, not slides).
+OME-Zarr multiscales (Zarr v2 and v3), plain arrays, and plain groups of arrays. A plane is an
+array with the positions of its y, x and channel axes. Not covered: what the metadata mean
+(`daskdmed.images.ngff.metadata`), labels, plates and wells, images with more than one time
+point or z plane (these are arrays for Dask, not slides).
 """
 
 from __future__ import annotations
@@ -20,23 +20,13 @@ import numpy as np
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.core.types import Array, Region
+from daskdmed.images.ngff.metadata import Multiscale, ome_of
+from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo
-from daskdmed.images.zarrstore import metadata_error
 
 logger = logging.getLogger("daskdmed.images")
 
 ASSOCIATED_NAMES = ("label", "macro", "thumbnail")
-#: micrometers per unit; UDUNITS names as OME-Zarr has them, and the usual symbols
-_UNITS = {
-    **dict.fromkeys(("angstrom", "å"), 1e-4),
-    **dict.fromkeys(("picometer", "pm"), 1e-6),
-    **dict.fromkeys(("nanometer", "nm"), 1e-3),
-    **dict.fromkeys(("micrometer", "micron", "um", "µm", "μm"), 1.0),
-    **dict.fromkeys(("millimeter", "mm"), 1e3),
-    **dict.fromkeys(("centimeter", "cm"), 1e4),
-    **dict.fromkeys(("meter", "m"), 1e6),
-    "inch": 25400.0,
-}
 _RGB = ["FF0000", "00FF00", "0000FF"]
 #: a chunk is decoded whole; larger ones are no image tiles but a broken or hostile file
 _MAX_CHUNK_BYTES = 4 * 2**30
@@ -113,16 +103,15 @@ def read_pyramid(uri: str, node: Any) -> Pyramid:
     try:
         if not hasattr(node, "members"):
             only = _plane(uri, node, "", _named_axes(node))
-            return _assemble(uri, (only,), {}, {}, {}, "zarr")
-        node, ome = _image_group(uri, node)
+            return _assemble(uri, (only,), {}, None)
+        node = _image_group(uri, node)
         own = _own_facts(uri, node)
         associated = _associated(uri, node)
-        if "multiscales" not in ome:
-            return _assemble(uri, _plain_levels(uri, node), associated, {}, {}, "zarr")
-        multiscale = ome["multiscales"][0]
-        axes = _axes(multiscale)
-        planes = tuple(_ome_levels(uri, node, multiscale, axes))
-        return _assemble(uri, planes, associated, ome, multiscale, "ome-zarr", own)
+        image = Multiscale.parse(node.attrs.asdict())
+        if image is None:
+            return _assemble(uri, _plain_levels(uri, node), associated, None)
+        planes = tuple(_ome_levels(uri, node, image))
+        return _assemble(uri, planes, associated, image, own)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CorruptImageError(
             f"{uri}: the image metadata are malformed ({type(error).__name__}: {error}); "
@@ -131,10 +120,9 @@ def read_pyramid(uri: str, node: Any) -> Pyramid:
         ) from error
 
 
-def _image_group(uri: str, group: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The group that holds the image, and its OME attributes."""
-    attributes = group.attrs.asdict()
-    ome = attributes.get("ome", attributes)
+def _image_group(uri: str, group: Any) -> Any:
+    """The group that holds the image."""
+    ome = ome_of(group.attrs.asdict())
     if "plate" in ome or "well" in ome:
         raise UnsupportedImageError(
             f"{uri} is a plate or a well with many images; give the path of one, such as "
@@ -143,7 +131,7 @@ def _image_group(uri: str, group: Any) -> tuple[Any, Mapping[str, Any]]:
         )
     if "bioformats2raw.layout" in ome and "multiscales" not in ome:
         return _image_group(uri, _child(uri, group, "0", "the first image"))
-    return group, ome
+    return group
 
 
 def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
@@ -172,32 +160,20 @@ def _child(uri: str, group: Any, path: str, what: str) -> Any:
         raise metadata_error(uri, f"{what}, {path!r},", error) from error
 
 
-def _axes(multiscale: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Axes as dicts with "name", "type", "unit"; None when the version has none (0.1, 0.2)."""
-    axes = multiscale.get("axes")
-    if axes is None:
-        return None
-    return [{"name": a} if isinstance(a, str) else dict(a) for a in axes]
-
-
-def _ome_levels(
-    uri: str, group: Any, multiscale: Mapping[str, Any], axes: list[dict[str, Any]] | None
-) -> Iterator[Plane]:
-    for i, dataset in enumerate(multiscale["datasets"]):
-        path = str(dataset["path"])
-        array = _child(uri, group, path, f"the array of level {i}")
+def _ome_levels(uri: str, group: Any, image: Multiscale) -> Iterator[Plane]:
+    # the type counts more than the name
+    names = ["c" if axis.type == "channel" else axis.name for axis in image.axes]
+    for i, level in enumerate(image.levels):
+        array = _child(uri, group, level.path, f"the array of level {i}")
         if not hasattr(array, "chunks"):
-            raise CorruptImageError(f"{uri}: level {i}, {path!r}, is no array", uri=uri)
-        names = [a["name"] for a in axes] if axes else list("tczyx")
+            raise CorruptImageError(f"{uri}: level {i}, {level.path!r}, is no array", uri=uri)
         if len(names) != array.ndim:
             raise CorruptImageError(
-                f"{uri}: level {i}, {path!r}, has {array.ndim} dimensions, the metadata name the "
-                f"axes {names}",
+                f"{uri}: level {i}, {level.path!r}, has {array.ndim} dimensions, the metadata name "
+                f"the axes {names}",
                 uri=uri,
             )
-        if axes:  # the type counts more than the name
-            names = ["c" if a.get("type") == "channel" else a["name"] for a in axes]
-        yield _plane(uri, array, path, names)
+        yield _plane(uri, array, level.path, names)
 
 
 def _plain_levels(uri: str, group: Any) -> tuple[Plane, ...]:
@@ -299,9 +275,8 @@ def _associated(uri: str, group: Any) -> dict[str, Plane]:
             try:
                 if not hasattr(node, "members"):
                     plane = _plane(uri, node, name, _named_axes(node))
-                elif "multiscales" in (ome := node.attrs.asdict().get("ome", node.attrs.asdict())):
-                    multiscale = ome["multiscales"][0]
-                    plane = next(_ome_levels(uri, node, multiscale, _axes(multiscale)))
+                elif (image := Multiscale.parse(node.attrs.asdict())) is not None:
+                    plane = next(_ome_levels(uri, node, image))
                 else:
                     plane = _plain_levels(uri, node)[0]
             except UnsupportedImageError as error:
@@ -316,15 +291,11 @@ def _assemble(
     uri: str,
     planes: tuple[Plane, ...],
     associated: Mapping[str, Plane],
-    ome: Mapping[str, Any],
-    multiscale: Mapping[str, Any],
-    vendor: str,
+    image: Multiscale | None,
     own: Mapping[str, Any] | None = None,
 ) -> Pyramid:
-    """Put levels and facts together, largest level first."""
-    if not planes:
-        raise CorruptImageError(f"{uri}: the multiscale image has no levels", uri=uri)
-    mpp = _mpp(multiscale, planes[0])
+    """Put levels and facts together, largest level first; `image` where OME-Zarr describes it."""
+    mpp = None if image is None else _mpp(image, planes[0])
     planes = tuple(sorted(planes, key=lambda p: -p.shape[0] * p.shape[1]))
     first = planes[0]
     height, width, channels = first.shape
@@ -335,12 +306,13 @@ def _assemble(
                 f"{plane.array.dtype}, level {first.path!r} {channels} of {first.array.dtype}",
                 uri=uri,
             )
-    background = _background(first, _channels(ome))
+    background = _background(first, image)
     levels = tuple(
         LevelInfo(p.shape, p.tile_shape, (height / p.shape[0], width / p.shape[1])) for p in planes
     )
     power = (own or {}).get("power")
-    properties = _properties(levels, mpp, vendor, first, ome, multiscale)
+    vendor = "zarr" if image is None else "ome-zarr"
+    properties = _properties(levels, mpp, vendor, first, image)
     if power is not None:
         properties["openslide.objective-power"] = f"{float(power):g}"
     info = SlideInfo(
@@ -370,40 +342,21 @@ def _with_fill(plane: Plane, background: int) -> Plane:
     return dataclasses.replace(plane, array=zarr.Array(inner))
 
 
-def _background(plane: Plane, channels: Sequence[Mapping[str, Any]]) -> int:
+def _background(plane: Plane, image: Multiscale | None) -> int:
     """A fill value other than 0, else white for RGB and 0 for anything else."""
     fill = plane.array.metadata.fill_value
     if fill is not None and np.isfinite(fill) and int(fill) != 0:
         return int(fill)
-    colours = [str(c.get("color", "")).lstrip("#").upper()[:6] for c in channels]
+    channels = () if image is None else image.channels
+    colours = [c.color.lstrip("#").upper()[:6] for c in channels]
     rgb = plane.shape[2] == 3 and plane.array.dtype == np.uint8
     return 255 if rgb and (not any(colours) or colours == _RGB) else 0
 
 
-def _channels(ome: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    omero = ome.get("omero") or {}
-    return list(omero.get("channels") or [])
-
-
-def _mpp(multiscale: Mapping[str, Any], plane: Plane) -> tuple[float, float] | None:
-    """(x, y) of level 0: the scale of its dataset times that of the multiscale."""
-    axes = _axes(multiscale) if multiscale else None
-    if not axes:
-        return None
-    values = []
-    for axis in (plane.x, plane.y):
-        unit = _UNITS.get(str(axes[axis].get("unit", "")).lower())
-        scale = 1.0
-        given = False
-        for holder in (multiscale["datasets"][0], multiscale):
-            for step in holder.get("coordinateTransformations") or []:
-                if step.get("type") == "scale" and "scale" in step:
-                    scale *= float(step["scale"][axis])
-                    given = True
-        if unit is None or not given or not math.isfinite(scale) or scale <= 0:
-            return None
-        values.append(scale * unit)
-    return values[0], values[1]
+def _mpp(image: Multiscale, plane: Plane) -> tuple[float, float] | None:
+    """(x, y) of level 0."""
+    x, y = (image.spacing[axis] for axis in (plane.x, plane.y))
+    return None if x is None or y is None else (x, y)
 
 
 def _properties(
@@ -411,8 +364,7 @@ def _properties(
     mpp: tuple[float, float] | None,
     vendor: str,
     plane: Plane,
-    ome: Mapping[str, Any],
-    multiscale: Mapping[str, Any],
+    image: Multiscale | None,
 ) -> dict[str, str]:
     """OpenSlide's names for what they fit, and the channels as OMERO describes them."""
     found = {"openslide.vendor": vendor, "openslide.level-count": str(len(levels))}
@@ -424,14 +376,13 @@ def _properties(
     if mpp:
         found["openslide.mpp-x"], found["openslide.mpp-y"] = map(repr, mpp)
     found["zarr.format"] = str(plane.array.metadata.zarr_format)
-    version = ome.get("version", multiscale.get("version"))
-    for key, value in (("ome.version", version), ("ome.name", multiscale.get("name"))):
-        if value:
-            found[key] = str(value)
-    for i, channel in enumerate(_channels(ome)):
-        for key in ("label", "color", "active"):
-            if key in channel:
-                found[f"omero.channel[{i}].{key}"] = str(channel[key])
-        for key, value in (channel.get("window") or {}).items():
-            found[f"omero.channel[{i}].window-{key}"] = str(value)
+    if image is None:
+        return found
+    facts = {"ome.version": image.version, "ome.name": image.name}
+    found |= {key: value for key, value in facts.items() if value}
+    for i, channel in enumerate(image.channels):
+        shown = channel.to_json()
+        window = shown.pop("window", {})
+        found |= {f"omero.channel[{i}].{key}": str(value) for key, value in shown.items()}
+        found |= {f"omero.channel[{i}].window-{key}": str(v) for key, v in window.items()}
     return found

@@ -2,7 +2,7 @@
 
 Finds out cheaply whether there is one, opens it with typed errors, and tells when its
 metadata change. Credentials and options of remote stores come from fsspec's own
-configuration. What the metadata mean is in `daskdmed.images.ngffmeta`.
+configuration. What the metadata mean is in `daskdmed.images.ngff.metadata`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from daskdmed.core.errors import (
     MissingExtraError,
     UnsupportedImageError,
 )
+from daskdmed.images.ngff.metadata import Multiscale
 from daskdmed.images.readers import check_readable, fingerprint_files, local_path
 from daskdmed.images.source import explain_os_error
 
@@ -274,9 +275,9 @@ def _children(place: _Place) -> list[str]:
         if document.get("node_type") == "array" or place.facts(".zarray") is not None:
             return []
         attributes = document.get("attributes", {}) if root is not None else document
-        attributes = attributes.get("ome", attributes)
-        if "multiscales" in attributes:
-            return [str(d["path"]) for d in attributes["multiscales"][0]["datasets"]]
+        image = Multiscale.parse(attributes)
+        if image is not None:
+            return [level.path for level in image.levels]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         logger.debug("metadata of a Zarr group cannot be parsed: %s", error)
         return []

@@ -1,0 +1,438 @@
+"""OME-Zarr metadata as typed values: read from the attributes of a group, and written as such.
+
+Versions 0.1 to 0.5 are read, 0.4 and 0.5 written; the versions of the format live in this
+module only. Any number of axes of time, channel and space. Pure: no arrays, no stores.
+
+Not covered: plates and wells, the list of label images, transformations other than scale
+and translation (a level that has one does not say where it lies).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from daskdmed.core.errors import UsageError
+
+Version = Literal["0.4", "0.5"]
+OME_VERSION: Version = "0.5"
+#: version of OME-Zarr -> format of Zarr underneath
+ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
+#: of channels and labels whose colours are not given
+PALETTE = ("00B4D8", "FF5D5D", "FFD166", "06D6A0", "B388EB", "F4A261", "8ECAE6", "E5E5E5")
+#: micrometers per unit; UDUNITS names as OME-Zarr has them, and the usual symbols
+_UNITS = {
+    **dict.fromkeys(("angstrom", "å"), 1e-4),
+    **dict.fromkeys(("picometer", "pm"), 1e-6),
+    **dict.fromkeys(("nanometer", "nm"), 1e-3),
+    **dict.fromkeys(("micrometer", "micron", "um", "µm", "μm"), 1.0),
+    **dict.fromkeys(("millimeter", "mm"), 1e3),
+    **dict.fromkeys(("centimeter", "cm"), 1e4),
+    **dict.fromkeys(("meter", "m"), 1e6),
+    "inch": 25400.0,
+}
+_TYPES = {"c": "channel", "t": "time"}
+#: versions 0.1 and 0.2 name no axes, they have these
+_OLD_AXES = "tczyx"
+_SPACE = ("z", "y", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of an image.
+
+    Parameters
+    ----------
+    name : str
+        "t", "c", "z", "y", "x", or another.
+    type : str
+        "time", "channel" or "space".
+    unit : str, optional
+        Of the scale along it.
+    """
+
+    name: str
+    type: str
+    unit: str | None = None
+
+    @classmethod
+    def named(cls, name: str, unit: str | None = None) -> Axis:
+        """An axis of the type that its name says: c, t, else space."""
+        return cls(name, _TYPES.get(name, "space"), unit)
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any]) -> Axis:
+        """From ``multiscales.axes``: a name in version 0.3, a mapping since then."""
+        if isinstance(value, str):
+            return cls.named(value)
+        name = str(value["name"])
+        unit = value.get("unit")
+        return cls(
+            name,
+            str(value.get("type") or _TYPES.get(name, "space")),
+            None if unit is None else str(unit),
+        )
+
+    @property
+    def micrometers(self) -> float | None:
+        """Micrometers per unit, None where the unit is not given or is no length."""
+        return _UNITS.get(str(self.unit or "").lower())
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``multiscales.axes``."""
+        found = {"name": self.name, "type": self.type}
+        return found if self.unit is None else {**found, "unit": self.unit}
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlace:
+    """One level of a multiscale image.
+
+    Parameters
+    ----------
+    path : str
+        Of the array within the group.
+    scale, translation : tuple of float
+        One per axis: extent of a pixel, and centre of the first one, in the axes' units.
+        Empty when the metadata do not say.
+    """
+
+    path: str
+    scale: tuple[float, ...] = ()
+    translation: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, dataset: Mapping[str, Any], shared: Sequence[Any], ndim: int) -> LevelPlace:
+        """From ``multiscales.datasets`` and the transformations that all levels share.
+
+        Those of the level come first, the shared ones upon them.
+        """
+        path = str(dataset["path"])
+        scale, translation = (1.0,) * ndim, (0.0,) * ndim
+        is_known = False
+        for step in (*(dataset.get("coordinateTransformations") or ()), *shared):
+            kind = step.get("type")
+            if kind == "identity":
+                continue
+            if kind not in ("scale", "translation") or kind not in step:
+                return cls(path)
+            values = [float(v) for v in step[kind]]
+            if kind == "translation":
+                translation = tuple(t + v for t, v in zip(translation, values, strict=True))
+            else:
+                is_known = True
+                scale = tuple(s * v for s, v in zip(scale, values, strict=True))
+                translation = tuple(t * v for t, v in zip(translation, values, strict=True))
+        return cls(path, scale, translation) if is_known else cls(path)
+
+    def coarser(self, path: str, factors: Sequence[int]) -> LevelPlace:
+        """The level whose pixels cover `factors` pixels of this one, per axis."""
+        return LevelPlace(
+            path,
+            tuple(s * f for s, f in zip(self.scale, factors, strict=True)),
+            tuple(
+                t + (f - 1) / 2 * s
+                for t, s, f in zip(self.translation, self.scale, factors, strict=True)
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``multiscales.datasets``."""
+        transforms = [
+            {"type": "scale", "scale": [float(s) for s in self.scale]},
+            {"type": "translation", "translation": [float(t) for t in self.translation]},
+        ]
+        return {"path": self.path, "coordinateTransformations": transforms}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """How viewers show a channel.
+
+    Parameters
+    ----------
+    label : str
+        Its name.
+    color : str
+        Six hexadecimal digits, of the highest value.
+    window : (float, float), optional
+        Values shown darkest and brightest.
+    limits : (float, float), optional
+        Values that occur at most.
+    active : bool, optional
+        Whether it is shown at first.
+    """
+
+    label: str = ""
+    color: str = ""
+    window: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None
+    active: bool | None = True
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> Channel:
+        """From ``omero.channels``; what is not there is empty or None."""
+        window = value.get("window") or {}
+        return cls(
+            label=str(value.get("label", "")),
+            color=str(value.get("color", "")),
+            window=_numbers(window.get("start"), window.get("end")),
+            limits=_numbers(window.get("min"), window.get("max")),
+            active=value.get("active"),
+        )
+
+    @property
+    def digits(self) -> str:
+        """The colour as six upper-case digits, "" when it is none."""
+        return _hex_digits(self.color) or ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``omero.channels``."""
+        window = {}
+        if self.limits is not None:
+            window["min"], window["max"] = self.limits
+        if self.window is not None:
+            window["start"], window["end"] = self.window
+        found = {
+            **({"label": self.label} if self.label else {}),
+            **({"color": self.color} if self.color else {}),
+            **({} if self.active is None else {"active": self.active}),
+        }
+        return {**found, "window": window} if window else found
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabel:
+    """What makes an image a label image: colours and names of its values.
+
+    Parameters
+    ----------
+    colors : mapping of int to (int, int, int, int)
+        Red, green, blue and opacity, 0 to 255, per label value.
+    names : mapping of int to str
+        What values mean, of those with a colour.
+    """
+
+    colors: Mapping[int, tuple[int, int, int, int]]
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``image-label``."""
+        found: dict[str, Any] = {
+            "colors": [
+                {"label-value": int(value), "rgba": [int(c) for c in rgba]}
+                for value, rgba in sorted(self.colors.items())
+            ],
+            "source": {"image": "../../"},
+        }
+        if self.names:
+            # the same values as in colors, as validators want it
+            called = {**{value: str(value) for value in self.colors}, 0: "background", **self.names}
+            found["properties"] = [
+                {"label-value": int(value), "class": called[value]} for value in sorted(self.colors)
+            ]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """An image with any number of levels.
+
+    Parameters
+    ----------
+    axes : tuple of Axis
+        In the order of the arrays.
+    levels : tuple of LevelPlace
+        Finest first, at least one.
+    name : str
+        Shown by viewers.
+    method : str
+        How coarser levels were made: "mean", "mode", "nearest".
+    channels : tuple of Channel
+        How they are shown.
+    label : ImageLabel, optional
+        Of label images. Written only.
+    version : str
+        Of OME-Zarr, "" when the metadata do not say.
+
+    Raises
+    ------
+    UsageError
+        No level, or one that has not a scale and a translation for each axis.
+    """
+
+    axes: tuple[Axis, ...]
+    levels: tuple[LevelPlace, ...]
+    name: str = ""
+    method: str = ""
+    channels: tuple[Channel, ...] = ()
+    label: ImageLabel | None = None
+    version: str = OME_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise UsageError("the multiscale image has no levels")
+        for level in self.levels:
+            if {len(level.scale), len(level.translation)} - {len(self.axes)} - {0}:
+                raise UsageError(
+                    f"level {level.path!r} with scale={level.scale} and "
+                    f"translation={level.translation} must have one of each per axis "
+                    f"({', '.join(a.name for a in self.axes)})"
+                )
+
+    @classmethod
+    def parse(cls, attributes: Mapping[str, Any]) -> Multiscale | None:
+        """The first image that the attributes of a group describe, None when there is none.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, AttributeError, IndexError
+            The metadata are malformed.
+        """
+        ome = ome_of(attributes)
+        if "multiscales" not in ome:
+            return None
+        value = ome["multiscales"][0]
+        given = value.get("axes")
+        axes = tuple(Axis.parse(axis) for axis in (_OLD_AXES if given is None else given))
+        channels = (ome.get("omero") or {}).get("channels") or ()
+        shared = value.get("coordinateTransformations") or ()
+        return cls(
+            axes=axes,
+            levels=tuple(LevelPlace.parse(d, shared, len(axes)) for d in value["datasets"]),
+            name=str(value.get("name") or ""),
+            method=str(value.get("type") or ""),
+            channels=tuple(Channel.parse(channel) for channel in channels),
+            version=str(ome.get("version") or value.get("version") or ""),
+        )
+
+    @property
+    def channel(self) -> int | None:
+        """Position of the channel axis."""
+        return next((i for i, axis in enumerate(self.axes) if axis.type == "channel"), None)
+
+    @property
+    def spacing(self) -> tuple[float | None, ...]:
+        """Micrometers per pixel of the first level, per axis; None where they are not known."""
+        scale = self.levels[0].scale or (math.nan,) * len(self.axes)
+        return tuple(
+            s * axis.micrometers if axis.micrometers and math.isfinite(s) and s > 0 else None
+            for s, axis in zip(scale, self.axes, strict=True)
+        )
+
+    def attributes(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As attributes of the group.
+
+        Parameters
+        ----------
+        before : mapping, optional
+            Its attributes until now: what OME-Zarr or another writer says there beside this
+            image, and of it, is kept.
+
+        Raises
+        ------
+        UsageError
+            This version is not written.
+        """
+        version = check_version(self.version)
+        old = ome_of(before or {})
+        first, *others = old.get("multiscales") or [{}]
+        theirs = first.get("axes") or [{}] * len(self.axes)
+        described: dict[str, Any] = {
+            "axes": [_with_rest(a.to_json(), b) for a, b in zip(self.axes, theirs, strict=True)],
+            "datasets": [level.to_json() for level in self.levels],
+        }
+        if self.name:
+            described["name"] = self.name
+        if self.method:
+            described["type"] = self.method
+        ome: dict[str, Any] = {}
+        if version == "0.4":
+            described["version"] = version
+        else:
+            ome["version"] = version
+        described = _with_rest(described, first)
+        described.pop("coordinateTransformations", None)  # they are in those of each level
+        ome = {"multiscales": [described, *others], **ome}
+        if self.channels:
+            model = "color" if len(self.channels) > 1 else "greyscale"
+            ome["omero"] = {
+                **(old.get("omero") or {}),
+                "channels": [channel.to_json() for channel in self.channels],
+                "rdefs": {"model": model},
+            }
+        if self.label is not None:
+            extra = {"version": version} if version == "0.4" else {}
+            ome["image-label"] = {**extra, **self.label.to_json()}
+        return ome_attributes({**old, **ome}, version)
+
+
+def ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What OME-Zarr says among the attributes of a group, of any version."""
+    ome = attributes.get("ome", attributes)
+    return dict(ome) if isinstance(ome, Mapping) else {}
+
+
+def ome_attributes(ome: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """OME metadata as attributes of a group: 0.5 has them under one key, 0.4 has not."""
+    return dict(ome) if version == "0.4" else {"ome": dict(ome)}
+
+
+def axis_names(spatial_ndim: int, channels: bool) -> tuple[str, ...]:
+    """Names in OME order: the channel before space."""
+    if spatial_ndim > len(_SPACE):
+        names: tuple[str, ...] = tuple(f"axis{i}" for i in range(spatial_ndim))
+    else:
+        names = _SPACE[-spatial_ndim:]
+    return ("c", *names) if channels else names
+
+
+def check_version(version: str) -> Version:
+    """A version of OME-Zarr that can be written.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if version not in ZARR_FORMATS:
+        raise UsageError(f"version must be one of {sorted(ZARR_FORMATS)}, got {version!r}")
+    return version  # type: ignore[return-value]
+
+
+def version_of(group: Any) -> Version:
+    """The version of OME-Zarr that is written into a Zarr group, as its format has it."""
+    return "0.4" if group.metadata.zarr_format == 2 else "0.5"
+
+
+def hex_color(value: str) -> str:
+    """Six upper-case hexadecimal digits from "#ff8000" or "FF8000".
+
+    Raises
+    ------
+    UsageError
+        It is neither.
+    """
+    digits = _hex_digits(value)
+    if digits is None:
+        raise UsageError(f"a colour is six hexadecimal digits like 'FF8000', got {value!r}")
+    return digits
+
+
+def _hex_digits(value: str) -> str | None:
+    digits = str(value).removeprefix("#").upper()
+    return None if len(digits) != 6 or set(digits) - set("0123456789ABCDEF") else digits
+
+
+def _with_rest(mine: dict[str, Any], theirs: Any) -> dict[str, Any]:
+    """Entries, and those of another writer that they do not replace."""
+    rest = theirs if isinstance(theirs, Mapping) else {}
+    return {**mine, **{key: value for key, value in rest.items() if key not in mine}}
+
+
+def _numbers(low: Any, high: Any) -> tuple[float, float] | None:
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        return low, high
+    return None
