@@ -43,6 +43,22 @@ class Allotment:
         """Bytes that are never exceeded."""
         return self.capacity * self.block_bytes
 
+    def within(self, slots: int) -> Allotment:
+        """What of it a plan can use that draws from fewer visits at a time.
+
+        Beyond those, as many again are read ahead: whatever the budget has room for, more
+        would lie in memory for many turns before it is drawn from.
+
+        Parameters
+        ----------
+        slots : int
+            Visits that the plan draws from at a time.
+        """
+        capacity = min(self.capacity, 2 * slots)
+        slots = min(slots, self.slots)
+        group = max(1, min(self.group, (capacity - slots) // 4))
+        return Allotment(capacity, slots, group, self.block_bytes)
+
 
 def to_bytes(budget: int | str) -> int:
     """``"2 GiB"`` or a number of bytes.

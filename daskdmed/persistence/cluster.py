@@ -3,11 +3,13 @@
 An in-process cluster gives the loader big chunks by reference, on the dashboard's terms
 but without a dashboard server, nannies, spilling or profiling. Not covered: starting
 worker processes, which is the user's choice (``LocalCluster``, ``dask scheduler``...).
+`Workers` says who is there, and complains when nobody is.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,11 @@ from daskdmed.core.errors import LoaderError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+#: seconds without any worker after which waiting is given up
+WORKERLESS_LIMIT = 60.0
+#: seconds between looks at the cluster while waiting
+LOOK_EVERY = 5.0
 
 #: for a cluster that serves one loader: nothing is stolen, replicated, profiled or queued.
 #: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
@@ -132,3 +139,78 @@ def _system_memory() -> int:
 def _total(limits: list[int]) -> int | None:
     """Memory of all workers; None when one of them has no limit."""
     return sum(limits) if all(limits) else None
+
+
+class Workers:
+    """Which workers a cluster has; asks the scheduler at most every `LOOK_EVERY` seconds.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connection.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._given: dict[str, int] = {}
+        self._asked = float("-inf")
+        self._last_seen = time.monotonic()
+
+    def there(self) -> set[str]:
+        """Addresses of the workers.
+
+        Raises
+        ------
+        LoaderError
+            The connection to the scheduler is lost.
+        """
+        now = time.monotonic()
+        if now - self._asked >= LOOK_EVERY:
+            self._asked = now
+            try:
+                there = self._client.nthreads()
+            except Exception as error:  # whatever a lost or closed connection raises
+                raise lost_connection(error) from error
+            if there:
+                self._last_seen = now
+            least = min((self._given[w] for w in there if w in self._given), default=0)
+            # a worker that joins starts level with the least used, not with a backlog to fill
+            self._given = {w: self._given.get(w, least) for w in there}
+        return set(self._given)
+
+    def pick(self, count: int) -> str | None:
+        """The worker that was given least so far, per the record kept here."""
+        if not self.there():
+            return None
+        home = min(self._given, key=lambda w: (self._given[w], w))
+        self._given[home] += count
+        return home
+
+    def nth(self, number: int) -> str | None:
+        """The worker for a read, the same for all who see the same workers."""
+        there = sorted(self.there())
+        return there[number % len(there)] if there else None
+
+    def check_alive(self) -> None:
+        """Complain when the cluster has had no workers for long.
+
+        Raises
+        ------
+        LoaderError
+            For `WORKERLESS_LIMIT` seconds; or the connection is lost.
+        """
+        there = self.there()
+        silent = time.monotonic() - self._last_seen
+        if not there and silent > WORKERLESS_LIMIT:
+            raise LoaderError(
+                f"the cluster at {self._client.scheduler.address} has had no workers for "
+                f"{silent:.0f} s; start workers and make a new loader from state_dict()"
+            )
+
+
+def lost_connection(error: BaseException) -> LoaderError:
+    """What to raise when the scheduler cannot be reached."""
+    return LoaderError(
+        f"the connection to the cluster is lost ({type(error).__name__}: {error}); make a new "
+        "client, and a new loader from state_dict()"
+    )

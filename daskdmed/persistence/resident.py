@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
-from daskdmed.core.errors import LoaderClosedError, LoaderError
+from daskdmed.core.errors import LoaderClosedError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.cluster import LOOK_EVERY, Workers
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
 from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 logger = logging.getLogger("daskdmed.persistence")
-
-#: seconds without any worker after which waiting is given up
-WORKERLESS_LIMIT = 60.0
-#: seconds between looks at the cluster while waiting
-_LOOK_EVERY = 5.0
 
 
 @dataclass(eq=False)
@@ -160,7 +155,7 @@ class ResidentSet:
     factory : JobFactory
         What to read.
     allotment : Allotment
-        How many big chunks may be in memory.
+        How many big chunks may be in memory; fewer are when the plan cannot use so many.
     in_process : bool
         Whether the workers are threads of this process.
     ranks : Ranks or None
@@ -177,6 +172,7 @@ class ResidentSet:
         in_process: bool,
         ranks: Ranks | None = None,
     ) -> None:
+        allotment = allotment.within(plan.slots)
         self.client = client
         self.allotment = allotment
         self.in_process = in_process
@@ -194,7 +190,7 @@ class ResidentSet:
         self._ready: set[Unit] = set()
         self._wake = threading.Condition()
         self._closed = False
-        self._workers = _Workers(client)
+        self._workers = Workers(client)
         self._ranks = ranks
         self._leased: deque[Turn] = deque()
         self._most = allotment.capacity
@@ -381,7 +377,7 @@ class ResidentSet:
         LoaderClosedError
             The loader was closed meanwhile.
         LoaderError
-            There has been no worker for `WORKERLESS_LIMIT` seconds.
+            There has been no worker for long, see `Workers.check_alive`.
         """
         wanted = list(visits)
         while True:
@@ -391,7 +387,7 @@ class ResidentSet:
                 for number in wanted:
                     if self._units[number] in self._ready:
                         return number
-                notified = self._wake.wait(_LOOK_EVERY)
+                notified = self._wake.wait(LOOK_EVERY)
             if not notified:
                 self._workers.check_alive()
 
@@ -406,7 +402,7 @@ class ResidentSet:
                     raise LoaderClosedError("the loader was closed while it waited for a batch")
                 if all(f.done() for f in waiting):
                     return
-                notified = self._wake.wait(_LOOK_EVERY)
+                notified = self._wake.wait(LOOK_EVERY)
             if not notified:
                 self._workers.check_alive()
 
@@ -472,56 +468,3 @@ def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
         ticket.deliver(future.result())
     except Exception as error:  # a lost worker or scheduler: reading itself never raises
         ticket.deliver_failure(error)
-
-
-class _Workers:
-    """Which workers there are; asks the scheduler at most every few seconds."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._given: dict[str, int] = {}
-        self._asked = float("-inf")
-        self._last_seen = time.monotonic()
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._asked < _LOOK_EVERY:
-            return
-        self._asked = now
-        try:
-            there = self._client.nthreads()
-        except Exception as error:  # whatever a lost or closed connection raises
-            raise LoaderError(
-                f"the connection to the cluster is lost ({type(error).__name__}: {error}); make "
-                "a new client, and a new loader from state_dict()"
-            ) from error
-        if there:
-            self._last_seen = now
-        least = min((self._given[w] for w in there if w in self._given), default=0)
-        # a worker that joins starts level with the least used, not with a backlog to fill
-        self._given = {w: self._given.get(w, least) for w in there}
-
-    def pick(self, count: int) -> str | None:
-        """The worker that was given least so far, per the record kept here."""
-        self._refresh()
-        if not self._given:
-            return None
-        home = min(self._given, key=lambda w: (self._given[w], w))
-        self._given[home] += count
-        return home
-
-    def nth(self, number: int) -> str | None:
-        """The worker for a read, the same for all who see the same workers."""
-        self._refresh()
-        there = sorted(self._given)
-        return there[number % len(there)] if there else None
-
-    def check_alive(self) -> None:
-        """Complain when the cluster has had no workers for long."""
-        self._refresh()
-        silent = time.monotonic() - self._last_seen
-        if not self._given and silent > WORKERLESS_LIMIT:
-            raise LoaderError(
-                f"the cluster at {self._client.scheduler.address} has had no workers for "
-                f"{silent:.0f} s; start workers and make a new loader from state_dict()"
-            )

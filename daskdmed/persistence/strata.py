@@ -91,11 +91,11 @@ class StratifiedPlan:
         self._key = seed_key(seed)
         self._batches_per_turn = max(1, draws_per_visit // batch_size)
         rooms = _divide(slots - spare, [s.share for s in strata])
-        self.slots = sum(rooms) + spare
         self._streams = [
             _Stream(number, stratum, population, room, draws_per_visit, seed, policy)
             for number, (stratum, room) in enumerate(zip(strata, rooms, strict=True))
         ]
+        self.slots = sum(stream.slots for stream in self._streams) + spare
         self._shares = np.array([s.share for s in strata])
         self._phase = float(generator(self._key, Purpose.SHARE).random())
         self._resident: list[Visit] = []
@@ -225,6 +225,7 @@ class _Stream:
             weights=None if weights is None else lambda r: weights(records[r]),
             stream=number + 1,
         )
+        self.slots = self._plan.slots
         self._visits: list[Array] = []
         self._draws: list[Array] = []
         self._ready = 0

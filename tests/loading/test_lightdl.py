@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from daskdmed import BigChunkLoader, Dataset, LightDL, Patient, Record, Region, SmallChunkCollector
+from daskdmed import (
+    BigChunkLoader,
+    Dataset,
+    LightDL,
+    Patient,
+    Quota,
+    Record,
+    Region,
+    SmallChunkCollector,
+)
 from daskdmed.errors import (
     BudgetError,
     DatasetError,
@@ -696,3 +705,26 @@ def test_loaders_that_follow_each_other_quickly_do_not_meet(dataset):
         with LightDL(dataset, **SMALL) as loader:
             x, _, chunks = next(loader)
             assert_true_to_place(x, chunks)
+
+
+@pytest.mark.parametrize("quotas", [None, [Quota(0.5, patients={"y": 0})]])
+def test_no_more_is_read_ahead_than_the_plan_can_use(quotas):
+    """Three small volumes, and a budget that a hundred thousand of their blocks would fit."""
+    values = np.arange(32 * 48 * 48, dtype="u2").reshape(32, 48, 48)
+    data = Dataset(
+        "volumes",
+        [Patient(str(i), {"ct": Record(array=da.from_array(values))}, {"y": i}) for i in range(3)],
+    )
+    options = {"smallchunk_size": (16, 16, 16), "batch_size": 4, "bigchunk_size": 64}
+    with LightDL(data, **options, quotas=quotas, resident="2 GiB") as loader:
+        most = 0
+        for _ in range(400):
+            next(loader)
+            most = max(most, loader.stats().resident_visits)
+        stats = loader.stats()
+    # at most three are drawn from (four with a quota of the first of them, and its spare
+    # ones), and as many again are read ahead
+    bound = 6 if quotas is None else 2 * (4 + 4)
+    assert 3 <= most <= bound
+    assert stats.visits_admitted <= bound + 400 * 4 // 512 + 1
+    assert stats.resident_bytes <= bound * values.nbytes

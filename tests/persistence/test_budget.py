@@ -49,3 +49,14 @@ def test_sizes():
     for bad in ("much", "-1 GiB", 0, None, "2 bananas"):
         with pytest.raises(UsageError, match="resident"):
             to_bytes(bad)
+
+
+@given(st.integers(2, 10**6), st.integers(1, 1 << 27), st.integers(1, 10**6))
+def test_what_a_plan_can_use(visits, block, slots):
+    whole = allot(visits * block, block)
+    part = whole.within(slots)
+    assert part.slots == min(slots, whole.slots)
+    assert part.slots < part.capacity <= min(whole.capacity, 2 * slots)
+    assert part.group == 1 or 4 * part.group <= part.capacity - part.slots
+    if slots >= whole.slots:
+        assert part == whole

@@ -29,7 +29,7 @@ from daskdmed.core.errors import DaskdmedError, ImageError, LoaderClosedError, L
 from daskdmed.core.types import Array, Region
 from daskdmed.images import buffers
 from daskdmed.loading.sliding.plan import Load, needed_regions, windows_touching
-from daskdmed.persistence.cluster import Cluster
+from daskdmed.persistence.cluster import LOOK_EVERY, Cluster, Workers, lost_connection
 from daskdmed.persistence.reading import (
     Job,
     ReadFailure,
@@ -45,8 +45,6 @@ logger = logging.getLogger("daskdmed.inference")
 ATTEMPTS = 3
 #: reads that may fail while one load is narrowed down; then the rest of it is given up
 _NARROWING = 48
-#: seconds between looks at the cluster, and without any worker until that is an error
-_LOOK_EVERY, _WORKERLESS_LIMIT = 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +145,7 @@ class LoadReader:
         self._label = uuid4().hex[:12]
         self._serial = itertools.count()
         self._flying: set[Any] = set()
-        self._last_seen = time.monotonic()
+        self._workers = None if cluster is None else Workers(cluster.client)
 
     def submit(self, load: Load) -> concurrent.futures.Future[Loaded]:
         """Begin to read a load once a thread is free."""
@@ -260,7 +258,7 @@ class LoadReader:
         except DaskdmedError:
             raise
         except Exception as error:
-            raise self._lost_connection(error) from error
+            raise lost_connection(error) from error
         with self._lock:
             self._flying.add(future)
         try:
@@ -282,39 +280,22 @@ class LoadReader:
         """What a task gave; waits through the death of workers."""
         while True:
             try:
-                wait([future], timeout=_LOOK_EVERY)
+                wait([future], timeout=LOOK_EVERY)
                 return client.gather([future], direct=True)[0]
             except TimeoutError:
-                self._check(client)
+                self._check()
             except (KilledWorker, DaskdmedError):
                 raise
             except Exception as error:  # reading itself raises nothing: this is the cluster's
                 if self._closed.is_set():
                     raise LoaderClosedError("the loader was closed while it read") from error
-                raise self._lost_connection(error) from error
+                raise lost_connection(error) from error
 
-    def _check(self, client: Any) -> None:
+    def _check(self) -> None:
         if self._closed.is_set():
             raise LoaderClosedError("the loader was closed while it read")
-        try:
-            there = client.nthreads()
-        except Exception as error:  # whatever a lost or closed connection raises
-            raise self._lost_connection(error) from error
-        now = time.monotonic()
-        if there:
-            self._last_seen = now
-        elif now - self._last_seen > _WORKERLESS_LIMIT:
-            raise LoaderError(
-                f"the cluster at {client.scheduler.address} has had no workers for "
-                f"{now - self._last_seen:.0f} s; start workers and make a new loader from "
-                "state_dict()"
-            )
-
-    def _lost_connection(self, error: BaseException) -> LoaderError:
-        return LoaderError(
-            f"the connection to the cluster is lost ({type(error).__name__}: {error}); make a "
-            "new client, and a new loader from state_dict()"
-        )
+        assert self._workers is not None
+        self._workers.check_alive()
 
 
 def _halves(region: Region, tiles: Sequence[int]) -> list[Region] | None:
