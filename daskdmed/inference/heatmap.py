@@ -118,7 +118,8 @@ def heatmap(
         Compute on a cluster. Default: threads of this process, as many as
         ``dask.config`` "num_workers" says or CPUs are there.
     overlap : int, float or sequence, optional
-        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel.
+        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel; the
+        stride is then ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it.
     edge : {"pad", "shift", "drop"}
         Windows over the far border see the background, are moved inside, or are left out.
     batch_tfms : callable, optional

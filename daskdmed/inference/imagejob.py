@@ -26,7 +26,7 @@ from daskdmed.inference.run import BlockJob, BlockTask, make_jobs
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.image import Georeference
 from daskdmed.store.results.resumable import LEVEL, ResultSpec, ResultStore, open_result
-from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid
+from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, spatial_axes
 
 logger = logging.getLogger("daskdmed.inference")
 #: cells per axis of a chunk of the returned Dask array
@@ -55,7 +55,7 @@ class Settings:
     @property
     def ndim(self) -> int:
         """Spatial axes."""
-        return 2 if isinstance(self.kernel_size, (int, float)) else len(tuple(self.kernel_size))
+        return spatial_axes(self.kernel_size)
 
 
 class ModelFacts:

@@ -42,7 +42,7 @@ from daskdmed.inference.inputs import as_view
 from daskdmed.inference.models.window import Model
 from daskdmed.store.location import Location, result_path
 from daskdmed.store.ngff.image import Georeference
-from daskdmed.tiling.grid import PerAxis
+from daskdmed.tiling.grid import PerAxis, spatial_axes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -351,8 +351,7 @@ class _Run:
     options: Mapping[str, Any]
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
-        kernel = self.options["kernel_size"]
-        ndim = 2 if isinstance(kernel, (int, float)) else len(tuple(kernel))
+        ndim = spatial_axes(self.options["kernel_size"])
         view = as_view(scan.record, ndim, scan.resolution, self.tile_error)
         truth = self._truth(scan, view)  # before the work: it may not fit
         patient = scan.patient

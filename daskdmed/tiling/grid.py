@@ -160,7 +160,8 @@ class WindowGrid:
         stride : int or sequence of int, optional
             Distance between windows. Default: the kernel size.
         overlap : int, float or sequence, optional
-            Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel.
+            Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel, see
+            `stride_of`.
         edge : {"pad", "shift", "drop"}
             See the class.
 
@@ -173,17 +174,7 @@ class WindowGrid:
         """
         shape = tuple(int(s) for s in shape)
         kernel = per_axis(kernel_size, len(shape), "kernel_size")
-        if stride is not None and overlap is not None:
-            raise UsageError(
-                f"stride={stride!r} and overlap={overlap!r} say the same thing; give one of them"
-            )
-        if overlap is not None:
-            steps = _stride_from_overlap(kernel, overlap)
-        elif stride is not None:
-            steps = per_axis(stride, len(shape), "stride")
-        else:
-            steps = kernel
-        return cls(shape, kernel, steps, edge)
+        return cls(shape, kernel, stride_of(kernel, stride, overlap), edge)
 
     @property
     def ndim(self) -> int:
@@ -317,16 +308,66 @@ def _each(value: Any, ndim: int, name: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _stride_from_overlap(kernel: tuple[int, ...], overlap: OverlapLike) -> tuple[int, ...]:
-    steps = []
-    for k, value in zip(kernel, _each(overlap, len(kernel), "overlap"), strict=True):
-        fraction = not isinstance(value, numbers.Integral)
-        fits = math.isfinite(value) and 0 <= value < (1 if fraction else k)
-        pixels = round(k * value) if fits and fraction else value
-        if not fits or pixels >= k:
-            raise GeometryError(
-                f"overlap={overlap!r} does not fit a kernel of {k} pixels: give pixels "
-                f"(int, 0 to {k - 1}) or a fraction (float in [0, 1))"
-            )
-        steps.append(k - int(pixels))
-    return tuple(steps)
+def spatial_axes(kernel_size: PerAxis) -> int:
+    """How many axes are space: as many as `kernel_size` has numbers, two for a single one."""
+    if isinstance(kernel_size, (Sequence, np.ndarray)) and np.ndim(kernel_size):
+        return len(kernel_size)
+    return 2
+
+
+def stride_of(
+    kernel: tuple[int, ...],
+    stride: PerAxis | None = None,
+    overlap: OverlapLike | None = None,
+) -> tuple[int, ...]:
+    """Distance between neighbouring windows along each axis, from what users write.
+
+    The one rule for all functions: a fraction gives ``max(int(kernel * (1 - overlap)), 1)``
+    in double precision, as MONAI's sliding-window inference has it, so that the same numbers
+    mean the same windows there. Fractions of lower precision count as the decimals that
+    they print as.
+
+    Parameters
+    ----------
+    kernel : tuple of int
+        Extent of a window in pixels.
+    stride : int or sequence of int, optional
+        The stride itself. Default: the kernel.
+    overlap : int, float or sequence, optional
+        Instead of it: int = pixels, float in [0, 1) = fraction of the kernel.
+
+    Raises
+    ------
+    GeometryError
+        Not one number per axis, or an overlap that is out of range.
+    UsageError
+        Both are given.
+
+    Examples
+    --------
+    >>> stride_of((10, 10), overlap=0.25)
+    (7, 7)
+    """
+    if stride is not None and overlap is not None:
+        raise UsageError(
+            f"stride={stride!r} and overlap={overlap!r} say the same thing; give one of them"
+        )
+    if stride is not None:
+        return per_axis(stride, len(kernel), "stride")
+    if overlap is None:
+        return kernel
+    return tuple(
+        _step(k, value)
+        for k, value in zip(kernel, _each(overlap, len(kernel), "overlap"), strict=True)
+    )
+
+
+def _step(kernel: int, overlap: Any) -> int:
+    whole = isinstance(overlap, numbers.Integral)
+    share = float(str(overlap)) if isinstance(overlap, np.floating) else float(overlap)
+    if not (math.isfinite(share) and 0 <= share < (kernel if whole else 1)):
+        raise GeometryError(
+            f"overlap={overlap!r} does not fit a kernel of {kernel} pixels: give pixels "
+            f"(int, 0 to {kernel - 1}) or a fraction (float in [0, 1))"
+        )
+    return kernel - int(overlap) if whole else max(int(kernel * (1 - share)), 1)

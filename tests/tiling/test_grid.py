@@ -246,7 +246,9 @@ def test_chosen_blocks_fit_any_grid(grid, data):
 )
 def test_windows_that_overlap_cover_everything_and_overlap_by_that_much(axes, edge):
     shape, kernel, overlap = zip(*axes, strict=True)
-    pixels = [o if isinstance(o, int) else round(k * o) for k, o in zip(kernel, overlap)]
+    pixels = [
+        o if isinstance(o, int) else k - max(int(k * (1 - o)), 1) for k, o in zip(kernel, overlap)
+    ]
     if any(p >= k for p, k in zip(pixels, kernel)):
         with pytest.raises(GeometryError, match="overlap"):
             WindowGrid.of(shape, kernel, overlap=overlap, edge=edge)

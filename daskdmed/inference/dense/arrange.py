@@ -17,7 +17,10 @@ from daskdmed.inference.dense.blend import Blend, BlendMode
 from daskdmed.inference.dense.convolutional import dense_axes, find_field
 from daskdmed.inference.dense.mosaic import MosaicPlan, blended_axis, choose_mosaic
 from daskdmed.inference.models.maps import Cells, MapModel, background_window
-from daskdmed.tiling.grid import OverlapLike, PerAxis, per_axis
+from daskdmed.tiling.grid import OverlapLike, PerAxis, per_axis, stride_of
+
+#: of windows, when nothing is said
+_OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
@@ -109,19 +112,14 @@ class WindowChoice:
             return cls(
                 view, kernel, kernel, True, reach, per_axis(output_stride, ndim, "output_stride")
             )
-        if stride is not None and overlap is not None:
-            raise UsageError(
-                f"stride={stride!r} and overlap={overlap!r} say the same thing; give one of them"
+        if stride is None and overlap is None:
+            overlap = _OVERLAP
+        steps = stride_of(kernel, stride, overlap)
+        if not all(1 <= s <= k for s, k in zip(steps, kernel, strict=True)):
+            raise GeometryError(
+                f"stride={steps} must lie between 1 and kernel_size={kernel}, or pixels "
+                "would get no prediction"
             )
-        if stride is None:
-            steps = _stride_of(kernel, 0.25 if overlap is None else overlap)
-        else:
-            steps = per_axis(stride, ndim, "stride")
-            if not all(1 <= s <= k for s, k in zip(steps, kernel, strict=True)):
-                raise GeometryError(
-                    f"stride={steps} must lie between 1 and kernel_size={kernel}, or pixels "
-                    "would get no prediction"
-                )
         return cls(view, kernel, steps, stride is not None, None, None)
 
     def try_model(
@@ -201,19 +199,3 @@ class WindowChoice:
         if min(wanted) < 1:
             raise GeometryError(f"chunks must be at least 1 along every axis, got {wanted}")
         return wanted
-
-
-def _stride_of(kernel: tuple[int, ...], overlap: OverlapLike) -> tuple[int, ...]:
-    values = (overlap,) * len(kernel) if isinstance(overlap, (int, float)) else tuple(overlap)
-    if len(values) != len(kernel):
-        raise GeometryError(f"overlap={overlap!r} has {len(values)} values for {len(kernel)} axes")
-    steps = []
-    for k, value in zip(kernel, values, strict=True):
-        limit = 1 if isinstance(value, float) else k
-        if not 0 <= value < limit:
-            raise GeometryError(
-                f"overlap={value!r} does not fit a kernel of {k} pixels: give pixels "
-                f"(int, 0 to {k - 1}) or a fraction (float in [0, 1))"
-            )
-        steps.append(max(int(k * (1 - value)), 1) if isinstance(value, float) else k - value)
-    return tuple(steps)

@@ -41,7 +41,7 @@ from daskdmed.inference.run import run_in_threads, worker_threads
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.image import Georeference
 from daskdmed.store.results.resumable import LEVEL, ResultSpec, ResultStore, open_result
-from daskdmed.tiling.grid import OverlapLike, PerAxis
+from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -117,7 +117,8 @@ def predict(
         of an axis is moved inside.
     overlap : int, float or sequence, optional
         Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel; default
-        0.25. The stride is ``int(kernel * (1 - overlap))``, as MONAI has it, in whole cells.
+        0.25. The stride is ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it, in whole
+        cells.
     level, mpp, power
         The resolution, at most one of them.
     out : path, URL or zarr store, optional
@@ -188,7 +189,7 @@ def predict(
     if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
         raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     resolution = Resolution.of(level, mpp, power)
-    ndim = 2 if isinstance(kernel_size, (int, float)) else len(tuple(kernel_size))
+    ndim = spatial_axes(kernel_size)
     view = as_view(image, ndim, resolution, tile_error)
     windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
     check_batch_bytes(view, windows.kernel_size, batch_size or 1)

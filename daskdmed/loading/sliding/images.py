@@ -38,7 +38,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.loading.sliding.plan import ImageWindows, fit_block, pixel_bytes
 from daskdmed.loading.sliding.read import WindowFailure
-from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, per_axis
+from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, per_axis, spatial_axes
 from daskdmed.tiling.mask import kept_windows
 
 logger = logging.getLogger("daskdmed.inference")
@@ -88,8 +88,7 @@ class Wish:
     @property
     def ndim(self) -> int:
         """Number of spatial axes."""
-        kernel: Any = self.kernel_size
-        return 2 if np.ndim(kernel) == 0 else len(kernel)
+        return spatial_axes(self.kernel_size)
 
     def image(self, patient: Patient, view: ImageView | None = None) -> ImageWindows:
         """Open one image and lay its windows."""

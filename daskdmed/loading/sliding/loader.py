@@ -77,7 +77,8 @@ class SlidingWindowDL(_Base):
     stride : int or sequence of int, optional
         Distance between windows, default the kernel size.
     overlap : int, float or sequence, optional
-        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel.
+        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel; the
+        stride is then ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it.
     batch_size : int, default 64
         Windows per batch; the last batch may be shorter.
     level, mpp, power

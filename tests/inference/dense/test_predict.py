@@ -565,7 +565,7 @@ IMAGE = np.zeros((64, 64, 3), np.float32)
         ({"overlap": 1.0}, GeometryError, "overlap"),
         ({"overlap": -0.1}, GeometryError, "overlap"),
         ({"overlap": 32}, GeometryError, "overlap"),
-        ({"overlap": (0.1,)}, GeometryError, "2 axes"),
+        ({"overlap": (0.1,)}, GeometryError, "2 spatial axes"),
         ({"blend": "cosine"}, UsageError, "blend"),
         ({"sigma_scale": -1}, UsageError, "sigma_scale"),
         ({"batch_size": 0}, UsageError, "batch_size"),
