@@ -23,7 +23,7 @@ from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import Sampled, Wanted, sample
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.plan import Visit
-from daskdmed.persistence.resident import Unit
+from daskdmed.persistence.resident import SAMPLING, Unit
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -94,6 +94,9 @@ class RemoteEngine(Engine):
                     break
                 if self.sampling.adaptive:
                     yield from self._fill_in(taken, flying)
+                # what is under way is taken in while the big chunks of these are read
+                while flying and not self._are_there(taken):
+                    yield from self._receive(flying.popleft())
                 flying.append(self._send_spans(taken))
             if not flying:
                 break
@@ -173,6 +176,10 @@ class RemoteEngine(Engine):
             turn_open = not span.last
         return taken, turn_open, False
 
+    def _are_there(self, spans: list[Span]) -> bool:
+        numbers = np.unique(np.concatenate([s.visits for s in spans])).tolist()
+        return all(n in self._ended or self.residents.is_ready(n) for n in numbers)
+
     # -- sending --------------------------------------------------------------------
 
     def _send_spans(self, spans: list[Span]) -> _Chunk:
@@ -197,18 +204,19 @@ class RemoteEngine(Engine):
             return chunk
         by_visit = np.argsort(visits, kind="stable")
         numbers, starts = np.unique(visits[by_visit], return_index=True)
-        groups: dict[str | None, list[tuple[int, Array]]] = {}
         if self.states is not None and any(n not in self._ended for n in numbers.tolist()):
             self.states.begin_batch(self._batches)
-        for number, rows in zip(numbers.tolist(), np.split(by_visit, starts[1:]), strict=True):
-            if number not in self._ended:
-                unit, _ = self.residents.unit_of(number)
-                groups.setdefault(unit.home, []).append((number, rows))
-        for home, members in groups.items():
-            self._send_to(home, members, chunk)
+        rows_of = dict(zip(numbers.tolist(), np.split(by_visit, starts[1:]), strict=True))
+        holders = self.residents.holders(n for n in rows_of if n not in self._ended)
+        groups: dict[str | int, list[tuple[int, Array]]] = {}
+        for number, holder in holders.items():
+            # what nobody holds any more is read again at one place or another: sent by itself
+            groups.setdefault(holder or number, []).append((number, rows_of[number]))
+        for members in groups.values():
+            self._send_to(holders[members[0][0]], members, chunk)
         return chunk
 
-    def _send_to(self, home: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
+    def _send_to(self, holder: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
         """One task for the draws from the blocks of one worker."""
         s, states = self.sampling, self.states
         units: dict[Unit, int] = {}
@@ -230,8 +238,8 @@ class RemoteEngine(Engine):
             )
             slot += rows.size
         options: dict[str, Any] = {}
-        if home is not None:
-            options = {"workers": [home], "allow_other_workers": True}
+        if holder is not None:
+            options = {"workers": [holder], "allow_other_workers": True}
         future = self.residents.client.submit(
             sample,
             [unit.future for unit in units],
@@ -239,7 +247,7 @@ class RemoteEngine(Engine):
             s.crop,
             s.collect,
             s.draws_per_visit,
-            key=("small-chunks", self._label, next(self._serial)),
+            key=(SAMPLING, self._label, next(self._serial)),
             priority=10,
             **options,
         )

@@ -214,3 +214,29 @@ def lost_connection(error: BaseException) -> LoaderError:
         f"the connection to the cluster is lost ({type(error).__name__}: {error}); make a new "
         "client, and a new loader from state_dict()"
     )
+
+
+def keep_in_place(client: Client, name: str) -> None:
+    """Have the scheduler move no waiting task of a kind to another worker.
+
+    A task that crops from big chunks goes to the worker that holds them; were it stolen, the
+    big chunks would follow, and be held twice.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connection.
+    name : str
+        First part of the tasks' keys.
+    """
+
+    def keep() -> None:  # nested, so that the scheduler's process needs no daskdmed
+        from distributed import stealing
+
+        kept: set[str] = getattr(stealing, "fast_tasks", set())
+        kept.add(name)
+
+    try:
+        client.run_on_scheduler(keep)
+    except Exception as error:  # whatever a lost or closed connection raises
+        raise lost_connection(error) from error

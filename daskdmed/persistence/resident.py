@@ -24,7 +24,7 @@ from dask.base import tokenize
 from daskdmed.core.errors import LoaderClosedError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
-from daskdmed.persistence.cluster import LOOK_EVERY, Workers
+from daskdmed.persistence.cluster import LOOK_EVERY, Workers, keep_in_place, lost_connection
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
 from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("daskdmed.persistence")
 
+#: first part of the keys of tasks that crop from big chunks where these are
+SAMPLING = "small-chunks"
+
 
 @dataclass(eq=False)
 class Unit:
@@ -59,8 +62,8 @@ class Unit:
         None before it was submitted and after it was let go.
     ticket : Ticket or None
         Keeps the jobs where workers of this process find them.
-    home : str or None
-        Worker that was asked to read it.
+    holder : str or None
+        Worker that holds it, as far as known, see `ResidentSet.holders`.
     """
 
     visits: tuple[Visit, ...]
@@ -68,7 +71,7 @@ class Unit:
     jobs: tuple[Job, ...]
     future: Future | None = None
     ticket: Ticket | None = None
-    home: str | None = None
+    holder: str | None = None
     waiting_for: set[int] = field(default_factory=set)
 
     @property
@@ -191,6 +194,8 @@ class ResidentSet:
         self._wake = threading.Condition()
         self._closed = False
         self._workers = Workers(client)
+        if not in_process:
+            keep_in_place(client, SAMPLING)
         self._ranks = ranks
         self._leased: deque[Turn] = deque()
         self._most = allotment.capacity
@@ -330,11 +335,13 @@ class ResidentSet:
             call: tuple[Any, ...] = (read_ticket, name)
         else:
             if self._ranks is None:
-                unit.home = self._workers.pick(len(visits))
+                home = self._workers.pick(len(visits))
             else:
-                unit.home = self._workers.nth(visits[0].number // group)
-            if unit.home is not None:
-                options = {"workers": [unit.home], "allow_other_workers": True}
+                home = self._workers.nth(visits[0].number // group)
+            # where it is then read is the scheduler's choice: another loader may have asked
+            # for it elsewhere, or an idle worker may steal it
+            if home is not None:
+                options = {"workers": [home], "allow_other_workers": True}
             call = self._travelling(unit)
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
@@ -390,6 +397,28 @@ class ResidentSet:
                 notified = self._wake.wait(LOOK_EVERY)
             if not notified:
                 self._workers.check_alive()
+
+    def holders(self, visits: Iterable[int]) -> dict[int, str | None]:
+        """Which worker holds each of some resident visits; blocks until all have been read.
+
+        None where a visit has been lost since: it is read again, who knows where. Raises as
+        `wait` does.
+        """
+        units = {}
+        for number in visits:
+            self.wait([number])
+            units[number] = self._units[number]
+        there = self._workers.there()
+        asked = {u.key: u.future for u in units.values() if u.holder not in there}
+        if asked:
+            try:
+                held = self.client.who_has(list(asked.values()))
+            except Exception as error:  # whatever a lost or closed connection raises
+                raise lost_connection(error) from error
+            for unit in units.values():
+                if unit.key in asked:
+                    unit.holder = min(held.get(unit.key) or (), default=None)
+        return {number: unit.holder for number, unit in units.items()}
 
     def wait_for(self, futures: Iterable[Future]) -> None:
         """Block until all of some futures are done; raises as `wait` does."""

@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 from daskdmed import Dataset, LightDL, Patient, Record
 from daskdmed.errors import LoaderError, UsageError
 from daskdmed.persistence import ranks
+from daskdmed.persistence.cluster import Workers
 from daskdmed.samples import make_slide
 from tests.loading.conftest import (
     SMALL,
@@ -167,6 +168,50 @@ def test_two_loaders_share_big_chunks(slides):
             assert len(set(blocks)) == len(blocks)
             capacity = a._allotment.capacity
             assert len(blocks) <= capacity + 4, "both loaders hold the same blocks"
+
+
+def fetched(client):
+    """Big chunks that have travelled from one worker to another."""
+    logs = client.run(
+        lambda dask_worker: [
+            k for entry in dask_worker.transfer_incoming_log for k in entry["keys"]
+        ]
+    )
+    return [k for keys in logs.values() for k in keys if "big-chunk" in str(k)]
+
+
+@pytest.mark.cluster
+def test_loaders_that_choose_other_workers_hold_nothing_twice(slides, expected, monkeypatch):
+    with cluster(2) as local, Client(local) as one, Client(local.scheduler_address) as two:
+        homes = dict(zip((one.id, two.id), one.nthreads(), strict=True))
+        monkeypatch.setattr(Workers, "pick", lambda self, count: homes[self._client.id])
+        with LightDL(slides, **SLIDES, client=one) as a:
+            first = collect(a, BATCHES // 2)
+            with LightDL(slides, **SLIDES, client=two) as b:
+                assert_same_batches(collect(b, BATCHES), expected)
+            assert_same_batches(first + collect(a, BATCHES - BATCHES // 2), expected)
+        assert not fetched(one)
+
+
+@pytest.mark.cluster
+def test_big_chunks_that_were_read_elsewhere_than_asked_are_cropped_there(slides, expected):
+    """As when an idle worker steals a read."""
+    with cluster(2) as local, Client(local) as client:
+        everywhere = set(client.nthreads())
+        submit = client.submit
+        moved = []
+
+        def elsewhere(*args, workers=None, key=None, **options):
+            if key[0] == "big-chunk":
+                moved.append(key)
+                (workers,) = everywhere - set(workers)
+            return submit(*args, workers=workers, key=key, **options)
+
+        client.submit = elsewhere
+        with LightDL(slides, **SLIDES, client=client) as loader:
+            assert_same_batches(collect(loader, BATCHES), expected)
+        assert len(moved) > 3
+        assert not fetched(client)
 
 
 @pytest.mark.cluster

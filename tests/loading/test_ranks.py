@@ -65,7 +65,7 @@ class Run:
         self.wait(lambda: all((folder / f"ready-{r}").exists() for r in range(len(delays))))
         (folder / "go").touch()
 
-    def wait(self, condition, seconds=60):
+    def wait(self, condition, seconds=600):
         deadline = time.monotonic() + seconds
         while True:
             failed = [r for r, p in enumerate(self.processes) if p.poll() not in (None, 0, -9)]
