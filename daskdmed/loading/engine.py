@@ -44,8 +44,6 @@ class Sampling:
         Small chunks per batch.
     draws_per_visit : int
         Draws after which a visit leaves.
-    key : int
-        From the seed.
     collect : callable or None
         The user's collector.
     adaptive : bool
@@ -54,6 +52,8 @@ class Sampling:
         What an unreadable big chunk or a failing collector does.
     rank, world_size : int
         Which planned batches are ours.
+    key : int
+        From the seed of the epoch.
     even : bool
         Whether the last batches of a finite plan are left out when not every rank gets one.
     areas : AreaSource or None
@@ -70,12 +70,12 @@ class Sampling:
     crop: CropSpec
     batch_size: int
     draws_per_visit: int
-    key: int
     collect: CollectorFunction | None
     adaptive: bool
     on_error: Literal["raise", "skip"]
     rank: int
     world_size: int
+    key: int = 0
     even: bool = False
     areas: AreaSource | None = None
     classes: tuple[tuple[str, ...], ...] = ((),)

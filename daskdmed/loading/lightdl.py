@@ -1,30 +1,24 @@
-"""`LightDL`, the loader that users hold.
+"""`LightDL`, random small chunks of rotating big chunks as batches.
 
-It checks what it is given, opens the dataset, plans the rotation, and hands over to a
-`Session`. Sampling itself is in `daskdmed.loading.local` and `daskdmed.loading.remote`;
-the rotation in `daskdmed.persistence`.
+It checks what it is given, opens the dataset, plans the rotation, and knows epochs and
+feedback; what all loaders have in common is in `daskdmed.loading.loader`. Not covered:
+sampling (`daskdmed.loading.local`, `daskdmed.loading.remote`), the rotation
+(`daskdmed.persistence`).
 """
 
 from __future__ import annotations
 
-import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
-
-from dask.base import tokenize
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
-from daskdmed.core.errors import (
-    GeometryError,
-    LoaderClosedError,
-    MissingExtraError,
-    UsageError,
-)
-from daskdmed.core.randomness import seed_key
+from daskdmed.core.checks import check_choice, check_count
+from daskdmed.core.errors import UsageError
 from daskdmed.core.types import LevelLike, MppLike, PowerLike
-from daskdmed.loading import torchbridge
+from daskdmed.loading.assembly import Assembly, crop_of
+from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
     BigChunkLoader,
@@ -34,50 +28,31 @@ from daskdmed.loading.collectors import (
     as_collector,
     is_stateful,
 )
-from daskdmed.loading.continuing import Continuing
 from daskdmed.loading.diversity import Diversity
 from daskdmed.loading.engine import Engine, Sampling
-from daskdmed.loading.local import LocalEngine
+from daskdmed.loading.loader import Loader
 from daskdmed.loading.planning import Planning
-from daskdmed.loading.progress import Progress, epoch_seed
+from daskdmed.loading.prefetch import Prefetcher
+from daskdmed.loading.progress import Drawing
 from daskdmed.loading.quotas import Quota, as_quotas
-from daskdmed.loading.ranks import RankLike, resolve
-from daskdmed.loading.remote import RemoteEngine
-from daskdmed.loading.sampling import CropSpec
-from daskdmed.loading.session import Session
+from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.stats import LoaderStats
+from daskdmed.loading.torchbridge import Preparation
 from daskdmed.persistence import catalogue as catalogues
-from daskdmed.persistence.budget import allot, check_memory, to_bytes
-from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
-from daskdmed.persistence.cluster import Cluster, connect
+from daskdmed.persistence.budget import allot, to_bytes
+from daskdmed.persistence.catalogue import Geometry, Request
+from daskdmed.persistence.cluster import connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
-from daskdmed.persistence.ranks import Ranks
 from daskdmed.persistence.reading import RegionChooser
-from daskdmed.persistence.resident import JobFactory, ResidentSet
 from daskdmed.persistence.sources import AreaSource, TissueLike, Wish
 
 if TYPE_CHECKING:
-    import torch
     from distributed import Client
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    _Base = torch.utils.data.IterableDataset[Any]
-else:
-    try:
-        from torch.utils.data import IterableDataset as _Base
-    except ImportError as error:
-        raise MissingExtraError('LightDL needs torch; pip install "daskdmed[torch]"') from error
 
-#: batches made ahead of the consumer, at most this many bytes of them
-_AHEAD_BYTES = 64 << 20
-_AHEAD_BATCHES = 4
-
-#: what a loader yields
-Item = tuple[Any, list[Patient], SmallChunks]
-
-
-class LightDL(Continuing, _Base):
+class LightDL(Loader[SmallChunks]):
     """Batches of small chunks cropped from rotating big chunks.
 
     A context manager, an iterator, and a `torch.utils.data.IterableDataset` for
@@ -238,253 +213,212 @@ class LightDL(Continuing, _Base):
         target_classes: Any = None,
         target_channels: bool = False,
     ) -> None:
-        super().__init__()
-        _check_choice("rotation", rotation, ("deterministic", "adaptive"))
-        _check_choice("on_error", on_error, ("raise", "skip"))
-        _check_positive("batch_size", batch_size)
-        _check_positive("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
-        if epoch_length is not None:
-            _check_positive("epoch_length", epoch_length)
+        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
+        check_choice("rotation", rotation, ("deterministic", "adaptive"))
+        check_choice("on_error", on_error, ("raise", "skip"))
+        check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
         if sum(v is not None and v != 0 for v in (level, mpp, power)) > 1:
             raise UsageError("level, mpp and power exclude each other; give one")
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.epoch_length = epoch_length
-        self.seed = int(seed)
-        self.rotation = rotation
-        self.drop_last = drop_last
-        self.on_error: Literal["raise", "skip"] = on_error
-        self.rank, self.world_size = resolve(rank, world_size)
-        self.smallchunks_per_bigchunk = smallchunks_per_bigchunk
-        self.tfms, self.batch_tfms = tfms, batch_tfms
-        self._geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
-        self._request = Request(
-            record,
-            target,
-            level,
-            mpp,
-            power,
-            target_level,
-            target_mpp,
-            target_classes,
+        self.epoch_length = (
+            None if epoch_length is None else check_count("epoch_length", epoch_length)
+        )
+        self._drop_last = drop_last
+        geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
+        request = Request(
+            record, target, level, mpp, power, target_level, target_mpp, target_classes,
             target_channels,
-        )
+        )  # fmt: skip
         shares, classes = as_quotas(quotas, labels)
-        self._budget = to_bytes(resident)
-        self._chooser = as_chooser(bigchunk_loader)
-        self._collect = as_collector(smallchunk_collector)
-        self._client = client
-        self._catalogue = catalogues.build(
-            dataset, self._request, self._geometry, on_error=on_error
-        )
-        self._allotment = allot(self._budget, self._catalogue.block_bytes)
-        self._crop = _crop_spec(self._catalogue, self._geometry)
+        budget = to_bytes(resident)
+        chooser = as_chooser(bigchunk_loader)
+        collect = as_collector(smallchunk_collector)
+        catalogue = catalogues.build(dataset, request, geometry, on_error=on_error)
         wish = Wish(tissue, min_tissue, annotations)
-        self._planning = Planning(
-            self._catalogue,
-            self._allotment,
+        areas = AreaSource(catalogue, wish, geometry.smallchunk, on_error=on_error)
+        planning = Planning(
+            catalogue,
+            allot(budget, catalogue.block_bytes),
             wish,
-            AreaSource(self._catalogue, wish, self._geometry.smallchunk, on_error=on_error),
+            areas,
             shares,
             classes,
             as_policy(policy),
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             draws_per_visit=smallchunks_per_bigchunk,
-            seed=self.seed,
-        )
-        self._diversity = Diversity(self._catalogue, self._geometry.smallchunk)
-        self._session: Session | None = None
-        self._closer: weakref.finalize[[], LightDL] | None = None
-        self._closed = False
-        self._progress = Progress(is_stateful(self._collect), feedback_lag)
-        self._began = 0.0
-        self._wait = 0.0
-        self._first: float | None = None
-
-    # -- life -----------------------------------------------------------------------
-
-    def start(self) -> LightDL:
-        """Begin to read, before the first batch is asked for. Idempotent."""
-        if self._closed:
-            raise LoaderClosedError("the loader is closed; make a new one")
-        if self._session is None:
-            cluster = self._cluster or connect(self._client)
-            try:
-                engine = self._engine(cluster)
-            except BaseException:
-                cluster.close()
-                raise
-            crop_bytes = self._crop.nbytes * self.batch_size
-            ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // crop_bytes))
-            self._session = Session(
-                cluster,
-                engine,
-                torchbridge.Preparation(self._geometry.ndim, self.tfms),
-                ahead=ahead,
-                drop_last=self.drop_last,
-            )
-            self._close_with(self._session.close)
-            self._cluster = None
-            self._began = self._began or self._session.started
-        return self
-
-    def _engine(self, cluster: Cluster) -> Engine:
-        check_memory(self._budget, cluster.memory_limit)
-        progress = self._progress
-        plan, classes = self._epoch_planning().plan()
-        plan.skip_to(progress.cursor.position)
-        key = seed_key(epoch_seed(self.seed, progress.epoch))
-        factory = JobFactory(self._catalogue, self._chooser, self._geometry.bigchunk, key)
-        residents = ResidentSet(
-            cluster.client,
-            plan,
-            factory,
-            self._allotment,
-            in_process=cluster.in_process,
-            ranks=self._ranks(cluster),
+            seed=int(seed),
         )
         sampling = Sampling(
-            crop=self._crop,
+            crop=crop_of(catalogue, geometry),
             batch_size=self.batch_size,
-            draws_per_visit=self.smallchunks_per_bigchunk,
-            key=key,
-            collect=self._collect,
-            adaptive=self.rotation == "adaptive",
-            on_error=self.on_error,
+            draws_per_visit=smallchunks_per_bigchunk,
+            collect=collect,
+            adaptive=rotation == "adaptive",
+            on_error=on_error,
             rank=self.rank,
             world_size=self.world_size,
-            even=self.drop_last,
-            areas=self._planning.areas if self._planning.restricted else None,
-            classes=classes,
-            free_regions=self._chooser is not None,
-            composed=bool(self._planning.quotas),
+            even=drop_last,
+            free_regions=chooser is not None,
+            composed=bool(shares),
         )
-        begin = (residents, self._catalogue, sampling, progress.cursor, progress.keeper())
-        if cluster.in_process:
-            return LocalEngine(*begin)
-        return RemoteEngine(*begin, workers=cluster.workers)
+        self._assembly = Assembly(budget, geometry, planning, sampling, chooser)
+        self._catalogue, self._areas = catalogue, areas
+        self._diversity = Diversity(catalogue, geometry.smallchunk)
+        self._progress: Drawing = Drawing(is_stateful(collect), feedback_lag)
+        self._engine: Engine | None = None
+        #: counters of earlier epochs
+        self._past: LoaderStats | None = None
+        #: our batches of the plan of an epoch
+        self._batches: dict[int, int | None] = {}
 
-    def _ranks(self, cluster: Cluster) -> Ranks | None:
-        """The other ranks, when there are some and they can be on the same cluster."""
-        if self.world_size == 1 or self._client is None:
-            return None
-        shared = {**self._parameters(), "rank": None, "epoch": self._progress.epoch}
-        return Ranks(cluster.client, tokenize(shared), self.rank, self.world_size)
+    # -- life and batches -------------------------------------------------------------
 
-    def pause(self) -> None:
-        """Stop making batches until `resume`; a few that are ready can still be taken."""
-        self.start()._running_session().pause()
+    def _begin(self) -> Prefetcher[Any]:
+        cluster = self._cluster or connect(self._client)
+        try:
+            engine = self._assembly.engine(cluster, self._progress, share=self._client is not None)
+        except BaseException:
+            cluster.close()
+            raise
+        self._cluster, self._engine = cluster, engine
+        prepare = Preparation(self._assembly.geometry.ndim, self.tfms)
+        return Prefetcher(
+            _prepared(engine, prepare, self._drop_last),
+            self._assembly.sampling.crop.nbytes * self.batch_size,
+            interrupt=engine.interrupt,
+            close=engine.close,
+            describe=lambda: (
+                f"{engine.residents.resident_visits} big chunks in memory or being read"
+            ),
+        )
 
-    def resume(self) -> None:
-        """Go on after `pause`."""
-        self._running_session().resume()
+    def _took(self, batch: Batch) -> None:
+        self._progress.take(batch.cursor)
+        self._diversity.add(batch.smallchunks)
 
-    def close(self) -> None:
-        """Stop, let go of all memory, close the in-process cluster. Idempotent."""
-        self._closed = True
-        if self._closer is not None:
-            self._closer()
+    def _begin_iteration(self) -> None:
+        """Count batches anew, unless this is the rest of an iteration that was interrupted."""
+        progress = self._progress
+        resumed, progress.resumed = progress.resumed, False
+        if resumed and progress.iterated != self.epoch_length:
+            return
+        if progress.over:
+            self.set_epoch(progress.epoch + 1)
+        progress.iterated = 0
 
-    def __enter__(self) -> LightDL:
-        return self.start()
+    def _parameters(self) -> dict[str, Any]:
+        return self._assembly.parameters(self._progress)
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    # -- epochs -----------------------------------------------------------------------
 
-    def _running_session(self) -> Session:
-        if self._session is None or not self._session.running:
-            raise LoaderClosedError("the loader is not running; call start(), or make a new one")
-        return self._session
+    def __len__(self) -> int:
+        """Batches per iteration, at most.
 
-    # -- batches --------------------------------------------------------------------
-
-    def get(self, timeout: float | None = None) -> Item:
-        """The next batch.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait, for ever by default.
-
-        Returns
-        -------
-        x : torch.Tensor
-            ``[batch, channels, *spatial]``, after `tfms` and `batch_tfms`.
-        patients : list of Patient
-            Of each small chunk.
-        smallchunks : SmallChunks
-            Location, level, mpp, patient, record and big chunk of each.
+        A finite plan has fewer when the collector ends visits, or big chunks cannot be read.
 
         Raises
         ------
-        StopIteration
-            The plan is finite and over.
-        TimeoutError
-            None came in time.
-        LoaderError
-            A slide or big chunk could not be read; names patient, record and region.
+        TypeError
+            The loader is endless, or nobody can know where its policy ends.
         """
-        self.start()
-        began = time.perf_counter()
-        session = self._running_session()
-        try:
-            batch, x = session.get(timeout)
-        except StopIteration:
-            self._progress.over = True
-            raise
-        now = time.perf_counter()
-        self._wait += now - began
-        if self._first is None:
-            self._first = now - session.started
-        self._progress.take(batch.cursor)
-        chunks = batch.smallchunks
-        self._diversity.add(chunks)
-        if self.batch_tfms is not None:
-            x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
-        return x, chunks.patients, chunks
-
-    def __iter__(self) -> Iterator[Item]:
-        if torchbridge.in_dataloader_worker():
-            raise UsageError(
-                "LightDL reads in Dask workers, not in processes of a DataLoader: use "
-                "DataLoader(loader, batch_size=None, num_workers=0)"
+        epoch = self._progress.epoch
+        if epoch not in self._batches:
+            self._batches = {epoch: self._assembly.batches(epoch)}
+        whole = self._batches[epoch]
+        if whole is None and self.epoch_length is None:
+            raise TypeError(
+                "this loader is endless (or has a policy of your own, which may end anywhere); "
+                "give epoch_length= for it to have a length"
             )
-        return self._iterate()
+        return min(n for n in (whole, self.epoch_length) if n is not None)
 
-    def _iterate(self) -> Iterator[Item]:
-        self._begin_iteration()
-        progress = self._progress
-        while self.epoch_length is None or progress.iterated < self.epoch_length:
-            try:
-                item = self.get()
-            except StopIteration:
-                return
-            progress.iterated += 1
-            yield item
-            del item
+    @property
+    def epoch(self) -> int:
+        """Number of the present epoch, see `set_epoch`."""
+        return self._progress.epoch
 
-    def __next__(self) -> Item:
-        return self.get()
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch of an epoch.
 
-    def _parameters(self) -> dict[str, Any]:
-        """What batches depend on."""
-        return {
-            # by name and shape: on another machine the same files have other paths and times
-            "dataset": tokenize([e.summary for e in self._catalogue.entries]),
-            "patients": len(self._catalogue.entries),
-            "smallchunk_size": list(self._geometry.smallchunk),
-            "bigchunk_size": list(self._geometry.bigchunk),
-            "batch_size": self.batch_size,
-            "slots": self._allotment.slots,
-            "smallchunks_per_bigchunk": self.smallchunks_per_bigchunk,
-            "seed": self.seed,
-            "rank": self.rank,
-            "world_size": self.world_size,
-            "feedback_lag": self._progress.lag,
-            **self._planning.parameters(),
-        }
+        Every epoch has a plan of its own, made from the seed and its number: another order of
+        big chunks, other crops. Within an epoch batches are a function of dataset, parameters,
+        seed and epoch. Nothing happens when the epoch is the present one and its plan has not
+        ended, so that a loop that calls this at the start of every epoch can be resumed in
+        the middle of one. States of patients go on from epoch to epoch.
 
-    # -- looking at it --------------------------------------------------------------
+        An endless plan needs none of this: its iterations go on with one plan, and no big
+        chunk leaves memory early between them. The next epoch of a finite plan begins by
+        itself with the next iteration.
+
+        Parameters
+        ----------
+        epoch : int
+            0 or more.
+
+        Raises
+        ------
+        UsageError
+            Not such a number.
+        LoaderClosedError
+            The loader is closed.
+        """
+        check_count("epoch", epoch, 0)
+        self._check_open()
+        if epoch == self._progress.epoch and not self._progress.over:
+            return
+        if self._engine is not None:
+            self._past = self.stats()
+        self._stop()
+        self._engine = None
+        self._progress.begin(int(epoch))
+
+    # -- feedback -----------------------------------------------------------------------
+
+    def feedback(self, patient: Patient | str | int, payload: Any) -> int:
+        """Tell the collector something about a patient: a loss, an attention map.
+
+        With ``n`` batches taken so far, it counts for batches ``n + feedback_lag`` and later:
+        every visit of the patient that is in memory by then sees it in ``context.feedback``
+        at its next draw. When there is none it is kept for those that are admitted next; of
+        feedback that no draw has seen, the last 64 per patient are kept. The same feedback at
+        the same batches gives the same batches, on any cluster, and after
+        `load_state_dict`. With several ranks, it is for this rank's draws.
+
+        Parameters
+        ----------
+        patient : Patient, str or int
+            The patient or its id.
+        payload : object
+            Anything that pickles (for a `state_dict` in JSON: that JSON can hold).
+
+        Returns
+        -------
+        int
+            Number of the first batch, counted from 0, that can differ for it.
+
+        Raises
+        ------
+        UsageError
+            The loader has no such patient, or a collector that does not listen.
+        StateError
+            The payload cannot be pickled.
+        LoaderClosedError
+            The loader is closed.
+        """
+        self._check_open()
+        name = str(patient.id if isinstance(patient, Patient) else patient)
+        if name not in self._names:
+            raise UsageError(
+                f"feedback to patient {name!r}: the loader has no such patient (it has "
+                f"{len(self._catalogue.entries)})"
+            )
+        return self._progress.post(name, payload)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._catalogue.population.patients)
+
+    # -- looking at it ----------------------------------------------------------------
 
     def plot_coverage(
         self, patient: Patient | str, *, ax: Axes | None = None, alpha: float = 0.6
@@ -508,87 +442,48 @@ class LightDL(Continuing, _Base):
             matplotlib is not installed.
         """
         name = str(patient.id) if isinstance(patient, Patient) else str(patient)
-        return self._diversity.plot(name, self._planning.areas, ax=ax, alpha=alpha)
+        return self._diversity.plot(name, self._areas, ax=ax, alpha=alpha)
 
     def stats(self) -> LoaderStats:
         """Counters so far; cheap."""
-        session = self._session
-        engine = session.engine if session is not None else None
-        residents = engine.residents if engine is not None else None
-        running = session is not None and session.running
+        engine, meter = self._engine, self._meter
+        residents = engine.residents if engine else None
         now = LoaderStats(
             batches=self._progress.batches,
             patches=self._progress.batches * self.batch_size,
-            seconds=time.perf_counter() - self._began if self._began else 0.0,
-            wait_seconds=self._wait,
-            first_batch_seconds=self._first,
+            seconds=meter.seconds,
+            wait_seconds=meter.wait_seconds,
+            first_batch_seconds=meter.first_batch_seconds,
             visits_admitted=residents.visits_admitted if residents else 0,
             visits_evicted=residents.visits_evicted if residents else 0,
             reads=residents.units_read if residents else 0,
             resident_visits=residents.resident_visits if residents else 0,
             resident_bytes=residents.resident_bytes if residents else 0,
-            budget_bytes=self._budget,
+            budget_bytes=self._assembly.budget,
             late_draws=engine.late_draws if engine else 0,
-            batches_ready=session.batches_ready if session is not None and running else 0,
-            diversity=self._diversity.stats(self._planning.areas),
+            batches_ready=self._ready,
+            diversity=self._diversity.stats(self._areas),
             failed=(
                 *self._catalogue.failures,
-                *self._planning.areas.failures,
+                *self._areas.failures,
                 *(engine.failures if engine else ()),
             ),
         )
         return now if self._past is None else now.after(self._past)
 
     def __repr__(self) -> str:
-        size = "x".join(map(str, self._geometry.smallchunk))
-        state = "closed" if self._closed else "running" if self._session else "not started"
+        size = "x".join(map(str, self._assembly.geometry.smallchunk))
         return (
             f"<LightDL: {len(self._catalogue.entries)} patients, {self.batch_size} x {size}, "
-            f"{self._allotment.slots} big chunks resident, {state}>"
-        )
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<div><b>{html.escape(repr(self))}</b>{self.stats()._repr_html_()}</div>"
-
-    def __reduce__(self) -> Any:
-        raise UsageError(
-            "LightDL cannot be pickled (a DataLoader with num_workers > 0 does that): use "
-            "DataLoader(loader, batch_size=None, num_workers=0); parallelism lives in Dask"
+            f"{self._assembly.planning.allotment.slots} big chunks resident, {self._life}>"
         )
 
 
-def _crop_spec(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
-    target = catalogue.entries[0].target
-    return CropSpec(
-        size=geometry.smallchunk,
-        channels=catalogue.channels,
-        dtype=catalogue.dtype,
-        target_channels=None if target is None else target.shape[target.spatial_ndim :],
-        target_dtype=None if target is None else target.dtype,
-        target_ratio=_common_ratio(catalogue),
-    )
-
-
-def _common_ratio(catalogue: Catalogue) -> tuple[int, ...]:
-    """Pixels of the image per pixel of the target; empty when it is one."""
-    ratios = {entry.target_ratio: entry for entry in catalogue.entries}
-    if len(ratios) > 1:
-        named = [f"{e.patient.id}: {r}" for r, e in list(ratios.items())[:3]]
-        raise GeometryError(
-            f"targets of a batch must agree in resolution, but differ ({', '.join(named)} "
-            "pixels of the image per pixel of the target); give target_mpp="
-        )
-    ratio = next(iter(ratios))
-    return () if set(ratio) == {1} else ratio
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise UsageError(f"{name} must be an integer >= 1, got {value!r}")
+def _prepared(
+    engine: Engine, prepare: Preparation, drop_last: bool
+) -> Generator[tuple[Batch, Any], None, None]:
+    """Batches and their tensors."""
+    for batch in engine.batches():
+        if not drop_last or len(batch.smallchunks) == engine.sampling.batch_size:
+            yield batch, prepare(batch.smallchunks)
+        del batch  # no reference while the next one is made

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Literal, TypeAlias
 
+from daskdmed.core.checks import check_count
 from daskdmed.core.errors import UsageError
 
 #: a number, "auto", or None
@@ -45,16 +46,10 @@ def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
             world_size = 1
         else:
             raise UsageError(f"rank={rank!r} without world_size: give both")
-    _check_count("rank", rank, 0)
-    _check_count("world_size", world_size, 1)
+    rank, world_size = check_count("rank", rank, 0), check_count("world_size", world_size)
     if rank >= world_size:
         raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank}")
-    return int(rank), int(world_size)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise UsageError(f"{name} must be an integer >= {least}, got {value!r}")
+    return rank, world_size
 
 
 def _process_group() -> tuple[int, int] | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dask.utils import format_bytes
 
@@ -11,53 +14,128 @@ from daskdmed.loading.diversity import DiversityStats
 from daskdmed.persistence.catalogue import Failure
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderStats:
-    """Counters of a `LightDL`, at one moment.
+class Meter:
+    """Clocks of a loader: since when it runs, and how long its consumer waited."""
+
+    def __init__(self) -> None:
+        self.wait_seconds = 0.0
+        self.first_batch_seconds: float | None = None
+        self._began: float | None = None
+
+    def start(self) -> None:
+        """Begin to measure, unless that was done."""
+        self._began = self._began or time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since `start`."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
+
+    def waited(self, began: float) -> None:
+        """Note that a consumer has waited from a moment of `time.perf_counter` until now."""
+        self.wait_seconds += time.perf_counter() - began
+
+    def took(self) -> None:
+        """Note that the consumer has a batch."""
+        if self.first_batch_seconds is None:
+            self.first_batch_seconds = self.seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stats(ABC):
+    """Counters of a loader, at one moment.
 
     Parameters
     ----------
-    batches, patches : int
+    batches : int
         Delivered to the consumer.
     seconds : float
-        Since the loader was started.
+        Since the loader was started; since its pass over the windows began.
     wait_seconds : float
         The consumer spent waiting in ``next`` or ``get``.
     first_batch_seconds : float or None
         From start to the first batch.
+    resident_bytes : int
+        Upper bound of the bytes of all blocks in memory or being read.
+    budget_bytes : int
+        What `resident_bytes` never exceeds.
+    batches_ready : int
+        Batches made and not yet asked for.
+    failed : tuple
+        What was left out under ``on_error="skip"``.
+    """
+
+    batches: int
+    seconds: float
+    wait_seconds: float
+    first_batch_seconds: float | None
+    resident_bytes: int
+    budget_bytes: int
+    batches_ready: int
+    failed: tuple[Any, ...]
+
+    @property
+    def wait_fraction(self) -> float:
+        """Share of the time that the consumer waited for data."""
+        return min(1.0, self.wait_seconds / self.seconds) if self.seconds > 0 else 0.0
+
+    def _per_second(self, count: int) -> float:
+        return count / self.seconds if self.seconds > 0 else 0.0
+
+    @abstractmethod
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, for people."""
+
+    def _common_rows(self) -> list[tuple[str, str]]:
+        first = self.first_batch_seconds
+        return [
+            ("batches", f"{self.batches:,}"),
+            ("waited for data", f"{self.wait_seconds:.1f} s ({self.wait_fraction:.0%})"),
+            ("first batch after", "-" if first is None else f"{first:.2f} s"),
+            (
+                "memory",
+                f"{format_bytes(self.resident_bytes)} of {format_bytes(self.budget_bytes)}",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:26}{value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self.rows()
+        )
+        return f"<table>{body}</table>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderStats(Stats):
+    """Counters of a `LightDL`, at one moment; those of every loader and these.
+
+    Parameters
+    ----------
+    patches : int
+        Delivered to the consumer.
     visits_admitted, visits_evicted : int
         Big chunks that came into memory, and that left it.
     reads : int
         Read tasks submitted; small big chunks share one.
     resident_visits : int
         Big chunks in memory or being read.
-    resident_bytes : int
-        Upper bound of their bytes.
-    budget_bytes : int
-        What `resident_bytes` never exceeds.
     late_draws : int
         Draws beyond the plan, because a big chunk was late (``rotation="adaptive"``).
-    batches_ready : int
-        Batches made and not yet asked for.
     diversity : DiversityStats
         How varied the batches were.
-    failed : tuple of Failure
-        What was left out under ``on_error="skip"``.
     """
 
-    batches: int
     patches: int
-    seconds: float
-    wait_seconds: float
-    first_batch_seconds: float | None
     visits_admitted: int
     visits_evicted: int
     reads: int
     resident_visits: int
-    resident_bytes: int
-    budget_bytes: int
     late_draws: int
-    batches_ready: int
     diversity: DiversityStats
     failed: tuple[Failure, ...]
 
@@ -75,27 +153,15 @@ class LoaderStats:
     @property
     def patches_per_second(self) -> float:
         """Patches delivered per second since the start."""
-        return self.patches / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def wait_fraction(self) -> float:
-        """Share of the time that the consumer waited for data."""
-        return min(1.0, self.wait_seconds / self.seconds) if self.seconds > 0 else 0.0
+        return self._per_second(self.patches)
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value, for people."""
-        first = self.first_batch_seconds
         varied, distance = self.diversity, self.diversity.repeat_distance
         return [
-            ("batches", f"{self.batches:,}"),
             ("patches", f"{self.patches:,} ({self.patches_per_second:,.0f} per second)"),
-            ("waited for data", f"{self.wait_seconds:.1f} s ({self.wait_fraction:.0%})"),
-            ("first batch after", "-" if first is None else f"{first:.2f} s"),
+            *self._common_rows(),
             ("big chunks in memory", f"{self.resident_visits:,}"),
-            (
-                "memory",
-                f"{format_bytes(self.resident_bytes)} of {format_bytes(self.budget_bytes)}",
-            ),
             ("visits admitted, evicted", f"{self.visits_admitted:,}, {self.visits_evicted:,}"),
             ("late draws", f"{self.late_draws:,}"),
             ("patches per visit", f"{varied.patches_per_visit:,.1f}"),
@@ -106,13 +172,48 @@ class LoaderStats:
             ("left out", f"{len(self.failed):,}"),
         ]
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:26}{value}" for name, value in self.rows())
 
-    def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
-        )
-        return f"<table>{body}</table>"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlidingStats(Stats):
+    """Counters of a `SlidingWindowDL`, at one moment; those of every loader and these.
+
+    Parameters
+    ----------
+    windows : int
+        Delivered to the consumer.
+    total_windows : int
+        That this rank delivers in a pass, those that fail included.
+    blocks_read, total_blocks : int
+        Blocks of windows read, and in a pass.
+    retries : int
+        Reads that were tried again.
+    peak_bytes : int
+        Most bytes of blocks in memory or being read; never more than `budget_bytes`.
+    lost_windows : int
+        Windows that could not be read; those of images that did not open are not known.
+    """
+
+    windows: int
+    total_windows: int
+    blocks_read: int
+    total_blocks: int
+    retries: int
+    peak_bytes: int
+    lost_windows: int
+
+    @property
+    def windows_per_second(self) -> float:
+        """Windows delivered per second since the pass began."""
+        return self._per_second(self.windows)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, for people."""
+        rate = f"{self.windows_per_second:,.0f} per second"
+        return [
+            ("windows", f"{self.windows:,} of {self.total_windows:,} ({rate})"),
+            *self._common_rows(),
+            ("memory at most", format_bytes(self.peak_bytes)),
+            ("blocks read", f"{self.blocks_read:,} of {self.total_blocks:,}"),
+            ("read again", f"{self.retries:,}"),
+            ("left out", f"{self.lost_windows:,} windows, {len(self.failed):,} failures"),
+        ]

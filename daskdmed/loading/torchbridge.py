@@ -11,7 +11,6 @@ from daskdmed.core.types import Array
 if TYPE_CHECKING:
     import torch
 
-    from daskdmed.loading.batch import Batch
     from daskdmed.loading.chunks import SmallChunks
 
 try:
@@ -89,19 +88,27 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
 
 
 class Preparation:
-    """Batch to tensor and per-sample transforms, in the background thread."""
+    """Small chunks to a tensor, and transforms in the background.
+
+    Parameters
+    ----------
+    spatial_ndim : int
+        Number of spatial axes.
+    tfms : callable or None
+        Applied to each sample; to the whole batch when it asks for the small chunks.
+    """
 
     def __init__(self, spatial_ndim: int, tfms: Callable[[Any], Any] | None) -> None:
         self._spatial_ndim = spatial_ndim
         self._tfms = tfms
 
-    def __call__(self, batch: Batch) -> tuple[Batch, object]:
-        x = to_tensor(batch.smallchunks.data, self._spatial_ndim)
-        if self._tfms is None:
-            return batch, x
+    def __call__(self, smallchunks: SmallChunks) -> Any:
+        x = to_tensor(smallchunks.data, self._spatial_ndim)
+        if self._tfms is None or not len(smallchunks):
+            return x
         if takes_smallchunks(self._tfms):
-            return batch, transform_batch(x, self._tfms, batch.smallchunks)
-        return batch, transform_each(x, self._tfms)
+            return transform_batch(x, self._tfms, smallchunks)
+        return transform_each(x, self._tfms)
 
 
 def in_dataloader_worker() -> bool:

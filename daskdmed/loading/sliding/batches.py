@@ -4,8 +4,9 @@ Batches run on over the borders of blocks and of images. Each window is copied o
 its block into the batch, so that a block's memory is free when its last window is copied,
 however long the consumer keeps a batch.
 
-Not covered: reading (`loader_read`), which loads there are (`loader_plan`), the thread that
-keeps some batches ready (`loader_run`).
+Not covered: reading (`daskdmed.loading.sliding.read`), which loads there are
+(`daskdmed.loading.sliding.plan`), how far ahead they are read
+(`daskdmed.loading.sliding.ahead`).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class WindowBatch:
 
     Parameters
     ----------
-    chunks : WindowChunks
+    smallchunks : WindowChunks
         Pixels and places.
     position : int
         Number of the window in the plan with which the next batch begins.
@@ -126,12 +127,12 @@ class WindowBatch:
         What was left out since the batch before.
     """
 
-    chunks: WindowChunks
+    smallchunks: WindowChunks
     position: int
     failures: tuple[WindowFailure, ...] = ()
 
 
-class Cutter:
+class WindowBatcher:
     """Fills batches with the windows of one load after another.
 
     Parameters

@@ -1,8 +1,7 @@
 """`SlidingWindowDL`: every window of every image once, in order, as batches.
 
-The ordered counterpart of `LightDL`. It checks what it is given, plans, and puts together
-the plan (`loader_plan`), the reader (`loader_read`), batches (`loader_batches`) and the
-thread that makes them (`loader_run`).
+The ordered counterpart of `LightDL`. It checks what it is given, opens the images and plans;
+what all loaders have in common is in `daskdmed.loading.loader`.
 
 Not covered: maps of one value per window (`daskdmed.heatmap` computes where the block lies
 and is faster), and what becomes of batches (`daskdmed.tables`).
@@ -10,54 +9,36 @@ and is faster), and what becomes of batches (`daskdmed.tables`).
 
 from __future__ import annotations
 
-import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from dask.base import tokenize
 
-from daskdmed.cohort.record import Patient
-from daskdmed.core.errors import LoaderClosedError, MissingExtraError, StateError, UsageError
+from daskdmed.core.checks import check_choice, check_count
+from daskdmed.core.errors import UsageError
 from daskdmed.core.types import LevelLike, MppLike, PowerLike
 from daskdmed.inference.run import worker_threads
-from daskdmed.loading import torchbridge
-from daskdmed.loading.ranks import RankLike, resolve
-from daskdmed.loading.sliding.batches import WindowChunks
-from daskdmed.loading.sliding.feed import Feed, Pass
+from daskdmed.loading.loader import Loader
+from daskdmed.loading.prefetch import Prefetcher
+from daskdmed.loading.ranks import RankLike
+from daskdmed.loading.sliding.ahead import ReadAhead
+from daskdmed.loading.sliding.batches import WindowBatch, WindowChunks
 from daskdmed.loading.sliding.images import MasksLike, Wish, open_images
 from daskdmed.loading.sliding.plan import LoadPlan, Order
-from daskdmed.loading.sliding.read import LoadReader, WindowFailure
-from daskdmed.loading.sliding.stats import SlidingStats
+from daskdmed.loading.sliding.progress import Passing
+from daskdmed.loading.sliding.read import LoadReader
+from daskdmed.loading.stats import Meter, SlidingStats
 from daskdmed.persistence.budget import check_memory, to_bytes
 from daskdmed.persistence.cluster import connect
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 from daskdmed.tiling.imagegrid import ImageGrid
 
 if TYPE_CHECKING:
-    import torch
     from distributed import Client
 
-    _Base = torch.utils.data.IterableDataset[Any]
-else:
-    try:
-        from torch.utils.data import IterableDataset as _Base
-    except ImportError as error:
-        raise MissingExtraError(
-            'SlidingWindowDL needs torch; pip install "daskdmed[torch]"'
-        ) from error
 
-#: batches made ahead of the consumer, at most this many bytes of them
-_AHEAD_BYTES = 64 << 20
-_AHEAD_BATCHES = 4
-_STATE_VERSION = 1
-
-#: what the loader yields
-Item = tuple[Any, list[Patient], WindowChunks]
-
-
-class SlidingWindowDL(_Base):
+class SlidingWindowDL(Loader[WindowChunks]):
     """Batches of the windows of one image, or of a whole dataset, each window exactly once.
 
     A context manager, an iterator, and a `torch.utils.data.IterableDataset` for
@@ -170,26 +151,21 @@ class SlidingWindowDL(_Base):
         client: Client | None = None,
         block_windows: PerAxis | None = None,
     ) -> None:
-        super().__init__()
-        _check_choice("order", order, ("sequential", "interleaved"))
-        _check_choice("on_error", on_error, ("raise", "skip"))
-        _check_count("batch_size", batch_size)
-        _check_count("slides_at_once", slides_at_once)
+        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
+        check_choice("order", order, ("sequential", "interleaved"))
+        check_choice("on_error", on_error, ("raise", "skip"))
         if min_interval is not None and not (np.isfinite(min_interval) and min_interval >= 0):
             raise UsageError(f"min_interval must be seconds >= 0, got {min_interval!r}")
-        self.batch_size = int(batch_size)
-        self.rank, self.world_size = resolve(rank, world_size)
-        self.order, self.on_error = order, on_error
-        self.tfms, self.batch_tfms = tfms, batch_tfms
-        self._slides_at_once = int(slides_at_once)
+        self._order = order
+        self._slides_at_once = check_count("slides_at_once", slides_at_once)
+        self._skip = on_error == "skip"
         self._min_interval = float(min_interval or 0)
         self._budget = to_bytes(resident)
-        self._client = client
         wish = Wish(
             kernel_size, stride, overlap, edge, level, mpp, power, record, mask, min_mask,
             block_windows, self._budget,
         )  # fmt: skip
-        images, failures = open_images(dataset_or_image, wish, skip=on_error == "skip")
+        images, failures = open_images(dataset_or_image, wish, skip=self._skip)
         self._plan = LoadPlan(
             images,
             order=order,
@@ -197,115 +173,43 @@ class SlidingWindowDL(_Base):
             rank=self.rank,
             world_size=self.world_size,
         )
-        self._opening_failures = tuple(failures)
-        self._failures: list[WindowFailure] = []
-        self._run: Pass | None = None
-        self._feed: Feed[Any] | None = None
-        self._closer: weakref.finalize[[], SlidingWindowDL] | None = None
-        self._closed = self._over = False
-        self._position = self._batches = self._windows = 0
-        self._wait = 0.0
+        self._not_opened = tuple(failures)
+        self._progress: Passing = Passing(self._plan.windows)
+        self._ahead: ReadAhead | None = None
 
     # -- life -----------------------------------------------------------------------
 
-    def start(self) -> SlidingWindowDL:
-        """Begin to read, before the first batch is asked for. Idempotent."""
-        if self._closed:
-            raise LoaderClosedError("the loader is closed; make a new one")
-        if self._feed is None:
-            self._run = Pass(self._plan, self._reader(), self._budget, self.batch_size, self.tfms)
-            item_bytes = self._run.window_bytes * self.batch_size
-            ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // max(item_bytes, 1)))
-            self._feed = Feed(self._run.items(self._position), ahead, self._run.reader.close)
-            self._closer = weakref.finalize(self, self._feed.close)
-        return self
+    def _begin(self) -> Prefetcher[Any]:
+        reader = self._reader()
+        ahead = ReadAhead(self._plan, reader, self._budget, self.batch_size, self.tfms)
+        self._ahead = ahead
+        return Prefetcher(
+            ahead.batches(self._progress.position),
+            ahead.batch_bytes,
+            interrupt=reader.close,
+            describe=ahead.__str__,
+        )
 
     def _reader(self) -> LoadReader:
         if self._client is None:
             from distributed.system import MEMORY_LIMIT
 
             check_memory(self._budget, int(MEMORY_LIMIT))
-            cluster, threads = None, worker_threads()
+            threads = worker_threads()
         else:
-            cluster = connect(self._client)
-            check_memory(self._budget, cluster.memory_limit)
+            self._cluster = connect(self._client)
+            check_memory(self._budget, self._cluster.memory_limit)
             # two more than can be computed at a time: their results are on their way here
             threads = sum(self._client.nthreads().values()) + 2
-        return LoadReader(
-            cluster, threads, min_interval=self._min_interval, skip=self.on_error == "skip"
-        )
+        return LoadReader(self._cluster, threads, min_interval=self._min_interval, skip=self._skip)
 
-    def close(self) -> None:
-        """Stop, and let go of all memory. Idempotent."""
-        self._closed = True
-        if self._closer is not None:
-            self._closer()
+    def _took(self, batch: WindowBatch) -> None:
+        self._progress.take(batch)
 
-    def __enter__(self) -> SlidingWindowDL:
-        return self.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    # -- batches --------------------------------------------------------------------
-
-    def get(self, timeout: float | None = None) -> Item:
-        """The next batch.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait, for ever by default.
-
-        Returns
-        -------
-        x : torch.Tensor
-            ``[n, c, *kernel]``, after `tfms` and `batch_tfms`.
-        patients : list of Patient
-            Of each window.
-        windows : WindowChunks
-            Location, index in the grid, level, mpp, patient, record of each.
-
-        Raises
-        ------
-        StopIteration
-            All windows have been delivered.
-        TimeoutError
-            No batch came in time.
-        LoaderError
-            A region could not be read; names patient, record, windows and pixels.
-        """
-        self.start()
-        assert self._feed is not None
-        began = time.perf_counter()
-        try:
-            while True:
-                batch, x = self._feed.get(timeout)
-                self._position = batch.position
-                self._failures += batch.failures
-                if len(batch.chunks):
-                    break
-        except StopIteration:
-            self._over = True
-            raise
-        finally:
-            self._wait += time.perf_counter() - began
-        self._batches += 1
-        self._windows += len(batch.chunks)
-        chunks = batch.chunks
-        if self.batch_tfms is not None:
-            x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
-        return x, chunks.patients, chunks
-
-    def __iter__(self) -> Iterator[Item]:
-        if torchbridge.in_dataloader_worker():
-            raise UsageError(
-                "SlidingWindowDL reads in threads or Dask workers, not in processes of a "
-                "DataLoader: use DataLoader(loader, batch_size=None, num_workers=0)"
-            )
-        if self._over and not self._closed:
+    def _begin_iteration(self) -> None:
+        if self._progress.over and not self._closed:
             self.rewind()
-        return self._iterate()
+        self._progress.iterated = 0
 
     def rewind(self) -> None:
         """Begin another pass at the first window, wherever this one stands.
@@ -315,26 +219,9 @@ class SlidingWindowDL(_Base):
         LoaderClosedError
             The loader is closed.
         """
-        if self._closed:
-            raise LoaderClosedError("the loader is closed; make a new one")
-        if self._closer is not None:
-            self._closer()
-        self._feed, self._over = None, False
-        self._position = self._batches = self._windows = 0
-        self._failures.clear()
-        self._wait = 0.0
-
-    def _iterate(self) -> Iterator[Item]:
-        while True:
-            try:
-                item = self.get()
-            except StopIteration:
-                return
-            yield item
-            del item
-
-    def __next__(self) -> Item:
-        return self.get()
+        self._stop()
+        self._progress = Passing(self._plan.windows)
+        self._ahead, self._meter = None, Meter()
 
     def __len__(self) -> int:
         """Batches of a pass, when nothing fails."""
@@ -355,65 +242,12 @@ class SlidingWindowDL(_Base):
     @property
     def position(self) -> int:
         """Windows of this pass that lie behind, those that failed included; 0 between passes."""
-        return 0 if self._over else self._position
+        return 0 if self._progress.over else self._progress.position
 
     @property
     def images(self) -> tuple[ImageGrid, ...]:
         """The grids of all images, of all ranks."""
         return tuple(image.described for image in self._plan.images)
-
-    # -- state ----------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on with the batch after the last one taken.
-
-        Small and made of plain values: save it as JSON beside what was made of the batches.
-        """
-        return {
-            "version": _STATE_VERSION,
-            "position": self._position,
-            "batches": self._batches,
-            "windows": self._windows,
-            "failed": [
-                [f.patient, f.record, f.where, f.message, f.windows.tolist()]
-                for f in self._failures
-            ],
-            "parameters": self._parameters(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the batch at which a state was saved, here or on another machine.
-
-        Call it before the first batch is taken.
-
-        Raises
-        ------
-        StateError
-            The state is of other images or parameters; names the differences.
-        UsageError
-            The loader has already started.
-        """
-        if self._feed is not None:
-            raise UsageError("load_state_dict must be called before the loader starts")
-        try:
-            version, theirs = state["version"], dict(state["parameters"])
-            position, batches = int(state["position"]), int(state["batches"])
-            windows, failed = int(state["windows"]), list(state["failed"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(f"this is no state of a SlidingWindowDL: {error!r}") from error
-        if version != _STATE_VERSION:
-            raise StateError(f"this state has version {version!r}, expected {_STATE_VERSION}")
-        mine = self._parameters()
-        differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-        if differing:
-            lines = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing]
-            raise StateError(f"the state belongs to another loader ({'; '.join(lines)})")
-        if not 0 <= position <= self._plan.windows:
-            raise StateError(f"position {position} is not in a plan of {self._plan.windows}")
-        self._position, self._batches, self._windows = position, batches, windows
-        self._failures = [
-            WindowFailure(p, r, w, m, np.array(v, np.int64)) for p, r, w, m, v in failed
-        ]
 
     def _parameters(self) -> dict[str, Any]:
         """What batches depend on."""
@@ -431,8 +265,8 @@ class SlidingWindowDL(_Base):
             "stride": list(grid.stride),
             "edge": grid.edge,
             "batch_size": self.batch_size,
-            "order": self.order,
-            "slides_at_once": self._slides_at_once if self.order == "interleaved" else None,
+            "order": self._order,
+            "slides_at_once": self._slides_at_once if self._order == "interleaved" else None,
             "rank": self.rank,
             "world_size": self.world_size,
         }
@@ -441,49 +275,28 @@ class SlidingWindowDL(_Base):
 
     def stats(self) -> SlidingStats:
         """Counters of this pass; cheap."""
-        run, feed = self._run, self._feed
+        progress, ahead, meter = self._progress, self._ahead, self._meter
         return SlidingStats(
-            batches=self._batches,
-            windows=self._windows,
+            batches=progress.batches,
+            windows=progress.windows,
             total_windows=self._plan.windows,
-            seconds=time.perf_counter() - feed.started if feed is not None else 0.0,
-            wait_seconds=self._wait,
-            blocks_read=run.reader.loads_read if run else 0,
+            seconds=meter.seconds,
+            wait_seconds=meter.wait_seconds,
+            first_batch_seconds=meter.first_batch_seconds,
+            blocks_read=ahead.reader.loads_read if ahead else 0,
             total_blocks=len(self._plan),
-            retries=run.reader.retries if run else 0,
-            resident_bytes=run.held if run and not self._closed else 0,
-            peak_bytes=run.peak if run else 0,
+            retries=ahead.reader.retries if ahead else 0,
+            resident_bytes=ahead.held if ahead and not self._closed else 0,
+            peak_bytes=ahead.peak if ahead else 0,
             budget_bytes=self._budget,
-            batches_ready=feed.ready if feed is not None else 0,
-            failed=(*self._opening_failures, *self._failures),
+            batches_ready=self._ready,
+            failed=(*self._not_opened, *progress.failures),
+            lost_windows=sum(len(f.windows) for f in progress.failures),
         )
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._plan.images[0].grid.kernel_size))
-        state = "closed" if self._closed else "running" if self._feed else "not started"
         return (
             f"<SlidingWindowDL: {len(self._plan.images)} images, {self.windows} windows of "
-            f"{size}, {len(self)} batches, {state}>"
+            f"{size}, {len(self)} batches, {self._life}>"
         )
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<div><b>{html.escape(repr(self))}</b>{self.stats()._repr_html_()}</div>"
-
-    def __reduce__(self) -> Any:
-        raise UsageError(
-            "SlidingWindowDL cannot be pickled (a DataLoader with num_workers > 0 does that): "
-            "use DataLoader(loader, batch_size=None, num_workers=0); parallelism lives in Dask"
-        )
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_count(name: str, value: Any) -> None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise UsageError(f"{name} must be an integer >= 1, got {value!r}")

@@ -5,8 +5,8 @@ one it has a worker do so and waits, so that ordering, retries and the interval 
 loads are the same in both cases. What cannot be read after some attempts is an error, or is
 narrowed down to its storage tiles and left out, window by window.
 
-Not covered: which loads there are and how far ahead they are read (`loader_plan`,
-`loader_batches`).
+Not covered: which loads there are (`daskdmed.loading.sliding.plan`) and how far ahead they
+are read (`daskdmed.loading.sliding.ahead`).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Loaded:
     failure: WindowFailure | None = None
 
 
-class Pace:
+class Throttle:
     """Least interval between the beginnings of loads.
 
     Parameters
@@ -138,7 +138,7 @@ class LoadReader:
         self.loads_read = 0
         self.bytes_read = 0
         self._skip = skip
-        self._pace = Pace(min_interval)
+        self._throttle = Throttle(min_interval)
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "daskdmed-windows")
@@ -163,7 +163,7 @@ class LoadReader:
     # -- one load -------------------------------------------------------------------
 
     def _read(self, load: Load) -> Loaded:
-        self._closed.wait(self._pace.reserve(time.monotonic()))
+        self._closed.wait(self._throttle.reserve(time.monotonic()))
         regions = needed_regions(load)
         answers = self._attempt(load, regions)
         errors = [a.error for a in answers if isinstance(a, ReadFailure)]

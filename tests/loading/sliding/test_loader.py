@@ -33,7 +33,7 @@ from daskdmed.errors import (
 )
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.loading.sliding.plan import Load, LoadPlan, fit_block, needed_regions
-from daskdmed.loading.sliding.read import Pace
+from daskdmed.loading.sliding.read import Throttle
 from daskdmed.samples import fetch, make_slide
 from daskdmed.tiling.grid import WindowGrid
 
@@ -552,12 +552,12 @@ def test_blocks_shrink_into_the_budget_and_are_refused_below_two_windows():
 
 
 def test_the_interval_between_loads():
-    pace = Pace(2.0)
-    assert pace.reserve(100.0) == 0
-    assert pace.reserve(100.5) == 1.5
-    assert pace.reserve(100.5) == 3.5
-    assert pace.reserve(110.0) == 0
-    assert Pace(0).reserve(5.0) == 0
+    throttle = Throttle(2.0)
+    assert throttle.reserve(100.0) == 0
+    assert throttle.reserve(100.5) == 1.5
+    assert throttle.reserve(100.5) == 3.5
+    assert throttle.reserve(110.0) == 0
+    assert Throttle(0).reserve(5.0) == 0
     # and the loader keeps to it: 4 blocks, 3 intervals
     dataset, images = dataset_of([(64, 64)])
     options = {"kernel_size": 32, "block_windows": 1, "batch_size": 1}

@@ -1,0 +1,33 @@
+"""Checks of single arguments, in the same words everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from daskdmed.core.errors import UsageError
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is none of several words.
+
+    Raises
+    ------
+    UsageError
+        Names the argument and the choices.
+    """
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises
+    ------
+    UsageError
+        Names the argument and the least number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise UsageError(f"{name} must be an integer >= {least}, got {value!r}")
+    return int(value)

@@ -1,0 +1,166 @@
+"""What the batches of a `LightDL` are made from, put together.
+
+An `Assembly` is values only: it makes a plan, a resident set and an engine anew for every
+epoch and every start. Not covered: where the loader stands (`daskdmed.loading.progress`), and
+how visits are chosen (`daskdmed.loading.planning`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dask.base import tokenize
+
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.randomness import seed_key
+from daskdmed.loading.engine import Engine, Sampling
+from daskdmed.loading.local import LocalEngine
+from daskdmed.loading.planning import Planning
+from daskdmed.loading.progress import Drawing, epoch_seed
+from daskdmed.loading.remote import RemoteEngine
+from daskdmed.loading.sampling import CropSpec
+from daskdmed.persistence.budget import check_memory
+from daskdmed.persistence.catalogue import Catalogue, Geometry
+from daskdmed.persistence.cluster import Cluster
+from daskdmed.persistence.ranks import Ranks
+from daskdmed.persistence.reading import RegionChooser
+from daskdmed.persistence.resident import JobFactory, ResidentSet
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Values that batches are a function of.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes of all big chunks.
+    geometry : Geometry
+        Sizes of small and big chunks.
+    planning : Planning
+        How visits are chosen.
+    sampling : Sampling
+        What is cropped; its key, areas and classes are those of an epoch's plan.
+    chooser : callable or None
+        The user's choice of regions.
+    """
+
+    budget: int
+    geometry: Geometry
+    planning: Planning
+    sampling: Sampling
+    chooser: RegionChooser | None
+
+    def planned(self, epoch: int) -> Planning:
+        """How the visits of an epoch are chosen."""
+        return replace(self.planning, seed=epoch_seed(self.planning.seed, epoch))
+
+    def batches(self, epoch: int) -> int | None:
+        """Our batches of an epoch's plan; None when it is endless, or may end anywhere."""
+        if not getattr(self.planning.policy, "each_once", False):
+            return None
+        plan, _ = self.planned(epoch).plan()
+        ours = self.sampling
+        whole, rest = divmod(sum(len(turn) for turn in plan), ours.batch_size)
+        if ours.even:
+            return whole // ours.world_size
+        dealt = whole + bool(rest)
+        return dealt // ours.world_size + (ours.rank < dealt % ours.world_size)
+
+    def engine(self, cluster: Cluster, progress: Drawing, *, share: bool) -> Engine:
+        """What makes the batches after those taken.
+
+        Parameters
+        ----------
+        cluster : Cluster
+            Where big chunks live.
+        progress : Drawing
+            Where to begin.
+        share : bool
+            Whether other ranks may be on the same cluster.
+
+        Raises
+        ------
+        BudgetError
+            The budget exceeds half of the workers' memory.
+        """
+        check_memory(self.budget, cluster.memory_limit)
+        planning, catalogue = self.planned(progress.epoch), self.planning.catalogue
+        plan, classes = planning.plan()
+        plan.skip_to(progress.cursor.position)
+        key = seed_key(planning.seed)
+        residents = ResidentSet(
+            cluster.client,
+            plan,
+            JobFactory(catalogue, self.chooser, self.geometry.bigchunk, key),
+            planning.allotment,
+            in_process=cluster.in_process,
+            ranks=self._ranks(cluster, progress) if share else None,
+        )
+        areas = planning.areas if planning.restricted else None
+        sampling = replace(self.sampling, key=key, areas=areas, classes=classes)
+        begin = (residents, catalogue, sampling, progress.cursor, progress.keeper())
+        if cluster.in_process:
+            return LocalEngine(*begin)
+        return RemoteEngine(*begin, workers=cluster.workers)
+
+    def _ranks(self, cluster: Cluster, progress: Drawing) -> Ranks | None:
+        """The other ranks, when there are some."""
+        rank, world_size = self.sampling.rank, self.sampling.world_size
+        if world_size == 1:
+            return None
+        shared = {**self.parameters(progress), "rank": None, "epoch": progress.epoch}
+        return Ranks(cluster.client, tokenize(shared), rank, world_size)
+
+    def parameters(self, progress: Drawing) -> dict[str, Any]:
+        """What batches depend on."""
+        planning = self.planning
+        entries = planning.catalogue.entries
+        return {
+            # by name and shape: on another machine the same files have other paths and times
+            "dataset": tokenize([e.summary for e in entries]),
+            "patients": len(entries),
+            "smallchunk_size": list(self.geometry.smallchunk),
+            "bigchunk_size": list(self.geometry.bigchunk),
+            "batch_size": planning.batch_size,
+            "slots": planning.allotment.slots,
+            "smallchunks_per_bigchunk": planning.draws_per_visit,
+            "seed": planning.seed,
+            "rank": self.sampling.rank,
+            "world_size": self.sampling.world_size,
+            "feedback_lag": progress.lag,
+            **planning.parameters(),
+        }
+
+
+def crop_of(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
+    """Shape and type of a small chunk.
+
+    Raises
+    ------
+    GeometryError
+        Targets differ in resolution.
+    """
+    target = catalogue.entries[0].target
+    return CropSpec(
+        size=geometry.smallchunk,
+        channels=catalogue.channels,
+        dtype=catalogue.dtype,
+        target_channels=None if target is None else target.shape[target.spatial_ndim :],
+        target_dtype=None if target is None else target.dtype,
+        target_ratio=_common_ratio(catalogue),
+    )
+
+
+def _common_ratio(catalogue: Catalogue) -> tuple[int, ...]:
+    """Pixels of the image per pixel of the target; empty when it is one."""
+    ratios = {entry.target_ratio: entry for entry in catalogue.entries}
+    if len(ratios) > 1:
+        named = [f"{e.patient.id}: {r}" for r, e in list(ratios.items())[:3]]
+        raise GeometryError(
+            f"targets of a batch must agree in resolution, but differ ({', '.join(named)} "
+            "pixels of the image per pixel of the target); give target_mpp="
+        )
+    ratio = next(iter(ratios))
+    return () if set(ratio) == {1} else ratio

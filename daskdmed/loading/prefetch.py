@@ -1,0 +1,156 @@
+"""Batches made ahead of the consumer, by a thread of its own.
+
+A `Prefetcher` knows nothing of the object that users hold, so that a forgotten loader is
+collected and its thread ends. Not covered: how batches are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Generic, TypeVar
+
+from daskdmed.core.errors import LoaderClosedError
+
+logger = logging.getLogger("daskdmed.loading")
+
+T = TypeVar("T")
+
+#: batches made ahead of the consumer, at most this many bytes of them
+_AHEAD_BYTES = 64 << 20
+_AHEAD_BATCHES = 4
+#: seconds that closing waits for user code which the thread runs
+_PATIENCE = 60.0
+
+
+def _nothing() -> None: ...
+
+
+class Prefetcher(Generic[T]):
+    """Takes items from a generator in a thread of its own, a bounded number ahead.
+
+    Parameters
+    ----------
+    items : generator
+        Closed in that thread at the end.
+    nbytes : int
+        Bytes of an item; at most 64 MiB and four items are ready before the thread waits.
+    interrupt : callable
+        Called by `close`, first: makes `items` end although it waits for something.
+    close : callable, optional
+        Called by `close`, last: lets go of what `items` used.
+    describe : callable, optional
+        What is going on, for the message of a timeout.
+    """
+
+    def __init__(
+        self,
+        items: Generator[T, None, None],
+        nbytes: int,
+        *,
+        interrupt: Callable[[], None],
+        close: Callable[[], None] = _nothing,
+        describe: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._items = items
+        self._ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // max(nbytes, 1)))
+        self._interrupt, self._close, self._describe = interrupt, close, describe
+        self._ready: deque[T] = deque()
+        self._change = threading.Condition()
+        self._running = True
+        self._paused = False
+        self._end: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="daskdmed-loader", daemon=True)
+        self._thread.start()
+
+    # -- producer -------------------------------------------------------------------
+
+    def _work(self) -> None:
+        end: BaseException = StopIteration()
+        try:
+            with contextlib.closing(self._items):
+                self._run()
+        except BaseException as error:  # handed to the consumer, whatever it is
+            end = error
+        with self._change:
+            self._end = end
+            self._change.notify_all()
+
+    def _run(self) -> None:
+        for item in self._items:
+            with self._change:
+                while self._running and (self._paused or len(self._ready) >= self._ahead):
+                    self._change.wait()
+                if not self._running:
+                    return
+                self._ready.append(item)
+                self._change.notify_all()
+            del item  # no reference while the next one is made
+
+    # -- consumer -------------------------------------------------------------------
+
+    def get(self, timeout: float | None = None) -> T:
+        """The next item.
+
+        Raises
+        ------
+        StopIteration
+            There are no more.
+        TimeoutError
+            None came in time.
+        LoaderClosedError
+            It is closed.
+        Exception
+            What went wrong while items were made, again at every further call.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._change:
+            while not self._ready:
+                if not self._running:
+                    raise LoaderClosedError("the loader is closed; make a new one")
+                if self._end is not None:
+                    raise self._end
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    paused = "the loader is paused" if self._paused else ""
+                    about = ", ".join(filter(None, (paused, self._describe())))
+                    raise TimeoutError(f"no batch within {timeout} s ({about})")
+                self._change.wait(left)
+            item = self._ready.popleft()
+            self._change.notify_all()
+            return item
+
+    @property
+    def ready(self) -> int:
+        """Items made and not yet taken."""
+        return len(self._ready)
+
+    def pause(self) -> None:
+        """Make no further items until `resume`; those that are ready can be taken."""
+        with self._change:
+            self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        with self._change:
+            self._paused = False
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Stop the thread, forget what is ready, let go of what was used. Idempotent."""
+        with self._change:
+            if not self._running:
+                return
+            self._running = False
+            self._ready.clear()
+            self._change.notify_all()
+        self._interrupt()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=_PATIENCE)
+            if self._thread.is_alive():
+                logger.warning("the loader's thread is still busy in user code")
+        self._close()

@@ -1,0 +1,92 @@
+"""Loads of windows read ahead within the budget, and cut into batches in order.
+
+Not covered: reading (`daskdmed.loading.sliding.read`), cutting
+(`daskdmed.loading.sliding.batches`), the thread (`daskdmed.loading.prefetch`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from daskdmed.loading.sliding.batches import WindowBatch, WindowBatcher
+from daskdmed.loading.sliding.plan import Load, LoadPlan
+from daskdmed.loading.sliding.read import Loaded, LoadReader
+from daskdmed.loading.torchbridge import Preparation
+
+
+class ReadAhead:
+    """One pass over the windows, or what is left of it.
+
+    Parameters
+    ----------
+    plan : LoadPlan
+        What is read, in order.
+    reader : LoadReader
+        Reads it.
+    budget : int
+        Bytes of all blocks in memory, those being read included.
+    batch_size : int
+        Windows per batch.
+    tfms : callable or None
+        Applied to windows in the background.
+    """
+
+    def __init__(
+        self,
+        plan: LoadPlan,
+        reader: LoadReader,
+        budget: int,
+        batch_size: int,
+        tfms: Callable[[Any], Any] | None,
+    ) -> None:
+        self.reader = reader
+        self.held = self.peak = 0
+        self._plan = plan
+        self._budget = budget
+        self._size = batch_size
+        view, grid = plan.images[0].view, plan.images[0].grid
+        self._shape = (*grid.kernel_size, *view.shape[grid.ndim :])
+        self._dtype = view.dtype
+        self._prepare = Preparation(grid.ndim, tfms)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the windows of a batch."""
+        return self._size * int(np.prod(self._shape, dtype=np.int64)) * self._dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.held:,} bytes of blocks in memory or being read"
+
+    def batches(self, position: int) -> Generator[tuple[WindowBatch, Any], None, None]:
+        """Batches from a position on, each with its tensor."""
+        batcher = WindowBatcher(self._size, self._shape, self._dtype)
+        number, skip = self._plan.locate(position)
+        ahead: deque[tuple[Load, Future[Loaded]]] = deque()
+        while True:
+            while number < len(self._plan):
+                load = self._plan.load(number)
+                if ahead and self.held + load.nbytes > self._budget:
+                    break
+                ahead.append((load, self.reader.submit(load)))
+                self.held += load.nbytes
+                self.peak = max(self.peak, self.held)
+                number += 1
+            if not ahead:
+                break
+            load, future = ahead.popleft()
+            loaded = future.result()
+            del future  # it holds the pixels
+            for batch in batcher.cut(load, loaded, skip):
+                yield batch, self._prepare(batch.smallchunks)
+                del batch
+            del loaded
+            self.held -= load.nbytes
+            skip = 0
+        rest = batcher.rest(self._plan.windows)
+        if rest is not None:
+            yield rest, self._prepare(rest.smallchunks)
