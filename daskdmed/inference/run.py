@@ -26,7 +26,7 @@ from daskdmed.inference.models.window import WindowModel
 from daskdmed.store.results import inline
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
-from daskdmed.tiling.strips import Strip, read_strips
+from daskdmed.tiling.strips import Strip, batches, read_strips
 
 Index = tuple[int, ...]
 J = TypeVar("J")
@@ -135,7 +135,7 @@ class BlockTask:
         inner, offset, keep = self._needed(job)
         total = inner.count if keep is None else int(np.count_nonzero(keep))
         expected = Layout(self.outputs, self.cells)
-        for where, values in model.stream(strips, total, self.grid, self.view, self.batch_size):
+        for where, values in self._stream(model, strips, total):
             places = np.unravel_index(where, inner.shape)
             shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
             flat = np.ravel_multi_index(shifted, shape)
@@ -150,6 +150,28 @@ class BlockTask:
             order = [a for axis in range(ndim) for a in (1 + axis, 1 + ndim + axis)]
             result = result.transpose(0, *order).reshape(width, *self._extent(job))
         return result if self.outputs else result[0]
+
+    def _stream(
+        self, model: WindowModel, strips: Iterable[Strip], total: int
+    ) -> Iterator[tuple[Array, Array]]:
+        """Values of the `total` windows of some strips: (flat positions, values)."""
+        form = model.form(self.grid.kernel_size, self.view)
+
+        def size() -> int:
+            return model.limit.of(self.batch_size)
+
+        for where, batch in batches(
+            strips,
+            total,
+            self.grid,
+            size,
+            form.allocate,
+            form.convert,
+            in_place=not model.is_torch,
+        ):
+            values = model.values(batch, self.grid.ndim)
+            del batch  # so that its memory can be used for the next
+            yield where, values
 
     def _extent(self, job: BlockJob) -> tuple[int, ...]:
         return tuple(n * c for n, c in zip(job.block.shape, self.cells, strict=True))

@@ -5,7 +5,7 @@ windows lie side by side a batch is a strided view, so that nothing is copied; w
 overlap, were shifted, or a model wants its own layout, they are copied once.
 
 Not covered: where windows lie (`daskdmed.tiling.grid`), what models do with batches
-(`daskdmed.inference.models.window`).
+(`daskdmed.inference.models`).
 """
 
 from __future__ import annotations
@@ -74,11 +74,6 @@ class Windows:
     grid: WindowGrid
     keep: Array | None = None
 
-    @property
-    def separate(self) -> bool:
-        """Whether the windows are regular and share no pixel, so that views are safe."""
-        return self.block.regular and not self.grid.overlapping
-
     def row(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
         """Neighbouring windows along the last axis, (n, *kernel[, c]).
 
@@ -120,26 +115,6 @@ class Windows:
         """
         for lead, begin, stop in self.runs(batch_size):
             yield self.positions(lead, begin, stop), self.row(lead, begin, stop)
-
-    def copies(
-        self, batch_size: int, allocate: Allocate, convert: Convert
-    ) -> Iterator[tuple[Array, Array]]:
-        """Batches of `batch_size` windows (the last may be smaller), each copied once."""
-        total = self.block.count if self.keep is None else int(np.count_nonzero(self.keep))
-        where: list[Array] = []
-        batch, filled, given = None, 0, 0
-        for lead, begin, stop in self.runs(batch_size):
-            while begin < stop:
-                if batch is None:
-                    batch = allocate(min(batch_size, total - given))
-                n = min(stop - begin, len(batch) - filled)
-                convert(batch[filled : filled + n], self.row(lead, begin, begin + n))
-                where.append(self.positions(lead, begin, begin + n))
-                begin, filled = begin + n, filled + n
-                if filled == len(batch):
-                    yield np.concatenate(where), batch
-                    given += filled
-                    where, batch, filled = [], None, 0
 
     def positions(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
         """Flat positions in the block of neighbouring windows along the last axis."""

@@ -187,6 +187,33 @@ def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:
     return math.lcm(stride, tile) if regular and stride >= kernel else 0
 
 
+def batches(
+    strips: Iterable[Strip],
+    total: int,
+    grid: WindowGrid,
+    batch_size: Callable[[], int],
+    allocate: Allocate,
+    convert: Convert,
+    *,
+    in_place: bool,
+) -> Iterator[tuple[Array, Array]]:
+    """Windows of the strips of one block in batches: (flat positions in the block, windows).
+
+    Parameters
+    ----------
+    strips, total, batch_size, allocate, convert
+        As for `copies`.
+    grid : WindowGrid
+        Of the windows.
+    in_place : bool
+        Whether strided views of the pixels will do. They are given where no two windows
+        share a pixel, of at most one row of windows.
+    """
+    if in_place and not grid.overlapping and grid.edge != "shift":
+        return views(strips, batch_size)
+    return copies(strips, total, batch_size, allocate, convert)
+
+
 def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Array, Array]]:
     """Batches without copying: (flat positions in the block, windows)."""
     for strip in strips:
@@ -208,7 +235,8 @@ def copies(
     Parameters
     ----------
     strips : iterable of Strip
-        From `read_strips`.
+        From `read_strips`, in order; a strip's memory may be used again when the next is
+        asked for.
     total : int
         Windows that all strips keep.
     batch_size : callable

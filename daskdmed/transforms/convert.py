@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.intensity import full_scale
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform
 from daskdmed.transforms.blocks import blocks_of
 
-_UNSIGNED = {torch.uint8: 255.0, torch.uint16: 65535.0}
-
 
 class ToFloat(Transform):
-    """Integers to floating point; unsigned ones divided by their largest value.
+    """Integers to floating point; unsigned ones of 8 and 16 bits divided by their largest value.
+
+    The scale on which modules in `heatmap`, `predict` and `infer` see the same image.
 
     Parameters
     ----------
     dtype : torch.dtype, default torch.float32
         Floating point type of the result.
     scale : float, optional
-        Divide by this instead. Default: 255 for uint8, 65535 for uint16, 1 for signed and
-        floating point samples (Hounsfield units stay what they are).
+        Divide by this instead. Default: 255 for uint8, 65535 for uint16, 1 for all others
+        (Hounsfield units stay what they are).
 
     Raises
     ------
@@ -39,7 +40,7 @@ class ToFloat(Transform):
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
         """Convert and divide; memory layout stays."""
-        scale = self.scale if self.scale is not None else _UNSIGNED.get(x.dtype, 1.0)
+        scale = self.scale if self.scale is not None else full_scale(x.dtype) or 1.0
         if scale == 1.0:
             return x.to(self.dtype)
         out = torch.empty_like(x, dtype=self.dtype)
@@ -81,7 +82,7 @@ class Normalize(Transform):
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
         """Convert, subtract and divide, block by block."""
-        white = _UNSIGNED.get(x.dtype, 1.0)
+        white = full_scale(x.dtype) or 1.0
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean, std = (
             torch.tensor(v, dtype=torch.float64).mul(white).to(x.device, self.dtype).reshape(shape)

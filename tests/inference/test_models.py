@@ -18,7 +18,7 @@ from daskdmed.errors import StoreError, UsageError
 from daskdmed.inference.models.programs import Program
 from daskdmed.inference.models.torchrun import BatchLimit, cpu_threads
 from daskdmed.inference.models.values import Layout, as_window_values
-from daskdmed.inference.models.window import WindowModel
+from daskdmed.inference.models.window import WindowModel, scaled_tensor
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (100, 130, 3), np.uint8)
 
@@ -342,3 +342,58 @@ def test_shapes_of_values(shape, ndim, kept, layout):
 def test_shapes_that_are_no_values(shape, ndim):
     with pytest.raises(UsageError, match="returned shape"):
         as_window_values(np.zeros(shape), 5, ndim)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int8", "int16", "uint32", "float32", "bool"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_training_and_prediction_see_one_scale(kind, on_device):
+    from daskdmed import Dataset, LightDL, Patient, Record, predict
+    from daskdmed.transforms import ToFloat
+
+    top = 1000 if kind in ("int16", "uint16", "uint32") else 2 if kind == "bool" else 120
+    image = np.random.default_rng(0).integers(0, top, (32, 48, 2)).astype(kind)
+    full = {"uint8": np.float32(255), "uint16": np.float32(65535)}.get(kind, np.float32(1))
+    wanted = np.moveaxis(image.astype(np.float32) / full, -1, 0)
+
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            return x
+
+    if on_device:  # what a module on another device than the CPU is given
+        tensor = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy())
+        found = scaled_tensor(tensor, channels_last=False)[0]
+        np.testing.assert_array_equal(found, wanted)
+        return
+    dense = predict(image, Same(), kernel_size=16, overlap=0, blend="constant").compute()
+    np.testing.assert_array_equal(dense, wanted)
+    assert WindowModel(Same()).form((16, 16), image).dtype == np.float32
+
+    class First(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :, 0, 0]
+
+    corners = heatmap(image, First(), kernel_size=16).compute()
+    np.testing.assert_array_equal(corners, wanted[:, ::16, ::16])
+    if kind in ("uint8", "uint16", "int16", "float32"):
+        dataset = Dataset("one", [Patient("a", {"x": Record(array=image)})])
+        with LightDL(
+            dataset, smallchunk_size=16, batch_size=4, epoch_length=1, batch_tfms=ToFloat()
+        ) as loader:
+            for x, _, chunks in loader:
+                for one, chunk in zip(x.numpy(), chunks, strict=True):
+                    column, row = chunk.location
+                    part = wanted[:, row : row + 16, column : column + 16]
+                    np.testing.assert_array_equal(one, part)
+
+
+def test_several_outputs_are_never_taken_for_windows():
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))
+
+    # two outputs for two windows: an array could be made of them, and would mix both
+    with pytest.raises(UsageError, match="tuple of 2.*picks the output"):
+        heatmap(np.zeros((16, 32, 3), np.uint8), Two(), kernel_size=16)
+    found = heatmap(IMAGE, lambda w: [one.mean() for one in w], kernel_size=16)
+    np.testing.assert_allclose(found, heatmap(IMAGE, lambda w: w.mean((1, 2, 3)), kernel_size=16))

@@ -8,19 +8,23 @@ Not covered: running them (`daskdmed.inference.dense.predict`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.errors import BudgetError, GeometryError, UsageError
 from daskdmed.core.types import ImageView
 from daskdmed.inference.dense.blend import Blend, BlendMode
 from daskdmed.inference.dense.convolutional import dense_axes, find_field
 from daskdmed.inference.dense.mosaic import MosaicPlan, blended_axis, choose_mosaic
-from daskdmed.inference.models.maps import Cells, MapModel, background_window
+from daskdmed.inference.models.values import Cells, Layout
+from daskdmed.inference.models.window import WindowModel, background_window
 from daskdmed.tiling.grid import OverlapLike, PerAxis, per_axis, stride_of
 
 #: of windows, when nothing is said
 _OVERLAP = 0.25
+#: bytes that one batch of windows may take as float32
+_BATCH_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Mosaic:
 
     Parameters
     ----------
-    model : MapModel
-        With its layout.
+    layout : Layout
+        What the model gives for a window.
     plan : MosaicPlan
         Windows, chunks and bands.
     blend : Blend, optional
@@ -39,16 +43,10 @@ class Mosaic:
         Extent of a cell and distance between cells, in pixels.
     """
 
-    model: MapModel
+    layout: Layout
     plan: MosaicPlan
     blend: Blend | None
     place: tuple[tuple[int, ...], tuple[int, ...]]
-
-    @property
-    def outputs(self) -> int:
-        """Values per cell that the model gives, 0 for one plain value."""
-        assert self.model.layout is not None
-        return self.model.layout.outputs
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,27 @@ class WindowChoice:
             )
         return cls(view, kernel, steps, stride is not None, None, None)
 
+    def check_bytes(self, batch_size: int) -> None:
+        """Refuse windows that cannot be meant, before memory is asked for.
+
+        Raises
+        ------
+        BudgetError
+            A batch takes more than 8 GiB as float32.
+        """
+        channels = math.prod(self.view.shape[self.view.spatial_ndim :])
+        one = 4 * channels * math.prod(self.kernel_size)
+        if one * batch_size > _BATCH_BYTES:
+            raise BudgetError(
+                f"a batch of {batch_size} windows of {self.kernel_size} pixels x {channels} "
+                f"channels takes {one * batch_size / 2**30:.1f} GiB as float32 (the limit is "
+                f"{_BATCH_BYTES / 2**30:g} GiB), one window {one / 2**30:.2f} GiB; give a "
+                "smaller kernel_size or batch_size, or a coarser level"
+            )
+
     def try_model(
         self,
-        model: MapModel,
+        model: WindowModel,
         blend: BlendMode,
         sigma_scale: float | Sequence[float],
         chunks: PerAxis | None,
@@ -138,22 +154,19 @@ class WindowChoice:
             return all(c >= 1 and k % c == 0 for k, c in zip(self.kernel_size, cells, strict=True))
 
         window = background_window(self.view, self.kernel_size)
-        model, _ = model.trial(
-            [window], len(self.kernel_size), fits, f"{self.kernel_size} pixels / a whole number"
+        layout, _ = model.layout_of_maps(
+            window, len(self.kernel_size), fits, f"{self.kernel_size} pixels / a whole number"
         )
-        assert model.layout is not None
-        reduction = tuple(k // c for k, c in zip(self.kernel_size, model.layout.cells, strict=True))
+        reduction = tuple(k // c for k, c in zip(self.kernel_size, layout.cells, strict=True))
         steps = self._in_cells(reduction)
         axes = tuple(
             blended_axis(n, k, s, r)
             for n, k, s, r in zip(self.view.shape, self.kernel_size, steps, reduction, strict=False)
         )
         pitch = [s // r for s, r in zip(steps, reduction, strict=True)]
-        plan = choose_mosaic(
-            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
-        )
+        plan = choose_mosaic(axes, max(layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks))
         weights = Blend.of(blend, self.kernel_size, reduction=reduction, sigma_scale=sigma_scale)
-        return Mosaic(model, plan, weights, (reduction, reduction))
+        return Mosaic(layout, plan, weights, (reduction, reduction))
 
     def _in_cells(self, reduction: tuple[int, ...]) -> tuple[int, ...]:
         """The stride in whole cells."""
@@ -166,7 +179,7 @@ class WindowChoice:
 
     def _try_dense(
         self,
-        model: MapModel,
+        model: WindowModel,
         receptive_field: tuple[int, ...],
         output_stride: tuple[int, ...],
         chunks: PerAxis | None,
@@ -183,14 +196,13 @@ class WindowChoice:
                 for k, r, s in zip(kernel, receptive_field, output_stride, strict=True)
             )
         window = background_window(self.view, kernel)
-        model, _ = model.trial([window], ndim, lambda cells: cells == expected, f"{expected} cells")
-        assert model.layout is not None
-        pitch = [max(axis.stops[0] - axis.starts[0], 1) for axis in axes]
-        plan = choose_mosaic(
-            axes, max(model.layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks)
+        layout, _ = model.layout_of_maps(
+            window, ndim, lambda cells: cells == expected, f"{expected} cells"
         )
+        pitch = [max(axis.stops[0] - axis.starts[0], 1) for axis in axes]
+        plan = choose_mosaic(axes, max(layout.outputs, 1), pitch=pitch, chunk=self._chunks(chunks))
         place = (field.unit if field.padded else receptive_field, field.unit)
-        return Mosaic(model, plan, None, place)
+        return Mosaic(layout, plan, None, place)
 
     def _chunks(self, chunks: PerAxis | None) -> tuple[int, ...] | None:
         if chunks is None:

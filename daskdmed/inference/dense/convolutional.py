@@ -31,7 +31,8 @@ import numpy as np
 from daskdmed.core.errors import DaskdmedError, GeometryError, UsageError
 from daskdmed.core.types import Array, ImageView
 from daskdmed.inference.dense.mosaic import AxisWindows
-from daskdmed.inference.models.maps import Cells, MapModel
+from daskdmed.inference.models.values import Cells
+from daskdmed.inference.models.window import WindowModel
 from daskdmed.tiling.grid import axis_count
 
 #: pixels beyond the declared reach in which the trial looks for influence
@@ -172,7 +173,7 @@ def dense_axes(
 
 
 def find_field(
-    model: MapModel,
+    model: WindowModel,
     view: ImageView,
     receptive_field: tuple[int, ...],
     output_stride: tuple[int, ...],
@@ -181,7 +182,7 @@ def find_field(
 
     Parameters
     ----------
-    model : MapModel
+    model : WindowModel
         In evaluation mode, on its device.
     view : ImageView
         Gives dtype and channels; no pixel is read.
@@ -215,9 +216,9 @@ class _Trial:
     """A patch of noise, and what the model makes of it."""
 
     def __init__(
-        self, model: MapModel, view: ImageView, reach: tuple[int, ...], stride: tuple[int, ...]
+        self, model: WindowModel, view: ImageView, reach: tuple[int, ...], stride: tuple[int, ...]
     ) -> None:
-        self.ndim = len(reach)
+        self.model, self.ndim = model, len(reach)
         self.reach, self.stride = reach, stride
         self.halo = halo_of(reach, stride)
         low, high = _MARGIN
@@ -240,7 +241,9 @@ class _Trial:
             f"receptive_field={reach}, output_stride={stride})"
         )
         try:
-            self.model, values = model.trial([self.first], self.ndim, self._fits, wanted)
+            self.layout, self.values = model.layout_of_maps(
+                self.first, self.ndim, self._fits, wanted
+            )
         except DaskdmedError:
             raise
         except Exception as error:
@@ -249,7 +252,6 @@ class _Trial:
                 f"output_stride={stride} ({type(error).__name__}: {error}); declare the product "
                 "of all strides and poolings in the network (16 for a U-Net with four poolings)"
             ) from error
-        self.values = values[0]
         cells = self.values.shape[1:]
         self.valid = cells == self._valid_cells
         unit = stride if self.valid else self._unit(cells)
@@ -300,7 +302,7 @@ class _Trial:
         changed = self._noise(self.first.shape, self.first.dtype)
         kept = self._around(distance)
         changed[kept] = self.first[kept]
-        values = self.model([changed], self.ndim)[0]
+        values = self.model.maps([changed], self.layout)[0]
         found = self._core_cells(values, self.core) - self._core_cells(self.values, self.core)
         return float(np.abs(found).max())
 
@@ -338,7 +340,7 @@ class _Trial:
         shifted = self.patch[
             tuple(slice(s, s + n) for s, n in zip(self.stride, self.extent, strict=True))
         ]
-        values = self.model([shifted], self.ndim)[0]
+        values = self.model.maps([shifted], self.layout)[0]
         moved = [c - s for c, s in zip(self.core, self.stride, strict=True)]
         difference = self._core_cells(values, moved) - self._core_cells(self.values, self.core)
         change = float(np.abs(difference).max())

@@ -34,8 +34,6 @@ from daskdmed.inference.dense.sweepjobs import (
     steps_per_job,
 )
 from daskdmed.inference.inputs import as_location, as_view
-from daskdmed.inference.models.maps import MapModel, check_batch_bytes
-from daskdmed.inference.models.torchrun import device_of
 from daskdmed.inference.models.window import Model, Transform, WindowModel
 from daskdmed.inference.run import run_in_threads, worker_threads
 from daskdmed.store.location import Location
@@ -102,10 +100,11 @@ def predict(
         As for `heatmap`: spatial axes first, at most one channel axis behind them.
     model : torch.nn.Module, callable, path or exported program
         A module (or TorchScript archive, or exported program, by path) gets float32
-        (n, c, *kernel) in [0, 1], or what `batch_tfms` makes of it, and gives (n, k, *cells)
-        or (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype of the image
-        and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the kernel
-        divided by a whole number r per axis, 1 for a value per pixel; it and k are learnt
+        (n, c, *kernel), uint8 and uint16 in [0, 1] and others as they are (the scale of
+        `daskdmed.transforms.ToFloat`), or what `batch_tfms` makes of it, and gives
+        (n, k, *cells) or (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype
+        of the image and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the
+        kernel divided by a whole number r per axis, 1 for a value per pixel; it and k are learnt
         from a window of background. NaN or infinite values are refused. Windows over the
         border see the background of the image. In-process the model may be called from
         several threads at once.
@@ -192,22 +191,21 @@ def predict(
     ndim = spatial_axes(kernel_size)
     view = as_view(image, ndim, resolution, tile_error)
     windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
-    check_batch_bytes(view, windows.kernel_size, batch_size or 1)
+    windows.check_bytes(batch_size or 1)
     location = as_location(out, client)
-    adapted = MapModel(WindowModel(model, batch_tfms, device, autocast, channels_last))
+    adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
     threads = worker_threads() if client is None else 1
-    with adapted.wrapped.ready(threads):
+    with adapted.ready(threads):
         ready = adapted.place() if client is None else adapted
         mosaic = windows.try_model(ready, blend, sigma_scale, chunks)
-    outputs = mosaic.outputs
-    finish = Finish.of(post, outputs, fill)
+    finish = Finish.of(post, mosaic.layout.outputs, fill)
     cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
     spec = _spec(view, windows, mosaic, finish, resolution, adapted, cells)
     store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
-    size = batch_size or _windows_per_call(mosaic)
-    task = SweepTask(view, mosaic.plan, mosaic.blend, finish, store.array, max(outputs, 1), size)
+    size = batch_size or _windows_per_call(ready, mosaic)
+    task = SweepTask(view, mosaic.plan, mosaic.blend, finish, store.array, mosaic.layout, size)
     work = _Work(task, cells, store, location, progress)
-    work.compute(mosaic.model, client)
+    work.compute(ready, client)
     if place != location:
         location.replace(place)
     return _lazy(location, spec)
@@ -223,7 +221,7 @@ class _Work:
     location: Location
     progress: bool
 
-    def compute(self, model: MapModel, client: Client | None) -> None:
+    def compute(self, model: WindowModel, client: Client | None) -> None:
         """Compute them all, and record what is done whatever happens."""
         store, plan = self.store, self.task.plan
         if client is None:
@@ -246,7 +244,7 @@ class _Work:
         try:
             with _bar(store, self.progress) as mark:
                 if client is None:
-                    with model.wrapped.ready(parallel):
+                    with model.ready(parallel):
                         self._in_threads(model, jobs, mark, parallel)
                 else:
                     self._on_cluster(model, jobs, mark, client)
@@ -262,7 +260,9 @@ class _Work:
         finally:
             store.flush()
 
-    def _in_threads(self, model: MapModel, jobs: list[SweepJob], mark: _Mark, threads: int) -> None:
+    def _in_threads(
+        self, model: WindowModel, jobs: list[SweepJob], mark: _Mark, threads: int
+    ) -> None:
         lock = threading.Lock()
 
         def call(job: SweepJob) -> tuple[int, ...]:
@@ -276,7 +276,7 @@ class _Work:
         run(jobs, call, lambda index: None, threads)
 
     def _on_cluster(
-        self, model: MapModel, jobs: list[SweepJob], mark: _Mark, client: Client
+        self, model: WindowModel, jobs: list[SweepJob], mark: _Mark, client: Client
     ) -> None:
         from daskdmed.inference.cluster import run_on_cluster
 
@@ -288,7 +288,7 @@ class _Work:
                 self._mark(job.band, step, mark)
 
         run: Any = run_on_cluster
-        with model.wrapped.ready(1):
+        with model.ready(1):
             run(client, jobs, self.task, model, done)
 
     def _mark(self, band: tuple[int, ...], step: int, mark: _Mark) -> None:
@@ -306,31 +306,21 @@ class _Work:
 _Mark = Callable[[tuple[int, ...]], None]
 
 
-def _windows_per_call(mosaic: Mosaic) -> int:
-    wrapped = mosaic.model.wrapped
-    on_cpu = wrapped.is_torch and _device_type(wrapped) == "cpu"
+def _windows_per_call(model: WindowModel, mosaic: Mosaic) -> int:
+    on_cpu = model.is_torch and model.device_type == "cpu"
     return max((_BATCH_PIXELS // (4 if on_cpu else 1)) // math.prod(mosaic.plan.kernel_size), 1)
 
 
-def _device_type(wrapped: WindowModel) -> str:
-    """Where a module runs; a program that is not loaded yet says so by `device` only."""
-    if wrapped.device is not None:
-        return str(wrapped.device).split(":")[0]
-    if not hasattr(wrapped.model, "parameters"):
-        return "cpu"
-    return str(device_of(wrapped.model).type)
-
-
-def sweeps_at_once(model: MapModel, threads: int) -> int:
+def sweeps_at_once(model: WindowModel, threads: int) -> int:
     """How many sweeps this process runs side by side.
 
     A module on the CPU uses all threads by itself, and its activations are the largest part
     of the memory: one sweep. On another device two, so that one reads and blends while the
     model runs for the other. Other callables run in as many threads as there are.
     """
-    if not model.wrapped.is_torch:
+    if not model.is_torch:
         return threads
-    return 1 if _device_type(model.wrapped) == "cpu" else min(2, threads)
+    return 1 if model.device_type == "cpu" else min(2, threads)
 
 
 @contextmanager
@@ -355,7 +345,7 @@ def _spec(
     mosaic: Mosaic,
     finish: Finish,
     resolution: Resolution,
-    model: MapModel,
+    model: WindowModel,
     mask: CellMask | None,
 ) -> ResultSpec:
     """Everything that the values depend on goes into the parameters; `batch_size` does not."""
@@ -370,11 +360,11 @@ def _spec(
         "blend": None if blend is None else [blend.mode, *blend.sigma_scale],
         "receptive_field": windows.receptive_field,
         "output_stride": windows.output_stride,
-        "model": model.wrapped.fingerprint,
-        "autocast": str(model.wrapped.autocast or None),
+        "model": model.fingerprint,
+        "autocast": str(model.autocast or None),
         "mask": None if mask is None else fingerprint(mask.inside),
         "post": [finish.kind, finish.least, str(finish.fill)],
-        "outputs": mosaic.outputs,
+        "outputs": mosaic.layout.outputs,
         "pixels_per_cell": mosaic.place[1],
         "chunk": plan.chunk,
         "chunks_per_band": plan.rows,

@@ -24,7 +24,8 @@ from daskdmed.inference.dense.blend import Blend
 from daskdmed.inference.dense.finish import Finish
 from daskdmed.inference.dense.mosaic import Group, MosaicPlan
 from daskdmed.inference.dense.sweepjobs import Index, SweepJob
-from daskdmed.inference.models.maps import MapModel
+from daskdmed.inference.models.values import Layout
+from daskdmed.inference.models.window import WindowModel
 
 #: pixels read beyond what is needed, to end on a storage tile, take at most these bytes
 _AHEAD_BYTES = 32 * 2**20
@@ -120,8 +121,8 @@ class SweepTask:
         What is written.
     target : zarr.Array
         ([k,] *cells).
-    outputs : int
-        Values per cell that the model gives, at least 1.
+    layout : Layout
+        What the model gives for a window.
     batch_size : int
         Windows per call of the model.
     """
@@ -131,7 +132,7 @@ class SweepTask:
     blend: Blend | None
     finish: Finish
     target: Any
-    outputs: int
+    layout: Layout
     batch_size: int
 
     def for_block(self, job: SweepJob) -> SweepTask:
@@ -163,14 +164,14 @@ class SweepTask:
         return axis.origins[touched[0]], -(-end // tile) * tile
 
     def __call__(
-        self, model: MapModel, job: SweepJob, wrote: Callable[[int], None] | None = None
+        self, model: WindowModel, job: SweepJob, wrote: Callable[[int], None] | None = None
     ) -> Index:
         """Compute and write the steps of one job.
 
         Parameters
         ----------
-        model : MapModel
-            With its layout.
+        model : WindowModel
+            In evaluation mode, on its device.
         job : SweepJob
             What to do.
         wrote : callable, optional
@@ -199,7 +200,7 @@ class SweepTask:
 class _Sweep:
     """State of one job: pixels and partial sums."""
 
-    def __init__(self, task: SweepTask, model: MapModel, job: SweepJob) -> None:
+    def __init__(self, task: SweepTask, model: WindowModel, job: SweepJob) -> None:
         self.task, self.model, self.job = task, model, job
         plan = self.plan = task.plan
         self.lead = plan.band_cells(job.band)
@@ -209,9 +210,10 @@ class _Sweep:
         begins = [a // width for a in last.starts]
         self.reach = max(0, *(b - (a + 1) * width for a, b in zip(begins, last.stops, strict=True)))
         shape = [b - a for a, b in self.lead]
-        self.sums = np.zeros((task.outputs, *shape, width + self.reach), np.float32)
+        outputs = max(task.layout.outputs, 1)
+        self.sums = np.zeros((outputs, *shape, width + self.reach), np.float32)
         if task.blend is not None:
-            self.scratch = np.empty((task.outputs, *task.blend.weights.shape), np.float32)
+            self.scratch = np.empty((outputs, *task.blend.weights.shape), np.float32)
         self._scale: tuple[Any, Array] | None = None
 
     def step(self, step: int) -> None:
@@ -258,7 +260,7 @@ class _Sweep:
             )
         width = self.plan.chunk[-1]
         spans = [*self.lead, (step * width, step * width + self.sums.shape[-1])]
-        for window, values in zip(batch, self.model(views, len(axes)), strict=True):
+        for window, values in zip(batch, self.model.maps(views, self.task.layout), strict=True):
             places = [
                 axis.spans(range(i, i + 1), *span)[0]
                 for axis, i, span in zip(axes, window, spans, strict=True)

@@ -1,11 +1,12 @@
-"""What a model is given, and how it is run.
+"""What a model is given, and how it is run: the one adapter over all that users give.
 
 Two kinds of model: a ``torch.nn.Module`` (or a program in a file) gets float tensors,
-channels first; any other callable gets the windows as the array they are.
+channels first, on the scale of `daskdmed.core.intensity`; any other callable gets the
+windows as the array they are, channels last.
 
-Not covered: which windows make a batch (`daskdmed.tiling.strips`), what comes back
-(`daskdmed.inference.models.values`), and how a model comes to the workers of a cluster
-(`daskdmed.inference.cluster`).
+Not covered: which windows make a batch (`daskdmed.tiling.strips`,
+`daskdmed.inference.dense.sweep`), what comes back (`daskdmed.inference.models.values`), and
+how a model comes to the workers of a cluster (`daskdmed.inference.cluster`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,21 +22,63 @@ import numpy as np
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
+from daskdmed.core.intensity import full_scale
 from daskdmed.core.types import Array, ImageView
 from daskdmed.images import buffers
 from daskdmed.inference.models.programs import Program, is_program, is_scripted
 from daskdmed.inference.models.torchrun import BatchLimit, autocast_dtype, device_of, precision
-from daskdmed.inference.models.values import Layout, as_values, as_window_values
-from daskdmed.tiling import strips as stripping
-from daskdmed.tiling.extract import Allocate, Convert, Windows
-from daskdmed.tiling.grid import WindowGrid
-from daskdmed.tiling.strips import Strip
+from daskdmed.inference.models.values import Cells, Layout, as_numbers, as_window_values
 
 if TYPE_CHECKING:
     import torch
 
 Model: TypeAlias = Callable[..., Any]
 Transform: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class BatchForm:
+    """How windows lie in the array that a model gets.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one window in a batch.
+    dtype : dtype
+        Of a batch.
+    scaled : bool
+        Whether samples are brought to the scale of networks on the way.
+    channels_first : bool
+        Whether the channel axis, the last one of a window, is the first one here.
+    channel_added : bool
+        Whether windows have no channel axis, and get one of length 1.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scaled: bool
+    channels_first: bool
+    channel_added: bool
+
+    def allocate(self, n: int) -> Array:
+        """Room for `n` windows."""
+        return buffers.empty((n, *self.shape), self.dtype)
+
+    def convert(self, target: Array, source: Array) -> None:
+        """Copy windows (n, *kernel[, c]) into a part of a batch."""
+        to = np.moveaxis(target, 1, -1) if self.channels_first else target
+        to = to[..., 0] if self.channel_added else to
+        if self.scaled:
+            scale_into(to, source)
+        else:
+            np.copyto(to, source)
+
+    def stack(self, windows: Sequence[Array]) -> Array:
+        """A batch of windows (*kernel[, c]) of one shape."""
+        batch = self.allocate(len(windows))
+        for i, window in enumerate(windows):
+            self.convert(batch[i : i + 1], window[None])
+        return batch
 
 
 @dataclass(frozen=True)
@@ -153,122 +196,75 @@ class WindowModel:
                 if module.training != training:
                     module.training = training
 
-    def outputs(self, windows: Windows, batch_size: int) -> Iterator[tuple[Array, Array]]:
-        """Results of all kept windows of a block: (flat positions, values as in `stream`)."""
-        strip = Strip(0, windows)
-        return self.stream([strip], strip.count, windows.grid, windows.pixels, batch_size)
-
-    def stream(
-        self,
-        strips: Iterable[Strip],
-        total: int,
-        grid: WindowGrid,
-        like: Any,
-        batch_size: int,
-    ) -> Iterator[tuple[Array, Array]]:
-        """Results of the windows of some strips of one block.
+    def form(self, kernel: tuple[int, ...], like: Any) -> BatchForm:
+        """How windows are laid into a batch.
 
         Parameters
         ----------
-        strips : iterable of Strip
-            In order; a strip's memory may be used again when the next is asked for.
-        total : int
-            Windows that they keep.
-        grid : WindowGrid
-            Of the windows.
+        kernel : tuple of int
+            Extent of a window.
         like : ndarray or ImageView
             Shape and dtype as the pixels: spatial axes, then at most one of channels.
-        batch_size : int
-            Windows per call at most.
-
-        Yields
-        ------
-        positions : ndarray of int
-            Flat positions in the block.
-        values : ndarray of float32
-            See `daskdmed.inference.models.values.as_window_values`.
         """
-
-        def size() -> int:
-            return self.limit.of(batch_size)
-
-        separate = not grid.overlapping and grid.edge != "shift"
-        if separate and not self.is_torch:
-            batches = stripping.views(strips, size)
-        else:
-            allocate, convert = self._copying(grid.kernel_size, like)
-            batches = stripping.copies(strips, total, size, allocate, convert)
-        for where, batch in batches:
-            values = self(batch, grid.ndim)
-            del batch  # so that its memory can be used for the next
-            yield where, values
-
-    def _copying(self, kernel: tuple[int, ...], like: Any) -> tuple[Allocate, Convert]:
-        """How windows become a batch."""
         channels = tuple(like.shape[len(kernel) :])
         inner = (channels or (1,)) if self.is_torch else channels
-        added = len(inner) > len(channels)
-        dtype = np.dtype(np.float32) if self._scales_on_cpu else np.dtype(like.dtype)
-        first = self._scales_on_cpu and not self.channels_last
-        shape = (*inner, *kernel) if first else (*kernel, *inner)
-
-        def allocate(n: int) -> Array:
-            return buffers.empty((n, *shape), dtype)
-
-        def convert(target: Array, source: Array) -> None:
-            to = np.moveaxis(target, 1, -1) if first else target
-            to = to[..., 0] if added else to
-            if self._scales_on_cpu:
-                scale_into(to, source)
-            else:
-                np.copyto(to, source)
-
-        return allocate, convert
+        scaled = self._scales_on_cpu
+        first = scaled and not self.channels_last
+        return BatchForm(
+            shape=(*inner, *kernel) if first else (*kernel, *inner),
+            dtype=np.dtype(np.float32) if scaled else np.dtype(like.dtype),
+            scaled=scaled,
+            channels_first=first,
+            channel_added=len(inner) > len(channels),
+        )
 
     @property
     def _scales_on_cpu(self) -> bool:
-        if not self.is_torch or self.batch_tfms is not None:
-            return False
-        return bool(device_of(self.model).type == "cpu")
+        return self.is_torch and self.batch_tfms is None and self.device_type == "cpu"
 
-    def __call__(self, batch: Array, spatial_ndim: int = 2) -> Array:
+    @property
+    def device_type(self) -> str:
+        """Where a module runs; a program that is not loaded yet says so by `device` only."""
+        if self.device is not None:
+            return str(self.device).split(":")[0]
+        return str(device_of(self.model).type) if hasattr(self.model, "parameters") else "cpu"
+
+    def __call__(self, batch: Array) -> Array:
         """Run the model on one batch, in smaller ones when memory runs out.
 
         Parameters
         ----------
         batch : ndarray
-            As `stream` makes it.
-        spatial_ndim : int
-            Axes of a window.
+            As `form` lays it out, or windows as they are for a callable.
 
         Returns
         -------
-        ndarray of float32
-            See `daskdmed.inference.models.values.as_window_values`.
+        ndarray
+            Real numbers, as the model gives them.
 
         Raises
         ------
         UsageError
-            The model's output is no such array.
+            The model's output is no array of numbers.
         """
-        return self.limit.run(lambda part: self._call(part, spatial_ndim), batch)
+        return self.limit.run(self._call, batch)
 
-    def _call(self, batch: Array, spatial_ndim: int) -> Array:
+    def _call(self, batch: Array) -> Array:
         if not self.is_torch:
             given = batch if self.batch_tfms is None else self.batch_tfms(batch)
-            return as_window_values(self.model(given), len(batch), spatial_ndim)
+            return as_numbers(self.model(given), len(batch), module=False)
         fixed = getattr(self.model, "daskdmed_batch", None)
         if fixed is None or len(batch) == fixed:
-            return self._forward(batch, spatial_ndim)
+            return self._forward(batch)
         # an exported program may take one number of windows only: fill up, and cut off
         values = []
         for a in range(0, len(batch), fixed):
             part = batch[a : a + fixed]
             full = np.concatenate([part, np.repeat(part[:1], fixed - len(part), axis=0)])
-            values.append(self._forward(full, spatial_ndim)[: len(part)])
+            values.append(self._forward(full)[: len(part)])
         return np.concatenate(values)
 
-    def _forward(self, batch: Array, spatial_ndim: int) -> Array:
+    def _forward(self, batch: Array) -> Array:
         import torch
 
         device = device_of(self.model)
@@ -278,22 +274,35 @@ class WindowModel:
                 # channels-last memory seen as channels first, as the loader gives it
                 tensor = torch.movedim(tensor, -1, 1).to(device)
                 if self.batch_tfms is None:
-                    tensor = _scaled_tensor(tensor, self.channels_last)
+                    tensor = scaled_tensor(tensor, self.channels_last)
                 else:
                     tensor = self.batch_tfms(tensor).to(device)
             elif self.channels_last:
                 tensor = torch.movedim(tensor, -1, 1)
-            return as_window_values(self.model(tensor), len(batch), spatial_ndim)
+            return as_numbers(self.model(tensor), len(batch), module=True)
 
-    def probe(self, view: ImageView, kernel_size: tuple[int, ...], batch_size: int) -> int:
-        """Values per window (0 for one plain value), for models that give no maps.
+    def values(self, batch: Array, spatial_ndim: int) -> Array:
+        """Values of the windows of one batch, see `as_window_values`."""
+        return as_window_values(self(batch), len(batch), spatial_ndim)
 
-        See `layout`.
+    def maps(self, windows: Sequence[Array], layout: Layout) -> Array:
+        """Maps of windows of one shape, each (*kernel[, c]), which are not changed.
+
+        Returns
+        -------
+        ndarray of float32
+            (n, max(k, 1), *cells).
+
+        Raises
+        ------
+        UsageError
+            Another shape than `layout`, or values that are not finite.
         """
-        found = self.layout(view, kernel_size, batch_size)
-        if found.cells:
-            raise UsageError(f"the model gave {found}; one value or k values are needed here")
-        return found.outputs
+        return layout.arrange(self._on(windows, len(layout.cells)), len(windows))
+
+    def _on(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
+        first = windows[0]
+        return self(self.form(first.shape[:spatial_ndim], first).stack(windows))
 
     def layout(self, view: ImageView, kernel_size: tuple[int, ...], batch_size: int) -> Layout:
         """Shape of the values of a window, learnt from windows of background.
@@ -307,26 +316,61 @@ class WindowModel:
         Exception
             Whatever the model raises, with a note.
         """
-        n = min(2, batch_size)
-        channels = tuple(view.shape[view.spatial_ndim :])
-        background = np.empty((n, *kernel_size, *channels), view.dtype)
-        background[...] = np.asarray(view.background, view.dtype)
-        batch = background
-        if self.is_torch:
-            allocate, convert = self._copying(kernel_size, view)
-            batch = allocate(n)
-            convert(batch, background)
-        try:
-            values = self(batch, len(kernel_size))
-        except Exception as error:
-            error.add_note(f"while trying the model on {n} windows of background")
-            raise
+        windows = [background_window(view, kernel_size)] * min(2, batch_size)
+        with _trying(windows, "of background"):
+            values = self._on(windows, len(kernel_size))
+            values = as_window_values(values, len(windows), len(kernel_size))
         return Layout.of(values, len(kernel_size))
+
+    def layout_of_maps(
+        self, window: Array, spatial_ndim: int, fits: Callable[[Cells], bool], wanted: str
+    ) -> tuple[Layout, Array]:
+        """Shape of the map of a window, learnt from one, and that map (max(k, 1), *cells).
+
+        Parameters
+        ----------
+        window : ndarray
+            (*kernel[, c]).
+        spatial_ndim, fits, wanted
+            See `Layout.of_maps`.
+
+        Raises
+        ------
+        UsageError
+            The output has no such shape.
+        Exception
+            Whatever the model raises, with a note.
+        """
+        with _trying([window]):
+            values = self._on([window], spatial_ndim)
+        first = self.is_torch
+        layout = Layout.of_maps(
+            values.shape, 1, spatial_ndim, fits, channels_first=first, wanted=wanted
+        )
+        return layout, layout.arrange(values, 1)[0]
+
+
+def background_window(view: ImageView, shape: Sequence[int]) -> Array:
+    """A window (*shape[, c]) of the view's background; no pixel is read."""
+    window = np.empty((*shape, *view.shape[view.spatial_ndim :]), view.dtype)
+    window[...] = np.asarray(view.background, view.dtype)
+    return window
+
+
+@contextlib.contextmanager
+def _trying(windows: Sequence[Array], what: str = "") -> Iterator[None]:
+    """Say on what a model was tried."""
+    try:
+        yield
+    except Exception as error:
+        shown = f"{len(windows)} window(s) {what}".rstrip()
+        error.add_note(f"while trying the model on {shown}, each of shape {windows[0].shape}")
+        raise
 
 
 def scale_into(target: Array, source: Array) -> None:
-    """uint8 / 255 and uint16 / 65535 as float32; other types are cast as they are."""
-    full = _full_scale(source.dtype)
+    """Copy samples into float32, on the scale of `daskdmed.core.intensity`."""
+    full = full_scale(source.dtype)
     if full is None:
         target[...] = source
     elif target.strides[-1] != target.itemsize and target.shape[-1] <= 4:
@@ -337,13 +381,9 @@ def scale_into(target: Array, source: Array) -> None:
         np.divide(source, np.float32(full), out=target)
 
 
-def _full_scale(dtype: np.dtype[Any]) -> int | None:
-    return int(np.iinfo(dtype).max) if dtype in (np.uint8, np.uint16) else None
-
-
-def _scaled_tensor(tensor: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    full = {"uint8": 255.0, "uint16": 65535.0}.get(kind)
+def scaled_tensor(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """Samples as float32 on the scale of `daskdmed.core.intensity`, where the tensor is."""
+    full = full_scale(tensor.dtype)
     tensor = tensor.float()
     if not channels_last:
         tensor = tensor.contiguous()
@@ -351,4 +391,12 @@ def _scaled_tensor(tensor: torch.Tensor, channels_last: bool = False) -> torch.T
     return tensor if full is None else tensor.div_(full)
 
 
-__all__ = ["Model", "Transform", "WindowModel", "as_values", "scale_into"]
+__all__ = [
+    "BatchForm",
+    "Model",
+    "Transform",
+    "WindowModel",
+    "background_window",
+    "scale_into",
+    "scaled_tensor",
+]
