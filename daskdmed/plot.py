@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, MissingExtraError, UsageError
-from daskdmed.core.types import Array, PathLike
-from daskdmed.store.ngff.image import Georeference, read_result
-from daskdmed.store.results.finished import group_of
+from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.store.ngff.reduction import Method, reduce_block
+from daskdmed.store.results.finished import Heatmap, described, place_of, values_of
+from daskdmed.store.results.georeference import Georeference
 from daskdmed.tiling.grid import PerAxis, per_axis
+
+#: cells of a result that are drawn at most per pixel of the thumbnail, along each axis
+_CELLS_PER_PIXEL = 4
+#: rows of a large result that are read at once
+_BAND = 1024
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,10 +57,11 @@ def overlay(
     ----------
     slide : Slide, path or URL
         The slide.
-    heatmap : path, zarr store, dask.array.Array or numpy.ndarray
-        What `daskdmed.heatmap` wrote or returned. Both know where they lie. Any other array
-        lies where `kernel_size`, `stride` and `downsample` say, or without these evenly over
-        the whole slide. (rows, columns) or (k, rows, columns).
+    heatmap : path, zarr store, Heatmap, dask.array.Array or numpy.ndarray
+        What `daskdmed.heatmap` wrote or returned. These know where they lie. Any other array
+        or OME-Zarr image lies where `kernel_size`, `stride` and `downsample` say, or without
+        these evenly over the whole slide. (rows, columns) or (k, rows, columns). Of a large
+        one no more is in memory than is drawn.
     alpha : float
         Opacity of the heatmap, 0 to 1.
     cmap : str
@@ -100,13 +107,15 @@ def overlay(
         from daskdmed.images.slide import open_slide
 
         slide = open_slide(slide)
+    width, height = slide.dimensions
     given = None
     if kernel_size is not None or stride is not None:
         given = _place(kernel_size, stride, float(downsample))
-    values, place = _values(heatmap)
-    values = _one_channel(values, channel)
-    width, height = slide.dimensions
-    edges = _edges(values.shape, given or place, (height, width))
+    plane = _opened(heatmap, given, (height, width)).plane().pick(channel)
+    values, factor = _values(plane, _CELLS_PER_PIXEL * max_size)
+    # what is drawn of a large result are means of squares, the last of them cut by the axes
+    counts = [n * factor for n in values.shape]
+    edges = plane.georeference.extent(counts)
     thumbnail = slide.get_thumbnail((max_size, max_size))
     figure: Any
     if ax is None:
@@ -134,21 +143,32 @@ def overlay(
     return whole
 
 
-def _values(heatmap: Any) -> tuple[Array, Georeference | None]:
-    if isinstance(heatmap, np.ndarray):
-        return heatmap, None
-    if isinstance(heatmap, da.Array):
-        return np.asarray(heatmap.compute(scheduler="synchronous")), _place_of(heatmap)
-    return read_result(heatmap)
+def _opened(heatmap: Any, given: Georeference | None, size: tuple[int, int]) -> Heatmap:
+    """The result where it lies, or where it is said to, else evenly over the slide."""
+    if isinstance(heatmap, Heatmap):
+        return heatmap
+    array, group = values_of(heatmap)
+    place = given or place_of(group)
+    if place is None:
+        down = [extent / max(n, 1) for extent, n in zip(size, array.shape[-2:], strict=False)]
+        place = Georeference((1, 1), (1, 1), (down[0], down[-1]))
+    return described(array, group, place)
 
 
-def _place_of(array: da.Array) -> Georeference | None:
-    """The place of a Dask array that `daskdmed.heatmap` returned, None for any other."""
-    group = group_of(array)
-    if group is None:
-        return None
-    own: Any = group.attrs["daskdmed"]
-    return Georeference.from_json(own["georeference"])
+def _values(plane: Heatmap, most: int) -> tuple[Array, int]:
+    """Values of a plane with at most `most` cells along each axis, and how many each stands for.
+
+    A larger one is read band by band: numbers become means, classes the first of each square.
+    """
+    factor = -(-max(*plane.counts, 1) // most)
+    if factor == 1:
+        values = plane.read(Region((0, 0), plane.counts))[0]
+    else:
+        method: Method = "mean" if plane.dtype.kind == "f" else "nearest"
+        rows = -(-_BAND // factor) * factor
+        parts = [reduce_block(v[0], (factor,) * 2, method) for _, v in plane.bands(rows)]
+        values = np.concatenate(parts)
+    return np.asarray(values, np.float64), factor
 
 
 def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: float) -> Georeference:
@@ -159,36 +179,6 @@ def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: floa
     return Georeference(
         per_axis(kernel, 2, "kernel_size"), per_axis(step, 2, "stride"), (downsample, downsample)
     )
-
-
-def _one_channel(values: Array, channel: int | None) -> Array:
-    if values.ndim == 3:
-        k = values.shape[0]
-        if channel is None and k > 1:
-            raise UsageError(f"the heatmap has {k} values per window; say which with channel=")
-        if channel is not None and not -k <= channel < k:
-            raise UsageError(f"channel={channel}, but the heatmap has {k} values per window")
-        values = values[channel or 0]
-    elif channel not in (None, 0):
-        raise UsageError(f"channel={channel}, but the heatmap has one value per window")
-    if values.ndim != 2:
-        raise GeometryError(
-            f"a heatmap to be drawn has shape (rows, columns) or (k, rows, columns), "
-            f"got {values.ndim} axes; choose a plane first"
-        )
-    return np.asarray(values, np.float64)
-
-
-def _edges(
-    shape: tuple[int, ...], place: Georeference | None, size: tuple[int, int]
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """((top, bottom), (left, right)) of the heatmap in level-0 pixels."""
-    if place is None:
-        return (0.0, float(size[0])), (0.0, float(size[1]))
-    if len(place.stride) != 2:
-        raise GeometryError(f"a result over {len(place.stride)} axes does not lie on a slide")
-    rows, columns = place.extent(shape)
-    return rows, columns
 
 
 def _figure(figure: Any, ratio: float) -> Any:

@@ -71,6 +71,25 @@ def test_other_arrays(slide):
         overlay(slide, values, channel=1)
 
 
+def test_of_a_large_result_no_more_is_read_than_drawn(slide, tmp_path):
+    import zarr
+
+    out, big = tmp_path / "a.zarr", 5000
+    heatmap(slide, mean, kernel_size=600, out=out)
+    group = zarr.open_group(out, mode="r+")
+    values = np.random.default_rng(0).random((big, 300), np.float32)
+    values[7] = np.nan
+    group.create_array("0", data=values, chunks=(500, 300), overwrite=True)
+    image = drawn(overlay(slide, out, max_size=256))
+    found = image.get_array()
+    assert found.shape == (1000, 60)
+    expected = np.nanmean(values.reshape(1000, 5, 60, 5).astype(np.float64), axis=(1, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert tuple(image.get_extent()) == (0, 600 * 300, 600 * big, 0)
+    classes = drawn(overlay(slide, (values > 0.5).astype(np.uint8), max_size=256)).get_array()
+    np.testing.assert_array_equal(classes, (values > 0.5)[::5, ::5])
+
+
 def test_windows_that_were_not_computed_are_transparent(slide):
     values = np.full((4, 4), 0.5)
     values[1, 2] = np.nan

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-from dask.base import tokenize
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.fingerprint import fingerprint
@@ -24,13 +23,12 @@ from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
 from daskdmed.inference.run import BlockJob, BlockTask, make_jobs
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import Georeference
-from daskdmed.store.results.resumable import LEVEL, ResultSpec, ResultStore, open_result
+from daskdmed.store.results.georeference import Georeference
+from daskdmed.store.results.resumable import ResultSpec, ResultStore, lazy_result, open_result
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, spatial_axes
 
 logger = logging.getLogger("daskdmed.inference")
 #: cells per axis of a chunk of the returned Dask array
-_RESULT_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ class ImageJob:
         self._sweep()
         if self.place != self.location:
             self.location.replace(self.place)
-        return _lazy(self.location, self.store.spec)
+        return lazy_result(self.location, self.store.spec)
 
     def state(self) -> str:
         """How far it is, and how to go on."""
@@ -243,7 +241,7 @@ def _spec(
         tuple(_whole(v / c) for v, c in zip(values, cells, strict=True))
         for values in (grid.kernel_size, grid.stride)
     )
-    place = Georeference(kernel, stride, tuple(view.downsample), view.mpp)
+    place = Georeference.of(view, kernel, stride)
     parameters = {
         "image": view.token,
         "shape": view.shape,
@@ -266,14 +264,3 @@ def _spec(
 def _whole(value: float) -> Any:
     """A cell of a map need not be whole pixels; integers stay integers."""
     return int(value) if value == int(value) else value
-
-
-def _lazy(location: Location, spec: ResultSpec) -> da.Array:
-    array: Any = location.open("r")[LEVEL]
-    chunks = [
-        min(n, max(_RESULT_CHUNK // c, 1) * c) for n, c in zip(spec.shape, spec.chunks, strict=True)
-    ]
-    # a store object has no name that says which one it is
-    which = str(location) if isinstance(location.target, str) else id(location.target)
-    name = f"heatmap-{tokenize(which, spec)}"
-    return da.from_array(array, chunks=tuple(chunks), name=name, lock=False)

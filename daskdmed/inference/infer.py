@@ -41,7 +41,7 @@ from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.inputs import as_view
 from daskdmed.inference.models.window import Model
 from daskdmed.store.location import Location, result_path
-from daskdmed.store.ngff.image import Georeference
+from daskdmed.store.results.georeference import Georeference
 from daskdmed.tiling.grid import PerAxis, spatial_axes
 
 if TYPE_CHECKING:

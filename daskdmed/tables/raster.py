@@ -19,8 +19,8 @@ from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import Array, PathLike
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import Georeference
-from daskdmed.store.results.resumable import LEVEL, ResultSpec, open_result
+from daskdmed.store.results.georeference import Georeference
+from daskdmed.store.results.resumable import ResultSpec, lazy_result, open_result
 from daskdmed.tables.reading import read_windows
 from daskdmed.tables.rows import WindowTable, axes_of, row_columns
 from daskdmed.tiling.grid import PerAxis, per_axis
@@ -116,9 +116,7 @@ def windows_to_heatmap(
         raise write_failure(
             location, error, "the table is unchanged: call again with overwrite=True"
         ) from error
-    array: Any = location.open("r")[LEVEL]
-    name = f"heatmap-{tokenize(str(location), spec)}"
-    return da.from_array(array, chunks=array.chunks, name=name, lock=False)
+    return lazy_result(location, spec)
 
 
 def _in_memory() -> Store:

@@ -33,6 +33,8 @@ _UNITS = {
     **dict.fromkeys(("meter", "m"), 1e6),
     "inch": 25400.0,
 }
+#: what parsing malformed metadata raises
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 _TYPES = {"c": "channel", "t": "time"}
 #: versions 0.1 and 0.2 name no axes, they have these
 _OLD_AXES = "tczyx"
@@ -289,7 +291,7 @@ class Multiscale:
         Raises
         ------
         KeyError, TypeError, ValueError, AttributeError, IndexError
-            The metadata are malformed.
+            The metadata are malformed, see `MALFORMED`.
         """
         ome = ome_of(attributes)
         if "multiscales" not in ome:

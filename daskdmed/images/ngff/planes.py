@@ -20,7 +20,7 @@ import numpy as np
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.core.types import Array, Region
-from daskdmed.images.ngff.metadata import Multiscale, ome_of
+from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of
 from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 
@@ -112,7 +112,7 @@ def read_pyramid(uri: str, node: Any) -> Pyramid:
             return _assemble(uri, _plain_levels(uri, node), associated, None)
         planes = tuple(_ome_levels(uri, node, image))
         return _assemble(uri, planes, associated, image, own)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except MALFORMED as error:
         raise CorruptImageError(
             f"{uri}: the image metadata are malformed ({type(error).__name__}: {error}); "
             f"check them with an OME-Zarr validator",

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
-from dask.base import tokenize
 from numpy.typing import ArrayLike
 
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
@@ -37,8 +36,8 @@ from daskdmed.inference.inputs import as_location, as_view
 from daskdmed.inference.models.window import Model, Transform, WindowModel
 from daskdmed.inference.run import run_in_threads, worker_threads
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import Georeference
-from daskdmed.store.results.resumable import LEVEL, ResultSpec, ResultStore, open_result
+from daskdmed.store.results.georeference import Georeference
+from daskdmed.store.results.resumable import ResultSpec, ResultStore, lazy_result, open_result
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ logger = logging.getLogger("daskdmed.inference")
 #: pixels of a batch of windows; a quarter of it on the CPU
 _BATCH_PIXELS = 2**20
 #: cells per axis of a chunk of the returned Dask array
-_RESULT_CHUNK = 2048
 
 
 def predict(
@@ -208,7 +206,7 @@ def predict(
     work.compute(ready, client)
     if place != location:
         location.replace(place)
-    return _lazy(location, spec)
+    return lazy_result(location, spec)
 
 
 @dataclass(frozen=True)
@@ -350,7 +348,7 @@ def _spec(
 ) -> ResultSpec:
     """Everything that the values depend on goes into the parameters; `batch_size` does not."""
     plan, blend = mosaic.plan, mosaic.blend
-    place = Georeference(*mosaic.place, tuple(view.downsample), view.mpp)
+    place = Georeference.of(view, *mosaic.place)
     parameters = {
         "image": view.token,
         "shape": view.shape,
@@ -382,17 +380,6 @@ def _spec(
         dtype=finish.dtype,
         fill_value=finish.fill,
     )
-
-
-def _lazy(location: Location, spec: ResultSpec) -> da.Array:
-    array: Any = location.open("r")[LEVEL]
-    chunks = [
-        min(n, max(_RESULT_CHUNK // c, 1) * c) for n, c in zip(spec.shape, spec.chunks, strict=True)
-    ]
-    # a store object has no name that says which one it is
-    which = str(location) if isinstance(location.target, str) else id(location.target)
-    name = f"predict-{tokenize(which, spec)}"
-    return da.from_array(array, chunks=tuple(chunks), name=name, lock=False)
 
 
 __all__ = ["predict"]

@@ -18,9 +18,10 @@ import numpy as np
 from daskdmed.core.errors import BudgetError, UsageError
 from daskdmed.core.files import new_file
 from daskdmed.core.types import Array, PathLike
+from daskdmed.images.ngff.metadata import PALETTE, hex_color
 from daskdmed.store.export.polygons import isolines
-from daskdmed.store.ngff.image import PALETTE, Georeference, hex_color
 from daskdmed.store.results.finished import Heatmap, open_heatmap
+from daskdmed.store.results.georeference import Georeference
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations import Annotation, Annotations

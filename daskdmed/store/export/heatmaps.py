@@ -18,21 +18,14 @@ from daskdmed.core.errors import DaskdmedError, GeometryError, StoreError, Usage
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import PathLike, Region
 from daskdmed.core.work import run_all
+from daskdmed.images.ngff.metadata import ZARR_FORMATS, Multiscale, check_version
 from daskdmed.store.export.geojson import export_contours, export_tiles
 from daskdmed.store.export.tiff import export_tiff
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import (
-    ZARR_FORMATS,
-    Georeference,
-    LevelPlace,
-    axis_names,
-    check_version,
-    create_level,
-    multiscale_metadata,
-    ome_attributes,
-)
-from daskdmed.store.ngff.pyramid import SMALLEST_LEVEL, add_pyramid, write_units
+from daskdmed.store.ngff.levels import create_level, write_units
+from daskdmed.store.ngff.pyramid import SMALLEST_LEVEL, add_pyramid
 from daskdmed.store.results.finished import Heatmap, open_heatmap
+from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import LEVEL
 
 if TYPE_CHECKING:
@@ -146,7 +139,10 @@ def export_ome_zarr(
     """
     version = check_version(version)
     source = open_heatmap(heatmap, georeference)
-    if not 2 <= len(source.counts) <= 3:
+    image = source.georeference.image(
+        LEVEL, channels=source.has_channels, name="heatmap", version=version
+    )
+    if image is None:
         raise GeometryError(
             f"OME-Zarr describes images over two or three axes of space, this result has "
             f"{len(source.counts)}"
@@ -158,7 +154,7 @@ def export_ome_zarr(
             raise StoreError(f"{location} holds a Zarr group; overwrite=True replaces it")
         place = location.staging if there or location.path is not None else location
         place.remove()
-        _copy(source, place, version, client)
+        _copy(source, place, image, client)
         if channels is None and source.channel_names:
             channels = source.channel_names
         add_pyramid(
@@ -177,27 +173,21 @@ def export_ome_zarr(
         raise write_failure(location, error, "the result itself is unchanged") from error
 
 
-def _copy(source: Heatmap, place: Location, version: str, client: Client | None) -> None:
+def _copy(source: Heatmap, place: Location, image: Multiscale, client: Client | None) -> None:
     """The finest level with its metadata."""
-    axes = axis_names(len(source.counts), source.has_channels)
-    extra = 1 if source.has_channels else 0
-    where = source.georeference
-    level = LevelPlace(LEVEL, (1.0,) * extra + where.scale, (0.0,) * extra + where.translation)
-    units = (None,) * extra + where.units
-    ome = multiscale_metadata(axes, [level], units=units, name="heatmap", version=version)
     own = {
         "kind": "heatmap",
         "version": __version__,
         "path": LEVEL,
         "image": source.name,
-        "georeference": where.to_json(),
+        "georeference": source.georeference.to_json(),
     }
     group = zarr.create_group(
         place.target,
-        zarr_format=ZARR_FORMATS[version],
-        attributes={**ome_attributes(ome, version), "daskdmed": own},
+        zarr_format=ZARR_FORMATS[image.version],
+        attributes={**image.attributes(), "daskdmed": own},
     )
-    lead = (source.channels,) * extra
+    lead = (source.channels,) if source.has_channels else ()
     array = create_level(
         group,
         LEVEL,
@@ -205,7 +195,7 @@ def _copy(source: Heatmap, place: Location, version: str, client: Client | None)
         chunks=(*lead, *(min(_CHUNK, n) for n in source.counts)),
         dtype=source.dtype.str,
         fill_value=float("nan") if source.dtype.kind == "f" else 0,
-        axes=axes,
+        axes=[axis.name for axis in image.axes],
     )
     run_all(write_units(array), _CopyTask(source, array), client=client)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
 from daskdmed.core.types import OnTileError, Region
-from daskdmed.store.ngff.image import LevelPlace
-from daskdmed.store.ngff.pyramid import coarser_place, level_factors
+from daskdmed.images.ngff.metadata import LevelPlace
+from daskdmed.store.ngff.pyramid import level_factors
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
@@ -147,7 +147,7 @@ def plan_levels(
     asked = _Asked(_pair(chunks, "chunks"), _shards(shards), sharded)
     levels = [_copied(number, view, asked, slide) for number, view in enumerate(views)]
     if pyramid in ("auto", "build"):
-        factors = level_factors(levels[-1].shape, 2, 2, SMALLEST_LEVEL)
+        factors = level_factors(levels[-1].shape[1:], 2, SMALLEST_LEVEL)
         for _ in factors:
             levels.append(_built(len(levels), levels[-1], asked, views[0].dtype.itemsize))
     return levels
@@ -177,7 +177,7 @@ def _copied(number: int, view: SlideView, asked: _Asked, slide: Slide) -> Planne
 
 
 def _built(number: int, before: PlannedLevel, asked: _Asked, itemsize: int) -> PlannedLevel:
-    place = coarser_place(before.place, str(number), (1, 2, 2))
+    place = before.place.coarser(str(number), (1, 2, 2))
     channels, height, width = before.shape
     shape = (channels, -(-height // 2), -(-width // 2))
     tile = (before.chunks[1], before.chunks[2])

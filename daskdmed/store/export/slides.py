@@ -26,19 +26,11 @@ from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import OnTileError, PathLike, Region
 from daskdmed.core.work import run_all
+from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.codecs import Compressor, compressors_for
-from daskdmed.store.ngff.image import (
-    ZARR_FORMATS,
-    Channel,
-    check_version,
-    create_level,
-    hex_color,
-    multiscale_metadata,
-    ome_attributes,
-)
+from daskdmed.store.ngff.levels import Compressor, compressors_for, create_level
 from daskdmed.store.ngff.pyramid import ReduceTask, make_channels, value_range
 from daskdmed.store.results.donemap import DONE, DoneMap
 from daskdmed.store.results.resumable import differences
@@ -414,33 +406,30 @@ class _Job:
                     **extra,
                 )  # fmt: skip
         micrometer = None if self.slide.mpp is None else "micrometer"
-        ome = multiscale_metadata(
-            _AXES,
-            [level.place for level in self.plan],
-            units=(None, micrometer, micrometer),
+        image = Multiscale(
+            axes=(Axis.named("c"), Axis.named("y", micrometer), Axis.named("x", micrometer)),
+            levels=tuple(level.place for level in self.plan),
             name=self.slide.uri.rstrip("/").rsplit("/", 1)[-1],
             method="mean" if any(level.view is None for level in self.plan) else "",
-            channels=self._channels(arrays[-1], client),
+            channels=tuple(self._channels(arrays[-1], client)),
             version=self.version,
         )
-        group.attrs.put({**ome_attributes(ome, self.version), **self.attributes("complete")})
+        group.attrs.put({**image.attributes(), **self.attributes("complete")})
         del group[DONE]
 
     def _channels(self, coarsest: Any, client: Client | None) -> list[Channel]:
         count = coarsest.shape[0]
         if count == 3 and self.slide.dtype == np.uint8:
-            return [Channel(name, color, (0.0, 255.0)) for name, color in _RGB]
+            return [Channel(name, color, (0.0, 255.0), (0.0, 255.0)) for name, color in _RGB]
         if self.slide.dtype == np.uint8:
             windows = [(0.0, 255.0)] * count
         else:
-            windows = value_range(coarsest, client)
+            windows = value_range(coarsest, 0, client)
         facts = self.slide.properties
         names = [facts.get(f"omero.channel[{i}].label", str(i)) for i in range(count)]
         colors = [facts.get(f"omero.channel[{i}].color", "") for i in range(count)]
         given = all(len(c) == 6 for c in colors)
-        return make_channels(
-            count, windows, names, [hex_color(c) for c in colors] if given else None
-        )
+        return make_channels(count, windows, names, colors if given else None)
 
 
 def _flush_quietly(done: DoneMap) -> None:

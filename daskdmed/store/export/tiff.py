@@ -22,9 +22,10 @@ import zarr
 from daskdmed.core.errors import GeometryError, MissingExtraError, UsageError
 from daskdmed.core.files import new_file
 from daskdmed.core.types import Array, PathLike, Region
-from daskdmed.store.ngff.image import Georeference
-from daskdmed.store.ngff.pyramid import ReduceTask, level_factors, write_units
+from daskdmed.store.ngff.levels import write_units
+from daskdmed.store.ngff.pyramid import ReduceTask, level_factors
 from daskdmed.store.results.finished import Heatmap, open_heatmap
+from daskdmed.store.results.georeference import Georeference
 
 _TILE = 256
 #: levels are added until no axis is longer
@@ -140,7 +141,7 @@ def _levels(source: Heatmap, scratch: Path) -> list[Any]:
     finest = _Channels(source)
     levels: list[Any] = [finest]
     group = zarr.create_group(str(scratch / "levels.zarr"))
-    for number, _ in enumerate(level_factors(finest.shape, 2, 2, _SMALLEST), 1):
+    for number, _ in enumerate(level_factors(finest.shape[1:], 2, _SMALLEST), 1):
         before = levels[-1]
         shape = (before.shape[0], -(-before.shape[1] // 2), -(-before.shape[2] // 2))
         target = group.create_array(

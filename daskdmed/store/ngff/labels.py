@@ -22,19 +22,20 @@ from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import Array, PathLike, Region
 from daskdmed.core.work import run_all
-from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import (
+from daskdmed.images.ngff.metadata import (
     PALETTE,
-    ZARR_FORMATS,
+    Axis,
+    ImageLabel,
     LevelPlace,
-    create_level,
+    Multiscale,
     hex_color,
-    label_metadata,
-    multiscale_metadata,
     ome_attributes,
     ome_of,
+    version_of,
 )
-from daskdmed.store.ngff.pyramid import build_levels, coarser_place, level_places, write_units
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.levels import create_level, stored_image, write_units
+from daskdmed.store.ngff.pyramid import build_levels
 from daskdmed.store.ngff.reduction import Method
 from daskdmed.store.results.finished import Heatmap, open_heatmap
 
@@ -150,9 +151,11 @@ def write_labels(
     _shown(classes, colors, 0)  # wrong ones are refused before anything is written
     location = Location.of(store)
     group = location.open(zarr_format=None)
-    axes, places, units, finest = _image(location, group)
+    image = stored_image(location, group)
+    finest: Any = group[image.levels[0].path]
+    spatial = [i for i, axis in enumerate(image.axes) if axis.type != "channel"]
     shape, dtype = tuple(labels.shape), np.dtype(labels.dtype)
-    expected = tuple(n for n, a in zip(finest.shape, axes, strict=True) if a != "c")
+    expected = tuple(finest.shape[i] for i in spatial)
     if shape != expected:
         raise GeometryError(
             f"labels have shape {shape}, the image in {location} is {expected} without channels"
@@ -161,21 +164,19 @@ def write_labels(
         raise UsageError(f"labels are integers or bool, got {dtype}")
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
     home = _home(group)
-    announced = name in ome_of(home).get("labels", [])
+    announced = name in ome_of(home.attrs.asdict()).get("labels", [])
     if announced and not overwrite:
         raise StoreError(
             f"{location} has labels {name!r} already; overwrite=True replaces them, or give "
             "another name"
         )
-    spatial = [i for i, a in enumerate(axes) if a != "c"]
     job = _LabelJob(
-        axes=[axes[i] for i in spatial],
-        units=[units[i] for i in spatial],
-        places=[_spatial(place, spatial) for place in places],
+        axes=tuple(image.axes[i] for i in spatial),
+        places=[_spatial(place, spatial) for place in image.levels],
         chunks=tuple(_chunk(finest, i) for i in spatial),
         shards=tuple(finest.shards[i] for i in spatial) if finest.shards else None,
         dtype=dtype,
-        version={number: v for v, number in ZARR_FORMATS.items()}[group.metadata.zarr_format],
+        version=version_of(group),
     )
     target = _inside(location, name)
     place = target.staging if target is not None and announced else target
@@ -186,7 +187,7 @@ def write_labels(
         else:
             made = home.create_group(name, overwrite=True)
         places, largest = job.write(made, labels, client)
-        job.describe(made, name, places, label_metadata(*_shown(classes, colors, largest)))
+        job.describe(made, name, places, ImageLabel(*_shown(classes, colors, largest)))
         if place is not None and target is not None and place != target:
             target.replace(place)
         _announce(home, name, job.version)
@@ -198,8 +199,7 @@ def write_labels(
 class _LabelJob:
     """What a label image shares with its image."""
 
-    axes: list[str]
-    units: list[str | None]
+    axes: tuple[Axis, ...]
     places: list[LevelPlace]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
@@ -218,7 +218,7 @@ class _LabelJob:
             shards=self.shards,
             dtype=self.dtype.str,
             fill_value=0,
-            axes=self.axes,
+            axes=[axis.name for axis in self.axes],
             overwrite=True,
         )
         largest = 0
@@ -241,23 +241,22 @@ class _LabelJob:
             names = [coarse.path]
             build_levels(group, fine.path, [factor], self.axes, method, client, names)
             factors = (factor,) * len(self.axes)
-            written.append(coarser_place(written[-1], coarse.path, factors))
+            written.append(written[-1].coarser(coarse.path, factors))
         return written, largest
 
     def describe(
-        self, group: zarr.Group, name: str, places: list[LevelPlace], image_label: dict[str, Any]
+        self, group: zarr.Group, name: str, places: list[LevelPlace], label: ImageLabel
     ) -> None:
         """The metadata, in one write."""
-        ome = multiscale_metadata(
-            self.axes,
-            places,
-            units=self.units,
+        image = Multiscale(
+            axes=self.axes,
+            levels=tuple(places),
             name=name,
             method="mode" if len(places) > 1 else "",
-            image_label=image_label,
+            label=label,
             version=self.version,
         )
-        group.attrs.put(ome_attributes(ome, self.version))
+        group.attrs.put(image.attributes())
 
 
 @dataclass(frozen=True)
@@ -274,16 +273,6 @@ class _CopyLabels:
             raise UsageError(f"labels are 0 or larger, got {values.min()} in {unit}")
         self.target[unit.slices] = values
         return int(values.max(initial=0))
-
-
-def _image(
-    location: Location, group: zarr.Group
-) -> tuple[list[str], list[LevelPlace], list[str | None], Any]:
-    """Axes, levels, units and finest array of the image."""
-    multiscale, places = level_places(location, group)
-    axes = [str(axis["name"]) for axis in multiscale["axes"]]
-    units = [axis.get("unit") for axis in multiscale["axes"]]
-    return axes, places, units, group[places[0].path]
 
 
 def _chunk(finest: Any, axis: int) -> int:
@@ -313,7 +302,7 @@ def _inside(location: Location, name: str) -> Location | None:
 
 def _announce(home: zarr.Group, name: str, version: str) -> None:
     """Name the label image in the group of all labels, when it is complete."""
-    ome = ome_of(home)
+    ome = ome_of(home.attrs.asdict())
     names = [*ome.get("labels", [])]
     if name not in names:
         names.append(name)

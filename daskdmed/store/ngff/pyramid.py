@@ -10,10 +10,9 @@ already (`daskdmed.store.export.slides`).
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,18 +23,16 @@ from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import Array, PathLike, Region
 from daskdmed.core.work import run_all
-from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import (
+from daskdmed.images.ngff.metadata import (
     PALETTE,
-    ZARR_FORMATS,
+    Axis,
     Channel,
     LevelPlace,
-    create_level,
     hex_color,
-    multiscale_metadata,
-    ome_attributes,
-    ome_of,
+    version_of,
 )
+from daskdmed.store.location import Location
+from daskdmed.store.ngff.levels import create_level, stored_image, write_units
 from daskdmed.store.ngff.reduction import METHODS, Method, reduce_block
 
 if TYPE_CHECKING:
@@ -49,31 +46,22 @@ _CHUNK = 256
 _MAX_LEVELS = 32
 
 
-def level_factors(shape: Sequence[int], spatial: int, factor: int, smallest: int) -> list[int]:
+def level_factors(extents: Sequence[int], factor: int, smallest: int) -> list[int]:
     """Factors, relative to the finest level, of the levels to be built: [2, 4, 8]...
 
     Parameters
     ----------
-    shape : sequence of int
-        Of the finest level; its last `spatial` axes are space.
-    spatial, factor, smallest : int
-        Axes of space, factor between levels, longest axis of the coarsest level at most.
+    extents : sequence of int
+        Of the finest level, along its axes of space.
+    factor, smallest : int
+        Factor between levels, longest axis of the coarsest level at most.
     """
     found: list[int] = []
     total = 1
-    while max(-(-n // total) for n in shape[-spatial:]) > smallest and len(found) < _MAX_LEVELS:
+    while max(-(-n // total) for n in extents) > smallest and len(found) < _MAX_LEVELS:
         total *= factor
         found.append(total)
     return found
-
-
-def write_units(array: Any) -> Iterator[Region]:
-    """The boxes that are one object each in the store: shards, else chunks."""
-    unit = array.shards or array.chunks
-    ranges = [range(0, n, u) for n, u in zip(array.shape, unit, strict=True)]
-    for origin in itertools.product(*ranges):
-        shape = tuple(min(u, n - o) for o, u, n in zip(origin, unit, array.shape, strict=True))
-        yield Region(origin, shape)
 
 
 @dataclass(frozen=True)
@@ -106,45 +94,35 @@ class ReduceTask:
         self.target[unit.slices] = reduce_block(self.source[box], self.factors, self.method)
 
 
-def coarser_place(level: LevelPlace, path: str, factors: Sequence[int]) -> LevelPlace:
-    """Where a level lies whose pixels cover `factors` pixels of another."""
-    return LevelPlace(
-        path,
-        tuple(s * f for s, f in zip(level.scale, factors, strict=True)),
-        tuple(
-            t + (f - 1) / 2 * s
-            for t, s, f in zip(level.translation, level.scale, factors, strict=True)
-        ),
-    )
-
-
-def value_range(array: Any, client: Client | None = None) -> list[tuple[float, float]]:
-    """Smallest and largest finite value per channel (first of the axes) of a (c, ...) array."""
-    low = np.full(array.shape[0], np.inf)
-    high = np.full(array.shape[0], -np.inf)
+def value_range(
+    array: Any, channel: int | None, client: Client | None = None
+) -> list[tuple[float, float]]:
+    """Smallest and largest finite value per channel, the position of whose axis is given."""
+    count = 1 if channel is None else array.shape[channel]
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
 
     def merge(unit: Region, found: tuple[Array, Array]) -> None:
-        rows = unit.slices[0]
+        rows = slice(None) if channel is None else unit.slices[channel]
         low[rows] = np.minimum(low[rows], found[0])
         high[rows] = np.maximum(high[rows], found[1])
 
-    run_all(write_units(array), _RangeTask(array), merge, client=client)
+    run_all(write_units(array), _RangeTask(array, channel), merge, client=client)
     return [(float(a), float(b)) if a <= b else (0.0, 1.0) for a, b in zip(low, high, strict=True)]
 
 
 @dataclass(frozen=True)
 class _RangeTask:
     array: Any
+    channel: int | None
 
     def __call__(self, unit: Region) -> tuple[Array, Array]:
-        values = self.array[unit.slices].reshape(unit.shape[0], -1)
-        if values.dtype.kind == "f":
-            known = np.isfinite(values)
-            return (
-                np.where(known, values, np.inf).min(1),
-                np.where(known, values, -np.inf).max(1),
-            )
-        return values.min(1), values.max(1)
+        values = np.asarray(self.array[unit.slices])
+        others = tuple(axis for axis in range(values.ndim) if axis != self.channel)
+        if values.dtype.kind != "f":
+            return values.min(others), values.max(others)
+        known = np.isfinite(values)
+        low, high = (np.where(known, values, end) for end in (np.inf, -np.inf))
+        return low.min(others), high.max(others)
 
 
 def make_channels(
@@ -174,6 +152,7 @@ def make_channels(
                 label=names[i] if names is not None else str(i),
                 color=shown[i] if shown is not None else default,
                 window=(float(windows[i][0]), float(windows[i][1])),
+                limits=(float(windows[i][0]), float(windows[i][1])),
             )
         )
     return found
@@ -183,7 +162,7 @@ def build_levels(
     group: zarr.Group,
     path: str,
     totals: Sequence[int],
-    axes: Sequence[str],
+    axes: Sequence[Axis],
     method: Method,
     client: Client | None = None,
     names: Sequence[str] | None = None,
@@ -198,8 +177,8 @@ def build_levels(
         Of the finest level.
     totals : sequence of int
         Factors relative to it, each a multiple of the one before.
-    axes : sequence of str
-        Names; the channel "c" is not reduced.
+    axes : sequence of Axis
+        Those of space are reduced.
     method : {"mean", "nearest", "mode"}
         As in `reduce_block`.
     client : distributed.Client, optional
@@ -215,11 +194,11 @@ def build_levels(
     source: Any = group[path]
     found, before = [], 1
     for number, total in enumerate(totals, 1):
-        step = tuple(1 if a == "c" else total // before for a in axes)
+        step = tuple(total // before if a.type == "space" else 1 for a in axes)
         shape = tuple(-(-n // f) for n, f in zip(source.shape, step, strict=True))
         name = names[number - 1] if names is not None else _following(path, number)
         chunks = tuple(
-            min(n, c if a == "c" else max(c, _CHUNK))
+            min(n, max(c, _CHUNK) if a.type == "space" else c)
             for n, c, a in zip(shape, source.chunks, axes, strict=True)
         )
         target = create_level(
@@ -229,11 +208,11 @@ def build_levels(
             chunks=chunks,
             dtype=source.dtype.str if source.dtype.kind != "b" else "bool",
             fill_value=source.fill_value,
-            axes=axes,
+            axes=[a.name for a in axes],
             overwrite=True,
         )
         run_all(write_units(target), ReduceTask(source, target, step, method), client=client)
-        found.append((name, tuple(1 if a == "c" else total for a in axes)))
+        found.append((name, tuple(total if a.type == "space" else 1 for a in axes)))
         source, before = target, total
     return found
 
@@ -271,9 +250,9 @@ def add_pyramid(
     smallest : int
         Levels are added until no axis of space is longer.
     channels : sequence of str, optional
-        Names, one per channel.
+        Names, one per channel; default those that the image gives, else numbers.
     colors : sequence of str, optional
-        Six hexadecimal digits per channel.
+        Six hexadecimal digits per channel; default likewise, else a palette.
     window : (float, float), optional
         Values shown darkest and brightest; default the smallest and largest of each channel.
     client : distributed.Client, optional
@@ -299,60 +278,44 @@ def add_pyramid(
     _check_arguments(method, factor, smallest, window)
     location = Location.of(store)
     group = location.open(zarr_format=None)
-    multiscale, (finest, *_) = level_places(location, group)
+    image = stored_image(location, group)
+    finest = image.levels[0]
     _check_finished(location, group)
-    axes = [str(axis["name"]) for axis in multiscale["axes"]]
     array: Any = group[finest.path]
     method = method or _usual_method(group)
-    spatial = len(axes) - axes.count("c") - axes.count("t")
-    version = {number: name for name, number in ZARR_FORMATS.items()}[group.metadata.zarr_format]
-    count = array.shape[axes.index("c")] if "c" in axes else 1
-    per_channel = array if axes[0] == "c" else _WithChannel(array)
-    windows = [window] * count if window is not None else value_range(per_channel, client)
-    shown = make_channels(count, windows, channels, colors)
+    extents = [n for n, axis in zip(array.shape, image.axes, strict=True) if axis.type == "space"]
+    count = 1 if image.channel is None else array.shape[image.channel]
+    windows = [window] * count if window is not None else value_range(array, image.channel, client)
+    if len(image.channels) == count:
+        channels = channels or _all([channel.label for channel in image.channels])
+        colors = colors or _all([channel.digits for channel in image.channels])
+    shown = tuple(make_channels(count, windows, channels, colors))
 
-    def describe(levels: list[LevelPlace]) -> None:
-        ome = multiscale_metadata(
-            axes,
-            levels,
-            units=[axis.get("unit") for axis in multiscale["axes"]],
-            name=str(multiscale.get("name", "")),
+    def describe(levels: Sequence[LevelPlace]) -> None:
+        new = replace(
+            image,
+            levels=tuple(levels),
             method=method,
             channels=shown,
-            version=version,
+            version=version_of(group),
         )
-        group.attrs.update(ome_attributes({**ome_of(group), **ome}, version))
+        group.attrs.update(new.attributes(group.attrs.asdict()))
 
     try:
-        if len(multiscale["datasets"]) > 1:
+        if len(image.levels) > 1:
             describe([finest])  # what is replaced is not shown while it is
-        totals = level_factors(array.shape, spatial, factor, smallest)
-        built = build_levels(group, finest.path, totals, axes, method, client)
-        levels = [finest, *(coarser_place(finest, path, factors) for path, factors in built)]
+        totals = level_factors(extents, factor, smallest)
+        built = build_levels(group, finest.path, totals, image.axes, method, client)
+        levels = [finest, *(finest.coarser(path, factors) for path, factors in built)]
         describe(levels)
     except OSError as error:
         raise write_failure(f"the pyramid of {location}", error, "call again to go on") from error
     return len(levels)
 
 
-@dataclass(frozen=True)
-class _WithChannel:
-    """An array without channels as one with a single channel, for reading."""
-
-    array: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, *self.array.shape)
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        return (1, *(self.array.shards or self.array.chunks))
-
-    shards = None
-
-    def __getitem__(self, key: tuple[slice, ...]) -> Array:
-        return np.asarray(self.array[key[1:]])[None]
+def _all(given: list[str]) -> list[str] | None:
+    """As it is, None when one is empty."""
+    return given if all(given) else None
 
 
 def _usual_method(group: zarr.Group) -> Method:
@@ -376,44 +339,6 @@ def _check_arguments(
     low, high = window
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UsageError(f"window must be two finite rising numbers, got {window!r}")
-
-
-def level_places(location: Location, group: zarr.Group) -> tuple[dict[str, Any], list[LevelPlace]]:
-    """The first multiscale image of a group, and its levels as the metadata place them.
-
-    Raises
-    ------
-    StoreError
-        The group is no OME-Zarr image with named axes.
-    """
-    ome = ome_of(group)
-    places = []
-    try:
-        multiscale = ome["multiscales"][0]
-        count = len([axis["name"] for axis in multiscale["axes"]])
-        for dataset in multiscale["datasets"]:
-            scale, translation = np.ones(count), np.zeros(count)
-            # the level's own first, then those that all levels share
-            shared = multiscale.get("coordinateTransformations") or []
-            for step in (*dataset["coordinateTransformations"], *shared):
-                if step["type"] == "translation":
-                    translation = translation + np.asarray(step["translation"], float)
-                elif step["type"] == "scale":
-                    factors = np.asarray(step["scale"], float)
-                    scale, translation = scale * factors, translation * factors
-            path = str(dataset["path"])
-            array: Any = group[path]
-            if {len(scale), len(translation), len(array.shape)} != {count}:
-                raise ValueError(f"level {path!r} of shape {array.shape} has not {count} axes")
-            places.append(LevelPlace(path, tuple(scale.tolist()), tuple(translation.tolist())))
-        if not places:
-            raise ValueError("it has no levels")
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{location} holds no OME-Zarr image with named axes ({type(error).__name__}: "
-            f"{error}); results over one axis or more than three cannot have a pyramid"
-        ) from error
-    return multiscale, places
 
 
 def _check_finished(location: Location, group: zarr.Group) -> None:

@@ -17,8 +17,10 @@ from zarr.abc.store import Store
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import Georeference, ome_of
+from daskdmed.store.results.georeference import Georeference
+from daskdmed.store.results.resumable import lazy_array
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,7 @@ class Heatmap:
             return self.array
         if isinstance(self.array, np.ndarray):
             return da.from_array(self.array, chunks=-1)
-        chunks = self.array.shards or self.array.chunks
-        size = tuple(max(2048 // c, 1) * c for c in chunks)
-        return da.from_array(self.array, chunks=size, lock=False)
+        return lazy_array(self.array)
 
     def plane(self) -> Heatmap:
         """Itself, checked to be flat.
@@ -116,9 +116,8 @@ class Heatmap:
                 )
             channel = 0
         if not -self.channels <= channel < self.channels:
-            raise UsageError(
-                f"channel={channel}, but the heatmap has {self.channels} value(s) per window"
-            )
+            values = "one value" if self.channels == 1 else f"{self.channels} values"
+            raise UsageError(f"channel={channel}, but the heatmap has {values} per window")
         if not self.has_channels:
             return self
         names = (self.channel_names[channel],) if self.channel_names else ()
@@ -185,14 +184,32 @@ def open_heatmap(
     """
     if isinstance(heatmap, Heatmap):
         return heatmap
-    if isinstance(heatmap, (np.ndarray, da.Array)):
-        group = group_of(heatmap) if isinstance(heatmap, da.Array) else None
-        if group is None and georeference is None:
-            raise UsageError(
-                "nobody knows where this array lies on its slide; give "
-                "georeference=Georeference(kernel_size, stride, downsample, mpp), or the store"
-            )
-        return _described(heatmap, group, georeference)
+    array, group = values_of(heatmap)
+    place = georeference or place_of(group)
+    if place is not None:
+        return described(array, group, place)
+    if group is not None:
+        raise StoreError(f"{heatmap} is no result of this library; give its georeference=")
+    raise UsageError(
+        "nobody knows where this array lies on its slide; give "
+        "georeference=Georeference(kernel_size, stride, downsample, mpp), or the store"
+    )
+
+
+def values_of(heatmap: Any) -> tuple[Any, zarr.Group | None]:
+    """The array of a result or of another image, not read, and its group where it has one.
+
+    Raises
+    ------
+    StoreError
+        There is no image in the store.
+    UsageError
+        It is no array and names no store.
+    """
+    if isinstance(heatmap, da.Array):
+        return heatmap, group_of(heatmap)
+    if isinstance(heatmap, (np.ndarray, zarr.Array)):
+        return heatmap, None
     if isinstance(heatmap, zarr.Group):
         group = heatmap
     elif isinstance(heatmap, (str, os.PathLike, Store)):
@@ -202,9 +219,23 @@ def open_heatmap(
             f"heatmap must be a path, a zarr store or an array, got {type(heatmap).__name__}"
         )
     own: Any = group.attrs.get("daskdmed")
-    if not isinstance(own, dict) or "path" not in own:
-        raise StoreError(f"{heatmap} is no result of this library; give an array and its place")
-    return _described(group[str(own["path"])], group, georeference)
+    if isinstance(own, dict) and "path" in own:
+        return group[str(own["path"])], group
+    try:
+        image = Multiscale.parse(group.attrs.asdict())
+        if image is not None:
+            return group[image.levels[0].path], group
+        reason = "it has no 'multiscales'"
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise StoreError(f"{heatmap} is no result of this library and no OME-Zarr image ({reason})")
+
+
+def place_of(group: zarr.Group | None) -> Georeference | None:
+    """The place that this library wrote into a group, None in any other."""
+    own: Any = None if group is None else group.attrs.get("daskdmed")
+    known = isinstance(own, dict) and "georeference" in own
+    return Georeference.from_json(own["georeference"]) if known else None
 
 
 def group_of(array: da.Array) -> zarr.Group | None:
@@ -219,21 +250,27 @@ def group_of(array: da.Array) -> zarr.Group | None:
             continue
         parent = source.store_path.path.rpartition("/")[0]
         group = zarr.open_group(source.store_path.store, path=parent, mode="r")
-        own: Any = group.attrs.get("daskdmed")
-        if isinstance(own, dict) and "georeference" in own:
+        if place_of(group) is not None:
             return group
     return None
 
 
-def _described(array: Any, group: zarr.Group | None, place: Georeference | None) -> Heatmap:
+def described(array: Any, group: zarr.Group | None, place: Georeference) -> Heatmap:
+    """An array that lies at a place, with what its group tells about it.
+
+    Raises
+    ------
+    GeometryError
+        The array has another number of axes.
+    """
     own: Any = {} if group is None else group.attrs.get("daskdmed", {})
-    if place is None:
-        place = Georeference.from_json(own["georeference"])
     space = len(place.stride)
     if array.ndim not in (space, space + 1):
-        raise UsageError(
-            f"an array of shape {array.shape} is no result over {space} axes of space, "
-            f"(*space) or (k, *space)"
+        wanted = (
+            "(rows, columns) or (k, rows, columns)" if space == 2 else "(*space) or (k, *space)"
+        )
+        raise GeometryError(
+            f"an array of shape {array.shape} is no result over {space} axes of space, {wanted}"
         )
     shape = own.get("parameters", {}).get("shape")
     shape0 = None
@@ -241,12 +278,16 @@ def _described(array: Any, group: zarr.Group | None, place: Georeference | None)
         shape0 = tuple(n * d for n, d in zip(shape[:space], place.downsample, strict=True))
     has_channels = array.ndim > space
     names: tuple[str, ...] = ()
-    omero = {} if group is None else ome_of(group).get("omero", {})
+    image = None if group is None else Multiscale.parse(group.attrs.asdict())
+    labels = (
+        ()
+        if image is None
+        else tuple(channel.label or str(i) for i, channel in enumerate(image.channels))
+    )
     if has_channels:
-        labels = [str(c.get("label", i)) for i, c in enumerate(omero.get("channels", []))]
         count = array.shape[0]
-        names = tuple(labels) if len(labels) == count else tuple(map(str, range(count)))
-    elif len(omero.get("channels", [])) == 1:
-        names = (str(omero["channels"][0].get("label", "0")),)
+        names = labels if len(labels) == count else tuple(map(str, range(count)))
+    elif len(labels) == 1:
+        names = labels
     edge = str(own.get("parameters", {}).get("edge", "pad"))
     return Heatmap(array, place, has_channels, shape0, str(own.get("image", "")), names, edge)

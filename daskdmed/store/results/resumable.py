@@ -11,25 +11,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import zarr
+from dask.base import tokenize
 
 from daskdmed import __version__
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import write_failure
+from daskdmed.images.ngff.metadata import axis_names
 from daskdmed.store.location import Location
-from daskdmed.store.ngff.image import (
-    Georeference,
-    axis_names,
-    create_image_group,
-    create_level,
-    image_metadata,
-)
+from daskdmed.store.ngff.levels import create_level
 from daskdmed.store.results.donemap import DONE, DoneMap
+from daskdmed.store.results.georeference import Georeference
 
 #: name of the result array within the group
 LEVEL = "0"
 _FORMAT = 1
+#: cells along an axis of a block of a result as a Dask array
+_LAZY_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ class ResultSpec:
         return axis_names(len(self.counts), bool(self.outputs))
 
     def attributes(self) -> dict[str, Any]:
-        """Own attributes of the group."""
+        """Attributes of the group: OME-Zarr's where it can describe the result, and own ones."""
+        image = self.georeference.image(LEVEL, channels=bool(self.outputs), name=self.kind)
         return {
+            **({} if image is None else image.attributes()),
             "daskdmed": {
                 "kind": self.kind,
                 "format": _FORMAT,
@@ -99,23 +101,8 @@ class ResultSpec:
                 "image": self.image,
                 "georeference": self.georeference.to_json(),
                 "parameters": _plain(self.parameters),
-            }
+            },
         }
-
-    def ome(self) -> dict[str, Any] | None:
-        """OME-Zarr metadata; None for what that format cannot describe."""
-        if not 2 <= len(self.counts) <= 3:
-            return None
-        extra = 1 if self.outputs else 0
-        place = self.georeference
-        return image_metadata(
-            self.axes,
-            (1.0,) * extra + place.scale,
-            (0.0,) * extra + place.translation,
-            units=(None,) * extra + place.units,
-            name=self.kind,
-            path=LEVEL,
-        )
 
 
 class ResultStore:
@@ -226,9 +213,31 @@ def open_result(
     return _create(place, spec), place
 
 
+def lazy_result(location: Location, spec: ResultSpec) -> da.Array:
+    """A stored result as a Dask array, always of the same name.
+
+    Its blocks are whole chunks of the store, about `_LAZY_BLOCK` cells along each axis.
+    """
+    array: Any = location.open("r")[LEVEL]
+    # a store object has no name that says which one it is
+    which = str(location) if isinstance(location.target, str) else id(location.target)
+    return lazy_array(array, name=f"{spec.kind}-{tokenize(which, spec)}")
+
+
+def lazy_array(array: Any, *, name: str | None = None) -> da.Array:
+    """A Zarr array as a Dask array; blocks are whole objects of the store, not too small ones."""
+    chunks = tuple(
+        min(n, max(_LAZY_BLOCK // c, 1) * c)
+        for n, c in zip(array.shape, array.shards or array.chunks, strict=True)
+    )
+    return da.from_array(array, chunks=chunks, name=name, lock=False)
+
+
 def _create(place: Location, spec: ResultSpec, *, replace: bool = False) -> ResultStore:
     try:
-        group = create_image_group(place.target, spec.ome(), spec.attributes(), overwrite=replace)
+        group = zarr.create_group(
+            place.target, zarr_format=3, attributes=spec.attributes(), overwrite=replace
+        )
         return ResultStore(group, spec)
     except (OSError, ValueError) as error:
         raise StoreError(

@@ -22,10 +22,10 @@ from daskdmed.store.export import geojson, tiff
 from daskdmed.store.export.geojson import export_contours, export_tiles, heatmap_contours
 from daskdmed.store.export.polygons import isolines
 from daskdmed.store.export.tiff import export_tiff
-from daskdmed.store.ngff.image import Georeference
 from daskdmed.store.ngff.pyramid import add_pyramid
 from daskdmed.store.ngff.reduction import reduce_block
 from daskdmed.store.results.finished import Heatmap, open_heatmap
+from daskdmed.store.results.georeference import Georeference
 
 shapely = pytest.importorskip("shapely")
 
@@ -194,7 +194,7 @@ def test_wrong_arguments_of_tiffs(stored, vectors, tmp_path):
     volume = Georeference((1, 1, 1), (1, 1, 1), (1.0, 1.0, 1.0))
     for what, arguments, error, match in (
         (stored, {"dtype": "int8"}, UsageError, "dtype must be"),
-        (stored, {"channel": 2}, UsageError, "has 1 value"),
+        (stored, {"channel": 2}, UsageError, "has one value"),
         (vectors, {"channel": 2}, UsageError, "has 2 value"),
         (vectors, {"cmap": "magma"}, UsageError, "one channel"),
         (stored, {"cmap": "no such"}, UsageError, "no colour map"),
@@ -320,7 +320,7 @@ def test_wrong_contours(stored, monkeypatch, tmp_path):
         ({"thresholds": [np.nan]}, "thresholds must be"),
         ({"thresholds": "high"}, "thresholds must be"),
         ({"channel": []}, "at least one"),
-        ({"channel": 3}, "has 1 value"),
+        ({"channel": 3}, "has one value"),
         ({"colors": ["FF0000", "00FF00"]}, "one entry per channel"),
     ):
         with pytest.raises(UsageError, match=match):

@@ -14,9 +14,9 @@ from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import GeometryError, StoreError, UsageError
 from daskdmed.store.export.heatmaps import export_heatmap, export_ome_zarr
-from daskdmed.store.ngff.image import Georeference
 from daskdmed.store.ngff.pyramid import add_pyramid
 from daskdmed.store.results.finished import open_heatmap
+from daskdmed.store.results.georeference import Georeference
 from tests.store.ngff.test_pyramid import napari_layers
 
 

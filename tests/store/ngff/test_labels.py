@@ -12,10 +12,10 @@ from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import GeometryError, StoreError, UsageError
 from daskdmed.samples import make_slide
-from daskdmed.store.ngff.image import Georeference
 from daskdmed.store.ngff.labels import argmax_labels, write_labels
 from daskdmed.store.ngff.pyramid import add_pyramid
 from daskdmed.store.ngff.reduction import reduce_block
+from daskdmed.store.results.georeference import Georeference
 from tests.store.ngff.test_pyramid import napari_layers
 
 

@@ -9,7 +9,9 @@ import zarr
 from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import UsageError
-from daskdmed.store.ngff.image import Georeference, axis_names, image_metadata, read_result
+from daskdmed.images.ngff.metadata import Axis, Channel, LevelPlace, Multiscale, axis_names
+from daskdmed.store.results.finished import open_heatmap
+from daskdmed.store.results.georeference import Georeference
 
 
 def mean(windows):
@@ -63,20 +65,20 @@ def test_ome_zarr_py_reads_it_back(stored):
     (node,) = list(Reader(parse_url(str(out)))())
     assert node.data[0].shape == zarr.open_group(out, mode="r")["0"].shape
     values = np.asarray(node.data[0])
-    np.testing.assert_array_equal(values, read_result(out)[0])
+    np.testing.assert_array_equal(values, open_heatmap(out).lazy())
     assert (np.abs(values) == 1).all() or (values >= 0).all()
 
 
 def test_results_come_back_with_their_place(stored):
     kind, out = stored
-    values, place = read_result(str(out))
-    assert place is not None
+    result = open_heatmap(str(out))
+    place = result.georeference
     assert place == Georeference.from_json(place.to_json())
-    assert values.dtype == np.float32
+    assert result.dtype == np.float32
     if kind == "plane":
         assert place == Georeference((10, 20), (10, 5), (1.0, 1.0), (0.5, 0.25))
         # cells are one stride wide and centred on their windows
-        assert place.extent(values.shape) == ((0.0, 100.0), (7.5, 7.5 + 5 * values.shape[1]))
+        assert place.extent(result.counts) == ((0.0, 100.0), (7.5, 7.5 + 5 * result.counts[1]))
 
 
 def test_one_axis_is_no_ome_image(tmp_path):
@@ -91,12 +93,58 @@ def test_the_downsample_is_exact():
     assert place.scale == (224 * 4.0001, 224 * 3.9998)
 
 
+def test_a_volume_lies_where_its_spacing_says():
+    place = Georeference((4, 8, 8), (2, 4, 4), (1.0, 1.0, 1.0), spacing=(3.0, 0.5, 0.25))
+    assert place.scale == (6.0, 2.0, 1.0)
+    assert place.translation == (4.5, 1.75, 0.875)
+    image = place.image("0", channels=True, name="scores")
+    assert [(a.name, a.type, a.unit) for a in image.axes] == [
+        ("c", "channel", None),
+        *((name, "space", "millimeter") for name in "zyx"),
+    ]
+    assert image.spacing == (None, 6000.0, 2000.0, 1000.0)
+    assert Georeference.from_json(place.to_json()) == place
+
+
 def test_metadata_must_agree():
-    with pytest.raises(UsageError, match="same length"):
-        image_metadata("yx", (1.0,), (0.0, 0.0))
+    axes = tuple(map(Axis.named, "yx"))
+    with pytest.raises(UsageError, match="one of each per axis"):
+        Multiscale(axes, (LevelPlace("0", (1.0,), (0.0, 0.0)),))
+    with pytest.raises(UsageError, match="no levels"):
+        Multiscale(axes, ())
 
 
-def test_omero_channels():
-    ome = image_metadata("cyx", (1, 1, 1), (0, 0, 0), windows=[(0, 1), (0, 5)], labels=["tumour"])
-    assert [c["label"] for c in ome["omero"]["channels"]] == ["tumour", "1"]
-    assert ome["omero"]["channels"][1]["window"] == {"min": 0, "max": 5, "start": 0, "end": 5}
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_is_written_is_read(version):
+    names = "tczyx"
+    axes = tuple(Axis.named(n, "micrometer" if n in "zyx" else None) for n in names)
+    finest = LevelPlace("s0", (1.0, 1.0, 2.0, 0.5, 0.25), (0.0, 0.0, 1.0, 2.0, 3.0))
+    image = Multiscale(
+        axes,
+        (finest, finest.coarser("s1", (1, 1, 1, 2, 2))),
+        name="an image",
+        method="mean",
+        channels=(
+            Channel("DAPI", "0000FF", (0, 200), (0, 255)),
+            Channel("FITC", "00FF00", (1.5, 9.5), (0.0, 10.0), active=False),
+        ),
+        version=version,
+    )
+    assert Multiscale.parse(image.attributes()) == image
+    assert image.channel == 1
+    assert image.spacing == (None, None, 2.0, 0.5, 0.25)
+    assert image.levels[1].translation == (0.0, 0.0, 1.0, 2.25, 3.125)
+    validated = pytest.importorskip(f"ome_zarr_models.v{version.replace('.', '')}.multiscales")
+    attributes = image.attributes()
+    validated.Multiscale.model_validate(attributes.get("ome", attributes)["multiscales"][0])
+
+
+def test_levels_that_do_not_say_where_they_lie():
+    """A transformation that is not understood is no reason to guess."""
+    for steps in ([], [{"type": "affine", "affine": []}], [{"type": "scale", "path": "s"}]):
+        dataset = {"path": "0", "coordinateTransformations": steps}
+        axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+        image = Multiscale.parse({"multiscales": [{"axes": axes, "datasets": [dataset]}]})
+        assert image.levels == (LevelPlace("0"),)
+        assert image.spacing == (None, None)
+    assert Multiscale.parse({"other": 1}) is None

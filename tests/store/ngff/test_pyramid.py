@@ -19,7 +19,7 @@ import daskdmed
 from daskdmed import heatmap
 from daskdmed.cohort.record import Record
 from daskdmed.errors import StoreError, UsageError
-from daskdmed.store.ngff.image import hex_color
+from daskdmed.images.ngff.metadata import hex_color
 from daskdmed.store.ngff.pyramid import add_pyramid, level_factors
 from daskdmed.store.ngff.reduction import reduce_block
 
@@ -289,9 +289,50 @@ def test_a_scale_that_all_levels_share_is_kept(tmp_path):
     assert steps == [[[0.5, 0.5], [10.75, 22.0]], [[1.0, 1.0], [11.0, 22.25]]]
 
 
+def test_what_other_writers_say_stays(tmp_path):
+    """Names of channels, other images, keys of their own; time and channels are not reduced."""
+    v05 = pytest.importorskip("ome_zarr_models.v05")
+    units = {"t": "second", "y": "micrometer", "x": "micrometer"}
+    kinds = {"t": "time", "c": "channel"}
+    axes = [
+        {"name": n, "type": kinds.get(n, "space")} | ({"unit": units[n]} if n in units else {})
+        for n in "tcyx"
+    ]
+    axes[-1]["longName"] = "from left to right"
+    step = {"type": "scale", "scale": [1.0, 1.0, 0.5, 0.5]}
+    datasets = [{"path": "a", "coordinateTransformations": [step]}]
+    multiscale = {"axes": axes, "datasets": datasets, "metadata": {"method": "theirs"}}
+    channels = [
+        {"label": "DAPI", "color": "0000FF", "window": {"start": 0, "end": 9, "min": 0, "max": 9}},
+        {"label": "FITC", "color": "00FF00", "window": {"start": 0, "end": 9, "min": 0, "max": 9}},
+    ]
+    ome = {
+        "version": "0.5",
+        "multiscales": [multiscale, {**multiscale, "name": "second"}],
+        "omero": {"id": 7, "channels": channels},
+    }
+    out = tmp_path / "other.zarr"
+    group = zarr.create_group(out, attributes={"ome": ome, "theirs": [1]})
+    values = np.random.default_rng(0).integers(0, 99, (3, 2, 40, 60)).astype(np.uint16)
+    group.create_array("a", data=values, chunks=(1, 1, 20, 20), dimension_names=list("tcyx"))
+    assert add_pyramid(out, smallest=32) == 2
+    found = zarr.open_group(out, mode="r")
+    np.testing.assert_array_equal(found["a_1"][...], brute(values, (1, 1, 2, 2), "mean"))
+    ome = found.attrs["ome"]
+    assert found.attrs["theirs"] == [1]
+    assert ome["multiscales"][0]["axes"] == axes
+    assert ome["multiscales"][0]["metadata"] == {"method": "theirs"}
+    assert ome["multiscales"][1]["name"] == "second"
+    assert ome["omero"]["id"] == 7
+    shown = ome["omero"]["channels"]
+    assert [(c["label"], c["color"]) for c in shown] == [("DAPI", "0000FF"), ("FITC", "00FF00")]
+    assert [c["window"]["end"] for c in shown] == [values[:, i].max() for i in range(2)]
+    v05.Image.from_zarr(found)
+
+
 @pytest.mark.parametrize("shape", [(1,), (256, 256), (257, 3), (100_000, 1)])
 def test_enough_levels(shape):
-    factors = level_factors(shape, len(shape), 2, 256)
+    factors = level_factors(shape, 2, 256)
     coarsest = factors[-1] if factors else 1
     assert max(-(-n // coarsest) for n in shape) <= 256
     assert all(max(-(-n // f) for n in shape) > 256 for f in factors[:-1])
