@@ -273,7 +273,7 @@ class LightDL(Loader[SmallChunks]):
 
     # -- life and batches -------------------------------------------------------------
 
-    def _begin(self) -> Prefetcher[Any]:
+    def _begin(self) -> Prefetcher:
         cluster = self._cluster or connect(self._client)
         try:
             engine = self._assembly.engine(cluster, self._progress, share=self._client is not None)
@@ -285,6 +285,7 @@ class LightDL(Loader[SmallChunks]):
         return Prefetcher(
             _prepared(engine, prepare, self._drop_last),
             self._assembly.sampling.crop.nbytes * self.batch_size,
+            meter=self._meter,
             interrupt=engine.interrupt,
             close=engine.close,
             describe=lambda: (

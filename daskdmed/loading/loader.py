@@ -8,6 +8,7 @@ come into memory, which is what makes a `LightDL` or a `SlidingWindowDL`.
 from __future__ import annotations
 
 import html
+import itertools
 import time
 import weakref
 from abc import abstractmethod
@@ -39,6 +40,8 @@ else:
     except ImportError as error:
         raise MissingExtraError('loaders need torch; pip install "daskdmed[torch]"') from error
 
+#: how many loaders of this process have a name
+_named = itertools.count()
 #: what describes the small chunks of a batch
 C = TypeVar("C", bound=SmallChunks)
 
@@ -72,20 +75,22 @@ class Loader(_Base, Generic[C]):
         client: Client | None,
     ) -> None:
         super().__init__()
+        #: how events call it
+        self.name = f"{type(self).__name__}-{next(_named)}"
         self.batch_size = check_count("batch_size", batch_size)
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self.rank, self.world_size = resolve(rank, world_size)
         self._client = client
         self._cluster: Cluster | None = None
-        self._feed: Prefetcher[Any] | None = None
+        self._feed: Prefetcher | None = None
         self._closer: weakref.finalize[..., Any] | None = None
         self._closed = False
-        self._meter = Meter()
+        self._meter = Meter(self.name)
 
     # -- what makes a kind of loader --------------------------------------------------
 
     @abstractmethod
-    def _begin(self) -> Prefetcher[Any]:
+    def _begin(self) -> Prefetcher:
         """Begin to make batches: pairs of a batch (with `smallchunks`) and its tensor."""
 
     @abstractmethod
@@ -110,12 +115,12 @@ class Loader(_Base, Generic[C]):
         """Begin to read, before the first batch is asked for. Idempotent."""
         self._check_open()
         if self._feed is None:
+            self._meter.start(self._progress.batches)
             self._feed = self._begin()
-            self._meter.start()
             self._own(self._feed)
         return self
 
-    def _own(self, feed: Prefetcher[Any] | None) -> None:
+    def _own(self, feed: Prefetcher | None) -> None:
         """Close this, and the cluster, when the loader is closed or forgotten."""
         if self._closer is not None:
             self._closer.detach()
@@ -153,7 +158,7 @@ class Loader(_Base, Generic[C]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _running(self) -> Prefetcher[Any]:
+    def _running(self) -> Prefetcher:
         feed = self.start()._feed
         assert feed is not None
         return feed
@@ -202,9 +207,10 @@ class Loader(_Base, Generic[C]):
             self._progress.over = True
             raise
         finally:
-            self._meter.waited(began)
+            waited = time.perf_counter() - began
+            self._meter.waited(waited)
         self._took(batch)
-        self._meter.took()
+        self._meter.took(len(chunks), waited)
         if self.batch_tfms is not None:
             x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
         return x, chunks.patients, chunks
@@ -282,7 +288,7 @@ class Loader(_Base, Generic[C]):
         )
 
 
-def _close(feed: Prefetcher[Any] | None, cluster: Cluster | None) -> None:
+def _close(feed: Prefetcher | None, cluster: Cluster | None) -> None:
     if feed is not None:
         feed.close()
     if cluster is not None:

@@ -12,13 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Generic, TypeVar
+from typing import Any, TypeAlias
 
 from daskdmed.core.errors import LoaderClosedError
+from daskdmed.loading.stats import Meter
 
 logger = logging.getLogger("daskdmed.loading")
 
-T = TypeVar("T")
+#: a batch, with its `smallchunks`, and its tensor
+Item: TypeAlias = tuple[Any, Any]
 
 #: batches made ahead of the consumer, at most this many bytes of them
 _AHEAD_BYTES = 64 << 20
@@ -30,15 +32,18 @@ _PATIENCE = 60.0
 def _nothing() -> None: ...
 
 
-class Prefetcher(Generic[T]):
-    """Takes items from a generator in a thread of its own, a bounded number ahead.
+class Prefetcher:
+    """Takes batches from a generator in a thread of its own, a bounded number ahead.
 
     Parameters
     ----------
     items : generator
-        Closed in that thread at the end.
+        Of pairs of a batch (with `smallchunks`) and its tensor. Closed in that thread at the
+        end.
     nbytes : int
-        Bytes of an item; at most 64 MiB and four items are ready before the thread waits.
+        Bytes of a batch; at most 64 MiB and four batches are ready before the thread waits.
+    meter : Meter
+        Told of each batch that is made.
     interrupt : callable
         Called by `close`, first: makes `items` end although it waits for something.
     close : callable, optional
@@ -49,17 +54,19 @@ class Prefetcher(Generic[T]):
 
     def __init__(
         self,
-        items: Generator[T, None, None],
+        items: Generator[Item, None, None],
         nbytes: int,
         *,
+        meter: Meter,
         interrupt: Callable[[], None],
         close: Callable[[], None] = _nothing,
         describe: Callable[[], str] = lambda: "",
     ) -> None:
         self._items = items
         self._ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // max(nbytes, 1)))
+        self._meter = meter
         self._interrupt, self._close, self._describe = interrupt, close, describe
-        self._ready: deque[T] = deque()
+        self._ready: deque[Item] = deque()
         self._change = threading.Condition()
         self._running = True
         self._paused = False
@@ -82,6 +89,9 @@ class Prefetcher(Generic[T]):
 
     def _run(self) -> None:
         for item in self._items:
+            size = len(item[0].smallchunks)
+            if size:
+                self._meter.made(size)
             with self._change:
                 while self._running and (self._paused or len(self._ready) >= self._ahead):
                     self._change.wait()
@@ -93,7 +103,7 @@ class Prefetcher(Generic[T]):
 
     # -- consumer -------------------------------------------------------------------
 
-    def get(self, timeout: float | None = None) -> T:
+    def get(self, timeout: float | None = None) -> Item:
         """The next item.
 
         Raises

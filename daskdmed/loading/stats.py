@@ -10,35 +10,56 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from daskdmed.core import events
 from daskdmed.loading.diversity import DiversityStats
 from daskdmed.persistence.catalogue import Failure
 
 
 class Meter:
-    """Clocks of a loader: since when it runs, and how long its consumer waited."""
+    """Counts what a loader does, and tells those who listen to `daskdmed.events`.
 
-    def __init__(self) -> None:
+    It outlives the parts of a loader and knows none of them.
+
+    Parameters
+    ----------
+    loader : str
+        Name of the loader.
+    """
+
+    def __init__(self, loader: str) -> None:
+        self.loader = loader
         self.wait_seconds = 0.0
         self.first_batch_seconds: float | None = None
         self._began: float | None = None
+        self._made = self._taken = 0
 
-    def start(self) -> None:
-        """Begin to measure, unless that was done."""
+    def start(self, batches: int) -> None:
+        """Begin to measure, unless that was done; so many batches have been taken before."""
         self._began = self._began or time.perf_counter()
+        self._made = self._taken = batches
 
     @property
     def seconds(self) -> float:
-        """Since `start`."""
+        """Since the first `start`."""
         return 0.0 if self._began is None else time.perf_counter() - self._began
 
-    def waited(self, began: float) -> None:
-        """Note that a consumer has waited from a moment of `time.perf_counter` until now."""
-        self.wait_seconds += time.perf_counter() - began
+    def made(self, size: int) -> None:
+        """Note that a batch waits to be taken."""
+        number, self._made = self._made, self._made + 1
+        if events.listening():
+            events.emit(events.BatchMade(self.loader, number, size))
 
-    def took(self) -> None:
+    def waited(self, seconds: float) -> None:
+        """Note that the consumer has waited, for a batch or in vain."""
+        self.wait_seconds += seconds
+
+    def took(self, size: int, waited: float) -> None:
         """Note that the consumer has a batch."""
         if self.first_batch_seconds is None:
             self.first_batch_seconds = self.seconds
+        number, self._taken = self._taken, self._taken + 1
+        if events.listening():
+            events.emit(events.BatchTaken(self.loader, number, size, waited))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

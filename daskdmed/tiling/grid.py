@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, UsageError
-from daskdmed.core.types import Region
+from daskdmed.core.types import Array, Region
 
 Edge: TypeAlias = Literal["pad", "shift", "drop"]
 #: one number for every axis, or one per axis in array order
@@ -269,6 +269,37 @@ class WindowGrid:
         start = [i * b for i, b in zip(index, block_shape, strict=True)]
         shape = [min(b, c - a) for a, b, c in zip(start, block_shape, self.counts, strict=True)]
         return self.box(start, shape)
+
+    def around(
+        self, block: WindowBlock, keep: Array | None
+    ) -> tuple[WindowBlock, tuple[int, ...], Array | None]:
+        """The smallest block around the kept windows of a block, so that no more is read.
+
+        Parameters
+        ----------
+        block : WindowBlock
+            Of this grid.
+        keep : ndarray of bool, shape ``block.shape``, optional
+            At least one is True. None: all are kept.
+
+        Returns
+        -------
+        block : WindowBlock
+            Its pixels are those that have to be read.
+        first : tuple of int
+            Its first window, counted from the first one of the block given.
+        keep : ndarray of bool or None
+            Of its windows; None when all are kept.
+        """
+        if keep is None or keep.all():
+            return block, (0,) * self.ndim, None
+        occupied = np.nonzero(keep)
+        first = tuple(int(p.min()) for p in occupied)
+        stop = tuple(int(p.max()) + 1 for p in occupied)
+        start = [a + f for a, f in zip(block.start, first, strict=True)]
+        inner = self.box(start, [b - a for a, b in zip(first, stop, strict=True)])
+        kept = keep[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
+        return inner, first, None if kept.all() else kept
 
     def blocks(self, block_shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], WindowBlock]]:
         """Every block of the partition once, in C order: (block index, block)."""

@@ -166,7 +166,7 @@ def test_two_loaders_share_big_chunks(slides):
             b.pause()
             blocks = [k for held in one.has_what().values() for k in held if "big-chunk" in str(k)]
             assert len(set(blocks)) == len(blocks)
-            capacity = a._allotment.capacity
+            capacity = a._assembly.planning.allotment.capacity
             assert len(blocks) <= capacity + 4, "both loaders hold the same blocks"
 
 

@@ -151,7 +151,7 @@ def test_ranks_of_unequal_speed_read_each_big_chunk_once(start, client, tmp_path
     reads = run.reads()
     assert len(reads) == 4 * 9
     assert set(reads.values()) == {1}, "each big chunk is read once for all ranks"
-    capacity = LightDL(coordinate_dataset(), **PARAMETERS)._allotment.capacity
+    capacity = LightDL(coordinate_dataset(), **PARAMETERS)._assembly.planning.allotment.capacity
     assert most <= capacity, "all ranks together hold what one of them may"
     assert 0 < ahead < len(whole) // n, "the fast ones do not run away"
     assert_released(client)
@@ -166,7 +166,7 @@ def test_a_killed_rank_leaves_the_others_running(start, client, tmp_path):
     whole = single(tmp_path)
     assert_same(run.result(0), whole[: len(whole) // 2 * 2][0::2])
     reads = run.reads()
-    allotment = LightDL(coordinate_dataset(), **PARAMETERS)._allotment
+    allotment = LightDL(coordinate_dataset(), **PARAMETERS)._assembly.planning.allotment
     # what the dead rank alone had read ahead is gone with it
     again = sum(reads.values()) - len(reads)
     assert again <= allotment.capacity - allotment.slots

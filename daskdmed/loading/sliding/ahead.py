@@ -6,6 +6,7 @@ Not covered: reading (`daskdmed.loading.sliding.read`), cutting
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from daskdmed.core import events
 from daskdmed.loading.sliding.batches import WindowBatch, WindowBatcher
 from daskdmed.loading.sliding.plan import Load, LoadPlan
 from daskdmed.loading.sliding.read import Loaded, LoadReader
@@ -24,6 +26,8 @@ class ReadAhead:
 
     Parameters
     ----------
+    loader : str
+        Name of the loader, for events: loads are its big chunks.
     plan : LoadPlan
         What is read, in order.
     reader : LoadReader
@@ -38,6 +42,7 @@ class ReadAhead:
 
     def __init__(
         self,
+        loader: str,
         plan: LoadPlan,
         reader: LoadReader,
         budget: int,
@@ -46,6 +51,7 @@ class ReadAhead:
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
+        self._loader = loader
         self._plan = plan
         self._budget = budget
         self._size = batch_size
@@ -62,6 +68,24 @@ class ReadAhead:
     def __str__(self) -> str:
         return f"{self.held:,} bytes of blocks in memory or being read"
 
+    def _submit(self, load: Load) -> Future[Loaded]:
+        future, began = self.reader.submit(load), time.monotonic()
+        if events.listening():
+            self._tell(events.BigChunkRequested, load)
+
+            def ready(read: Future[Loaded]) -> None:
+                if not read.cancelled():
+                    self._tell(events.BigChunkReady, load, seconds=time.monotonic() - began)
+
+            future.add_done_callback(ready)
+        return future
+
+    def _tell(self, kind: Callable[..., events.Event], load: Load, **more: float) -> None:
+        if events.listening():
+            image, region = load.image, load.block.region
+            place = (str(image.patient.id), image.record, load.visit, region.origin, region.shape)
+            events.emit(kind(self._loader, *place, **more))
+
     def batches(self, position: int) -> Generator[tuple[WindowBatch, Any], None, None]:
         """Batches from a position on, each with its tensor."""
         batcher = WindowBatcher(self._size, self._shape, self._dtype)
@@ -72,7 +96,7 @@ class ReadAhead:
                 load = self._plan.load(number)
                 if ahead and self.held + load.nbytes > self._budget:
                     break
-                ahead.append((load, self.reader.submit(load)))
+                ahead.append((load, self._submit(load)))
                 self.held += load.nbytes
                 self.peak = max(self.peak, self.held)
                 number += 1
@@ -86,6 +110,7 @@ class ReadAhead:
                 del batch
             del loaded
             self.held -= load.nbytes
+            self._tell(events.BigChunkEvicted, load)
             skip = 0
         rest = batcher.rest(self._plan.windows)
         if rest is not None:

@@ -179,13 +179,14 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     # -- life -----------------------------------------------------------------------
 
-    def _begin(self) -> Prefetcher[Any]:
+    def _begin(self) -> Prefetcher:
         reader = self._reader()
-        ahead = ReadAhead(self._plan, reader, self._budget, self.batch_size, self.tfms)
+        ahead = ReadAhead(self.name, self._plan, reader, self._budget, self.batch_size, self.tfms)
         self._ahead = ahead
         return Prefetcher(
             ahead.batches(self._progress.position),
             ahead.batch_bytes,
+            meter=self._meter,
             interrupt=reader.close,
             describe=ahead.__str__,
         )
@@ -221,7 +222,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
         """
         self._stop()
         self._progress = Passing(self._plan.windows)
-        self._ahead, self._meter = None, Meter()
+        self._ahead, self._meter = None, Meter(self.name)
 
     def __len__(self) -> int:
         """Batches of a pass, when nothing fails."""

@@ -113,15 +113,8 @@ class ImageWindows:
         block = self.grid.block([int(i) for i in index], self.block_windows)
         if self.keep is None:
             return block, None
-        keep = self.keep[block.slices]
-        if keep.all():
-            return block, None
-        occupied = np.nonzero(keep)
-        first = [int(p.min()) for p in occupied]
-        stop = [int(p.max()) + 1 for p in occupied]
-        start = [a + f for a, f in zip(block.start, first, strict=True)]
-        inner = self.grid.box(start, [b - a for a, b in zip(first, stop, strict=True)])
-        return inner, keep[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
+        inner, _, keep = self.grid.around(block, self.keep[block.slices])
+        return inner, keep
 
 
 def pixel_bytes(view: ImageView) -> int:

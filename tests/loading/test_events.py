@@ -1,0 +1,47 @@
+"""What loaders tell those who listen."""
+
+from __future__ import annotations
+
+import pytest
+
+from daskdmed import LightDL, SlidingWindowDL, events
+from tests.loading.conftest import SMALL
+
+
+@pytest.fixture
+def heard():
+    seen = []
+    unsubscribe = events.subscribe(seen.append)
+    yield seen
+    unsubscribe()
+
+
+@pytest.mark.parametrize("kind", [LightDL, SlidingWindowDL])
+def test_batches_are_told_of_when_made_and_when_taken(dataset, heard, kind):
+    parameters = SMALL if kind is LightDL else {"kernel_size": 64, "batch_size": 16}
+    with kind(dataset, **parameters) as loader:
+        taken = [len(next(loader)[2]) for _ in range(5)]
+        name = loader.name
+    mine = [e for e in heard if getattr(e, "loader", None) == name]
+    told = [e for e in mine if isinstance(e, events.BatchTaken)]
+    made = [e for e in mine if isinstance(e, events.BatchMade)]
+    assert [e.size for e in told] == taken
+    assert [e.number for e in told] == list(range(5))
+    assert [e.number for e in made] == list(range(len(made)))
+    assert len(made) >= len(told)
+    assert all(mine.index(m) < mine.index(t) for m, t in zip(made, told, strict=False))
+    assert loader.stats().wait_seconds == pytest.approx(sum(e.waited for e in told))
+    assert loader.stats().first_batch_seconds > 0
+
+
+def test_blocks_of_windows_are_told_of_like_big_chunks(dataset, heard):
+    with SlidingWindowDL(dataset, kernel_size=100, batch_size=50, block_windows=5) as loader:
+        for _ in loader:
+            pass
+        blocks, name = loader.stats().total_blocks, loader.name
+
+    def visits(kind):
+        return sorted(e.visit for e in heard if isinstance(e, kind) and e.loader == name)
+
+    for kind in (events.BigChunkRequested, events.BigChunkReady, events.BigChunkEvicted):
+        assert visits(kind) == list(range(blocks))
