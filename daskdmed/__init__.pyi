@@ -26,7 +26,7 @@ from .cohort.tissue.find import tissue_mask as tissue_mask
 from .cohort.tissue.find import tissue_masks as tissue_masks
 from .cohort.tissue.mask import TissueMask as TissueMask
 from .core.errors import DaskdmedError as DaskdmedError
-from .core.types import Region as Region
+from .core.region import Region as Region
 from .images.slide import Slide as Slide
 from .images.slide import open_slide as open_slide
 from .images.slide import open_slides as open_slides

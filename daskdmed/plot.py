@@ -13,7 +13,8 @@ import dask.array as da
 import numpy as np
 
 from daskdmed.core.errors import MissingExtraError
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
 from daskdmed.store.ngff.reduction import Method, reduce_block
 from daskdmed.store.results.finished import Heatmap, described, place_of, values_of
 from daskdmed.store.results.georeference import Georeference

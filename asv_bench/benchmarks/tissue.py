@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import Once, requires
 from daskdmed import TissueMask, open_slide, tissue_mask
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 
 
 def seconds_of(task: Any) -> float:

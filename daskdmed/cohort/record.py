@@ -20,7 +20,9 @@ import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
 from daskdmed.core.frozen import FrozenMapping, plain
-from daskdmed.core.types import ImageView, OnTileError, PathLike, Resolution
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import OnTileError, PathLike
+from daskdmed.core.view import ImageView
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations

@@ -32,17 +32,9 @@ from daskdmed.core.errors import (
     StoreError,
     UsageError,
 )
-from daskdmed.core.types import (
-    Array,
-    ImageView,
-    LevelLike,
-    MppLike,
-    OnError,
-    OnTileError,
-    PathLike,
-    PowerLike,
-    Resolution,
-)
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
 
@@ -354,7 +346,7 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
         array = getattr(image, "array", None)
         if array is not None:
             return Record(array=array, spatial_ndim=image.spatial_ndim, mpp=image.mpp), image
-        return Record(str(getattr(image, "uri", None) or image.token)), image
+        return Record(image.uri or image.token), image
     if isinstance(image, (np.ndarray, da.Array)) or hasattr(image, "__array__"):
         return Record(array=image), None
     what = repr(image) if image is None or isinstance(image, (str, int)) else type(image).__name__

@@ -18,10 +18,12 @@ import numpy as np
 from dask.base import tokenize
 
 from daskdmed.core.errors import GeometryError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 
 
-class ArrayView:
+class ArrayView(ImageView):
     """A Dask array whose leading axes are space.
 
     Parameters
@@ -39,6 +41,10 @@ class ArrayView:
         The array has fewer axes than `spatial_ndim`, unknown (NaN) chunks, or more than
         one axis behind the spatial ones.
     """
+
+    spatial_ndim: int
+    mpp: tuple[float, float] | None
+    token: str
 
     def __init__(
         self,
@@ -61,16 +67,14 @@ class ArrayView:
         self.spatial_ndim = spatial_ndim
         self.mpp = mpp
         self.token = tokenize("array-view", array, spatial_ndim, mpp)
-        self._offset = (0,) * spatial_ndim
         self._shape = tuple(int(s) for s in array.shape)
+        #: the region of the image that `array` holds
+        self._held = Region.of(self._shape[:spatial_ndim])
 
     def __repr__(self) -> str:
         return (
             f"ArrayView(shape={self.shape}, dtype={self.dtype}, spatial_ndim={self.spatial_ndim})"
         )
-
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return type(self).__name__, self.token
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,55 +103,50 @@ class ArrayView:
         white = channels == (3,) and self.dtype == np.uint8
         return np.full(channels, 255 if white else 0, self.dtype)
 
-    def restrict(self, region: Region) -> ArrayView:
+    def narrowed(self, region: Region) -> ArrayView:
         """The same image with a graph that holds one region only: cheap to pickle.
 
         Reading outside that region is an error.
         """
-        (culled,) = dask.optimize(self.array[region.slices])
+        (culled,) = dask.optimize(self.array[self._local(region).slices])
         view = copy.copy(self)
         view.array = culled
-        view._offset = tuple(o + r for o, r in zip(self._offset, region.origin, strict=True))
+        view._held = region
         return view
 
     def detached(self, region: Region) -> ArrayView:
         """The same image without any array, to be given one region's values by `attached`."""
         view = copy.copy(self)
         view.array = None
-        view._offset = region.origin
+        view._held = region
         return view
 
     def attached(self, values: Array) -> ArrayView:
         """A detached view with the values of its region."""
         view = copy.copy(self)
-        view.array = da.from_array(values, chunks=-1, name=False)
+        view.array = da.from_array(np.asarray(values), chunks=-1, name=False)
         return view
 
-    def read(self, region: Region, out: Array | None = None) -> Array:
+    def delivery(self, region: Region) -> da.Array:
+        """The region of the array."""
+        part: da.Array = self.array[self._local(region).slices]
+        return part
+
+    def _local(self, region: Region) -> Region:
+        """A region of the image, in the frame of the array that is held."""
+        if not self._held.contains(region):
+            raise GeometryError(
+                f"{region} lies outside what this view was narrowed to, {self._held} of an image "
+                f"of {self.spatial_shape}"
+            )
+        return region.local_to(self._held)
+
+    def _read(self, region: Region, out: Array | None) -> Array:
         """Compute a region in the calling thread.
 
-        Parameters
-        ----------
-        region : Region
-            In the frame of the whole image.
-        out : ndarray, optional
-            Written in place when given.
-
-        Returns
-        -------
-        ndarray
-            Never a view of memory that the array itself holds.
+        Never gives a view of memory that the array itself holds.
         """
-        origin = tuple(r - o for r, o in zip(region.origin, self._offset, strict=True))
-        inside = Region(origin, region.shape)
-        if any(
-            o < 0 or s > n
-            for o, s, n in zip(inside.origin, inside.stop, self.array.shape, strict=False)
-        ):
-            raise GeometryError(
-                f"{region} lies outside the array of shape {self.array.shape} at {self._offset}"
-            )
-        value = self._compute(self.array[inside.slices])
+        value = self._compute(self.array[self._local(region).slices])
         if out is not None:
             np.copyto(out, value)
             return out

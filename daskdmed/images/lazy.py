@@ -16,7 +16,8 @@ import numpy as np
 from dask.base import tokenize
 
 from daskdmed.core.errors import GeometryError, UsageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.images.view import SlideView
 
 

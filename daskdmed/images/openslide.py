@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,15 +25,16 @@ from daskdmed.core.errors import (
     CorruptImageError,
     ImageError,
     MissingExtraError,
-    TileError,
     UnsupportedImageError,
     UsageError,
 )
-from daskdmed.core.types import Array, OnTileError, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.readers import (
+    TileFailures,
     check_readable,
-    fill_background,
     fingerprint_files,
     local_path,
     prepare_output,
@@ -122,6 +122,7 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         self._handle: Any = _open_handle(uri, path)
         self._closed = False
+        self._failures = TileFailures(uri)
         try:
             self._info = _describe(self._handle)
             self._downsamples: tuple[float, ...] = self._handle.level_downsamples
@@ -132,6 +133,11 @@ class OpenSlideReader:
     def info(self) -> SlideInfo:
         """Facts about the slide."""
         return self._info
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """The last tiles that ``tile_error="fill"`` painted with the background."""
+        return self._failures.kept
 
     def read(
         self,
@@ -155,11 +161,11 @@ class OpenSlideReader:
         target = prepare_output(self._uri, self._info, level, region, out)
         tile = self._info.levels[level].tile_shape
         steps = tuple(max(1, _PIECE // t) * t if t <= _PIECE else _PIECE for t in tile)
-        for piece in _split(region, steps):
-            part = target[_within(piece, region)]
+        for piece in region.tiles(steps):
+            part = target[piece.local_to(region).slices]
             try:
                 self._read_piece(level, piece, part)
-            except _ReadError:
+            except _OpenSlideFailed:
                 self._read_tiles(level, piece, part, tile_error)
         return target
 
@@ -179,7 +185,7 @@ class OpenSlideReader:
             )
         try:
             rgba = self._attempt(lambda handle: np.asarray(handle.associated_images[name]))
-        except _ReadError as error:
+        except _OpenSlideFailed as error:
             raise CorruptImageError(
                 f"{self._uri}: associated image {name!r} cannot be decoded: {error}", uri=self._uri
             ) from error
@@ -207,20 +213,13 @@ class OpenSlideReader:
     def _read_tiles(self, level: int, piece: Region, out: Array, tile_error: OnTileError) -> None:
         """Read tile by tile after a failure, to find which tile is bad and to keep the rest."""
         tile = self._info.levels[level].tile_shape
-        for box in _split(piece, tile):
-            part = out[_within(box, piece)]
+        for box in piece.tiles(tile):
+            part = out[box.local_to(piece).slices]
             try:
                 self._read_piece(level, box, part)
-            except _ReadError as error:
-                index = (box.origin[0] // tile[0], box.origin[1] // tile[1])
-                message = (
-                    f"{self._uri}, level {level}, tile {index} (row, column): OpenSlide cannot "
-                    f"decode it: {error}; read with tile_error='fill' to get the background there"
-                )
-                if tile_error == "raise":
-                    raise TileError(message, uri=self._uri, level=level, tile=index) from error
-                logger.warning("%s; filled with the background", message)
-                fill_background(part, self._info)
+            except _OpenSlideFailed as error:
+                self._failures(level, box.cells(tile).origin, error, tile_error)
+                part[...] = self._info.background_value
 
     def _attempt(self, action: Any) -> Array:
         """Run an action on the shared handle, and once more on a private one if that fails."""
@@ -235,7 +234,7 @@ class OpenSlideReader:
         try:
             private: Array = action(_open_handle(self._uri, self._path))
         except openslide.OpenSlideError as error:
-            raise _ReadError(str(error)) from error
+            raise _OpenSlideFailed(str(error)) from error
         return private
 
     def _shared(self) -> Any:
@@ -253,7 +252,7 @@ class OpenSlideReader:
                 self._handle = None
 
 
-class _ReadError(Exception):
+class _OpenSlideFailed(Exception):
     """OpenSlide failed on a handle that nothing else had touched."""
 
 
@@ -370,22 +369,6 @@ def _blend(rgba: Array, background: tuple[int, ...], out: Array) -> None:
         return
     a = alpha.astype(np.uint16)  # 255 * 255 + 127 still fits
     out[...] = (rgba[..., :3] * a + np.array(background, np.uint16) * (255 - a) + 127) // 255
-
-
-def _split(region: Region, steps: tuple[int, ...]) -> Iterator[Region]:
-    """Cut a region along a grid with these steps, so that no tile is in two pieces."""
-    (y0, x0), (y1, x1) = region.origin, region.stop
-    for y in range(y0 // steps[0] * steps[0], y1, steps[0]):
-        top, bottom = max(y, y0), min(y + steps[0], y1)
-        for x in range(x0 // steps[1] * steps[1], x1, steps[1]):
-            left, right = max(x, x0), min(x + steps[1], x1)
-            yield Region((top, left), (bottom - top, right - left))
-
-
-def _within(piece: Region, region: Region) -> tuple[slice, ...]:
-    """Where a piece lies in the array of its region."""
-    origin = tuple(p - r for p, r in zip(piece.origin, region.origin, strict=True))
-    return Region(origin, piece.shape).slices
 
 
 def _looks_like_slide(path: str) -> bool:

@@ -14,7 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from daskdmed.core.types import Array, OnTileError, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +26,17 @@ class LevelInfo:
     Parameters
     ----------
     shape : tuple of int
-        (height, width, channels) of what `Reader.read` returns.
+        Of what `Reader.read` returns: (height, width, channels) of slides, in general
+        ``(*space, channels)``.
     tile_shape : tuple of int
-        (height, width) of a storage tile; for strips (rows per strip, width).
+        Of a storage tile along the spatial axes; for strips (rows per strip, width).
     downsample : tuple of float
-        Level-0 pixels per pixel along (y, x), exact: level-0 extent / this extent.
+        Level-0 pixels per pixel along each spatial axis, exact: level-0 extent / this extent.
     """
 
-    shape: tuple[int, int, int]
-    tile_shape: tuple[int, int]
-    downsample: tuple[float, float]
+    shape: tuple[int, ...]
+    tile_shape: tuple[int, ...]
+    downsample: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,11 @@ class SlideInfo:
         """The sample type as a NumPy dtype."""
         return np.dtype(self.dtype)
 
+    @property
+    def background_value(self) -> Array:
+        """The background as an array, shape (channels,)."""
+        return np.asarray(self.background, self.numpy_dtype)
+
 
 @runtime_checkable
 class Reader(Protocol):
@@ -85,6 +93,14 @@ class Reader(Protocol):
         """Facts about the slide."""
         ...
 
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """The last tiles that ``tile_error="fill"`` painted with the background.
+
+        `daskdmed.images.readers.TileFailures` keeps them.
+        """
+        ...
+
     def read(
         self,
         level: int,
@@ -93,16 +109,16 @@ class Reader(Protocol):
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) that lies inside a level.
+        """Read a region that lies inside a level.
 
         Parameters
         ----------
         level : int
             Level index.
         region : Region
-            In pixels of that level; must lie inside it.
+            In pixels of that level, array order; must lie inside it.
         out : ndarray, optional
-            Array of shape (height, width, channels), any strides, to write into.
+            Array of shape ``(*region.shape, channels)``, any strides, to write into.
         tile_error : {"raise", "fill"}
             What a tile that cannot be decoded becomes: an error, or the background value
             and a warning in the log of `daskdmed.images`.
@@ -110,7 +126,7 @@ class Reader(Protocol):
         Returns
         -------
         ndarray
-            (height, width, channels), the dtype of `info`.
+            ``(*region.shape, channels)``, the dtype of `info`.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Steps that readers share: local paths, checks and fingerprints of files, output arrays.
+"""Steps that readers share: local paths, fingerprints, checks of requests, failed tiles.
 
 Not covered here: how any format is read, and the choice of a backend for a file.
 """
@@ -6,16 +6,24 @@ Not covered here: how any format is read, and the choice of a backend for a file
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
-
-from daskdmed.core.errors import GeometryError, ResolutionError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.buffers import empty
+from daskdmed.core.errors import GeometryError, ResolutionError, TileError
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.source import explain_os_error, is_remote
+
+logger = logging.getLogger("daskdmed.images")
+#: failed tiles remembered per open file
+_REPORTED = 1000
 
 
 def local_path(uri: str) -> str | None:
@@ -62,6 +70,63 @@ def fingerprint_files(uri: str, paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+class TileFailures:
+    """What becomes of the tiles of one open file that cannot be decoded.
+
+    Parameters
+    ----------
+    uri : str
+        The file.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._kept: deque[FailedTile] = deque(maxlen=_REPORTED)
+
+    def __call__(
+        self, level: int, tile: tuple[int, ...], cause: Exception, tile_error: OnTileError
+    ) -> None:
+        """Raise, or note and log that the caller paints the tile with the background.
+
+        Parameters
+        ----------
+        level : int
+            Level index.
+        tile : tuple of int
+            Which tile, counted from 0 along each axis in array order.
+        cause : Exception
+            What the decoder raised.
+        tile_error : {"raise", "fill"}
+            What the user asked for.
+
+        Raises
+        ------
+        TileError
+            For "raise".
+        """
+        text = f"{type(cause).__name__}: {cause}"
+        axes = {2: " (row, column)", 3: " (z, y, x)"}.get(len(tile), "")
+        what = f"{self._uri}: tile {tile}{axes} of level {level} cannot be decoded: {text}"
+        if tile_error == "raise":
+            raise TileError(
+                f"{what}; fetch the file again, or pass tile_error='fill' to have such tiles "
+                "painted with the background",
+                uri=self._uri,
+                level=level,
+                tile=tile,
+            ) from cause
+        with self._lock:
+            self._kept.append(FailedTile(level, tile, text))
+        logger.warning("%s; painted with the background", what)
+
+    @property
+    def kept(self) -> tuple[FailedTile, ...]:
+        """The last of those that were painted."""
+        with self._lock:
+            return tuple(self._kept)
+
+
 def prepare_output(
     uri: str, info: SlideInfo, level: int, region: Region, out: Array | None
 ) -> Array:
@@ -70,45 +135,34 @@ def prepare_output(
     Returns
     -------
     ndarray
-        `out`, or a new array of shape (height, width, channels) and the dtype of `info`.
+        `out`, or recycled memory of shape ``(*region.shape, channels)`` and the dtype of
+        `info`.
 
     Raises
     ------
     ResolutionError
         There is no such level.
     GeometryError
-        The region is not two-dimensional, or not inside the level; or `out` does not fit.
+        The region has other axes than the image, or does not lie inside the level; or `out`
+        does not fit.
     """
     if not 0 <= level < len(info.levels):
         raise ResolutionError(
             f"{uri} has levels 0 to {len(info.levels) - 1}, there is no level {level}"
         )
-    height, width, channels = info.levels[level].shape
-    if len(region.shape) != 2:
-        raise GeometryError(f"{uri}: a region of a slide is (y, x), got {region}")
-    inside = (
-        min(region.origin) >= 0
-        and min(region.shape) >= 0
-        and region.stop[0] <= height
-        and region.stop[1] <= width
-    )
-    if not inside:
+    *spatial, channels = info.levels[level].shape
+    if not region.within(spatial):
         raise GeometryError(
-            f"{uri}, level {level}: the region from {region.origin} to {region.stop} (y, x) is not "
-            f"inside the level of {height} x {width} pixels; crop it, or read through a slide, "
-            f"which pads with the background"
+            f"{uri}, level {level}: the region from {region.origin} to {region.stop} lies outside "
+            f"the level of {tuple(spatial)} pixels, at least in part; clip it, or read through a "
+            "view, whose read_padded gives the background there"
         )
     shape = (*region.shape, channels)
     if out is None:
-        return np.empty(shape, info.numpy_dtype)
+        return empty(shape, info.numpy_dtype)
     if out.shape != shape or out.dtype != info.numpy_dtype:
         raise GeometryError(
             f"{uri}, level {level}: out is {out.shape} {out.dtype}, the region needs "
             f"{shape} {info.dtype}"
         )
     return out
-
-
-def fill_background(out: Array, info: SlideInfo) -> None:
-    """Set every pixel of `out` to the background."""
-    out[...] = np.asarray(info.background, info.numpy_dtype)

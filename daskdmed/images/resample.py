@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.types import Array, Region
-from daskdmed.images.buffers import empty
+from daskdmed.core.buffers import empty
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 
 #: source rows read at once; a band of a wide block stays within tens of MiB
 _BAND_BYTES = 32 * 2**20

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, ImageError, UsageError
-from daskdmed.core.types import Array, OnTileError, PathLike, Region, Resolution
+from daskdmed.core.region import Region
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.view import FailedTile
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.registry import get_backend, open_with
@@ -193,7 +196,7 @@ class Slide:
     @property
     def level_tile_shapes(self) -> tuple[tuple[int, int], ...]:
         """Storage tile (height, width) of each level."""
-        return tuple(level.tile_shape for level in self.info.levels)
+        return tuple((lv.tile_shape[0], lv.tile_shape[1]) for lv in self.info.levels)
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -226,10 +229,10 @@ class Slide:
         return _Associated(self.key, self.info.associated)
 
     @property
-    def failed_tiles(self) -> tuple[Any, ...]:
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
         """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
         with cache.lease(self.key) as reader:
-            return tuple(getattr(reader, "failed_tiles", ()))
+            return reader.failed_tiles
 
     def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
         """The same slide with its level-0 resolution given by the user.
@@ -349,7 +352,7 @@ class Slide:
                 f"read at once (at most {MAX_REGION_BYTES} bytes); use to_dask for large areas"
             )
         origin = (_nearest(y / view.downsample[0]), _nearest(x / view.downsample[1]))
-        return read_padded(view, Region(origin, (height, width)))
+        return view.read_padded(Region(origin, (height, width)))
 
     def get_thumbnail(self, size: tuple[int, int]) -> Array:
         """A small picture of the whole slide, averaged over areas.
@@ -371,7 +374,7 @@ class Slide:
         ratio = max(1.0, full_w / width, full_h / height)
         unit = Slide(self.key, self.info, (1.0, 1.0))
         view = unit.view(mpp=ratio)
-        return view.read(Region((0, 0), view.shape[:2]))
+        return view.read(Region.of(view.spatial_shape))
 
     def to_ome_zarr(
         self,
@@ -500,34 +503,6 @@ class _Associated(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"<associated images {list(self._names)}>"
-
-
-def read_padded(view: SlideView, region: Region) -> Array:
-    """Pixels of a region that may lie partly or wholly outside the view.
-
-    Parameters
-    ----------
-    view : SlideView
-        What is read.
-    region : Region
-        (y, x) in pixels of the view.
-
-    Returns
-    -------
-    ndarray
-        (height, width, channels), the background outside.
-    """
-    low = [max(0, o) for o in region.origin]
-    high = [min(n, s) for n, s in zip(view.shape[:2], region.stop, strict=True)]
-    if tuple(low) == region.origin and tuple(high) == region.stop:
-        return view.read(region)
-    out = np.empty((*region.shape, view.shape[2]), view.dtype)
-    out[...] = view.background
-    if all(h > lo for lo, h in zip(low, high, strict=True)):
-        inner = Region((low[0], low[1]), (high[0] - low[0], high[1] - low[1]))
-        y, x = (lo - o for lo, o in zip(low, region.origin, strict=True))
-        view.read(inner, out[y : y + inner.shape[0], x : x + inner.shape[1]])
-    return out
 
 
 def _nearest(value: float) -> int:

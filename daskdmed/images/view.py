@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ResolutionError
-from daskdmed.core.types import Array, OnTileError, Region, Resolution
-from daskdmed.images.buffers import empty
+from daskdmed.core.buffers import empty
+from daskdmed.core.errors import ResolutionError
+from daskdmed.core.region import Region
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile, ImageView
 from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.resample import resample_region
 
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 SAME_RESOLUTION = 1e-3
 
 
-@dataclass(frozen=True)
-class SlideView:
+@dataclass(frozen=True, eq=False)
+class SlideView(ImageView):
     """One slide at one resolution. Picklable, without open handles.
 
     Made by ``Slide.view(...)``.
@@ -41,15 +44,15 @@ class SlideView:
     level : int
         Level that is read.
     shape : tuple of int
-        (height, width, channels) of the view.
+        Of the view, (height, width, channels) for slides.
     source_shape : tuple of int
-        (height, width, channels) of the level that is read.
+        Of the level that is read.
     source_tile : tuple of int
         Storage tile of that level.
     scale : tuple of float or None
-        Level pixels per view pixel along (y, x); None for a level as it is.
+        Level pixels per view pixel along each spatial axis; None for a level as it is.
     downsample : tuple of float
-        Level-0 pixels per view pixel along (y, x).
+        Level-0 pixels per view pixel along each spatial axis.
     dtype_name : str
         Sample type.
     background_value : tuple of int
@@ -62,11 +65,11 @@ class SlideView:
 
     key: FileKey
     level: int
-    shape: tuple[int, int, int]
-    source_shape: tuple[int, int, int]
-    source_tile: tuple[int, int]
-    scale: tuple[float, float] | None
-    downsample: tuple[float, float]
+    shape: tuple[int, ...]
+    source_shape: tuple[int, ...]
+    source_tile: tuple[int, ...]
+    scale: tuple[float, ...] | None
+    downsample: tuple[float, ...]
     dtype_name: str
     background_value: tuple[int, ...]
     mpp: tuple[float, float] | None
@@ -94,16 +97,17 @@ class SlideView:
 
     @property
     def spatial_ndim(self) -> int:
-        """Two: (y, x)."""
-        return 2
+        """Two, (y, x), for slides."""
+        return len(self.source_tile)
 
     @property
-    def tile_shape(self) -> tuple[int, int]:
-        """Storage tile (height, width) in pixels of the view, rounded when resampled."""
-        height, width = self.source_tile
+    def tile_shape(self) -> tuple[int, ...]:
+        """Storage tile in pixels of the view, rounded when resampled."""
         if self.scale is None:
-            return height, width
-        return max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
+            return self.source_tile
+        return tuple(
+            max(1, round(n / s)) for n, s in zip(self.source_tile, self.scale, strict=True)
+        )
 
     @property
     def background(self) -> Array:
@@ -116,31 +120,18 @@ class SlideView:
         facts = (self.key, self.level, self.shape, self.scale, self.tile_error)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return "daskdmed.SlideView", self.token
+    @property
+    def cheap_to_cut(self) -> bool:
+        """True for a level as it is stored; neighbouring regions of others share pixels."""
+        return self.scale is None
 
-    def read(self, region: Region, out: Array | None = None) -> Array:
-        """Pixels of a region that lies inside the view.
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """Tiles of the file that ``tile_error="fill"`` painted, see `Slide.failed_tiles`."""
+        with cache.lease(self.key) as reader:
+            return reader.failed_tiles
 
-        Parameters
-        ----------
-        region : Region
-            (y, x) in pixels of the view.
-        out : ndarray, optional
-            (height, width, channels) of the view's dtype, any strides.
-
-        Returns
-        -------
-        ndarray
-            (height, width, channels); `out` when it was given.
-
-        Raises
-        ------
-        GeometryError
-            The region does not lie inside the view.
-        ImageError
-            The file changed, cannot be opened, or a tile cannot be decoded.
-        """
+    def _read(self, region: Region, out: Array | None) -> Array:
         if self.scale is None:
             with cache.lease(self.key) as reader:
                 return reader.read(self.level, region, out, tile_error=self.tile_error)
@@ -148,19 +139,8 @@ class SlideView:
 
     def _read_resampled(self, region: Region, out: Array | None) -> Array:
         assert self.scale is not None
-        if any(
-            o < 0 or e < 0 or o + e > s
-            for o, e, s in zip(region.origin, region.shape, self.shape, strict=False)
-        ):
-            raise GeometryError(f"{self.uri}: {region} lies outside the view of {self.shape}")
-        shape = (region.shape[0], region.shape[1], self.shape[2])
         if out is None:
-            out = empty(shape, self.dtype)
-        elif out.shape != shape or out.dtype != self.dtype:
-            raise GeometryError(
-                f"out has shape {out.shape} and type {out.dtype}, the region needs {shape} and "
-                f"{self.dtype}"
-            )
+            out = empty((*region.shape, *self.channel_shape), self.dtype)
         with cache.lease(self.key) as reader:
 
             def read(source: Region) -> Array:
@@ -225,15 +205,14 @@ def _resampled_view(
             number = candidate
     source: LevelInfo = slide.levels[number]
     full = slide.levels[0].shape
-    height, width = (max(1, round(n / w)) for n, w in zip(full[:2], wanted, strict=True))
-    scale = (wanted[0] / source.downsample[0], wanted[1] / source.downsample[1])
+    spatial = (max(1, round(n / w)) for n, w in zip(full[:-1], wanted, strict=True))
     return SlideView(
         key=slide.key,
         level=number,
-        shape=(height, width, source.shape[2]),
+        shape=(*spatial, source.shape[-1]),
         source_shape=source.shape,
         source_tile=source.tile_shape,
-        scale=scale,
+        scale=tuple(w / d for w, d in zip(wanted, source.downsample, strict=True)),
         downsample=wanted,
         dtype_name=slide.info.dtype,
         background_value=tuple(slide.info.background),
@@ -262,7 +241,7 @@ def _wanted_downsample(slide: Slide, resolution: Resolution) -> tuple[float, flo
     return ratio, ratio
 
 
-def _mpp(slide: Slide, downsample: tuple[float, float]) -> tuple[float, float] | None:
+def _mpp(slide: Slide, downsample: tuple[float, ...]) -> tuple[float, float] | None:
     if slide.mpp is None:
         return None
     return slide.mpp[0] * downsample[1], slide.mpp[1] * downsample[0]

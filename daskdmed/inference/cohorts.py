@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.core.errors import DatasetError, StoreError, UsageError
-from daskdmed.core.types import PathLike, Resolution
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import PathLike
 from daskdmed.inference.inputs import as_location
 from daskdmed.store.location import Location, result_path
 

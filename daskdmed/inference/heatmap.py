@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import (
-    Array,
-    ImageView,
-    LevelLike,
-    MppLike,
-    OnTileError,
-    PathLike,
-    PowerLike,
-)
-from daskdmed.core.types import Resolution as _Resolution
+from daskdmed.core.resolution import Resolution as _Resolution
+from daskdmed.core.types import Array, LevelLike, MppLike, OnTileError, PathLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.inference.execute import Prepare, compute_images
 from daskdmed.inference.imagejob import ImageJob, ModelFacts, Settings
 from daskdmed.inference.inputs import as_location, as_view

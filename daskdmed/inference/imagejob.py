@@ -17,7 +17,9 @@ import dask.array as da
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.types import Array, ImageView, OnTileError, Resolution
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import ImageView
 from daskdmed.inference.inputs import as_view, windows_inside, windows_per_block
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
@@ -255,7 +257,7 @@ def _spec(
         "outputs": layout.outputs,
         **({"cells": layout.cells} if layout.cells else {}),
     }
-    name = str(getattr(view, "uri", "") or f"array of shape {view.shape}")
+    name = view.name
     counts = tuple(n * c for n, c in zip(grid.counts, cells, strict=True))
     chunk = tuple(n * c for n, c in zip(block_windows, cells, strict=True))
     return ResultSpec("heatmap", counts, layout.outputs, chunk, place, name, parameters)

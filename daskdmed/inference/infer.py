@@ -25,18 +25,10 @@ from dask.base import tokenize
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.core.errors import DatasetError, LoaderError, UsageError
-from daskdmed.core.types import (
-    Array,
-    ImageView,
-    LevelLike,
-    MppLike,
-    OnError,
-    OnTileError,
-    PathLike,
-    PowerLike,
-    Region,
-    Resolution,
-)
+from daskdmed.core.region import Region
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.inputs import as_view
 from daskdmed.inference.models.window import Model

@@ -12,7 +12,9 @@ import dask.array as da
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, UsageError
-from daskdmed.core.types import Array, ImageView, OnTileError, PathLike, Resolution
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.view import ImageView
 from daskdmed.store.location import Location
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis

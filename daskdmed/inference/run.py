@@ -20,7 +20,8 @@ import dask
 import numpy as np
 
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import Array, ImageView
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
 from daskdmed.store.results import inline
@@ -82,17 +83,11 @@ class BlockTask:
 
     def for_block(self, job: BlockJob) -> BlockTask:
         """The same task, its view cut down to what the block needs (cheap to send)."""
-        restrict = getattr(self.view, "restrict", None)
-        if restrict is None:
-            return self
-        return replace(self, view=restrict(job.block.region))
+        return replace(self, view=self.view.narrowed(job.block.region))
 
     def without_pixels(self, job: BlockJob) -> BlockTask:
         """The same task for `finish`, which only asks the view for its shape and dtype."""
-        detached = getattr(self.view, "detached", None)
-        if detached is None:
-            return self
-        return replace(self, view=detached(job.block.region))
+        return replace(self, view=self.view.detached(job.block.region))
 
     def __call__(self, model: WindowModel, job: BlockJob) -> Index:
         """Compute and write one block.

@@ -20,11 +20,12 @@ from dask.utils import format_bytes
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.core.errors import BudgetError, GeometryError, UsageError
-from daskdmed.core.types import Array, ImageView, LevelLike, MppLike, PowerLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
 from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
-from daskdmed.persistence.reading import read_padded
 
 #: crops copied to measure how long one takes
 _CROPS = 512
@@ -273,14 +274,14 @@ def _measure(
         entry = found.entries[int(rng.integers(len(found.entries)))]
         jobs.append((entry.view, entry.grid.region(int(rng.integers(len(entry.grid))))))
     with ThreadPoolExecutor(threads) as pool:
-        block = next(iter(pool.map(lambda job: read_padded(*job), jobs[:threads])))
+        block = next(iter(pool.map(lambda job: job[0].read_padded(job[1]), jobs[:threads])))
         began = time.perf_counter()
-        for _ in pool.map(lambda job: read_padded(*job).shape, jobs):
+        for _ in pool.map(lambda job: job[0].read_padded(job[1]).shape, jobs):
             pass
         read = (time.perf_counter() - began) / len(jobs)
         small = _crops(jobs, geometry, rng, 16 * threads)
         began = time.perf_counter()
-        for _ in pool.map(lambda job: read_padded(*job).shape, small):
+        for _ in pool.map(lambda job: job[0].read_padded(job[1]).shape, small):
             pass
         single = (time.perf_counter() - began) / len(small)
     return read, _copy_seconds(block, geometry.smallchunk, rng), single

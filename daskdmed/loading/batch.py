@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.types import Array
-from daskdmed.images import buffers
 from daskdmed.loading.chunks import Provenance, SmallChunks
 from daskdmed.loading.patientstate import Snapshot
 from daskdmed.loading.sampling import CropSpec

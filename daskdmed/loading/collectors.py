@@ -16,7 +16,8 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.persistence.reading import LoadContext, RegionChooser
 

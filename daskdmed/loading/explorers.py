@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.loading.collectors import BigChunkLoader
 from daskdmed.persistence.reading import LoadContext
 

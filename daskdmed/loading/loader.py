@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from daskdmed.cohort.record import Patient
+from daskdmed.core import buffers
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
-from daskdmed.images import buffers
 from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.prefetch import Prefetcher

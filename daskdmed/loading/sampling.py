@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.randomness import Purpose, generator
-from daskdmed.core.types import Array, Region
-from daskdmed.images import buffers
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier

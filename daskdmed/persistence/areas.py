@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.randomness import Purpose, generator
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.persistence.blockgrid import BlockGrid
 
 #: covered fractions are sums of rounded products; a chunk that is short by less passes

@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass
 
 from daskdmed.core.errors import GeometryError
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from daskdmed.cohort.annotations.view import CollatedView, target_view
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
 from daskdmed.core.errors import DaskdmedError, DatasetError, GeometryError, LoaderError, UsageError
-from daskdmed.core.types import ImageView, LevelLike, MppLike, PowerLike, Region
+from daskdmed.core.types import LevelLike, MppLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
 
@@ -313,13 +314,6 @@ def _ratio(
     return ratio
 
 
-def target_region(region: Region, ratio: tuple[int, ...]) -> Region:
-    """The pixels of a target that a region of the image touches."""
-    origin = tuple(o // r for o, r in zip(region.origin, ratio, strict=True))
-    stop = tuple(-(-e // r) for e, r in zip(region.stop, ratio, strict=True))
-    return Region(origin, tuple(e - o for o, e in zip(origin, stop, strict=True)))
-
-
 OnRecordError = Literal["raise", "skip"]
 
 
@@ -394,10 +388,3 @@ def _check_uniform(entries: list[Entry]) -> None:
                 f"{entry.patient.id!r} has {entry.view.shape[ndim:]} {entry.view.dtype}; filter "
                 "the dataset or convert the images"
             )
-
-
-def clip(region: Region, shape: tuple[int, ...]) -> Region:
-    """The part of a region that lies inside an image."""
-    stop = tuple(min(s, n) for s, n in zip(region.stop, shape, strict=True))
-    extent = tuple(max(0, e - o) for o, e in zip(region.origin, stop, strict=True))
-    return Region(region.origin, extent)

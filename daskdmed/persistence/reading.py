@@ -16,12 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.cohort.annotations.view import AnnotationView, CollatedView
 from daskdmed.core.errors import GeometryError, LoaderError, UsageError
-from daskdmed.core.types import Array, ImageView, Region
-from daskdmed.images import buffers
-from daskdmed.images.arrayview import ArrayView
-from daskdmed.persistence.catalogue import clip, target_region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Piece:
     origin : tuple of int
         First pixel in the frame of the view.
     target : ndarray or None
-        The target's pixels that the same region touches, see `target_region`.
+        The target's pixels that the same region touches, see `Job.target_region`.
     """
 
     data: Array
@@ -118,8 +116,8 @@ class Job:
     target_ratio: tuple[int, ...] = ()
 
     def target_region(self, region: Region) -> Region:
-        """The target's pixels of a region of the image."""
-        return target_region(region, self.target_ratio or (1,) * len(region.origin))
+        """The target's pixels that a region of the image touches."""
+        return region.cells(self.target_ratio or (1,) * len(region.origin))
 
     def localised(self, client: Any) -> tuple[Job, tuple[Any, Any]]:
         """A copy that can travel, and what has to be delivered to it.
@@ -147,23 +145,17 @@ class Job:
 
 
 def _travelling(view: ImageView, region: Region, job: Job, client: Any) -> tuple[ImageView, Any]:
-    if isinstance(view, CollatedView):
-        source, pixels = _travelling(view.source, region, job, client)
-        return replace(view, source=source), pixels
-    if isinstance(view, AnnotationView) and job.chooser is None:
-        return view.restrict(clip(region, view.spatial_shape)), None
-    if not isinstance(view, ArrayView) or (job.chooser is not None and view.remote is None):
-        return view, None
-    inside = clip(region, view.shape[: view.spatial_ndim])
+    inside = region.clip(view.spatial_shape)
     if view.remote is None:
-        return view.restrict(inside), None
+        # a loader of the user's may read anywhere
+        return (view.narrowed(inside) if job.chooser is None else view), None
     if view.remote is not client or job.chooser is not None:
         raise UsageError(
             "a persisted Dask array can only be drawn from on the cluster that holds it, and "
             "not with a bigchunk_loader; give that cluster's client, or the array before "
             "persist()"
         )
-    return view.detached(inside), client.compute(view.array[inside.slices])
+    return view.detached(inside), client.compute(view.delivery(inside))
 
 
 class ReadFailure:
@@ -311,7 +303,7 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
 def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [(r.origin, read_padded(job.view, r), _read_target(job, r)) for r in regions]
+        blocks = [(r.origin, job.view.read_padded(r), _read_target(job, r)) for r in regions]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
@@ -320,29 +312,7 @@ def _read_job(job: Job) -> Loaded:
 
 
 def _read_target(job: Job, region: Region) -> Array | None:
-    return None if job.target is None else read_padded(job.target, job.target_region(region))
-
-
-def read_padded(view: ImageView, region: Region) -> Array:
-    """A region into recycled memory, background where it leaves the image.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    region : Region
-        Starts inside the image; may end outside.
-    """
-    spatial = view.shape[: view.spatial_ndim]
-    inside = clip(region, spatial)
-    out = buffers.empty((*region.shape, *view.shape[view.spatial_ndim :]), view.dtype)
-    if inside.shape == region.shape:
-        view.read(region, out)
-        return out
-    out[...] = view.background
-    corner = out[tuple(slice(0, s) for s in inside.shape)]
-    view.read(inside, corner)
-    return out
+    return None if job.target is None else job.target.read_padded(job.target_region(region))
 
 
 def _choose(job: Job) -> list[Region]:
@@ -362,11 +332,7 @@ def _choose(job: Job) -> list[Region]:
             record=context.record,
         )
     for region in regions:
-        outside = len(region.origin) != len(context.shape) or any(
-            o < 0 or s < 1 or o + s > n
-            for o, s, n in zip(region.origin, region.shape, context.shape, strict=True)
-        )
-        if outside:
+        if not region.size or not region.within(context.shape):
             raise GeometryError(f"{region} lies outside the image of {context.shape} pixels")
     allowed = int(np.prod(context.bigchunk_size, dtype=np.int64))
     asked = sum(r.size for r in regions)

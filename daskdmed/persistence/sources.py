@@ -21,7 +21,8 @@ import numpy.typing as npt
 from dask.system import CPU_COUNT
 
 from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.persistence.areas import Area
 from daskdmed.persistence.catalogue import Catalogue, Entry, Failure
 

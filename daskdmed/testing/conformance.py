@@ -1,4 +1,4 @@
-"""The tests that every image backend must pass.
+"""The tests that every image backend must pass, of any number of axes.
 
 A third party subclasses `BackendConformance` in its own test suite; the tests then run
 against its backend. They cover the contract of `daskdmed.images.protocols`, not the
@@ -7,12 +7,13 @@ variety of files that a format allows: that is for tests of its own.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from daskdmed.core.errors import (
     GeometryError,
     ImageError,
     ImageNotFoundError,
+    ResolutionError,
     TileError,
     UsageError,
 )
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.images.protocols import Backend, Reader
 from daskdmed.testing.arrays import assert_same_pixels
 
@@ -70,7 +73,8 @@ class BackendConformance:
         uri : str
             What to open.
         levels : list of ndarray
-            Reference pixels of every level, (height, width, channels), largest first.
+            Reference pixels of every level, ``(*space, channels)``, largest first: (height,
+            width, channels) of slides, (z, y, x, channels) of volumes.
         """
         raise TypeError(f"{type(self).__name__} must define make(self, tmp_path)")
 
@@ -94,7 +98,7 @@ class BackendConformance:
             As `make`.
         damaged : Region
             The pixels of level 0 that are lost: all of them and no others. Not in the first
-            row or column of tiles.
+            tile along any axis.
 
         None skips the tests of damage.
         """
@@ -144,14 +148,14 @@ class BackendConformance:
     def test_info(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         _, levels = image
         info = reader.info
-        height, width, channels = levels[0].shape
+        *full, channels = levels[0].shape
         assert [level.shape for level in info.levels] == [a.shape for a in levels]
-        sizes = [level.shape[0] * level.shape[1] for level in info.levels]
+        sizes = [math.prod(level.shape) for level in info.levels]
         assert sizes == sorted(sizes, reverse=True)
         for level in info.levels:
-            h, w, _ = level.shape
-            assert level.downsample == (height / h, width / w)
-            assert len(level.tile_shape) == 2
+            spatial = level.shape[:-1]
+            assert level.downsample == tuple(n / m for n, m in zip(full, spatial, strict=True))
+            assert len(level.tile_shape) == len(full)
             assert min(level.tile_shape) > 0
         assert info.numpy_dtype == levels[0].dtype
         assert len(info.background) == channels
@@ -166,29 +170,27 @@ class BackendConformance:
 
     def test_whole_levels(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         for level, expected in enumerate(image[1]):
-            actual = reader.read(level, Region((0, 0), expected.shape[:2]))
+            actual = reader.read(level, Region.of(expected.shape[:-1]))
             self._same(actual, expected, f"level {level}")
 
     def test_random_regions(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         rng = np.random.default_rng(7)
         for level, expected in enumerate(image[1]):
-            for region in _regions(rng, expected.shape[:2], 40):
+            for region in _regions(rng, expected.shape[:-1], 40):
                 actual = reader.read(level, region)
                 self._same(actual, expected[region.slices], f"level {level}, {region}")
 
     def test_single_tiles(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         for level, expected in enumerate(image[1]):
-            height, width = expected.shape[:2]
-            rows, columns = reader.info.levels[level].tile_shape
-            for y in range(0, height, rows):
-                for x in range(0, width, columns):
-                    region = Region((y, x), (min(rows, height - y), min(columns, width - x)))
-                    actual = reader.read(level, region)
-                    self._same(actual, expected[region.slices], f"level {level}, {region}")
+            whole = Region.of(expected.shape[:-1])
+            for region in whole.tiles(reader.info.levels[level].tile_shape):
+                actual = reader.read(level, region)
+                self._same(actual, expected[region.slices], f"level {level}, {region}")
 
     def test_empty_region(self, image: tuple[str, list[Array]], reader: Reader) -> None:
-        channels = image[1][0].shape[2]
-        assert reader.read(0, Region((3, 2), (0, 5))).shape == (0, 5, channels)
+        *full, channels = image[1][0].shape
+        region = Region((2,) * len(full), (0, *(5 for _ in full[1:])))
+        assert reader.read(0, region).shape == (*region.shape, channels)
 
     def test_out_contiguous(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         expected = image[1][0]
@@ -200,40 +202,42 @@ class BackendConformance:
     def test_out_strided(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         expected = image[1][0]
         region = _middle(expected)
-        h, w, c = expected[region.slices].shape
-        frame = np.full((h + 4, w + 6, c), 77, expected.dtype)
-        inner = frame[2:-2, 3:-3]
+        *extent, c = expected[region.slices].shape
+        frame = np.full((*(n + 4 for n in extent), c), 77, expected.dtype)
+        inner = frame[(slice(2, -2),) * len(extent)]
         reader.read(0, region, inner)
         self._same(inner, expected[region.slices], "a window of a larger array")
         inner[...] = 77
         assert (frame == 77).all(), "pixels around `out` were written"
-        planar = np.full((c, h, w), 77, expected.dtype)
-        reader.read(0, region, planar.transpose(1, 2, 0))
-        self._same(planar.transpose(1, 2, 0), expected[region.slices], "channels first")
+        planar = np.moveaxis(np.full((c, *extent), 77, expected.dtype), 0, -1)
+        reader.read(0, region, planar)
+        self._same(planar, expected[region.slices], "channels first")
 
     def test_out_that_does_not_fit(self, reader: Reader) -> None:
-        channels = reader.info.levels[0].shape[2]
-        wrong = np.empty((5, 6, channels), reader.info.dtype)
+        *full, channels = reader.info.levels[0].shape
+        wrong = np.empty((*(5 for _ in full[1:]), 6, channels), reader.info.dtype)
         with pytest.raises(GeometryError):
-            reader.read(0, Region((0, 0), (5, 5)), wrong)
+            reader.read(0, Region.of((5,) * len(full)), wrong)
 
     def test_outside(self, image: tuple[str, list[Array]], reader: Reader) -> None:
-        height, width = image[1][0].shape[:2]
-        for origin in ((-1, 0), (0, -1), (height - 4, 0), (0, width - 4), (height + 9, 0)):
-            with pytest.raises(GeometryError):
-                reader.read(0, Region(origin, (5, 5)))
+        full = image[1][0].shape[:-1]
+        for axis, extent in enumerate(full):
+            for start in (-1, extent - 4, extent + 9):
+                origin = tuple(start if a == axis else 0 for a in range(len(full)))
+                with pytest.raises(GeometryError):
+                    reader.read(0, Region(origin, (5,) * len(full)))
 
     def test_no_such_level(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         for level in (-1, len(image[1])):
-            with pytest.raises(UsageError):
-                reader.read(level, Region((0, 0), (1, 1)))
+            with pytest.raises(ResolutionError):
+                reader.read(level, Region.of((1,) * (image[1][0].ndim - 1)))
 
     def test_many_threads(self, image: tuple[str, list[Array]], reader: Reader) -> None:
         rng = np.random.default_rng(8)
         jobs = [
             (level, region)
             for level, expected in enumerate(image[1])
-            for region in _regions(rng, expected.shape[:2], 30)
+            for region in _regions(rng, expected.shape[:-1], 30)
         ]
         with ThreadPoolExecutor(8) as pool:
             results = pool.map(lambda job: reader.read(*job), jobs)
@@ -250,11 +254,12 @@ class BackendConformance:
 
     def test_close(self, image: tuple[str, list[Array]]) -> None:
         reader = self.backend.open(image[0])
-        reader.read(0, Region((0, 0), (2, 2)))
+        corner = Region.of((2,) * (image[1][0].ndim - 1))
+        reader.read(0, corner)
         reader.close()
         reader.close()
         again = self.backend.open(image[0])
-        self._same(again.read(0, Region((0, 0), (2, 2))), image[1][0][:2, :2], "open again")
+        self._same(again.read(0, corner), image[1][0][corner.slices], "open again")
         again.close()
 
     def test_missing(self, tmp_path: Path) -> None:
@@ -282,30 +287,31 @@ class BackendConformance:
         uri, levels, damaged = self._damage(tmp_path)
         reader = self.backend.open(uri)
         with pytest.raises(TileError) as caught:
-            reader.read(0, Region((0, 0), levels[0].shape[:2]))
-        rows, columns = reader.info.levels[0].tile_shape
+            reader.read(0, Region.of(levels[0].shape[:-1]))
         assert caught.value.level == 0
-        assert caught.value.tile == (damaged.origin[0] // rows, damaged.origin[1] // columns)
+        assert caught.value.tile == damaged.cells(reader.info.levels[0].tile_shape).origin
         assert uri in str(caught.value)
         assert min(damaged.origin) > 0, "make_damaged must damage a tile further inside"
-        again = reader.read(0, Region((0, 0), damaged.origin))
-        self._same(again, levels[0][: damaged.origin[0], : damaged.origin[1]], "after the error")
+        before = Region.of(damaged.origin)
+        self._same(reader.read(0, before), levels[0][before.slices], "after the error")
         reader.close()
 
     def test_damaged_tile_filled(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         uri, levels, damaged = self._damage(tmp_path)
         reader = self.backend.open(uri)
         with caplog.at_level("WARNING", logger="daskdmed.images"):
-            actual = reader.read(0, Region((0, 0), levels[0].shape[:2]), tile_error="fill")
+            actual = reader.read(0, Region.of(levels[0].shape[:-1]), tile_error="fill")
         expected = levels[0].copy()
         expected[damaged.slices] = np.asarray(reader.info.background, expected.dtype)
         self._same(actual, expected, "filled")
         assert any(uri in record.getMessage() for record in caplog.records)
+        tile = damaged.cells(reader.info.levels[0].tile_shape).origin
+        assert {(failed.level, failed.tile) for failed in reader.failed_tiles} == {(0, tile)}
         reader.close()
 
     def test_slide_survives_pickling(self, image: tuple[str, list[Array]]) -> None:
-        if not self.through_slide:
-            pytest.skip("through_slide is False")
+        if not self.through_slide or image[1][0].ndim != 3:
+            pytest.skip("through_slide is False, or the image is no plane")
         from daskdmed.images.slide import open_slide
 
         uri, levels = image
@@ -320,8 +326,8 @@ class BackendConformance:
         slide.close()
 
     def test_slide_to_dask(self, image: tuple[str, list[Array]]) -> None:
-        if not self.through_slide:
-            pytest.skip("through_slide is False")
+        if not self.through_slide or image[1][0].ndim != 3:
+            pytest.skip("through_slide is False, or the image is no plane")
         from daskdmed.images.slide import open_slide
 
         uri, levels = image
@@ -344,19 +350,19 @@ class BackendConformance:
 
 
 def _middle(image: Array) -> Region:
-    height, width = image.shape[:2]
-    return Region((height // 5, width // 7), (height // 2, width // 2))
+    full = image.shape[:-1]
+    return Region(tuple(n // (5 + 2 * a) for a, n in enumerate(full)), tuple(n // 2 for n in full))
 
 
-def _regions(rng: np.random.Generator, shape: tuple[Any, ...], count: int) -> Iterator[Region]:
-    """Single pixels in the corners, strips along the edges, then random boxes."""
-    height, width = shape
-    for y in (0, height - 1):
-        for x in (0, width - 1):
-            yield Region((y, x), (1, 1))
-    yield Region((height - 1, 0), (1, width))
-    yield Region((0, width - 1), (height, 1))
+def _regions(rng: np.random.Generator, shape: tuple[int, ...], count: int) -> Iterator[Region]:
+    """Single pixels in the corners, one pixel thick faces, then random boxes."""
+    axes = len(shape)
+    for corner in itertools.product(*((0, n - 1) for n in shape)):
+        yield Region(corner, (1,) * axes)
+    for axis, extent in enumerate(shape):
+        origin = tuple(extent - 1 if a == axis else 0 for a in range(axes))
+        yield Region(origin, tuple(1 if a == axis else n for a, n in enumerate(shape)))
     for _ in range(count):
-        y, x = int(rng.integers(height)), int(rng.integers(width))
-        box = int(rng.integers(1, height - y + 1)), int(rng.integers(1, width - x + 1))
-        yield Region((y, x), box)
+        start = [int(rng.integers(n)) for n in shape]
+        extents = (int(rng.integers(1, n - o + 1)) for n, o in zip(shape, start, strict=True))
+        yield Region(tuple(start), tuple(extents))

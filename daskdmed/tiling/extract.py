@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.core.types import Array, ImageView
-from daskdmed.images import buffers
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
 #: makes the array that windows are copied into: (number of windows) -> array
@@ -41,16 +42,7 @@ def read_block(view: ImageView, block: WindowBlock) -> Array:
     ndarray
         Shape ``(*block.extent[, c])``; outside the image the background of the view.
     """
-    channels = tuple(view.shape[view.spatial_ndim :])
-    pixels = buffers.empty((*block.extent, *channels), view.dtype)
-    inside = tuple(slice(0, n) for n in block.region.shape)
-    view.read(block.region, out=pixels[inside])
-    background = np.asarray(view.background, view.dtype)
-    for axis, pad in enumerate(block.padding):
-        if pad:
-            outside = (slice(None),) * axis + (slice(block.region.shape[axis], None),)
-            pixels[outside] = background
-    return pixels
+    return view.read_padded(Region(block.region.origin, block.extent))
 
 
 @dataclass(frozen=True)

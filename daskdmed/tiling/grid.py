@@ -20,7 +20,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, UsageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 
 Edge: TypeAlias = Literal["pad", "shift", "drop"]
 #: one number for every axis, or one per axis in array order

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.core.types import Array, ImageView, Region
-from daskdmed.images import buffers
+from daskdmed.core import buffers
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.tiling.extract import Allocate, Convert, Windows, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
@@ -74,7 +76,7 @@ def read_strips(
     strip_bytes : int
         What a strip aims at; one row of windows is the least.
     """
-    if not reads_by_tile(view) or grid.ndim < 2:
+    if not view.cheap_to_cut or grid.ndim < 2:
         yield Strip(0, Windows(read_block(view, block), block, grid, keep))
         return
     per_row = math.prod(block.shape[1:])
@@ -87,11 +89,6 @@ def read_strips(
         kept = None if keep is None else keep[begin:stop]
         yield Strip(begin * per_row, Windows(pixels, part, grid, kept))
         del pixels  # so that the next strip can use this memory
-
-
-def reads_by_tile(view: ImageView) -> bool:
-    """Whether a region costs what its storage tiles cost, so that cutting it is free."""
-    return getattr(view, "scale", 1) is None
 
 
 def _groups(block: WindowBlock, keep: Array | None, rows: _Rows) -> Iterator[tuple[int, int]]:

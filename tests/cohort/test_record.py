@@ -15,7 +15,7 @@ import zarr
 
 from daskdmed.cohort import Patient, Record
 from daskdmed.core.frozen import FrozenMapping
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import DatasetError, GeometryError, ImageNotFoundError, ResolutionError
 
 

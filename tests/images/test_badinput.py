@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import (
     CorruptImageError,
     ImageError,
@@ -20,9 +20,9 @@ from daskdmed.errors import (
     UnsupportedImageError,
     UsageError,
 )
+from daskdmed.images import readers
 from daskdmed.images.slide import open_slide, open_slides
 from daskdmed.images.tiff import TiffBackend
-from daskdmed.images.tiff import backend as tiff_backend
 
 PLACES = 50
 
@@ -318,7 +318,7 @@ def test_errors_of_the_parser_are_typed(make, tmp_path, monkeypatch):
 
 
 def test_report_of_failed_tiles_is_bounded(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(tiff_backend, "_REPORTED", 3)
+    monkeypatch.setattr(readers, "_REPORTED", 3)
     path = tmp_path / "bad.tif"
     make.write_pyramid(path, (512, 640), levels=1, tile=(128, 128), compression="deflate")
     offsets, counts = make.page_facts(path)

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import zarr
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.images.ngff import ZarrBackend
 from daskdmed.testing import BackendConformance, coordinate_image
 

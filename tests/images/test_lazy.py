@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import TileError, UsageError
 from daskdmed.images.filecache import cache
 from daskdmed.images.lazy import align_chunk, to_dask

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import (
     ImageError,
     MissingExtraError,

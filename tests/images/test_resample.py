@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.images.resample import resample_region
 
 

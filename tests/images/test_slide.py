@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, ImageError, ResolutionError, UsageError
 from daskdmed.images.filecache import cache
 from daskdmed.images.slide import open_slide, open_slides

@@ -11,7 +11,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, TileError, UnsupportedImageError, UsageError
 from daskdmed.images.tiff import TiffBackend, count_tiles
 

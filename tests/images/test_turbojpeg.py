@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from daskdmed import open_slide
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import ImageError, UsageError
 from daskdmed.images import turbojpeg
 from daskdmed.images.tiff import count_tiles, decode, jpeg

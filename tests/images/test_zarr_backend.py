@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import (
     CorruptImageError,
     ImageError,

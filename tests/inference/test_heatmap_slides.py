@@ -7,7 +7,7 @@ import pytest
 
 from daskdmed import heatmap, open_slide
 from daskdmed.cohort.record import Record
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import TileError
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.samples import make_slide

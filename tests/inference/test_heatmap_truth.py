@@ -12,7 +12,7 @@ import tifffile
 import torch
 
 from daskdmed import heatmap, open_slide
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, SampleNotAvailableError, UsageError
 from daskdmed.samples import make_slide
 from daskdmed.tiling.grid import WindowGrid

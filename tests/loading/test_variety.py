@@ -9,7 +9,7 @@ import pytest
 
 import daskdmed
 from daskdmed import Dataset, LightDL, Patient, Record
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import BudgetError, UsageError
 from daskdmed.explorers import CircleExplorer, GridExplorer, LowDiscrepancyExplorer, SpiralExplorer
 from daskdmed.persistence.reading import LoadContext

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from daskdmed import Dataset, Patient, Record
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import DatasetError, GeometryError, LoaderError, UsageError
 from daskdmed.persistence.catalogue import Geometry, Request, build, clip
 

@@ -7,9 +7,9 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskdmed.core.types import Region
+from daskdmed.core import buffers
+from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, LoaderError
-from daskdmed.images import buffers
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.persistence.reading import (
     Job,

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daskdmed.core.types import Region
-from daskdmed.errors import CorruptImageError, ImageNotFoundError, TileError, UsageError
+from daskdmed.core.region import Region
+from daskdmed.errors import CorruptImageError, ImageNotFoundError, UsageError
 from daskdmed.images.protocols import LevelInfo, SlideInfo
-from daskdmed.images.readers import fill_background, prepare_output
+from daskdmed.images.readers import TileFailures, prepare_output
 from daskdmed.testing import BackendConformance, coordinate_image
 
 TILE = 64
@@ -39,6 +39,11 @@ class ArchiveReader:
             levels = levels[::-1]
         background = (255,) * (1 if fault == "one background" else c)
         self.info = SlideInfo(levels, "uint8", background)
+        self.failures = TileFailures(uri)
+
+    @property
+    def failed_tiles(self):
+        return self.failures.kept
 
     def read(self, level, region, out=None, *, tile_error="raise"):
         if self.fault == "reads outside":
@@ -66,17 +71,12 @@ class ArchiveReader:
         if self.fault == "zeros for a bad tile":
             target[...] = 0
             return
-        message = f"{self.uri}: bad tile"
-        if tile_error == "raise":
-            raise TileError(message, uri=self.uri, level=0, tile=(1, 2))
-        if self.fault != "silent fill":
-            import logging
-
-            logging.getLogger("daskdmed.images").warning(message)
+        if tile_error == "raise" or self.fault != "silent fill":
+            self.failures(0, (1, 2), ValueError("bad"), tile_error)
         lost = tuple(
             slice(a - o, b - o) for a, b, o in zip(start, stop, region.origin, strict=True)
         )
-        fill_background(target[lost], self.info)
+        target[lost] = self.info.background_value
 
     def read_associated(self, name):
         raise UsageError(f"no {name}")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowGrid
 from daskdmed.tiling.strips import copies, read_strips, views

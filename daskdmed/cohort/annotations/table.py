@@ -21,7 +21,8 @@ from daskdmed.cohort.annotations.geojson import write_geojson
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid, pair_of, rasterize
 from daskdmed.cohort.annotations.shapes import ShapeTable, require_shapely
 from daskdmed.core.errors import AnnotationError, UsageError
-from daskdmed.core.types import Array, ImageView, PathLike
+from daskdmed.core.types import Array, PathLike
+from daskdmed.core.view import ImageView
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -1,7 +1,7 @@
 """Targets as images: annotations, or a label map's classes, on the grid of another image.
 
-Both views follow `daskdmed.core.types.ImageView`: values that pickle, named by a token, read
-region by region, so that the loader reads a target exactly as it reads an image.
+Both are `daskdmed.core.view.ImageView`: values that pickle, named by a token, read region by
+region, so that the loader reads a target exactly as it reads an image.
 
 Not covered: the rules of painting (`daskdmed.cohort.annotations.raster`).
 """
@@ -22,7 +22,9 @@ import numpy.typing as npt
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid
 from daskdmed.core.errors import DatasetError, GeometryError, UsageError
-from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import FailedTile, ImageView
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AnnotationView:
+class AnnotationView(ImageView):
     """Annotations painted on an image's grid, read region by region.
 
     Made by ``Annotations.view``.
@@ -43,8 +45,8 @@ class AnnotationView:
         What is painted.
     table : ClassTable
         Which label paints what.
-    spatial_shape : (int, int)
-        Extent (y, x) of the image.
+    extent : (int, int)
+        Of the image, (y, x).
     tile_shape : (int, int)
         Storage tile of the image.
     downsample : (float, float)
@@ -61,7 +63,7 @@ class AnnotationView:
 
     annotations: Annotations
     table: ClassTable
-    spatial_shape: tuple[int, int]
+    extent: tuple[int, int]
     tile_shape: tuple[int, int]
     downsample: tuple[float, float]
     mpp: tuple[float, float] | None
@@ -107,7 +109,7 @@ class AnnotationView:
     def shape(self) -> tuple[int, ...]:
         """(y, x), or (y, x, channels) of a multi-channel target."""
         channels = (self.table.channels,) if self.multichannel else ()
-        return (*self.spatial_shape, *channels)
+        return (*self.extent, *channels)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -127,58 +129,31 @@ class AnnotationView:
             empty[0 if self.table.background == "first" else -1] = 1
         return empty
 
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return "daskdmed.AnnotationView", self.token
-
-    def __eq__(self, other: object) -> bool:
-        return self.token == other.token if isinstance(other, AnnotationView) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.token)
-
     def __repr__(self) -> str:
         return f"AnnotationView(shape={self.shape}, dtype={self.dtype}, {self.annotations!r})"
 
-    def restrict(self, region: Region) -> AnnotationView:
+    def narrowed(self, region: Region) -> AnnotationView:
         """The same image with only the shapes near a region: cheap to pickle.
 
         It keeps its token, and reads the same as before inside the region only.
         """
-        grid = Grid(_two(region.origin), _two(region.shape), self.downsample)
-        near = self.annotations.shapes.near(grid.bounds)
+        near = self.annotations.shapes.near(self._grid(region).bounds)
         chosen = [item for item, kept in zip(self.annotations, near, strict=True) if kept]
         return replace(self, annotations=type(self.annotations)(chosen))
 
-    def read(self, region: Region, out: Array | None = None) -> Array:
-        """Paint a region that lies inside the image.
+    def _grid(self, region: Region) -> Grid:
+        (y, x), (height, width) = region.origin, region.shape
+        return Grid((y, x), (height, width), self.downsample)
 
-        Parameters
-        ----------
-        region : Region
-            (y, x) in pixels of the view.
-        out : ndarray, optional
-            Written in place when given.
-
-        Returns
-        -------
-        ndarray
-            Shape of the region, with the channels behind; `out` when it was given.
-
-        Raises
-        ------
-        GeometryError
-            The region does not lie inside, or `out` does not fit.
-        """
-        _check_inside(region, self.spatial_shape)
-        grid = Grid(_two(region.origin), _two(region.shape), self.downsample)
+    def _read(self, region: Region, out: Array | None) -> Array:
         painted = self.annotations._paint(
-            grid, self.table, self.multichannel, self.all_touched, self.dtype
+            self._grid(region), self.table, self.multichannel, self.all_touched, self.dtype
         )
         return _delivered(painted, out)
 
 
 @dataclass(frozen=True, eq=False)
-class CollatedView:
+class CollatedView(ImageView):
     """An integer label map seen through `Categories`, read region by region.
 
     Parameters
@@ -206,13 +181,13 @@ class CollatedView:
 
     @property
     def _masks(self) -> bool:
-        extra = self.source.shape[self.source.spatial_ndim :]
+        extra = self.source.channel_shape
         return bool(extra) and extra[0] > 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Spatial axes, with the channels of a multi-channel target behind."""
-        spatial = self.source.shape[: self.source.spatial_ndim]
+        spatial = self.source.spatial_shape
         many = self.multichannel or self._masks
         return (*spatial, len(self.categories.channels)) if many else spatial
 
@@ -244,7 +219,7 @@ class CollatedView:
     @property
     def background(self) -> Array:
         """What lies outside the label map: its value 0, collated; of masks, no mask."""
-        return self._collate(np.zeros(self.source.shape[self.source.spatial_ndim :], "u1"))
+        return self._collate(np.zeros(self.source.channel_shape, "u1"))
 
     @functools.cached_property
     def token(self) -> str:
@@ -252,27 +227,48 @@ class CollatedView:
         name = repr((self.source.token, self.categories, self.multichannel))
         return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return "daskdmed.CollatedView", self.token
+    @property
+    def uri(self) -> str | None:
+        """That of the label map."""
+        return self.source.uri
 
-    def __eq__(self, other: object) -> bool:
-        return self.token == other.token if isinstance(other, CollatedView) else NotImplemented
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """That of the label map."""
+        return self.source.spacing
 
-    def __hash__(self) -> int:
-        return hash(self.token)
+    @property
+    def cheap_to_cut(self) -> bool:
+        """As of the label map."""
+        return self.source.cheap_to_cut
 
-    def restrict(self, region: Region) -> CollatedView:
-        """The same image over a source that holds one region, where the source can do so."""
-        narrow = getattr(self.source, "restrict", None)
-        return self if narrow is None else replace(self, source=narrow(region))
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """Those of the label map."""
+        return self.source.failed_tiles
+
+    @property
+    def remote(self) -> Any:
+        """That of the label map."""
+        return self.source.remote
+
+    def narrowed(self, region: Region) -> CollatedView:
+        """Over a narrowed label map."""
+        return replace(self, source=self.source.narrowed(region))
+
+    def detached(self, region: Region) -> CollatedView:
+        """Over a detached label map."""
+        return replace(self, source=self.source.detached(region))
 
     def attached(self, values: Array) -> CollatedView:
-        """Over a detached source that is given its values, see `ArrayView.detached`."""
-        source: Any = self.source
-        return replace(self, source=source.attached(values))
+        """Over a label map that is given its values."""
+        return replace(self, source=self.source.attached(values))
 
-    def read(self, region: Region, out: Array | None = None) -> Array:
-        """Classes of a region that lies inside the label map, see `AnnotationView.read`."""
+    def delivery(self, region: Region) -> da.Array:
+        """What the label map needs."""
+        return self.source.delivery(region)
+
+    def _read(self, region: Region, out: Array | None) -> Array:
         return _delivered(self._collate(self.source.read(region)), out)
 
     def _collate(self, values: Array) -> Array:
@@ -352,17 +348,17 @@ def _as_categories(classes: ClassesLike) -> Categories:
 
 def _matching(record: Record, like: ImageView) -> ImageView:
     """The resolution of a label map that has the image's extent."""
-    spatial = tuple(like.shape[: like.spatial_ndim])
+    spatial = like.spatial_shape
     if record.array is not None:
         views = [record.view(spatial_ndim=like.spatial_ndim)]
     else:
         slide = record.open()
         views = [slide.view(level=number) for number in range(slide.level_count)]
     for view in views:
-        if tuple(view.shape[: view.spatial_ndim]) == spatial:
+        if view.spatial_shape == spatial:
             return view
     raise DatasetError(
-        f"{record!r} has the extents {[tuple(v.shape[: v.spatial_ndim]) for v in views]}, the "
+        f"{record!r} has the extents {[v.spatial_shape for v in views]}, the "
         f"image has {spatial} at a downsample of {_rounded(like.downsample)}; a target has the "
         "image's extent at the resolution asked for: store it at that resolution, or ask for one "
         "that it has"
@@ -401,10 +397,9 @@ def _paint_block(view: AnnotationView, starts: Any, edges: Any, block_id: Any = 
 def _edges(view: AnnotationView, chunks: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], tuple):
         edges = tuple(tuple(int(n) for n in axis) for axis in chunks[:2])
-        if tuple(sum(axis) for axis in edges) != view.spatial_shape:
+        if tuple(sum(axis) for axis in edges) != view.extent:
             raise GeometryError(
-                f"the chunks add up to {tuple(sum(a) for a in edges)}, the image has "
-                f"{view.spatial_shape}"
+                f"the chunks add up to {tuple(sum(a) for a in edges)}, the image has {view.extent}"
             )
         return edges[0], edges[1]
     from daskdmed.images.lazy import align_chunk
@@ -419,7 +414,7 @@ def _edges(view: AnnotationView, chunks: Any) -> tuple[tuple[int, ...], tuple[in
             "chunks is a number of pixels, two of them (y, x), -1 for the whole axis, or the "
             f"chunks of a Dask array, got {chunks!r}"
         )
-    axes = zip(numbers, view.tile_shape, view.spatial_shape, strict=True)
+    axes = zip(numbers, view.tile_shape, view.extent, strict=True)
     height, width = (_regular(n, align_chunk(c, tile, n)) for c, tile, n in axes)
     return height, width
 
@@ -432,22 +427,8 @@ def _regular(extent: int, size: int) -> tuple[int, ...]:
 def _delivered(values: Array, out: Array | None) -> Array:
     if out is None:
         return values
-    if out.shape != values.shape:
-        raise GeometryError(f"out has shape {out.shape}, the region needs {values.shape}")
     np.copyto(out, values)
     return out
-
-
-def _check_inside(region: Region, shape: tuple[int, ...]) -> None:
-    if len(region.shape) != len(shape) or any(
-        o < 0 or s > n or e < 0
-        for o, s, n, e in zip(region.origin, region.stop, shape, region.shape, strict=True)
-    ):
-        raise GeometryError(f"{region} lies outside the target of shape {shape}")
-
-
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -21,7 +21,9 @@ from daskdmed.core.errors import (
     ImageNotFoundError,
     UnsupportedImageError,
 )
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
+from daskdmed.core.view import ImageView
 
 #: most pixels that a mask is read with; larger ones are averaged down
 READ_PIXELS = 2**24
@@ -195,25 +197,21 @@ def _reduced(view: Any) -> Array:
     return found
 
 
-class _NotZero:
+class _NotZero(ImageView):
     """A mask image as 0 and 255, so that means tell the covered share."""
 
-    def __init__(self, view: Any) -> None:
+    dtype = np.dtype(np.uint8)
+    background = np.zeros((), np.uint8)
+    mpp = None
+
+    def __init__(self, view: ImageView) -> None:
         self._view = view
-        self.spatial_ndim: int = view.spatial_ndim
-        self.shape: tuple[int, ...] = view.shape[: view.spatial_ndim]
-        self.dtype = np.dtype(np.uint8)
+        self.shape = view.spatial_shape
+        self.spatial_ndim = view.spatial_ndim
         self.tile_shape = view.tile_shape
         self.downsample = view.downsample
-        self.background = np.zeros((), np.uint8)
-        self.mpp: tuple[float, float] | None = None
-        self.token: str = view.token
+        self.token = f"not-zero-{view.token}"
 
-    def read(self, region: Region, out: Array | None = None) -> Array:
-        """The region as 0 and 255."""
-        found = _not_zero(np.asarray(self._view.read(region)), self.spatial_ndim)
-        scaled: Array = found.astype(np.uint8) * np.uint8(255)
-        if out is None:
-            return scaled
-        out[...] = scaled
-        return out
+    def _read(self, region: Region, out: Array | None) -> Array:
+        found = _not_zero(self._view.read(region), self.spatial_ndim)
+        return np.multiply(found, np.uint8(255), out=out, dtype=np.uint8)

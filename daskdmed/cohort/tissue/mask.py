@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 
 from daskdmed.cohort.tissue.npz import read_npz, write_npz
 from daskdmed.core.errors import GeometryError
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
 
 
 class TissueMask:

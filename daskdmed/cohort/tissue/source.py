@@ -17,7 +17,9 @@ import numpy as np
 
 from daskdmed.cohort.record import Record
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
-from daskdmed.core.types import Array, ImageView, OnTileError, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import ImageView
 from daskdmed.images.filecache import cache
 from daskdmed.images.resample import Taps, axis_taps
 from daskdmed.images.slide import Slide, open_slide
@@ -144,17 +146,17 @@ def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
 def _from_view(view: ImageView) -> Source:
     axes = view.spatial_ndim
     channels = view.shape[axes] if len(view.shape) > axes else 0
-    background = np.asarray(getattr(view, "background", np.zeros(view.shape[axes:], view.dtype)))
+    background = view.background
     shape0 = tuple(
         max(1, round(n * d)) for n, d in zip(view.shape[:axes], view.downsample, strict=True)
     )
-    mpp = getattr(view, "mpp", None)
+    mpp = view.mpp
     if mpp is not None and axes >= 2:
         mpp = (mpp[0] / view.downsample[-1], mpp[1] / view.downsample[-2])
     if 0 in view.shape:
         raise GeometryError(f"{view!r}: an image of shape {view.shape} has no pixels")
     return Source(
-        name=str(getattr(view, "uri", "") or repr(view)),
+        name=view.uri or repr(view),
         shape0=shape0,
         mpp=mpp,
         background=background,

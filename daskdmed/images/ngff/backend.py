@@ -10,17 +10,18 @@ where the bytes come from in `daskdmed.images.ngff.storage`. Not covered: writin
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskdmed.core.errors import ImageError, TileError, UsageError
-from daskdmed.core.types import Array, OnTileError, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile
 from daskdmed.images.ngff.planes import Plane, read_pyramid
 from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
 from daskdmed.images.protocols import SlideInfo
-from daskdmed.images.readers import fill_background, prepare_output
+from daskdmed.images.readers import TileFailures, prepare_output
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader
@@ -59,12 +60,18 @@ class ZarrReader:
         self._uri = uri
         self._store = store
         self._closed = False
+        self._failures = TileFailures(uri)
         self._pyramid = read_pyramid(uri, open_node(uri, store))
 
     @property
     def info(self) -> SlideInfo:
         """Facts about the image."""
         return self._pyramid.info
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """The last chunks that ``tile_error="fill"`` painted with the background."""
+        return self._failures.kept
 
     def read(
         self,
@@ -140,30 +147,12 @@ class ZarrReader:
         self, level: int, plane: Plane, region: Region, out: Array, tile_error: OnTileError
     ) -> None:
         """Read chunk by chunk after a failure, to find the bad ones and to keep the rest."""
-        for index, box in _chunks(region, plane.tile_shape):
-            offset = tuple(b - r for b, r in zip(box.origin, region.origin, strict=True))
-            part = out[Region(offset, box.shape).slices]
+        for box in region.tiles(plane.tile_shape):
+            part = out[box.local_to(region).slices]
             try:
                 plane.read(box, part)
             except MemoryError:
                 raise
             except Exception as error:
-                message = (
-                    f"{self._uri}, level {level} (array {plane.path!r}), chunk {index} (row, "
-                    f"column): {type(error).__name__}: {error}; read with tile_error='fill' to get "
-                    f"the background there"
-                )
-                if tile_error == "raise":
-                    raise TileError(message, uri=self._uri, level=level, tile=index) from error
-                logger.warning("%s; filled with the background", message)
-                fill_background(part, self.info)
-
-
-def _chunks(region: Region, chunk: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Region]]:
-    """Chunks that a region touches: (row, column), and the part of the region in each."""
-    (y0, x0), (y1, x1) = region.origin, region.stop
-    for row in range(y0 // chunk[0], -(-y1 // chunk[0])):
-        top, bottom = max(y0, row * chunk[0]), min(y1, (row + 1) * chunk[0])
-        for column in range(x0 // chunk[1], -(-x1 // chunk[1])):
-            left, right = max(x0, column * chunk[1]), min(x1, (column + 1) * chunk[1])
-            yield (row, column), Region((top, left), (bottom - top, right - left))
+                self._failures(level, box.cells(plane.tile_shape).origin, error, tile_error)
+                part[...] = self.info.background_value

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of
 from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo

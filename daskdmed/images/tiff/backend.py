@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
-from daskdmed.core.errors import DaskdmedError, GeometryError, ImageError, TileError, UsageError
-from daskdmed.core.types import Array, OnTileError, Region
+from daskdmed.core.errors import DaskdmedError, ImageError, UsageError
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.core.view import FailedTile
 from daskdmed.images import source as sources
-from daskdmed.images.buffers import empty
 from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.readers import TileFailures, prepare_output
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
 from daskdmed.images.tiff.metadata import number_text
 
 _log = logging.getLogger("daskdmed.images")
-#: failed tiles remembered per open file
-_REPORTED = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class FailedTile:
-    """A tile that was painted with the background: level, (row, column), cause."""
-
-    level: int
-    tile: tuple[int, int]
-    cause: str
 
 
 class TiffReader:
@@ -47,7 +36,7 @@ class TiffReader:
         self._info = make_info(index)
         self._background = np.asarray(index.background, index.dtype)
         self._lock = threading.Lock()
-        self._failed: deque[FailedTile] = deque(maxlen=_REPORTED)
+        self._failures = TileFailures(source.uri)
         self._closed = False
 
     @property
@@ -58,8 +47,7 @@ class TiffReader:
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
         """The last tiles that ``tile_error="fill"`` painted with the background."""
-        with self._lock:
-            return tuple(self._failed)
+        return self._failures.kept
 
     def read(
         self,
@@ -69,47 +57,21 @@ class TiffReader:
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) that lies inside a level.
-
-        Parameters
-        ----------
-        level : int
-            Level index.
-        region : Region
-            In pixels of that level.
-        out : ndarray, optional
-            (height, width, channels) of the level's dtype, any strides.
-        tile_error : {"raise", "fill"}
-            What a tile that cannot be decoded becomes.
-
-        Returns
-        -------
-        ndarray
-            (height, width, channels).
+        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
 
         Raises
         ------
         TileError
             A tile cannot be decoded.
-        GeometryError
-            The region lies outside the level, or `out` does not fit.
+        ResolutionError, GeometryError
+            There is no such level, or the region is not inside it.
+        ImageError
+            The reader is closed.
         """
-        plan = self._plan(level)
-        height, width, channels = plan.shape
-        (y, x), (bottom, right) = region.origin, region.stop
-        if y < 0 or x < 0 or bottom > height or right > width or bottom < y or right < x:
-            raise GeometryError(
-                f"{self._source.uri}: {region} lies outside level {level} of {height} x {width} "
-                "(rows x columns)"
-            )
-        shape = (*region.shape, channels)
-        if out is None:
-            out = empty(shape, plan.dtype)
-        elif out.shape != shape or out.dtype != plan.dtype:
-            raise GeometryError(
-                f"out has shape {out.shape} and type {out.dtype}, the region needs {shape} and "
-                f"{plan.dtype}"
-            )
+        if self._closed:
+            raise ImageError(f"{self._source.uri}: the reader is closed", uri=self._source.uri)
+        out = prepare_output(self._source.uri, self._info, level, region, out)
+        plan = self._plans[level]
         return self._fill(plan, region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
@@ -138,15 +100,6 @@ class TiffReader:
         if not closed:
             self._source.close()
 
-    def _plan(self, level: int) -> LevelPlan | Canvas:
-        if self._closed:
-            raise ImageError(f"{self._source.uri}: the reader is closed", uri=self._source.uri)
-        if not 0 <= level < len(self._plans):
-            raise GeometryError(
-                f"{self._source.uri}: no level {level}, there are {len(self._plans)}"
-            )
-        return self._plans[level]
-
     def _fill(
         self,
         plan: LevelPlan | Canvas,
@@ -156,28 +109,10 @@ class TiffReader:
         tile_error: OnTileError,
     ) -> Array:
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
-            self._failure(level, (row, column), cause, tile_error)
+            self._failures(level, (row, column), cause, tile_error)
 
         read_level(plan, self._source, region, out, background, fail)
         return out
-
-    def _failure(
-        self, level: int, tile: tuple[int, int], cause: Exception, tile_error: OnTileError
-    ) -> None:
-        uri = self._source.uri
-        what = f"{uri}: tile {tile} (row, column) of level {level} cannot be decoded: "
-        what += f"{type(cause).__name__}: {cause}"
-        if tile_error == "raise":
-            raise TileError(
-                f'{what}; fetch the file again, or pass tile_error="fill" to have such tiles '
-                "painted with the background",
-                uri=uri,
-                level=level,
-                tile=tile,
-            ) from cause
-        with self._lock:
-            self._failed.append(FailedTile(level, tile, f"{type(cause).__name__}: {cause}"))
-        _log.warning("%s; painted with the background", what)
 
 
 class TiffBackend:

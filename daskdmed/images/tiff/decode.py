@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.types import Array, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daskdmed.core.errors import BudgetError, GeometryError, UsageError
-from daskdmed.core.types import ImageView
+from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.blend import Blend, BlendMode
 from daskdmed.inference.dense.convolutional import dense_axes, find_field
 from daskdmed.inference.dense.mosaic import MosaicPlan, blended_axis, choose_mosaic

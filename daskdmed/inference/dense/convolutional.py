@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, GeometryError, UsageError
-from daskdmed.core.types import Array, ImageView
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.mosaic import AxisWindows
 from daskdmed.inference.models.values import Cells
 from daskdmed.inference.models.window import WindowModel

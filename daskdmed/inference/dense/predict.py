@@ -20,7 +20,9 @@ from numpy.typing import ArrayLike
 
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.types import Array, ImageView, OnTileError, PathLike, Resolution
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
 from daskdmed.inference.dense.cellmask import CellMask
@@ -375,7 +377,7 @@ def _spec(
         outputs=finish.outputs,
         block_windows=plan.chunk,
         georeference=place,
-        image=str(getattr(view, "uri", "") or f"array of shape {view.shape}"),
+        image=view.name,
         parameters=parameters,
         dtype=finish.dtype,
         fill_value=finish.fill,

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.blend import Blend
 from daskdmed.inference.dense.finish import Finish
 from daskdmed.inference.dense.mosaic import Group, MosaicPlan
@@ -89,20 +91,8 @@ class Strip:
 
     def _read(self, target: Array, begin: int) -> None:
         """Fill `target`, whose last spatial axis begins at pixel `begin`."""
-        starts = [a for a, _ in self.lead] + [begin]
-        inside, origin = [], []
-        for start, extent, size in zip(starts, target.shape, self.view.shape, strict=False):
-            a, b = max(start, 0), min(start + extent, size)
-            inside.append(slice(a - start, max(b, a) - start))
-            origin.append(a)
-        shape = tuple(s.stop - s.start for s in inside)
-        background = np.asarray(self.view.background, self.view.dtype)
-        for axis, (part, extent) in enumerate(zip(inside, target.shape, strict=False)):
-            for outside in (slice(0, part.start), slice(part.stop, extent)):
-                if outside.stop > outside.start:
-                    target[((slice(None),) * axis + (outside,))] = background
-        if 0 not in shape:
-            self.view.read(Region(tuple(origin), shape), out=target[tuple(inside)])
+        origin = (*(a for a, _ in self.lead), begin)
+        self.view.read_padded(Region(origin, target.shape[: len(origin)]), target)
 
 
 @dataclass(frozen=True)
@@ -137,15 +127,9 @@ class SweepTask:
 
     def for_block(self, job: SweepJob) -> SweepTask:
         """The same task, its view cut down to what the job needs (cheap to send)."""
-        restrict = getattr(self.view, "restrict", None)
-        if restrict is None:
-            return self
         spans = [*self._lead(job.band), self._columns(job)]
-        origin = [max(a, 0) for a, _ in spans]
-        shape = [
-            min(b, n) - a for (_, b), a, n in zip(spans, origin, self.view.shape, strict=False)
-        ]
-        return replace(self, view=restrict(Region(tuple(origin), tuple(shape))))
+        region = Region.between(*zip(*spans, strict=True)).clip(self.view.spatial_shape)
+        return replace(self, view=self.view.narrowed(region))
 
     def _lead(self, band: Index) -> list[tuple[int, int]]:
         windows = self.plan.band_windows(band)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.intensity import full_scale
-from daskdmed.core.types import Array, ImageView
-from daskdmed.images import buffers
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.inference.models.programs import Program, is_program, is_scripted
 from daskdmed.inference.models.torchrun import BatchLimit, autocast_dtype, device_of, precision
 from daskdmed.inference.models.values import Cells, Layout, as_numbers, as_window_values

@@ -17,8 +17,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.types import Array
-from daskdmed.images import buffers
 from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
 from daskdmed.loading.sliding.plan import ImageWindows, Load
 from daskdmed.loading.sliding.read import Loaded, WindowFailure

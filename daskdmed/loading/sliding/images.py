@@ -28,14 +28,9 @@ from daskdmed.core.errors import (
     LoaderError,
     UsageError,
 )
-from daskdmed.core.types import (
-    Array,
-    ImageView,
-    LevelLike,
-    MppLike,
-    PowerLike,
-    Resolution,
-)
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike
+from daskdmed.core.view import ImageView
 from daskdmed.loading.sliding.plan import ImageWindows, fit_block, pixel_bytes
 from daskdmed.loading.sliding.read import WindowFailure
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, per_axis, spatial_axes
@@ -202,7 +197,7 @@ def _bare(image: Any) -> tuple[Record, ImageView | None]:
         array = getattr(image, "array", None)
         if array is not None:
             return Record(array=array, spatial_ndim=image.spatial_ndim), image
-        return Record(str(getattr(image, "uri", "") or image.token)), image
+        return Record(image.uri or image.token), image
     if hasattr(image, "shape") and hasattr(image, "dtype"):
         return Record(array=image), None
     raise UsageError(

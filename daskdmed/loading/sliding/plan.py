@@ -23,7 +23,9 @@ from dask.utils import format_bytes
 
 from daskdmed.cohort.record import Patient
 from daskdmed.core.errors import BudgetError
-from daskdmed.core.types import Array, ImageView, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -76,7 +78,7 @@ class ImageWindows:
             downsample=tuple(float(d) for d in self.view.downsample),
             level=self.level,
             mpp=self.view.mpp,
-            source=str(getattr(self.view, "uri", "")),
+            source=self.view.uri or "",
         )
 
     @property

@@ -25,9 +25,10 @@ from uuid import uuid4
 import numpy as np
 from distributed import KilledWorker, wait
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import DaskdmedError, ImageError, LoaderClosedError, LoaderError
-from daskdmed.core.types import Array, Region
-from daskdmed.images import buffers
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
 from daskdmed.loading.sliding.plan import Load, needed_regions, windows_touching
 from daskdmed.persistence.cluster import LOOK_EVERY, Cluster, Workers, lost_connection
 from daskdmed.persistence.reading import (

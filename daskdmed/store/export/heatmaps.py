@@ -16,7 +16,8 @@ import zarr
 from daskdmed import __version__
 from daskdmed.core.errors import DaskdmedError, GeometryError, StoreError, UsageError
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import PathLike
 from daskdmed.core.work import run_all
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Multiscale, check_version
 from daskdmed.store.export.geojson import export_contours, export_tiles

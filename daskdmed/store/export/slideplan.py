@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
-from daskdmed.core.types import OnTileError, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import OnTileError
 from daskdmed.images.ngff.metadata import LevelPlace
 from daskdmed.store.ngff.pyramid import level_factors
 

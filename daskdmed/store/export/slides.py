@@ -24,7 +24,8 @@ import zarr
 from daskdmed import __version__
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import OnTileError, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.work import run_all
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
 from daskdmed.images.slide import Slide, open_slide

@@ -21,7 +21,8 @@ import zarr
 
 from daskdmed.core.errors import GeometryError, MissingExtraError, UsageError
 from daskdmed.core.files import new_file
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
 from daskdmed.store.ngff.levels import write_units
 from daskdmed.store.ngff.pyramid import ReduceTask, level_factors
 from daskdmed.store.results.finished import Heatmap, open_heatmap

@@ -13,7 +13,7 @@ from typing import Any
 import zarr
 
 from daskdmed.core.errors import StoreError, UsageError
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
 from daskdmed.store.location import Location
 

@@ -21,7 +21,8 @@ from zarr.abc.store import Store
 
 from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.files import write_failure
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
 from daskdmed.core.work import run_all
 from daskdmed.images.ngff.metadata import (
     PALETTE,

@@ -16,7 +16,8 @@ import zarr
 from zarr.abc.store import Store
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
-from daskdmed.core.types import Array, PathLike, Region
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array, PathLike
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
 from daskdmed.store.location import Location
 from daskdmed.store.results.georeference import Georeference

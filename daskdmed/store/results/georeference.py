@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from daskdmed.images.ngff.metadata import OME_VERSION, Axis, LevelPlace, Multiscale, axis_names
 
 if TYPE_CHECKING:
-    from daskdmed.core.types import ImageView
+    from daskdmed.core.view import ImageView
 
 
 @dataclass(frozen=True, slots=True)

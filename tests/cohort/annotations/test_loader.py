@@ -13,7 +13,7 @@ from distributed import Client
 
 from daskdmed import Annotations, Categories, Dataset, LightDL, Patient, Record
 from daskdmed.cohort.annotations import Annotation, target_view
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.persistence.reading import Job, read_delivered
 from daskdmed.samples import CLASS_NAMES, MadeSlide, make_slide

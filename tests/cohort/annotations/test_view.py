@@ -17,7 +17,8 @@ from distributed import Client
 
 from daskdmed import Annotations, Categories, Dataset, Patient, Record, open_slide
 from daskdmed.cohort.annotations import Annotation, AnnotationView, CollatedView, target_view
-from daskdmed.core.types import ImageView, Region
+from daskdmed.core.region import Region
+from daskdmed.core.view import ImageView
 from daskdmed.errors import AnnotationError, DatasetError, GeometryError, UsageError
 from daskdmed.samples import CLASS_NAMES, MadeSlide, make_slide
 
@@ -214,7 +215,7 @@ def test_a_view_is_a_value(made, truth) -> None:
         truth.view(open_slide(made.path).view(level=2), classes=CLASSES),
     ]
     assert len({target.token, *(v.token for v in others)}) == 7
-    near = target.restrict(region)
+    near = target.narrowed(region)
     assert near.token == target.token
     assert len(near.annotations) < len(truth)
     assert len(pickle.dumps(near)) < len(pickle.dumps(target))
@@ -379,7 +380,7 @@ def test_label_maps_as_targets(made) -> None:
     twin = pickle.loads(pickle.dumps(many))
     assert twin == many
     part = Region((5, 6), (7, 8))
-    np.testing.assert_array_equal(twin.restrict(part).read(part), many.read(whole)[5:12, 6:14])
+    np.testing.assert_array_equal(twin.narrowed(part).read(part), many.read(whole)[5:12, 6:14])
     # one channel counts as none, several are masks
     one = target_view(Record(array=labels[..., None]), view, [1, 2])
     np.testing.assert_array_equal(one.read(whole), labels)

@@ -22,7 +22,7 @@ from torch import nn
 
 from daskdmed import open_slide, predict, tissue_mask
 from daskdmed.cohort.record import Record
-from daskdmed.core.types import Region
+from daskdmed.core.region import Region
 from daskdmed.errors import BudgetError, GeometryError, StoreError, UsageError
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.inference.dense import mosaic

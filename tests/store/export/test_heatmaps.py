@@ -123,7 +123,7 @@ def test_where_a_tiff_lies(stored, tmp_path):
 
 
 def _all(store):
-    from daskdmed.core.types import Region
+    from daskdmed.core.region import Region
 
     return Region((0, 0), open_heatmap(store).counts)
 
@@ -400,6 +400,6 @@ def test_opened_results(stored, vectors):
 
 
 def _region():
-    from daskdmed.core.types import Region
+    from daskdmed.core.region import Region
 
     return Region((1, 1), (2, 2))

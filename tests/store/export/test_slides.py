@@ -192,7 +192,7 @@ def test_another_resolution(slide, tmp_path):
 
 
 def _whole(view):
-    from daskdmed.core.types import Region
+    from daskdmed.core.region import Region
 
     return Region((0, 0), view.shape[:2])
 

@@ -1,0 +1,70 @@
+"""`Resolution`: the ways to say how finely an image is looked at, of which one is taken.
+
+Not covered: what an image makes of it (`daskdmed.images.view`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdmed.core.errors import ResolutionError
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """One of the three mutually exclusive ways to say the resolution.
+
+    Exactly one is set. ``mpp`` is (x, y) micrometers per pixel, as OpenSlide orders it.
+    """
+
+    level: int | None = None
+    mpp: tuple[float, float] | None = None
+    power: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        level: int | None = None,
+        mpp: float | tuple[float, float] | None = None,
+        power: float | None = None,
+    ) -> Resolution:
+        """Check and normalise the three keywords.
+
+        ``level=0`` counts as "not given" beside ``mpp`` or ``power``, because 0 is the
+        default of every public function.
+
+        Raises
+        ------
+        ResolutionError
+            More than one is given, or a value is not positive.
+        """
+        given = [n for n, v in (("mpp", mpp), ("power", power)) if v is not None]
+        if level:
+            given.append("level")
+        if len(given) > 1:
+            raise ResolutionError(
+                f"level, mpp and power exclude each other, got {' and '.join(given)}; give one"
+            )
+        if mpp is not None:
+            pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(mpp)
+            if len(pair) != 2 or not all(np.isfinite(v) and v > 0 for v in pair):
+                raise ResolutionError(f"mpp must be one or two positive numbers, got {mpp!r}")
+            return cls(mpp=(float(pair[0]), float(pair[1])))
+        if power is not None:
+            if not (np.isfinite(power) and power > 0):
+                raise ResolutionError(f"power must be a positive number, got {power!r}")
+            return cls(power=float(power))
+        if level is None:
+            level = 0
+        if int(level) != level or level < 0:
+            raise ResolutionError(f"level must be an integer >= 0, got {level!r}")
+        return cls(level=int(level))
+
+    def __str__(self) -> str:
+        if self.mpp is not None:
+            return f"mpp={self.mpp[0]:g}" if self.mpp[0] == self.mpp[1] else f"mpp={self.mpp}"
+        if self.power is not None:
+            return f"power={self.power:g}"
+        return f"level={self.level}"
