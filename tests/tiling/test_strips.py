@@ -8,29 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskdmed.core.region import Region
+from daskdmed.core.view import ImageView
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowGrid
 from daskdmed.tiling.strips import copies, read_strips, views
 
 
-class TiledView:
+class TiledView(ImageView):
     """An image that is read by tiles and counts them."""
 
-    spatial_ndim, scale, dtype = 2, None, np.dtype(np.uint16)
+    spatial_ndim, cheap_to_cut, dtype = 2, True, np.dtype(np.uint16)
     background = np.uint16(9)
 
     def __init__(self, shape, tile):
         self.shape, self.tile_shape = shape, tile
         self.pixels = np.arange(shape[0] * shape[1], dtype=np.uint16).reshape(shape)
-        self.tiles = np.zeros([-(-n // t) for n, t in zip(shape, tile)], int)
+        self.tiles = np.zeros(Region.of(shape).cells(tile).shape, int)
 
-    def read(self, region: Region, out=None):
-        assert all(o >= 0 and s <= n for o, s, n in zip(region.origin, region.stop, self.shape))
-        spans = [
-            slice(o // t, -(-s // t))
-            for o, s, t in zip(region.origin, region.stop, self.tile_shape)
-        ]
-        self.tiles[tuple(spans)] += 1
+    def _read(self, region: Region, out=None):
+        self.tiles[region.cells(self.tile_shape).slices] += 1
         out[...] = self.pixels[region.slices]
         return out
 

@@ -203,6 +203,11 @@ class _NotZero(ImageView):
     dtype = np.dtype(np.uint8)
     background = np.zeros((), np.uint8)
     mpp = None
+    shape: tuple[int, ...]
+    spatial_ndim: int
+    tile_shape: tuple[int, ...]
+    downsample: tuple[float, ...]
+    token: str
 
     def __init__(self, view: ImageView) -> None:
         self._view = view
