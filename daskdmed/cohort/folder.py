@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import read_labels
 from daskdmed.core.errors import DatasetError, listing
+from daskdmed.core.places import is_remote
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read_folder(
     """See `Dataset.from_folder`."""
     if missing_labels not in ("raise", "allow"):
         raise DatasetError(f'missing_labels is "raise" or "allow", got {missing_labels!r}')
-    if "://" in str(folder):
+    if is_remote(folder):
         raise DatasetError(
             f"{folder}: only local folders are listed; write a manifest with the uris and read "
             "it with Dataset.from_manifest"

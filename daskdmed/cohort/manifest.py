@@ -19,6 +19,7 @@ from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
+from daskdmed.core.places import is_url
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _is_json(path: Path) -> bool:
 # -------------------------------------------------------------------- uris
 def _written(uri: str, folder: Path) -> str:
     """Relative when the slide lies below the manifest, so that the folder can be moved."""
-    if "://" in uri:
+    if is_url(uri):
         return uri
     absolute = os.path.abspath(uri)
     try:
@@ -72,7 +73,7 @@ def _written(uri: str, folder: Path) -> str:
 
 
 def _resolved(uri: str, folder: Path) -> str:
-    return uri if "://" in uri or os.path.isabs(uri) else os.path.join(folder, uri)
+    return uri if is_url(uri) or os.path.isabs(uri) else os.path.join(folder, uri)
 
 
 # -------------------------------------------------------------------- JSON

@@ -10,12 +10,13 @@ import ctypes
 import errno
 import os
 import sys
-import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from daskdmed.core.errors import DaskdmedError, StoreError
+from daskdmed.core.places import local_path
 from daskdmed.core.types import PathLike
 
 _AT_FDCWD = -100
@@ -92,20 +93,22 @@ def new_file(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     Yields
     ------
     Path
-        A sibling to write into. It is removed when the block ends in an error.
+        A sibling to write into, of a name of its own, so that writers do not meet. It is
+        removed when the block ends in an error.
 
     Raises
     ------
     StoreError
         A file or folder is there, or writing failed.
     """
-    target = Path(os.fspath(path)).expanduser().absolute()
-    if "://" in os.fspath(path):
+    place = local_path(path)
+    if place is None:
         raise StoreError(f"{path} is a URL; this kind of file is written to local paths only")
+    target = Path(place)
     if target.is_dir() or (target.exists() and not overwrite):
         kind = "a folder" if target.is_dir() else "a file; overwrite=True replaces it"
         raise StoreError(f"{target} is {kind}; or give another path")
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -28,6 +28,7 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
     UsageError,
 )
+from daskdmed.core.places import local_path
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import FailedTile
@@ -36,7 +37,6 @@ from daskdmed.images.readers import (
     TileFailures,
     check_readable,
     fingerprint_files,
-    local_path,
     prepare_output,
 )
 

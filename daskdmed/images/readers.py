@@ -1,4 +1,4 @@
-"""Steps that readers share: local paths, fingerprints, checks of requests, failed tiles.
+"""Steps that readers share: fingerprints, checks of requests, failed tiles.
 
 Not covered here: how any format is read, and the choice of a backend for a file.
 """
@@ -11,7 +11,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable
-from urllib.parse import unquote, urlsplit
 
 from daskdmed.core.buffers import empty
 from daskdmed.core.errors import GeometryError, ResolutionError, TileError
@@ -19,18 +18,11 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import SlideInfo
-from daskdmed.images.source import explain_os_error, is_remote
+from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
 #: failed tiles remembered per open file
 _REPORTED = 1000
-
-
-def local_path(uri: str) -> str | None:
-    """Path of a local file, or None when `uri` is a URL of something remote."""
-    if is_remote(uri):
-        return None
-    return unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
 
 
 def check_readable(uri: str, path: str) -> os.stat_result:

@@ -21,8 +21,9 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
     UsageError,
 )
+from daskdmed.core.places import is_remote
 from daskdmed.images.protocols import Backend, Reader
-from daskdmed.images.source import fingerprint, is_remote
+from daskdmed.images.source import fingerprint
 
 _log = logging.getLogger("daskdmed.images")
 GROUP = "daskdmed.readers"

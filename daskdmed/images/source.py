@@ -15,7 +15,6 @@ import os
 import threading
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlparse
 
 from daskdmed.core.errors import (
     CorruptImageError,
@@ -25,6 +24,7 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
     UsageError,
 )
+from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
 
 #: read at most this much with one call, so that one damaged number cannot ask for terabytes
@@ -80,19 +80,7 @@ def normalize_uri(uri: PathLike) -> str:
         ) from None
     if not text or "\0" in text:
         raise UsageError(f"an image is named by a path or a URL, got {text!r:.80}")
-    if text.startswith("file:"):
-        parsed = urlparse(text)
-        text = unquote(parsed.path)
-    elif is_remote(text):
-        return text
-    return os.path.abspath(os.path.expanduser(text))
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an fsspec file system rather than a local path."""
-    head, sep, _ = uri.partition("://")
-    chained = "::" in head
-    return bool(sep) and (chained or (len(head) > 1 and head != "file"))
+    return local_path(text) or text
 
 
 def fingerprint(uri: str) -> str:
@@ -113,7 +101,7 @@ def fingerprint(uri: str) -> str:
             raise explain_os_error(exc, uri) from exc
         return f"{stat.st_size}-{stat.st_mtime_ns}"
     try:
-        fs, path = _filesystem(uri)
+        fs, path = filesystem(uri)
         info = fs.info(path)
     except Exception as exc:
         raise explain_os_error(exc, uri) from exc
@@ -219,7 +207,7 @@ class RemoteSource:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._fs, self._path = _filesystem(uri)
+        self._fs, self._path = filesystem(uri)
         info = self._fs.info(self._path)
         if info.get("type") == "directory":
             raise IsADirectoryError(uri)
@@ -254,10 +242,3 @@ class RemoteSource:
 
     def close(self) -> None:
         """Nothing to release: fsspec owns its connections."""
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(uri)
-    return fs, path

@@ -21,6 +21,7 @@ from zarr.abc.store import Store
 
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import exchange
+from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
 
 #: without these nothing is a Zarr node: removed first, and written last
@@ -69,10 +70,7 @@ class Location:
             if isinstance(out, zarr.storage.LocalStore):
                 return cls(str(out.root.absolute()))
             return cls(out)
-        text = os.fspath(out)
-        if text.startswith("file://"):
-            text = text.removeprefix("file://")
-        return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
+        return cls(local_path(out) or os.fspath(out))
 
     def __str__(self) -> str:
         return str(self.target)
@@ -80,7 +78,7 @@ class Location:
     @property
     def path(self) -> Path | None:
         """The folder, None when the store is not a local one."""
-        if isinstance(self.target, Store) or "://" in self.target:
+        if isinstance(self.target, Store) or is_remote(self.target):
             return None
         return Path(self.target)
 
@@ -169,7 +167,7 @@ class Location:
         if isinstance(self.target, Store):
             zarr.core.sync.sync(self.target.clear())
             return
-        fs, inner = _filesystem(self.target)
+        fs, inner = filesystem(self.target)
         _remove_objects(fs, inner)
 
     def sweep(self) -> None:
@@ -199,9 +197,9 @@ class Location:
         if self.path is not None and newer.path is not None:
             self._swap(self.path, newer.path)
             return
-        fs, inner = _filesystem(str(self.target))
-        fs.pipe_file(_filesystem(str(self._sibling("ready").target))[1], b"replace")
-        self._move_objects(fs, inner, _filesystem(str(newer.target))[1])
+        fs, inner = filesystem(str(self.target))
+        fs.pipe_file(filesystem(str(self._sibling("ready").target))[1], b"replace")
+        self._move_objects(fs, inner, filesystem(str(newer.target))[1])
 
     def _swap(self, path: Path, newer: Path) -> None:
         old = self._sibling("old").path
@@ -226,7 +224,7 @@ class Location:
         roots = [f"{prefix}/{name}" for name in _METADATA if f"{prefix}/{name}" in names]
         for name in [n for n in names if n not in roots] + roots:
             fs.cp_file(name, f"{inner.rstrip('/')}{name[len(prefix) :]}")
-        fs.rm_file(_filesystem(str(self._sibling("ready").target))[1])
+        fs.rm_file(filesystem(str(self._sibling("ready").target))[1])
         _remove_objects(fs, newer)
 
     def _recover(self) -> None:
@@ -239,9 +237,9 @@ class Location:
             return
         if isinstance(self.target, Store):
             return
-        fs, inner = _filesystem(self.target)
-        if fs.exists(_filesystem(str(self._sibling("ready").target))[1]):
-            self._move_objects(fs, inner, _filesystem(str(self.staging.target))[1])
+        fs, inner = filesystem(self.target)
+        if fs.exists(filesystem(str(self._sibling("ready").target))[1]):
+            self._move_objects(fs, inner, filesystem(str(self.staging.target))[1])
 
 
 def _remove_objects(fs: Any, inner: str) -> None:
@@ -254,10 +252,3 @@ def _remove_objects(fs: Any, inner: str) -> None:
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
     fs.invalidate_cache()
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(url)
-    return fs, inner

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.core.errors import StoreError, UsageError
+from daskdmed.core.places import local_path
 from daskdmed.core.types import PathLike
 from daskdmed.persistence.budget import to_bytes
 from daskdmed.store.location import file_name
@@ -77,11 +78,12 @@ class StreamWriter:
         part: str = "",
         buffer: int | str = "64 MiB",
     ) -> None:
-        if "://" in str(out):
+        place = local_path(out)
+        if place is None:
             raise UsageError(f"out={str(out)!r}: tables of windows are written to local paths")
         if overwrite and resume:
             raise UsageError("overwrite= and resume= exclude each other: replace, or go on")
-        path = Path(out).absolute()
+        path = Path(place)
         known = path.suffix[1:] if path.suffix[1:] in FORMATS else None
         self.format = format or known or "parquet"
         if self.format not in FORMATS:

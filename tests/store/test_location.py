@@ -245,6 +245,23 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         pass
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """One of the two files whole, whichever ends later; never parts of both."""
+    target = tmp_path / "a.json"
+    with (
+        new_file(target, overwrite=True) as one,
+        new_file(target, overwrite=True) as other,
+        open(one, "w") as first,
+        open(other, "w") as second,
+    ):
+        assert one != other
+        for _ in range(3):
+            first.write("1" * 10_000)
+            second.write("2" * 10_000)
+    assert target.read_text() == "1" * 30_000  # the outer block ends last
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_exchange_says_when_it_cannot(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No such file"):
         if not exchange(tmp_path / "a", tmp_path / "b"):

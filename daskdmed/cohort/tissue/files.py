@@ -21,6 +21,7 @@ from daskdmed.core.errors import (
     ImageNotFoundError,
     UnsupportedImageError,
 )
+from daskdmed.core.places import is_url
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.view import ImageView
@@ -60,7 +61,7 @@ def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | Tis
         Its aspect is not that of the image.
     """
     place = os.fspath(path)
-    if "://" not in place and not os.path.exists(place):
+    if not is_url(place) and not os.path.exists(place):
         raise ImageNotFoundError(
             f"{place}: there is no such mask file, asked for as the tissue of {name}; the named "
             "methods are 'otsu', 'entropy' and 'hed'",

@@ -21,8 +21,9 @@ from daskdmed.core.errors import (
     MissingExtraError,
     UnsupportedImageError,
 )
+from daskdmed.core.places import filesystem, local_path
 from daskdmed.images.ngff.metadata import Multiscale
-from daskdmed.images.readers import check_readable, fingerprint_files, local_path
+from daskdmed.images.readers import check_readable, fingerprint_files
 from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
@@ -203,8 +204,8 @@ class _Folder:
 
 
 class _RemoteFolder:
-    def __init__(self, uri: str, filesystem: Any, root: str) -> None:
-        self._uri, self._fs, self._root = uri, filesystem, root.rstrip("/")
+    def __init__(self, uri: str, fs: Any, root: str) -> None:
+        self._uri, self._fs, self._root = uri, fs, root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -235,15 +236,13 @@ class _RemoteFolder:
 
 
 def _remote(uri: str) -> _RemoteFolder:
-    from fsspec.core import url_to_fs
-
     try:
-        filesystem, root = url_to_fs(uri)
+        fs, root = filesystem(uri)
     except (ImportError, ValueError) as error:
         raise _no_filesystem(uri, error) from error
     except Exception as error:
         raise explain_os_error(error, uri) from error
-    return _RemoteFolder(uri, filesystem, root)
+    return _RemoteFolder(uri, fs, root)
 
 
 def _remote_exists(uri: str) -> bool:
