@@ -18,14 +18,14 @@ import numpy as np
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
-from daskdmed.cohort.dataset import Dataset
+from daskdmed.cohort.sources import ImagesLike, Request, images_of
 from daskdmed.core.errors import BudgetError, GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike
 from daskdmed.core.view import ImageView
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
-from daskdmed.persistence.catalogue import Catalogue, Geometry, Request
+from daskdmed.persistence.catalogue import Catalogue, Geometry
 
 #: crops copied to measure how long one takes
 _CROPS = 512
@@ -160,7 +160,7 @@ _HEAD = (
 
 
 def advise(
-    dataset: Dataset,
+    dataset: ImagesLike,
     *,
     smallchunk_size: int | tuple[int, ...] = 224,
     batch_size: int = 64,
@@ -208,7 +208,7 @@ def advise(
     """
     if not bigchunk_sizes or not draws or min(draws) < 1 or blocks < 1:
         raise UsageError("bigchunk_sizes and draws need at least one value, draws and blocks >= 1")
-    request = Request(record, None, level, mpp, power)
+    images = images_of(dataset, Request(record, level, mpp, power))
     budget, workers = to_bytes(resident), threads or CPU_COUNT
     rng = np.random.default_rng(seed)
     read_seconds: dict[tuple[int, ...], float] = {}
@@ -218,7 +218,7 @@ def advise(
     for size in bigchunk_sizes:
         try:
             geometry = Geometry.of(smallchunk_size, size)
-            found = catalogues.build(dataset, request, geometry, on_error="raise")
+            found = catalogues.build(images, geometry)
             allotment = allot(budget, found.block_bytes)
         except (BudgetError, GeometryError) as error:
             refused = error

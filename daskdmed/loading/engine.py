@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import LoaderError
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
@@ -24,7 +25,7 @@ from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import CropSpec, VisitFacts
 from daskdmed.loading.spans import Span, cut
 from daskdmed.persistence.areas import Area
-from daskdmed.persistence.catalogue import Catalogue, Failure
+from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import Turn, Visit
 from daskdmed.persistence.resident import ResidentSet
 from daskdmed.persistence.sources import AreaSource

@@ -12,11 +12,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
+from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
 from daskdmed.core.checks import check_choice, check_count
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import LevelLike, MppLike, PowerLike
+from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
 from daskdmed.loading.assembly import Assembly, crop_of
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
@@ -40,7 +40,7 @@ from daskdmed.loading.stats import LoaderStats
 from daskdmed.loading.torchbridge import Preparation
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import allot, to_bytes
-from daskdmed.persistence.catalogue import Geometry, Request
+from daskdmed.persistence.catalogue import Geometry, Target
 from daskdmed.persistence.cluster import connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
 from daskdmed.persistence.reading import RegionChooser
@@ -62,8 +62,8 @@ class LightDL(Loader[SmallChunks]):
 
     Parameters
     ----------
-    dataset : Dataset
-        Patients and their records.
+    dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
+        Patients and their records; bare images become patients, see `daskdmed.cohort.sources`.
     smallchunk_size : int or tuple of int, default 224
         Extent of a small chunk in pixels at the resolution asked for. One number: two
         spatial axes, (y, x). A tuple, one number per spatial axis, in array order:
@@ -150,6 +150,9 @@ class LightDL(Loader[SmallChunks]):
         what these are made of. Superclasses and a background channel are theirs.
     target_channels : bool, default False
         One channel of zeros and ones per class, instead of a map of class numbers.
+    tile_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes: an error (see `on_error`), or
+        background and a warning.
 
     Raises
     ------
@@ -173,7 +176,7 @@ class LightDL(Loader[SmallChunks]):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ImagesLike,
         *,
         smallchunk_size: int | tuple[int, ...] = 224,
         batch_size: int = 64,
@@ -197,7 +200,7 @@ class LightDL(Loader[SmallChunks]):
         seed: int = 0,
         epoch_length: int | None = None,
         drop_last: bool = True,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
         rank: RankLike = None,
         world_size: int | None = None,
         feedback_lag: int | None = None,
@@ -212,28 +215,27 @@ class LightDL(Loader[SmallChunks]):
         target_mpp: MppLike | None = None,
         target_classes: Any = None,
         target_channels: bool = False,
+        tile_error: OnTileError = "raise",
     ) -> None:
         super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
-        check_choice("on_error", on_error, ("raise", "skip"))
+        check_on_error(on_error)
         check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
-        if sum(v is not None and v != 0 for v in (level, mpp, power)) > 1:
-            raise UsageError("level, mpp and power exclude each other; give one")
-        self.dataset = dataset
+        images = images_of(dataset, Request(record, level, mpp, power, tile_error=tile_error))
+        self.dataset = images.dataset
         self.epoch_length = (
             None if epoch_length is None else check_count("epoch_length", epoch_length)
         )
         self._drop_last = drop_last
         geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
-        request = Request(
-            record, target, level, mpp, power, target_level, target_mpp, target_classes,
-            target_channels,
-        )  # fmt: skip
+        labelled = None
+        if target is not None:
+            labelled = Target(target, target_level, target_mpp, target_classes, target_channels)
         shares, classes = as_quotas(quotas, labels)
         budget = to_bytes(resident)
         chooser = as_chooser(bigchunk_loader)
         collect = as_collector(smallchunk_collector)
-        catalogue = catalogues.build(dataset, request, geometry, on_error=on_error)
+        catalogue = catalogues.build(images, geometry, target=labelled, on_error=on_error)
         wish = Wish(tissue, min_tissue, annotations)
         areas = AreaSource(catalogue, wish, geometry.smallchunk, on_error=on_error)
         planning = Planning(

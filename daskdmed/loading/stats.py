@@ -10,9 +10,9 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from daskdmed.cohort.sources import Failure
 from daskdmed.core import events
 from daskdmed.loading.diversity import DiversityStats
-from daskdmed.persistence.catalogue import Failure
 
 
 class Meter:

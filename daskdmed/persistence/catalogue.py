@@ -7,46 +7,20 @@ read. Not covered: the order of visits (`daskdmed.persistence.plan`).
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.view import CollatedView, target_view
-from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient
-from daskdmed.core.errors import DaskdmedError, DatasetError, GeometryError, LoaderError, UsageError
-from daskdmed.core.types import LevelLike, MppLike, PowerLike
+from daskdmed.cohort.sources import Failure, Image, Images, open_all
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.types import LevelLike, MppLike, OnError
 from daskdmed.core.view import ImageView
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
-
-logger = logging.getLogger("daskdmed.persistence")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A record, or a region of it, that could not be used.
-
-    Parameters
-    ----------
-    patient, record : str
-        Whose.
-    where : str
-        "open", or the region.
-    message : str
-        The error.
-    """
-
-    patient: str
-    record: str
-    where: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,68 +183,58 @@ class Catalogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Which record of each patient, at which resolution.
+class Target:
+    """What is cropped at the same places as the image.
 
-    Each of `level`, `mpp` and `power` is a value or a function of the patient, and so are
-    `target_level` and `target_mpp`; without these the target is opened as the image is.
-    `target_classes` and `target_channels` say what a target of annotations or of a label map
-    holds, see `daskdmed.cohort.annotations.target_view`.
+    Parameters
+    ----------
+    record : str
+        Name of the record.
+    level, mpp
+        Its resolution, values or functions of the patient; without these it is opened as the
+        image is.
+    classes : optional
+        Which labels of annotations or of a label map make which class, see
+        `daskdmed.cohort.annotations.target_view`.
+    channels : bool
+        One channel per class instead of class numbers.
     """
 
-    record: str | None = None
-    target: str | None = None
-    level: LevelLike = 0
+    record: str
+    level: LevelLike | None = None
     mpp: MppLike | None = None
-    power: PowerLike | None = None
-    target_level: LevelLike | None = None
-    target_mpp: MppLike | None = None
-    target_classes: Any = None
-    target_channels: bool = False
+    classes: Any = None
+    channels: bool = False
 
-    def entry(self, patient: Patient, geometry: Geometry) -> Entry:
-        """Open a patient's record (and target) and cut it into big chunks."""
-        record = patient.record(self.record)
-        resolution = _resolved(patient, level=self.level, mpp=self.mpp, power=self.power)
-        options: dict[str, Any] = {**resolution, "spatial_ndim": geometry.ndim}
-        view = record.view(**options)
-        if view.spatial_ndim != geometry.ndim:
-            raise GeometryError(
-                f"record {record.name!r} has {view.spatial_ndim} spatial axes (shape "
-                f"{view.shape}), but smallchunk_size {geometry.smallchunk} has {geometry.ndim}"
-            )
-        target = self._target(patient, view, options)
-        ratio = (1,) * geometry.ndim
-        if target is not None:
-            ratio = _ratio(view, target, str(self.target), geometry.smallchunk)
-        grid = _grid(view, geometry)
-        by_level = resolution["mpp"] is None and resolution["power"] is None
-        level: Any = resolution["level"] if by_level else None
-        return Entry(patient, record.name, view, target, grid, level, ratio)
-
-    def _target(
-        self, patient: Patient, view: ImageView, options: dict[str, Any]
-    ) -> ImageView | None:
-        if self.target is None:
-            return None
-        if self.target_level is not None or self.target_mpp is not None:
-            own = _resolved(patient, level=self.target_level or 0, mpp=self.target_mpp)
-            options = {**own, "spatial_ndim": options["spatial_ndim"]}
-            view = patient.record(self.record).view(**options)
-        record = patient.record(self.target)
-        if record.is_annotations:
-            return target_view(record, view, self.target_classes, multichannel=self.target_channels)
-        labelmap = record.view(**options)
-        if self.target_classes is None:
+    def view(self, image: Image, view: ImageView) -> ImageView:
+        """The target of an image that is open."""
+        request = image.request
+        if self.level is not None or self.mpp is not None:
+            request = replace(request, level=self.level or 0, mpp=self.mpp, power=None)
+            view = replace(image, request=request).view()
+        own = replace(image, request=replace(request, record=self.record), given=None)
+        if own.record.is_annotations:
+            return target_view(own.record, view, self.classes, multichannel=self.channels)
+        labelmap = own.view()
+        if self.classes is None:
             return labelmap
-        classes = self.target_classes
+        classes = self.classes
         categories = classes if isinstance(classes, Categories) else Categories(classes)
-        return CollatedView(labelmap, categories, self.target_channels)
+        return CollatedView(labelmap, categories, self.channels)
 
 
-def _resolved(patient: Patient, **resolution: Any) -> dict[str, Any]:
-    """Values of what may be functions of the patient."""
-    return {name: v(patient) if callable(v) else v for name, v in resolution.items()}
+def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
+    """Open a patient's record (and target) and cut it into big chunks."""
+    image = replace(image, request=replace(image.request, spatial_ndim=geometry.ndim))
+    view = image.view()
+    labels, ratio = None, (1,) * geometry.ndim
+    if target is not None:
+        labels = target.view(image, view)
+        ratio = _ratio(view, labels, target.record, geometry.smallchunk)
+    grid = _grid(view, geometry)
+    return Entry(
+        image.patient, image.record.name, view, labels, grid, image.resolution.level, ratio
+    )
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
@@ -314,63 +278,21 @@ def _ratio(
     return ratio
 
 
-OnRecordError = Literal["raise", "skip"]
-
-
 def build(
-    dataset: Dataset, request: Request, geometry: Geometry, *, on_error: OnRecordError
+    images: Images, geometry: Geometry, *, target: Target | None = None, on_error: OnError = "raise"
 ) -> Catalogue:
-    """Open all records of a dataset, in parallel.
+    """Open all images, in parallel.
 
     Raises
     ------
-    DatasetError
-        The dataset is empty, or (under "skip") none of its records is usable.
-    LoaderError
-        Under "raise", the first record in dataset order that cannot be used.
+    DatasetError, LoaderError
+        See `daskdmed.cohort.sources.open_all`.
     UsageError
-        Records differ in channels or sample type.
+        Images differ in channels or sample type.
     """
-    if len(dataset) == 0:
-        raise DatasetError(
-            f"dataset {dataset.name!r} has no patients; check the folder, pattern or filter "
-            "that it was made with"
-        )
-    outcomes = _open_all(dataset, lambda patient: request.entry(patient, geometry))
-    entries, failures = [], []
-    for patient, outcome in zip(dataset, outcomes, strict=True):
-        if isinstance(outcome, Entry):
-            entries.append(outcome)
-            continue
-        name = request.record or ""
-        message = f"patient {patient.id!r}: {outcome}"
-        if on_error == "raise":
-            # what is wrong with the request stays its own kind of error
-            if isinstance(outcome, UsageError):
-                raise type(outcome)(message) from outcome
-            raise LoaderError(message, patient=str(patient.id), record=name) from outcome
-        logger.warning("left out %s", message)
-        failures.append(Failure(str(patient.id), name, "open", str(outcome)))
-    if not entries:
-        raise DatasetError(
-            f"none of the {len(dataset)} patients of dataset {dataset.name!r} can be used; the "
-            f"first failed with: {failures[0].message}"
-        )
+    entries, failures = open_all(images, lambda i: _entry(i, geometry, target), on_error)
     _check_uniform(entries)
     return Catalogue(tuple(entries), tuple(failures))
-
-
-def _open_all(
-    patients: Iterable[Patient], opener: Callable[[Patient], Entry]
-) -> list[Entry | Exception]:
-    def attempt(patient: Patient) -> Entry | Exception:
-        try:
-            return opener(patient)
-        except (DaskdmedError, OSError, ValueError, TypeError, LookupError) as error:
-            return error
-
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(attempt, patients))
 
 
 def _check_uniform(entries: list[Entry]) -> None:

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
 
+from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.persistence.areas import Area
-from daskdmed.persistence.catalogue import Catalogue, Entry, Failure
+from daskdmed.persistence.catalogue import Catalogue, Entry
 
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue.find import TissueMask

@@ -110,7 +110,7 @@ def test_bad_slides_are_skipped_and_reported(broken):
         failed = loader.stats().failed
     assert [f.patient for f in failed] == ["p1", "p2"]
     assert all(f.where == "open" for f in failed)
-    with pytest.raises(DatasetError, match="none of the 2 patients"):
+    with pytest.raises(DatasetError, match="none of the 2 images"):
         LightDL(dataset_of(*broken[1:3]), **SIZES, on_error="skip")
 
 

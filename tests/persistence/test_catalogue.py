@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from daskdmed import Dataset, Patient, Record
-from daskdmed.core.region import Region
+from daskdmed.cohort.sources import Request, images_of
 from daskdmed.errors import DatasetError, GeometryError, LoaderError, UsageError
-from daskdmed.persistence.catalogue import Geometry, Request, build, clip
+from daskdmed.persistence.catalogue import Geometry, Target, build
 
 
 def dataset(*shapes):
@@ -23,7 +23,7 @@ GEOMETRY = Geometry.of(32, 100)
 
 
 def test_entries_are_in_dataset_order_with_their_facts():
-    catalogue = build(dataset((200, 300, 3), (64, 64, 3)), Request(), GEOMETRY, on_error="raise")
+    catalogue = build(images_of(dataset((200, 300, 3), (64, 64, 3))), GEOMETRY)
     assert catalogue.population.blocks == (6, 1)
     assert catalogue.population.patients == ("p0", "p1")
     assert catalogue.population.labels[1]["y"] == 1
@@ -40,7 +40,7 @@ def test_target_counts_in_bytes_and_must_match():
             "m": Record(array=np.zeros((90, 90), "u2")),
         },
     )
-    catalogue = build(Dataset("d", [patient]), Request("x", target="m"), GEOMETRY, on_error="raise")
+    catalogue = build(images_of(patient, Request("x")), GEOMETRY, target=Target("m"))
     assert catalogue.block_bytes == 90 * 90 * (3 + 2)
 
 
@@ -60,15 +60,11 @@ def test_geometry_refuses(small, big, error):
 
 def test_a_missing_record_names_the_patient():
     with pytest.raises((DatasetError, LoaderError), match="p0"):
-        build(dataset((90, 90, 3)), Request("nope"), GEOMETRY, on_error="raise")
+        build(images_of(dataset((90, 90, 3)), Request("nope")), GEOMETRY)
 
 
 def test_skipping_keeps_the_rest():
-    catalogue = build(dataset((10, 10, 3), (90, 90, 3)), Request(), GEOMETRY, on_error="skip")
+    catalogue = build(images_of(dataset((10, 10, 3), (90, 90, 3))), GEOMETRY, on_error="skip")
     assert [str(e.patient.id) for e in catalogue.entries] == ["p1"]
     assert catalogue.failures[0].patient == "p0"
     assert "(10, 10)" in catalogue.failures[0].message
-
-
-def test_clip():
-    assert clip(Region((3, 4), (10, 10)), (8, 20)) == Region((3, 4), (5, 10))
