@@ -198,7 +198,7 @@ def _copy(source: Heatmap, place: Location, image: Multiscale, client: Client | 
         fill_value=float("nan") if source.dtype.kind == "f" else 0,
         axes=[axis.name for axis in image.axes],
     )
-    run_all(write_units(array), _CopyTask(source, array), client=client)
+    run_all("export", write_units(array), _CopyTask(source, array), client=client)
 
 
 class _CopyTask:

@@ -393,7 +393,7 @@ class _Job:
                 done.mark((numbered[region],))
                 advance()
 
-            run_all(numbered, call, mark, client=client)
+            run_all("to-ome-zarr", numbered, call, mark, client=client)
             first += level.blocks
 
     def _finish(self, group: zarr.Group, arrays: list[Any], client: Client | None) -> None:

@@ -228,7 +228,7 @@ class _LabelJob:
             nonlocal largest
             largest = max(largest, found)
 
-        run_all(write_units(finest), _CopyLabels(labels, finest), note, client=client)
+        run_all("labels", write_units(finest), _CopyLabels(labels, finest), note, client=client)
         method: Method = "mode"
         written = [self.places[0]]
         for fine, coarse in itertools.pairwise(self.places):

@@ -107,7 +107,7 @@ def value_range(
         low[rows] = np.minimum(low[rows], found[0])
         high[rows] = np.maximum(high[rows], found[1])
 
-    run_all(write_units(array), _RangeTask(array, channel), merge, client=client)
+    run_all("range", write_units(array), _RangeTask(array, channel), merge, client=client)
     return [(float(a), float(b)) if a <= b else (0.0, 1.0) for a, b in zip(low, high, strict=True)]
 
 
@@ -212,7 +212,8 @@ def build_levels(
             axes=[a.name for a in axes],
             overwrite=True,
         )
-        run_all(write_units(target), ReduceTask(source, target, step, method), client=client)
+        reduce = ReduceTask(source, target, step, method)
+        run_all("pyramid", write_units(target), reduce, client=client)
         found.append((name, tuple(total if a.type == "space" else 1 for a in axes)))
         source, before = target, total
     return found
