@@ -36,7 +36,6 @@ def test_the_main_use_runs(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "(64, 3, 224, 224) torch.uint8 (2, 5, 5) 64" in done.stdout

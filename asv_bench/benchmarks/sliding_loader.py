@@ -79,7 +79,7 @@ class SlidingLoader(Once):
 class Rows(Once):
     """Rows of 8 numbers per second through a `StreamWriter`."""
 
-    params = [["parquet", "csv", "zarr"]]
+    params = [["parquet", "csv"]]
     param_names = ["format"]
 
     def setup(self, kind: str) -> None:

@@ -1,7 +1,7 @@
 """Rows of windows as a map: every row in its cell, holes stay holes.
 
 The map is the one that `daskdmed.heatmap` would have written: the same shape, place and
-store. Not covered: reading tables (`daskdmed.tables.reading`).
+store. Not covered: reading tables (`daskdmed.tables.formats`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from daskdmed.core.types import Array, PathLike
 from daskdmed.store.location import Location
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec, lazy_result, open_result
-from daskdmed.tables.reading import read_windows
+from daskdmed.tables.formats import read_windows
 from daskdmed.tables.rows import WindowTable, axes_of, row_columns
 from daskdmed.tiling.grid import PerAxis, per_axis
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -53,7 +53,7 @@ def windows_to_heatmap(
     Parameters
     ----------
     table : WindowTable, path, several paths, or pandas.DataFrame
-        What a `StreamWriter` wrote (".parquet", ".csv", ".zarr", or a folder of them), or
+        What a `StreamWriter` wrote (".parquet", ".csv", or a folder of them), or
         rows in memory with the columns of `daskdmed.tables.rows`. A data frame does
         not know the grid and needs `image`.
     out : path, URL or zarr store, optional

@@ -202,19 +202,24 @@ class WindowTable:
         return cls(columns, np.concatenate([t.values for t in tables]), images)
 
 
-def describe(images: Iterable[ImageGrid], ndim: int, value_shape: Sequence[int]) -> dict[str, Any]:
+def describe(
+    images: Iterable[ImageGrid], ndim: int, value_shape: Sequence[int], dtype: Any
+) -> dict[str, Any]:
     """What a file says of itself beside its rows: plain values for JSON."""
     return {
         "format": FORMAT,
         "version": VERSION,
         "axes": list(axes_of(ndim)),
         "value_shape": [int(n) for n in value_shape],
+        "dtype": np.dtype(dtype).str,
         "images": [image.to_json() for image in images],
     }
 
 
-def described(plain: Any, where: str) -> tuple[tuple[ImageGrid, ...], int, tuple[int, ...]]:
-    """Back from `describe`: images, number of axes, shape of values.
+def described(
+    plain: Any, where: str
+) -> tuple[tuple[ImageGrid, ...], int, tuple[int, ...], np.dtype[Any]]:
+    """Back from `describe`: images, number of axes, shape and type of values.
 
     Raises
     ------
@@ -228,4 +233,5 @@ def described(plain: Any, where: str) -> tuple[tuple[ImageGrid, ...], int, tuple
             f"{where} is a table of version {plain.get('version')!r}, this library reads {VERSION}"
         )
     images = tuple(ImageGrid.from_json(i) for i in plain["images"])
-    return images, len(plain["axes"]), tuple(int(n) for n in plain["value_shape"])
+    shape = tuple(int(n) for n in plain["value_shape"])
+    return images, len(plain["axes"]), shape, np.dtype(plain["dtype"])

@@ -16,23 +16,23 @@ from typing import Any, Literal
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
-from daskdmed.tables.formats import Sink, sink_for
+from daskdmed.tables.formats import FORMATS, TableFile
 from daskdmed.tables.rows import WindowTable
 from daskdmed.tiling.imagegrid import ImageGrid
 
 logger = logging.getLogger("daskdmed.inference")
 
-#: rows and bytes of a row group (Parquet) or chunk (Zarr), at most
+#: rows and bytes of a row group of Parquet, at most
 _GROUP_ROWS, _GROUP_BYTES = 16384, 32 << 20
 #: bytes of incomplete groups of all open tables; beyond it the largest is written
 _OPEN_BYTES = 256 << 20
 
 
 class Rows:
-    """Rows of one table, and where that table lies: (format, path, several patients)."""
+    """Rows of one table, and where that table lies."""
 
-    def __init__(self, key: str, sink: tuple[str, Path, bool], table: WindowTable) -> None:
-        self.key, self.sink, self.table = key, sink, table
+    def __init__(self, key: str, path: Path, table: WindowTable) -> None:
+        self.key, self.path, self.table = key, path, table
         self.nbytes = table_bytes(table)
 
 
@@ -41,7 +41,7 @@ class Expect:
 
     nbytes = 0
 
-    def __init__(self, images: list[tuple[str, tuple[str, Path, bool], ImageGrid]]) -> None:
+    def __init__(self, images: list[tuple[str, Path, ImageGrid]]) -> None:
         self.images = images
 
 
@@ -60,11 +60,11 @@ def table_bytes(table: WindowTable) -> int:
 
 
 class OpenTable:
-    """A table that is being written: its sink, and rows that make no whole group yet."""
+    """A table that is being written: its file, and rows that make no whole group yet."""
 
-    def __init__(self, sink: tuple[str, Path, bool]) -> None:
-        self._what = sink
-        self._sink: Sink | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TableFile | None = None
         self._waiting: list[WindowTable] = []
         self._rows = 0
         self._group = 0
@@ -73,11 +73,11 @@ class OpenTable:
 
     def add(self, table: WindowTable) -> None:
         """Take rows, and write the groups that are whole."""
-        if self._sink is None:
+        if self._file is None:
             per_row = max(table_bytes(table) // max(len(table), 1), 1)
             self._group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // per_row))
-            self._sink = self._make_sink(table)
-        self._sink.know(table.images)
+            self._file = self._open(table)
+        self._file.know(table.images)
         self._waiting.append(table)
         self._rows += len(table)
         self.nbytes += table_bytes(table)
@@ -86,35 +86,34 @@ class OpenTable:
 
     def flush(self, *, whole: bool = False) -> None:
         """Write what waits; with `whole` only as many rows as make whole groups."""
-        if not self._rows or self._sink is None:
+        if not self._rows or self._file is None:
             return
         table = WindowTable.concatenate(self._waiting)
         stop = len(table) // self._group * self._group if whole else len(table)
         for first in range(0, stop, self._group):
-            self._sink.append(rows_of(table, first, min(first + self._group, stop)))
+            self._file.append(rows_of(table, first, min(first + self._group, stop)))
         rest = rows_of(table, stop, len(table))
         self._waiting = [rest] if len(rest) else []
         self._rows, self.nbytes = len(rest), table_bytes(rest)
 
     def finish(self, empty_like: WindowTable | None) -> Path:
         """Complete the table under its final name."""
-        if self._sink is None:
+        if self._file is None:
             ndim = next(iter(self.images.values())).grid.ndim
             like = empty_like if empty_like is not None else WindowTable.empty(ndim)
-            self._sink = self._make_sink(rows_of(like, 0, 0))
+            self._file = self._open(like)
         self.flush()
-        return self._sink.finish()
+        return self._file.finish()
 
-    def _make_sink(self, like: WindowTable) -> Sink:
-        format, path, several = self._what
-        sink = sink_for(format, path, several, like=like, group_rows=max(self._group, 1))
-        sink.know(self.images.values())
-        return sink
+    def _open(self, like: WindowTable) -> TableFile:
+        file = FORMATS[self._path.suffix[1:]](self._path, like)
+        file.know(self.images.values())
+        return file
 
     def abort(self) -> None:
         """Remove what was written."""
-        if self._sink is not None:
-            self._sink.abort()
+        if self._file is not None:
+            self._file.abort()
         self._waiting.clear()
 
 
@@ -249,8 +248,8 @@ class TableThread:
             self._finish(item.key)
             return
         if isinstance(item, Expect):
-            for key, sink, image in item.images:
-                table = self._open.setdefault(key, OpenTable(sink))
+            for key, path, image in item.images:
+                table = self._open.setdefault(key, OpenTable(path))
                 table.images.setdefault((image.patient, image.record), image)
             return
         if self._like is None:
@@ -262,7 +261,7 @@ class TableThread:
                 "patient after its last row"
             )
         if item.key not in self._open:
-            self._open[item.key] = OpenTable(item.sink)
+            self._open[item.key] = OpenTable(item.path)
         self._open[item.key].add(item.table)
         held = sum(table.nbytes for table in self._open.values())
         if held > _OPEN_BYTES:

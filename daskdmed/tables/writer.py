@@ -20,7 +20,7 @@ from daskdmed.core.places import local_path
 from daskdmed.core.types import PathLike
 from daskdmed.persistence.budget import to_bytes
 from daskdmed.store.location import file_name
-from daskdmed.tables.formats import FORMATS, recover
+from daskdmed.tables.formats import FORMATS, require_pyarrow
 from daskdmed.tables.tablethread import Expect, Finish, Rows, TableThread
 from daskdmed.tables.tabulate import tabulate
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from daskdmed.tables.collector import ProcessedPiece
 
 
-TableFormat = Literal["parquet", "csv", "zarr"]
+TableFormat = Literal["parquet", "csv"]
 
 
 class StreamWriter:
-    """Writes `ProcessedPiece` as rows: Parquet, CSV or Zarr, one table per patient or one.
+    """Writes `ProcessedPiece` as rows: Parquet or CSV, one table per patient or one.
 
     A context manager: complete on leaving, discarded when left by an exception.
 
@@ -41,10 +41,9 @@ class StreamWriter:
     ----------
     out : path
         A folder for one table per patient (``<patient id>.parquet``), made when missing.
-        With a suffix (".parquet", ".csv", ".zarr") or ``per_patient=False`` one table.
-    format : {"parquet", "csv", "zarr"}, optional
-        By the suffix of `out`, else "parquet". "csv" has the seed's rows: y, x, H, W,
-        level, kernel_size, downsample, C, h, w, values.
+        With a suffix (".parquet", ".csv") or ``per_patient=False`` one table.
+    format : {"parquet", "csv"}, optional
+        By the suffix of `out`, else "parquet". Both have the same columns.
     per_patient : bool, optional
         By default whether `out` has none of these suffixes.
     overwrite : bool
@@ -64,7 +63,7 @@ class StreamWriter:
     StoreError
         The one table is there already, or the folder cannot be made.
     MissingExtraError
-        Parquet without pyarrow.
+        pyarrow is not installed.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class StreamWriter:
             raise UsageError(
                 f"out={path.name!r} names one table; give a folder for one per patient"
             )
-        FORMATS[self.format].check()
+        require_pyarrow()
         self.path, self.part = path, part
         self.overwrite, self.resume = overwrite, resume
         folder = path if self.per_patient else path.parent
@@ -119,7 +118,8 @@ class StreamWriter:
         return self.path / f"{file_name(patient)}{part}.{self.format}"
 
     def _check_free(self, path: Path) -> None:
-        recover(path)
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; give another out=")
         if path.exists() and not self.overwrite:
             raise StoreError(
                 f"{path} is there already; give overwrite=True to replace it"
@@ -132,9 +132,7 @@ class StreamWriter:
 
     def finished(self, patient: Any) -> bool:
         """Whether a patient (or id) has a complete table; for ``dataset.filter``."""
-        path = self._path_of(str(getattr(patient, "id", patient)))
-        recover(path)
-        return path.exists()
+        return self._path_of(str(getattr(patient, "id", patient))).exists()
 
     # -- rows -------------------------------------------------------------------------
 
@@ -149,7 +147,7 @@ class StreamWriter:
         grids = list(images)
         for image in grids:
             self._claim(image.patient)
-        self._work.put(Expect([(self._key(i.patient), self._sink_of(i.patient), i) for i in grids]))
+        self._work.put(Expect([(self._key(i.patient), self._path_of(i.patient), i) for i in grids]))
 
     def write(self, pieces: Sequence[ProcessedPiece]) -> None:
         """Hand over rows; waits while the buffer is full.
@@ -163,7 +161,7 @@ class StreamWriter:
         """
         for patient, table in tabulate(pieces, by_patient=self.per_patient).items():
             self._claim(patient)
-            self._work.put(Rows(self._key(patient), self._sink_of(patient), table))
+            self._work.put(Rows(self._key(patient), self._path_of(patient), table))
 
     def finish(self, patient: Any) -> None:
         """Complete the table of a patient, no row of whom follows. For one table: nothing."""
@@ -172,9 +170,6 @@ class StreamWriter:
 
     def _key(self, patient: str) -> str:
         return patient if self.per_patient else ""
-
-    def _sink_of(self, patient: str) -> tuple[str, Path, bool]:
-        return self.format, self._path_of(patient), not self.per_patient
 
     def _claim(self, patient: str) -> None:
         key = self._key(patient)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from tests.loading.conftest import (
     collect,
     coordinate_dataset,
 )
+from tests.waiting import until
 
 BATCHES = 24
 SLIDES = {
@@ -85,12 +85,7 @@ def test_same_batches_for_any_number_of_workers(slides, expected, workers):
             assert_same_batches(collect(loader, BATCHES), expected)
             stats = loader.stats()
             assert stats.resident_bytes <= stats.budget_bytes
-        deadline = time.monotonic() + 20
-        while blocks := [
-            k for held in client.has_what().values() for k in held if "chunk" in str(k)
-        ]:
-            assert time.monotonic() < deadline, f"closing lets go of every block: {blocks}"
-            time.sleep(0.1)
+        until(lambda: not any("chunk" in str(k) for h in client.has_what().values() for k in h))
 
 
 @pytest.mark.cluster
@@ -113,7 +108,7 @@ def test_a_worker_that_joins_changes_nothing(slides, expected):
     ):
         first = collect(loader, 8)
         local.scale(2)
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2)
         assert_same_batches(first + collect(loader, BATCHES - 8), expected)
 
 
@@ -225,7 +220,7 @@ def test_a_persisted_array_is_a_record():
         sizes = {**SMALL, "bigchunk_size": 256}
         for connection in (None, client):
             with LightDL(dataset, **sizes, client=connection) as loader:
-                x, _, chunks = loader.get(timeout=60)
+                x, _, chunks = loader.get()
             for sample, chunk in zip(x[:, 0].numpy(), chunks, strict=True):
                 y, x0 = chunk.origin
                 assert np.array_equal(sample, values[y : y + 64, x0 : x0 + 64] + 1)
@@ -275,7 +270,7 @@ def test_state_continues_in_a_new_process(slides, expected, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-c", CONTINUE, str(tmp_path / "job.json"), str(tmp_path / "x.npz")]
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    subprocess.run(command, check=True, cwd=root, timeout=120)
+    subprocess.run(command, check=True, cwd=root)
     with np.load(tmp_path / "x.npz") as saved:
         pixels = [saved[k] for k in saved.files]
     assert all(np.array_equal(a, b[0]) for a, b in zip(pixels, expected[11:17], strict=True))
@@ -288,4 +283,4 @@ def test_a_client_that_is_closed_under_the_loader_is_an_error(slides):
         client.close()
         with pytest.raises(LoaderError, match="connection|closed|cancelled"):
             for _ in range(10_000):
-                loader.get(timeout=60)
+                loader.get()

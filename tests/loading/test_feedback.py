@@ -194,7 +194,7 @@ def test_what_feedback_refuses(dataset):
 def test_closing_while_the_engine_waits_for_feedback(dataset):
     loader = LightDL(dataset, **PARAMETERS, smallchunk_collector=Listening, feedback_lag=1)
     with loader:
-        loader.get(timeout=60)
+        loader.get()
     assert not any(t.name == "daskdmed-loader" for t in threading.enumerate())
 
 

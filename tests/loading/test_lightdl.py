@@ -42,6 +42,7 @@ from tests.loading.conftest import (
     coordinate_array,
     coordinate_dataset,
 )
+from tests.waiting import until
 
 
 def test_batches_are_true_to_their_places(dataset):
@@ -419,7 +420,7 @@ def test_verbs(dataset):
     loader = LightDL(dataset, **SMALL)
     assert "not started" in repr(loader)
     assert loader.start() is loader.start()
-    x, _, _ = loader.get(timeout=60)
+    x, _, _ = loader.get()
     loader.pause()
     for _ in range(20):
         try:
@@ -430,7 +431,7 @@ def test_verbs(dataset):
     else:
         pytest.fail("a paused loader went on giving batches")
     loader.resume()
-    loader.get(timeout=60)
+    loader.get()
     assert loader.stats().batches >= 2
     loader.close()
     loader.close()
@@ -443,10 +444,11 @@ def test_verbs(dataset):
 
 
 def test_close_while_a_slow_read_is_under_way():
-    release = threading.Event()
+    reading, release = threading.Event(), threading.Event()
 
     def slow(block):
-        release.wait(30)
+        reading.set()
+        release.wait()
         return block
 
     array = coordinate_array().map_blocks(slow, dtype="u1", meta=np.empty((0, 0, 0), "u1"))
@@ -458,13 +460,14 @@ def test_close_while_a_slow_read_is_under_way():
             loader.get()
         except LoaderClosedError as error:
             waiting.append(error)
+        finally:
+            release.set()
 
     thread = threading.Thread(target=consume)
     thread.start()
-    time.sleep(0.3)
-    threading.Timer(0.2, release.set).start()
+    reading.wait()
     loader.close()
-    thread.join(20)
+    thread.join()
     assert len(waiting) == 1
 
 
@@ -474,10 +477,7 @@ def test_a_forgotten_loader_stops_its_thread(dataset):
     assert any(t.name == "daskdmed-loader" for t in threading.enumerate())
     del loader
     gc.collect()
-    deadline = time.monotonic() + 20
-    while any(t.name == "daskdmed-loader" for t in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not any(t.name == "daskdmed-loader" for t in threading.enumerate()))
 
 
 def test_epochs(dataset):
@@ -508,16 +508,15 @@ def test_a_finite_plan_ends(dataset, drop_last):
 
 def test_idle_consumer_costs_nothing(dataset):
     """It comes to rest; one that polls or reads on never does."""
-    seen = []
     with LightDL(dataset, **SMALL) as loader:
         next(loader)
-        for _ in range(40):  # first the budget is filled
+
+        def at_rest():
             reads, began = loader.stats().reads, time.process_time()
             time.sleep(0.5)
-            seen.append((time.process_time() - began, loader.stats().reads - reads))
-            if seen[-1][0] < 0.05 and not seen[-1][1]:
-                return
-    pytest.fail(f"seconds of CPU and reads in each half second: {seen}")
+            return time.process_time() - began < 0.05 and loader.stats().reads == reads
+
+        until(at_rest)  # first the budget is filled
 
 
 def test_adaptive_rotation_never_waits_for_a_late_block():
@@ -527,7 +526,7 @@ def test_adaptive_rotation_never_waits_for_a_late_block():
     def first_blocks_only(block, block_id):
         served.append(block_id)
         if len(served) > 12:
-            gate.wait(60)
+            gate.wait()
         return block
 
     array = coordinate_array(2048, 2048, chunks=256).map_blocks(
@@ -537,7 +536,7 @@ def test_adaptive_rotation_never_waits_for_a_late_block():
     small = {**SMALL, "bigchunk_size": 256, "resident": "4 MiB", "smallchunks_per_bigchunk": 8}
     with LightDL(dataset, **small, rotation="adaptive") as loader:
         for _ in range(40):
-            x, _, chunks = loader.get(timeout=30)
+            x, _, chunks = loader.get()
             assert_true_to_place(x, chunks)
         assert loader.stats().late_draws > 0
         gate.set()

@@ -22,6 +22,7 @@ from daskdmed.persistence import ranks as ranks_module
 from daskdmed.persistence.ranks import Ranks
 from tests.loading.conftest import assert_same_batches, collect, coordinate_dataset
 from tests.loading.rank_process import PARAMETERS, counting_dataset
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,15 +66,13 @@ class Run:
         self.wait(lambda: all((folder / f"ready-{r}").exists() for r in range(len(delays))))
         (folder / "go").touch()
 
-    def wait(self, condition, seconds=600):
-        deadline = time.monotonic() + seconds
-        while True:
+    def wait(self, condition):
+        def come():
             failed = [r for r, p in enumerate(self.processes) if p.poll() not in (None, 0, -9)]
             assert not failed, (self.folder / f"stderr-{failed[0]}").read_text()
-            if condition():
-                return
-            assert time.monotonic() < deadline, "ranks stand still"
-            time.sleep(0.02)
+            return condition()
+
+        until(come)
 
     def taken(self, rank):
         at = self.folder / f"at-{rank}"
@@ -127,10 +126,7 @@ def big_chunks(client):
 
 
 def assert_released(client):
-    deadline = time.monotonic() + 20
-    while blocks := big_chunks(client):
-        assert time.monotonic() < deadline, f"nobody holds these any more: {blocks}"
-        time.sleep(0.05)
+    until(lambda: not big_chunks(client))
 
 
 @pytest.mark.cluster
@@ -204,7 +200,7 @@ def test_a_rank_that_never_comes_is_not_waited_for(client, monkeypatch, tmp_path
     with LightDL(dataset, **PARAMETERS, rank=1, world_size=3, client=client) as loader:
         assert len(collect(loader, len(loader))) == len(loader)
         # and closing while it waits is no trouble
-    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 60)
+    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
     with LightDL(dataset, **PARAMETERS, rank=1, world_size=3, client=client) as loader:
         next(loader)
         time.sleep(0.3)
@@ -236,7 +232,7 @@ def test_ranks_that_wait_for_each_other_after_every_step(client, local, tmp_path
             batches = []
             for _ in range(steps):
                 for loader in (a, b):
-                    x, who, chunks = loader.get(timeout=20)
+                    x, who, chunks = loader.get()
                     batches.append((x.numpy().copy(), [p.id for p in who], chunks.origins.copy()))
             assert_same_batches(batches, whole[epoch])
     reads = Counter((tmp_path / "in-step").read_text().splitlines())
@@ -248,7 +244,7 @@ def test_ranks_that_wait_for_each_other_after_every_step(client, local, tmp_path
 
 @pytest.mark.cluster
 def test_what_ranks_know_of_each_other(client, local, monkeypatch):
-    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 30)
+    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
     with Client(local.scheduler_address, set_as_default=False) as second:
         a = Ranks(client, "plan", 0, 2)
         a.join(5)
@@ -269,11 +265,7 @@ def test_what_ranks_know_of_each_other(client, local, monkeypatch):
         a.look()
         assert a.slowest == 6
     # the second client is gone without a word
-    deadline = time.monotonic() + 20
-    while a.slowest == 6:
-        assert time.monotonic() < deadline
-        a.look()
-        time.sleep(0.02)
+    until(lambda: (a.look(), a.slowest != 6)[1])
     assert a.slowest == 7
     a.leave()
     client.close()

@@ -44,7 +44,7 @@ def offsets(loader, n):
     """(visit, draw, patient, remembered draws) of each small chunk."""
     rows = []
     for _ in range(n):
-        _, _, chunks = loader.get(timeout=60)
+        _, _, chunks = loader.get()
         rows += [
             (c.bigchunk.visit, c.draw, c.patient.id, c.origin[1] - c.bigchunk.origin[1])
             for c in chunks
@@ -144,9 +144,7 @@ def test_state_goes_on_in_a_new_process(dataset, expected, tmp_path):
         (tmp_path / "state.json").write_text(json.dumps(loader.state_dict()))
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     command = [sys.executable, "-c", CONTINUE, "state.json", "x.npz"]
-    subprocess.run(
-        command, check=True, cwd=tmp_path, timeout=120, env={**os.environ, "PYTHONPATH": root}
-    )
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root})
     with np.load(tmp_path / "x.npz") as saved:
         pixels = [saved[k] for k in saved.files]
     assert all(np.array_equal(a, b[0]) for a, b in zip(pixels, expected[11:17], strict=True))

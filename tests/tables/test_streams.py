@@ -6,12 +6,16 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 import torch
@@ -25,8 +29,9 @@ from daskdmed.tables.rows import WindowTable, row_columns
 from daskdmed.tables.tabulate import tabulate
 from daskdmed.tiling.grid import WindowGrid
 from daskdmed.tiling.imagegrid import ImageGrid
+from tests.waiting import until
 
-FORMATS = ["parquet", "csv", "zarr"]
+FORMATS = ["parquet", "csv"]
 
 
 def encoded(number, shape=(90, 70)):
@@ -155,25 +160,42 @@ def test_patients_without_rows_have_a_table(tmp_path, kind):
     assert [i.patient for i in nothing.images] == ["p0", "p1"]
 
 
-def test_csv_has_the_rows_of_the_seed(tmp_path):
+def test_both_formats_have_the_same_columns(tmp_path):
     pd = pytest.importorskip("pandas")
-    with loader_of(1) as loader:
-        run_stream(loader, RESULTS["map"], StreamWriter(tmp_path / "t", format="csv"))
-    frame = pd.read_csv(tmp_path / "t" / "p0.csv", comment="#")
-    front = ["y", "x", "H", "W", "level", "kernel_size", "downsample", "C", "h", "w"]
-    assert list(frame)[:10] == front
-    assert list(frame)[10:] == [f"value_{i}" for i in range(8)]
+    for kind in FORMATS:
+        with loader_of(1) as loader:
+            run_stream(loader, RESULTS["map"], StreamWriter(tmp_path / f"t.{kind}"))
+    frame = pd.read_csv(tmp_path / "t.csv", comment="#")
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "t.parquet"), check_dtype=False)
+    assert list(frame) == [*row_columns(2), *(f"value_{i}" for i in range(8))]
     row = frame[(frame["y"] == 15) & (frame["x"] == 32)].iloc[0]
-    assert row[front].tolist() == [15, 32, 90, 70, 0, "20x16", 1.0, 1, 4, 2]
     assert row["value_3"] == (15 + 1) * 100 + 32 + 1
-    # pixels of the level that was read, as in the seed
-    array = da.from_array(np.zeros((40, 40, 3), "u1"))
-    with SlidingWindowDL(array, kernel_size=20) as square:
-        run_stream(square, lambda b: b[0].float().mean((2, 3)), StreamWriter(tmp_path / "s.csv"))
-    frame = pd.read_csv(tmp_path / "s.csv", comment="#")
-    assert list(frame)[:2] == ["patient", "record"]
-    assert frame["kernel_size"].tolist() == [20] * 4
-    assert frame[["C", "h", "w"]].iloc[0].tolist() == [3, 1, 1]
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=1, max_size=5),
+    st.sampled_from(["f2", "f4", "f8", "i1", "u2", "i8", "u8", "?"]),
+    st.data(),
+)
+def test_any_names_and_numbers_come_back(names, kind, data):
+    with tempfile.TemporaryDirectory() as folder:
+        n = len(names)
+        raw = data.draw(st.binary(min_size=16 * n, max_size=16 * n))
+        values = np.frombuffer(raw, kind if kind != "?" else "u1")[: 2 * n].reshape(n, 2)
+        values = values.astype(kind)
+        columns = {name: np.zeros(n, dtype) for name, dtype in row_columns(2).items()}
+        columns["patient"] = columns["record"] = np.array(names, object)
+        columns["mpp_y"][:] = np.nan
+        table = WindowTable(columns, values)
+        for suffix in FORMATS:
+            file = formats.FORMATS[suffix](Path(folder) / f"t.{suffix}", table)
+            file.append(table)
+            found = read_windows(file.finish())
+            assert found.columns["patient"].tolist() == names
+            np.testing.assert_array_equal(found.columns["mpp_y"], columns["mpp_y"])
+            assert found.values.dtype == values.dtype
+            np.testing.assert_array_equal(found.values, values)
 
 
 def test_levels_keep_their_place(tmp_path):
@@ -202,7 +224,7 @@ def test_levels_keep_their_place(tmp_path):
     assert table.columns["mpp_x"][0] == pytest.approx(1.1)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "zarr"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_volumes(tmp_path, kind):
     volume = np.arange(6 * 10 * 12).reshape(6, 10, 12).astype("i4")
     with SlidingWindowDL(volume, kernel_size=(3, 5, 4)) as loader:
@@ -212,9 +234,6 @@ def test_volumes(tmp_path, kind):
     z, y, x = (table.columns[a] for a in "zyx")
     np.testing.assert_array_equal(table.values, volume[z, y, x])
     assert set(table.columns["depth"]) == {3}
-    with SlidingWindowDL(volume, kernel_size=(3, 5, 4)) as loader:
-        with pytest.raises(GeometryError, match="parquet"):
-            run_stream(loader, lambda b: b[0][:, 0, 0, 0, 0], StreamWriter(tmp_path / "v.csv"))
 
 
 def test_wide_results_are_one_list_column(tmp_path):
@@ -500,7 +519,7 @@ def test_close_and_abort_are_idempotent(tmp_path):
         raise KeyError
     with StreamWriter(tmp_path / "d.csv") as writer:
         writer.write(pieces)
-    with StreamWriter(tmp_path / "e.zarr"):
+    with StreamWriter(tmp_path / "e.parquet"):
         pass  # nothing came: no table
     assert sorted(os.listdir(tmp_path)) == ["a.parquet", "d.csv"]
     assert "1 complete" in repr(writer)
@@ -528,25 +547,13 @@ def test_a_loader_in_the_middle_of_its_pass_writes_no_table(tmp_path):
     assert len(read_windows(tmp_path / "t.csv")) == 60
 
 
-def test_a_replacement_killed_between_its_renames_is_mended(tmp_path):
-    with loader_of() as loader:
-        run_stream(loader, corner, StreamWriter(tmp_path / "t.zarr"))
-        os.rename(tmp_path / "t.zarr", tmp_path / ".t.zarr.old")
-        with pytest.raises(StoreError, match="there already"):
-            StreamWriter(tmp_path / "t.zarr")
-        assert len(read_windows(tmp_path / "t.zarr")) == 60
-        run_stream(loader, corner, StreamWriter(tmp_path / "t.zarr", overwrite=True))
-    assert os.listdir(tmp_path) == ["t.zarr"]
-
-
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     (tmp_path / ".a.csv.partial").write_text("half a row")
-    (tmp_path / ".b.zarr.partial").mkdir()
-    (tmp_path / ".b.zarr.partial" / "zarr.json").write_text("{")
-    for name in ("a.csv", "b.zarr"):
+    (tmp_path / ".b.parquet.partial").write_bytes(b"PAR1")
+    for name in ("a.csv", "b.parquet"):
         with loader_of() as loader:
             run_stream(loader, corner, StreamWriter(tmp_path / name))
-    assert sorted(os.listdir(tmp_path)) == ["a.csv", "b.zarr"]
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "b.parquet"]
     assert len(read_windows(tmp_path / "a.csv")) == 60
 
 
@@ -572,9 +579,7 @@ def test_a_killed_run_leaves_no_table(tmp_path):
     from pathlib import Path
 
     root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "a.csv"), root], timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.csv"), root])
     assert done.returncode == -9
     assert not (tmp_path / "a.csv").exists()
 
@@ -582,20 +587,20 @@ def test_a_killed_run_leaves_no_table(tmp_path):
 # -- back-pressure and failing disks -----------------------------------------------------
 
 
-class Gate(formats.CsvSink):
+class Gate(formats.CsvFile):
     """A disk that waits to be let on."""
 
-    open = threading.Event()
+    gate = threading.Event()
 
     def append(self, table):
-        assert self.open.wait(30)
+        self.gate.wait()
         super().append(table)
 
 
 def test_a_slow_disk_makes_the_producer_wait(tmp_path, monkeypatch):
     monkeypatch.setitem(formats.FORMATS, "csv", Gate)
     monkeypatch.setattr(writing, "_GROUP_ROWS", 1)
-    Gate.open.clear()
+    Gate.gate.clear()
     with loader_of(1, batch_size=1) as loader:
         _, _, windows = next(loader)
     piece = ProcessedPiece.of_batch(windows, np.zeros(1))
@@ -610,22 +615,20 @@ def test_a_slow_disk_makes_the_producer_wait(tmp_path, monkeypatch):
 
     producer = threading.Thread(target=produce)
     producer.start()
-    deadline = time.monotonic() + 20
-    while len(handed) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
+    until(lambda: len(handed) >= 3)
+    time.sleep(0.2)  # in which all twenty could be handed over, were they taken
     assert len(handed) == 3  # one at the disk, two in the buffer
-    Gate.open.set()
-    producer.join(30)
+    Gate.gate.set()
+    producer.join()
     writer.close()
     assert len(handed) == len(read_windows(tmp_path / "a.csv")) == 20
 
 
-class Full(formats.CsvSink):
+class Full(formats.CsvFile):
     """A disk that is full after one group."""
 
     def append(self, table):
-        if self._begun:
+        if self._writer is not None:
             raise OSError(28, "No space left on device")
         super().append(table)
 
@@ -654,8 +657,9 @@ def test_a_target_that_cannot_be_written(tmp_path):
         StreamWriter(tmp_path / "file" / "tables")
     (tmp_path / "taken.csv").mkdir()
     (tmp_path / "taken.csv" / "mine").write_text("x")
-    with pytest.raises(StoreError, match="overwrite"):
-        StreamWriter(tmp_path / "taken.csv")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match="folder"):
+            StreamWriter(tmp_path / "taken.csv", overwrite=overwrite)
 
 
 @pytest.mark.parametrize(
@@ -684,11 +688,11 @@ def test_one_table_without_a_suffix(tmp_path):
 
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match=r"daskdmed\[tables\]"):
-        StreamWriter(tmp_path / "t")
-    StreamWriter(tmp_path / "t", format="csv").close()
-    with pytest.raises(MissingExtraError, match="tables"):
-        read_windows(tmp_path / "x.parquet")
+    for kind in FORMATS:
+        with pytest.raises(MissingExtraError, match=r"daskdmed\[tables\]"):
+            StreamWriter(tmp_path / "t", format=kind)
+        with pytest.raises(MissingExtraError, match="tables"):
+            read_windows(tmp_path / f"x.{kind}")
 
 
 # -- reading ----------------------------------------------------------------------------
@@ -705,14 +709,13 @@ def test_damaged_and_foreign_files(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n" + text.rstrip().rpartition("\n")[2] + "\n")
     (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "empty.zarr").mkdir()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     for name in (
         "cut.parquet", "cut.csv", "other.csv", "odd.csv", "empty.csv", "other.parquet",
-        "missing.parquet", "missing.csv", "missing.zarr", "empty.zarr",
+        "missing.parquet", "missing.csv",
     ):  # fmt: skip
         with pytest.raises(StoreError, match=name.split(".")[0]):
             read_windows(tmp_path / name)

@@ -18,6 +18,7 @@ pytest.importorskip("torch")
 from daskdmed import Dataset, Patient, Record, SlidingWindowDL
 from daskdmed.errors import BudgetError, LoaderError, UsageError
 from daskdmed.samples import make_slide
+from tests.waiting import until
 
 SIZE = (900, 780)
 OPTIONS = {"kernel_size": 60, "stride": 45, "batch_size": 16, "block_windows": 4}
@@ -64,11 +65,8 @@ def seen(batches):
 
 def assert_clean(client):
     """No block stays on the workers, once the scheduler has heard that they are let go."""
-    deadline = time.monotonic() + 20
-    while client.who_has() and time.monotonic() < deadline:
-        gc.collect()  # an array that an earlier test has persisted may be part of a cycle
-        time.sleep(0.05)
-    assert not client.who_has()
+    # an array that an earlier test has persisted may be part of a cycle
+    until(lambda: (gc.collect(), not client.who_has())[1])
 
 
 @pytest.fixture(scope="module")
@@ -266,4 +264,4 @@ def test_a_client_that_is_closed_under_the_loader():
         client.close()
         with pytest.raises(LoaderError, match="connection"):
             for _ in range(1000):
-                loader.get(timeout=60)
+                loader.get()

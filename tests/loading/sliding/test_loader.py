@@ -36,6 +36,7 @@ from daskdmed.loading.sliding.plan import Load, LoadPlan, fit_block, needed_regi
 from daskdmed.loading.sliding.read import Throttle
 from daskdmed.samples import fetch, make_slide
 from daskdmed.tiling.grid import WindowGrid
+from tests.waiting import until
 
 
 def coordinates(shape, number=0, chunks=128):
@@ -499,9 +500,7 @@ def test_a_slow_consumer_loses_nothing_and_nothing_grows():
         dataset, kernel_size=64, batch_size=1, block_windows=1, resident=budget
     ) as loader:
         found = seen(itertools.islice(loader, 1), images, (64, 64))
-        deadline = time.monotonic() + 20
-        while loader.stats().batches_ready < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: loader.stats().batches_ready >= 4)
         # time in which all 100 could be read, were the reader not held back
         time.sleep(0.5)
         # what may be: in the budget, waiting as batches, in the consumer's and thread's hands
@@ -897,17 +896,14 @@ def test_a_forgotten_loader_ends():
     del loader
     gc.collect()
     assert gone() is None
-    deadline = time.monotonic() + 10
-    while threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not threads()
+    until(lambda: not threads())
 
 
 def test_a_timeout_and_a_batch_after_it():
     wait = threading.Event()
 
     def slow(block):
-        wait.wait(20)
+        wait.wait()
         return block
 
     array, _ = coordinates((64, 64))
@@ -916,7 +912,7 @@ def test_a_timeout_and_a_batch_after_it():
         with pytest.raises(TimeoutError, match="no batch"):
             loader.get(timeout=0.05)
         wait.set()
-        assert len(loader.get(timeout=20)[0]) == 4
+        assert len(loader.get()[0]) == 4
 
 
 def test_transforms():
