@@ -1,17 +1,19 @@
-"""Area-correct resampling between levels, separable and block by block.
+"""Area-correct resampling along any number of axes, separable and block by block.
 
 A pixel of the result is the average of the source pixels under it, each weighted with the
 part of it that lies under the pixel. Every output pixel is computed from its own position
 with a fixed order of additions, so that any region is bit for bit the same part of the whole,
 whatever blocks it was computed in. Enlarging interpolates linearly between pixel centres.
 
-Not covered: which level is read (`daskdmed.images.view`).
+Not covered: which level is read (`daskdmed.images.view`); shrinking by whole factors where
+NaN or the most frequent value count (`daskdmed.store.ngff.reduction`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +22,9 @@ import numpy.typing as npt
 from daskdmed.core.buffers import empty
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 
-#: source rows read at once; a band of a wide block stays within tens of MiB
+#: source read at once along the first axis; a band of a wide block stays within tens of MiB
 _BAND_BYTES = 32 * 2**20
 #: source samples worked on at a time
 _CACHED = 2**18
@@ -110,8 +113,8 @@ def _finish(
 
 def resample_region(
     region: Region,
-    scale: tuple[float, float],
-    source_shape: tuple[int, int, int],
+    scale: Sequence[float],
+    source_shape: Sequence[int],
     tile_rows: int,
     read: Callable[[Region], Array],
     out: Array,
@@ -121,59 +124,86 @@ def resample_region(
     Parameters
     ----------
     region : Region
-        (y, x) in pixels of the result.
-    scale : tuple of float
-        Source pixels per result pixel along (y, x).
-    source_shape : tuple of int
-        (height, width, channels) of the source level.
+        In pixels of the result.
+    scale : sequence of float
+        Source pixels per result pixel along each spatial axis.
+    source_shape : sequence of int
+        Spatial extent of the source.
     tile_rows : int
-        Height of a storage tile; the source is read in whole rows of tiles.
+        Extent of a storage tile along the first axis, of which whole ones are read.
     read : callable
         Gives a region of the source.
     out : ndarray
-        (height, width, channels), written.
+        ``(*region.shape[, c])``, written. Integers are rounded, halves to even.
 
     Returns
     -------
     ndarray
         `out`.
     """
-    top, left = region.origin
     if not region.size:
         return out
-    columns = [
-        (x0 - left, x1 - left, axis_taps(x0, x1, scale[1], source_shape[1]))
-        for x0, x1 in _split(left, region.stop[1], scale, 1, source_shape[1])
+    target = out if out.ndim > len(region.shape) else out[..., None]
+    whole = all(_whole(s) for s in scale)
+    axes = list(zip(region.origin, region.stop, scale, source_shape, strict=True))
+    # of every axis but the first: where in `out`, and what it is made of
+    across = [
+        [(slice(a - begin, b - begin), axis_taps(a, b, step, length)) for a, b in parts]
+        for (begin, end, step, length) in axes[1:]
+        if (parts := _split(begin, end, step, length, whole))
     ]
-    first = min(x.start for _, _, x in columns)
-    width = max(x.stop for _, _, x in columns) - first
-    line = max(1, width * source_shape[2] * out.dtype.itemsize)
+    start = [min(taps.start for _, taps in parts) for parts in across]
+    stop = [max(taps.stop for _, taps in parts) for parts in across]
+    band = _Band(read, Region.between((0, *start), (source_shape[0], *stop)), tile_rows)
+    line = max(1, math.prod(band.whole.shape[1:]) * target.shape[-1] * out.dtype.itemsize)
     step = max(1, int(max(tile_rows, _BAND_BYTES // line) / max(scale[0], 1)))
-    band = _Band(read, first, width, source_shape[0], tile_rows)
-    for y0, y1 in _split(top, region.stop[0], scale, 0, source_shape[0]):
-        for begin in range(y0, y1, step):
-            end = min(begin + step, y1)
-            y = axis_taps(begin, end, scale[0], source_shape[0])
-            rows = band.rows(y.start, y.stop)
-            for x0, x1, x in columns:
-                part = rows[:, x.start - first : x.stop - first]
-                _reduce(part, y, x, out[begin - top : end - top, x0:x1])
+    top = region.origin[0]
+    for row, last in _split(*axes[0], whole):
+        for begin in range(row, last, step):
+            end = min(begin + step, last)
+            first = axis_taps(begin, end, scale[0], source_shape[0])
+            rows = band.rows(first.start, first.stop)
+            rows = rows if rows.ndim == target.ndim else rows[..., None]
+            for cell in itertools.product(*across):
+                taps = [taps for _, taps in cell]
+                cut = [slice(x.start - o, x.stop - o) for x, o in zip(taps, start, strict=True)]
+                place = (slice(begin - top, end - top), *(place for place, _ in cell))
+                _reduce(rows[(slice(None), *cut)], [first, *taps], target[place])
     return out
 
 
-def _split(
-    begin: int, end: int, scale: tuple[float, float], axis: int, length: int
-) -> list[tuple[int, int]]:
+def area_means(view: ImageView, shape: Sequence[int]) -> Array:
+    """A whole image averaged over areas, slab by slab, so that memory does not grow with it.
+
+    Parameters
+    ----------
+    view : ImageView
+        Any number of spatial axes, with or without channels.
+    shape : sequence of int
+        Spatial shape of the result; no finer than the view.
+
+    Returns
+    -------
+    ndarray
+        ``(*shape[, c])``; of the view's type for uint8, otherwise float32.
+    """
+    extent = view.spatial_shape
+    shape = tuple(min(n, e) for n, e in zip(shape, extent, strict=True))
+    scale = [e / n for e, n in zip(extent, shape, strict=True)]
+    kind = np.uint8 if view.dtype == np.uint8 else np.float32
+    out = np.empty((*shape, *view.channel_shape), kind)
+    return resample_region(Region.of(shape), scale, extent, 1, view.read, out)
+
+
+def _split(begin: int, end: int, scale: float, length: int, whole: bool) -> list[tuple[int, int]]:
     """Cut off the pixels that reach over the end of the source.
 
     With whole steps the others are computed in integers, so which way a pixel is computed
     must depend on its position only.
     """
-    if begin >= end:
-        return []
-    if not (_whole(scale[0]) and _whole(scale[1])):
+    if not whole:
         return [(begin, end)]
-    middle = min(max(begin, length // round(scale[axis])), end)
+    middle = min(max(begin, length // round(scale)), end)
     return [part for part in ((begin, middle), (middle, end)) if part[0] < part[1]]
 
 
@@ -182,13 +212,11 @@ def _whole(scale: float) -> bool:
 
 
 class _Band:
-    """Rows of the source, read once although bands of output share some."""
+    """The source along its first axis, read once although bands of output share some."""
 
-    def __init__(
-        self, read: Callable[[Region], Array], left: int, width: int, height: int, tile: int
-    ) -> None:
-        self._read, self._left, self._width = read, left, width
-        self._height, self._tile = height, max(1, tile)
+    def __init__(self, read: Callable[[Region], Array], whole: Region, tile: int) -> None:
+        self.whole = whole
+        self._read, self._tile = read, max(1, tile)
         self._start = self._stop = 0
         self._kept: Array | None = None
 
@@ -199,10 +227,11 @@ class _Band:
         have = self._kept is not None and self._start <= start < self._stop
         begin = self._stop if have else start
         # to the end of the row of tiles: its rest is needed by the next band
-        limit = min(self._height, -(-stop // self._tile) * self._tile)
+        limit = min(self.whole.stop[0], -(-stop // self._tile) * self._tile)
         if limit - stop > 4 * (stop - start) + 64:
             limit = stop
-        fresh = self._read(Region((begin, self._left), (limit - begin, self._width)))
+        across = self.whole.origin[1:], self.whole.shape[1:]
+        fresh = self._read(Region((begin, *across[0]), (limit - begin, *across[1])))
         if have:
             assert self._kept is not None
             keep = self._kept[start - self._start :]
@@ -214,57 +243,68 @@ class _Band:
         return fresh[: stop - start]
 
 
-def _reduce(source: Array, y: Taps, x: Taps, out: Array) -> None:
-    """One band: rows first, then columns, a few output rows at a time."""
-    whole = bool(y.step and x.step) and source.dtype in (np.uint8, np.uint16)
+def _reduce(source: Array, taps: Sequence[Taps], out: Array) -> None:
+    """One band: axis by axis, a few output rows at a time."""
+    steps = [axis.step for axis in taps]
+    whole = all(steps) and source.dtype in (np.uint8, np.uint16) and out.dtype == source.dtype
     # what is worked on stays in the processor's cache
-    rows = max(1, _CACHED // max(1, source.shape[1] * source.shape[2] * max(1, y.step)))
+    rows = max(1, _CACHED // max(1, math.prod(source.shape[1:]) * max(1, steps[0])))
     for begin in range(0, len(out), rows):
         end = min(begin + rows, len(out))
         if whole:
-            part = source[begin * y.step : end * y.step]
-            _reduce_whole(part, y.step, x.step, out[begin:end])
+            _reduce_whole(source[begin * steps[0] : end * steps[0]], steps, out[begin:end])
         else:
-            _reduce_weighted(source, y, begin, end, x, out[begin:end])
+            _reduce_weighted(source, taps, begin, end, out[begin:end])
 
 
-def _reduce_whole(source: Array, step_y: int, step_x: int, out: Array) -> None:
+def _reduce_whole(source: Array, steps: Sequence[int], out: Array) -> None:
     """Whole steps with equal weights: exact integer sums."""
-    area = step_y * step_x
+    area = math.prod(steps)
     narrow = source.dtype == np.uint8 and area * 255 < 2**16
     wide: Array = source.astype(np.uint16 if narrow else np.uint64)
-    total: Array = wide[0::step_y].copy()
-    for tap in range(1, step_y):
-        total += wide[tap::step_y]
+    total = _sums(wide, 0, steps[0])
     kind = np.float32 if narrow else np.float64
     # channel by channel: loops over three interleaved values are slow
-    for channel in range(out.shape[2]):
-        plane: Array = total[:, ::step_x, channel].copy()
-        for tap in range(1, step_x):
-            plane += total[:, tap::step_x, channel]
+    for channel in range(out.shape[-1]):
+        plane: Array = total[..., channel]
+        for axis, step in enumerate(steps[1:], start=1):
+            plane = _sums(plane, axis, step)
         mean = np.true_divide(plane, kind(area), dtype=kind)
-        out[:, :, channel] = np.rint(mean, out=mean)
+        out[..., channel] = np.rint(mean, out=mean)
 
 
-def _reduce_weighted(source: Array, y: Taps, begin: int, end: int, x: Taps, out: Array) -> None:
+def _sums(values: Array, axis: int, step: int) -> Array:
+    """Sums of so many neighbours along an axis."""
+    along = (slice(None),) * axis
+    total: Array = values[(*along, slice(0, None, step))].copy()
+    for tap in range(1, step):
+        total += values[(*along, slice(tap, None, step))]
+    return total
+
+
+def _reduce_weighted(source: Array, taps: Sequence[Taps], begin: int, end: int, out: Array) -> None:
     """Any steps: weighted sums, tap by tap so that the order of additions is fixed."""
-    height, channels = end - begin, source.shape[2]
-    index = y.index[begin:end]
+    index = taps[0].index[begin:end]
     low, high = int(index.min()), int(index.max()) + 1
     rows = source[low:high].astype(np.float32).reshape(high - low, -1)
-    lines = np.zeros((height, rows.shape[1]), np.float32)
+    values = np.zeros((end - begin, rows.shape[1]), np.float32)
     for tap in range(index.shape[1]):
-        lines += rows.take(index[:, tap] - low, axis=0) * y.weight[begin:end, tap, None]
-    total = lines.reshape(height, -1, channels)
-    result = np.zeros((height, len(x.index) * channels), np.float32)
-    taken = np.empty((height, len(x.index), channels), np.float32)
-    flat = taken.reshape(height, -1)
-    for tap in range(x.index.shape[1]):
-        total.take(x.index[:, tap], axis=1, out=taken, mode="clip")
-        flat *= np.repeat(x.weight[:, tap], channels)
-        result += flat
+        values += rows.take(index[:, tap] - low, axis=0) * taps[0].weight[begin:end, tap, None]
+    lead, behind = end - begin, source.shape[1:]
+    for axis in taps[1:]:
+        extent, behind = behind[0], behind[1:]
+        width = math.prod(behind)
+        lines = values.reshape(lead, extent, width)
+        values = np.zeros((lead, len(axis.index) * width), np.float32)
+        taken = np.empty((lead, len(axis.index), width), np.float32)
+        flat = taken.reshape(lead, -1)
+        for tap in range(axis.index.shape[1]):
+            lines.take(axis.index[:, tap], axis=1, out=taken, mode="clip")
+            flat *= np.repeat(axis.weight[:, tap], width)
+            values += flat
+        lead *= len(axis.index)
     if out.dtype.kind in "ui":
-        np.rint(result, out=result)
+        np.rint(values, out=values)
         limits = np.iinfo(out.dtype)
-        np.clip(result, limits.min, limits.max, out=result)
-    out[...] = result.reshape(out.shape)
+        np.clip(values, limits.min, limits.max, out=values)
+    out[...] = values.reshape(out.shape)

@@ -147,7 +147,7 @@ class SlideView(ImageView):
                 return reader.read(self.level, source, tile_error=self.tile_error)
 
             return resample_region(
-                region, self.scale, self.source_shape, self.source_tile[0], read, out
+                region, self.scale, self.source_shape[:-1], self.source_tile[0], read, out
             )
 
 

@@ -26,17 +26,19 @@ def weights(length, scale, count):
 
 
 def brute_force(image, scale, shape):
-    y, x = weights(image.shape[0], scale[0], shape[0]), weights(image.shape[1], scale[1], shape[1])
-    return np.einsum("jk,klc,il->jic", y, image.astype(float), x, optimize=True)
+    result = image.astype(float)
+    for axis, (n, s, m) in enumerate(zip(image.shape, scale, shape, strict=False)):
+        result = np.moveaxis(np.tensordot(weights(n, s, m), result, (1, axis)), 0, axis)
+    return result
 
 
 def whole(image, scale, tile=16, shape=None):
     shape = shape or tuple(
-        max(1, round(n / s)) for n, s in zip(image.shape[:2], scale, strict=True)
+        max(1, round(n / s)) for n, s in zip(image.shape[:-1], scale, strict=True)
     )
-    out = np.empty((*shape, image.shape[2]), image.dtype)
+    out = np.empty((*shape, image.shape[-1]), image.dtype)
     return resample_region(
-        Region((0, 0), shape), scale, image.shape, tile, lambda r: image[r.slices], out
+        Region.of(shape), scale, image.shape[:-1], tile, lambda r: image[r.slices], out
     )
 
 
@@ -82,21 +84,41 @@ def test_scale_that_misses_a_whole_number_by_rounding(image):
         assert np.array_equal(whole(image, (scale, scale), shape=exact.shape[:2]), exact)
 
 
-@settings(max_examples=80)
-@given(data=st.data())
-def test_any_region_is_the_same_part_of_the_whole(data):
-    height, width = data.draw(st.integers(1, 120)), data.draw(st.integers(1, 120))
-    seed = data.draw(st.integers(0, 5))
-    source = np.random.default_rng(seed).integers(0, 256, (height, width, 2)).astype(np.uint8)
-    factor = st.one_of(st.floats(0.3, 9), st.integers(1, 6).map(float))
-    scale = (data.draw(factor), data.draw(factor))
+FACTORS = st.one_of(st.floats(0.3, 9), st.integers(1, 6).map(float))
+
+
+@st.composite
+def sources(draw, kinds=("u1",)):
+    """An image of one to three spatial axes, and a scale."""
+    extents = {1: 300, 2: 120, 3: 24}
+    ndim = draw(st.integers(1, 3))
+    shape = draw(st.tuples(*(st.integers(1, extents[ndim]),) * ndim))
+    scale = draw(st.tuples(*(FACTORS,) * ndim))
+    values = np.random.default_rng(draw(st.integers(0, 5))).integers(0, 256, (*shape, 2))
+    return values.astype(draw(st.sampled_from(kinds))), scale
+
+
+@settings(max_examples=60)
+@given(image=sources(kinds=("u1", "u2", "i2", "f4")))
+def test_any_number_of_axes_against_brute_force(image):
+    source, scale = image
+    scale = tuple(max(s, 1.0) for s in scale)
+    got = whole(source, scale)
+    expected = brute_force(source, scale, got.shape[:-1])
+    slack = 1e-3 if source.dtype.kind == "f" else 0.5 + 1e-3
+    assert np.abs(got - expected).max() <= slack
+
+
+@settings(max_examples=100)
+@given(data=st.data(), image=sources())
+def test_any_region_is_the_same_part_of_the_whole(data, image):
+    source, scale = image
     full = whole(source, scale, tile=data.draw(st.integers(1, 40)))
-    y0, y1 = sorted(data.draw(st.tuples(*[st.integers(0, full.shape[0])] * 2)))
-    x0, x1 = sorted(data.draw(st.tuples(*[st.integers(0, full.shape[1])] * 2)))
-    out = np.empty((y1 - y0, x1 - x0, 2), np.uint8)
-    region = Region((y0, x0), (y1 - y0, x1 - x0))
+    ends = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in full.shape[:-1]]
+    region = Region.between(*zip(*ends, strict=True))
+    out = np.empty((*region.shape, 2), np.uint8)
     tile = data.draw(st.integers(1, 40))
-    resample_region(region, scale, source.shape, tile, lambda r: source[r.slices], out)
+    resample_region(region, scale, source.shape[:-1], tile, lambda r: source[r.slices], out)
     assert np.array_equal(out, full[region.slices])
 
 
@@ -112,7 +134,7 @@ def test_source_rows_are_read_once(image, scale, monkeypatch):
 
     shape = tuple(round(n / s) for n, s in zip(image.shape[:2], scale, strict=True))
     out = np.empty((*shape, 3), np.uint8)
-    resample_region(Region((0, 0), shape), scale, image.shape, 16, read, out)
+    resample_region(Region((0, 0), shape), scale, image.shape[:-1], 16, read, out)
     assert seen.max() == 1
     assert seen[:-2, :-2].min() == 1
 

@@ -25,6 +25,7 @@ from daskdmed.core.places import is_url
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.resample import area_means
 
 #: most pixels that a mask is read with; larger ones are averaged down
 READ_PIXELS = 2**24
@@ -189,8 +190,6 @@ def _read_image(place: str, name: str, shape0: tuple[int, ...]) -> Array:
 
 def _reduced(view: Any) -> Array:
     """Where a mask image is not zero, averaged down to `READ_PIXELS` when it is larger."""
-    from daskdmed.cohort.tissue.source import area_means
-
     size = view.shape[: view.spatial_ndim]
     step = max(1.0, (math.prod(size) / READ_PIXELS) ** (1 / len(size)))
     shape = tuple(max(1, math.ceil(n / step - 1e-9)) for n in size)

@@ -21,7 +21,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import ImageView
 from daskdmed.images.filecache import cache
-from daskdmed.images.resample import Taps, axis_taps
+from daskdmed.images.resample import area_means
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.images.view import SlideView
 
@@ -35,7 +35,6 @@ LONGEST, SHORTEST = 2048, 256
 MAX_PIXELS = 2**25
 #: pixels of a mask of a volume by default
 VOLUME_PIXELS = 2**23
-_SLAB_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -246,55 +245,3 @@ def _on_a_level(steps: list[float], levels: tuple[tuple[float, ...], ...]) -> li
     level = fine[-1] if fine else levels[0]
     times = max(1, round(min(s / d for s, d in zip(steps, level, strict=True))))
     return [d * times for d in level]
-
-
-# -------------------------------------------------------------------- area means of any view
-def area_means(view: ImageView, shape: tuple[int, ...]) -> Array:
-    """A whole image averaged over areas, slab by slab along the first axis.
-
-    Parameters
-    ----------
-    view : ImageView
-        Any number of spatial axes, with or without channels.
-    shape : tuple of int
-        Spatial shape of the result, not finer than the view.
-
-    Returns
-    -------
-    ndarray
-        (*shape[, c]); of the view's type for uint8, otherwise float32.
-    """
-    axes = view.spatial_ndim
-    extent = view.shape[:axes]
-    shape = tuple(min(n, e) for n, e in zip(shape, extent, strict=True))
-    scales = [e / n for e, n in zip(extent, shape, strict=True)]
-    rest = [
-        axis_taps(0, n, s, e) for n, s, e in zip(shape[1:], scales[1:], extent[1:], strict=True)
-    ]
-    whole = view.dtype == np.uint8
-    out = np.empty((*shape, *view.shape[axes:]), np.uint8 if whole else np.float32)
-    # float32 and one copy of it are held beside what is read
-    line = math.prod(view.shape[1:]) * max(4, view.dtype.itemsize)
-    rows = max(1, int(_SLAB_BYTES / max(1, line) / scales[0]))
-    for begin in range(0, shape[0], rows):
-        end = min(begin + rows, shape[0])
-        taps = axis_taps(begin, end, scales[0], extent[0])
-        origin = (taps.start, *(0,) * (axes - 1))
-        slab = view.read(Region(origin, (taps.stop - taps.start, *extent[1:])))
-        values = _apply(slab.astype(np.float32), taps, 0)
-        for axis, other in enumerate(rest, start=1):
-            values = _apply(values, other, axis)
-        out[begin:end] = np.rint(values) if whole else values
-    return out
-
-
-def _apply(values: Array, taps: Taps, axis: int) -> Array:
-    total: Array | None = None
-    wide = (-1, *(1,) * (values.ndim - axis - 1))
-    for tap in range(taps.index.shape[1]):
-        # indices are relative to the first source pixel that the taps cover
-        index = taps.index[:, tap] + (taps.start if axis else 0)
-        part = values.take(index, axis=axis) * taps.weight[:, tap].reshape(wide)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
