@@ -16,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
     Job,
     LoadContext,
+    ReadFailure,
     RegionChooser,
     Ticket,
     leave_ticket,
@@ -440,11 +442,21 @@ class ResidentSet:
             self._wake.notify_all()
 
     def fetch(self, visit: int) -> Any:
-        """What was read for a visit, by reference; for workers in this process."""
+        """What was read for a visit, by reference; for workers in this process.
+
+        Raises
+        ------
+        LoaderError
+            The connection to the cluster is lost; and as `wait` does.
+        """
         self.wait([visit])
         unit, member = self.unit_of(visit)
         assert unit.ticket is not None
-        return unit.ticket.result if unit.single else unit.ticket.result[member]
+        result = unit.ticket.result if unit.single else unit.ticket.result[member]
+        if isinstance(result, ReadFailure) and isinstance(result.error, CancelledError):
+            # the image is not to blame: nobody but a client that closes cancels a read
+            raise lost_connection(result.error)
+        return result
 
     @property
     def resident_bytes(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskdmed import Dataset, LightDL, Patient, Record
-from daskdmed.errors import LoaderError, UsageError
+from daskdmed.errors import LoaderError
 from daskdmed.persistence import ranks
 from daskdmed.persistence.cluster import Workers
 from daskdmed.samples import make_slide
@@ -234,13 +234,6 @@ def test_budget_against_the_workers_memory(slides):
         big = {**SLIDES, "resident": "600 MiB"}
         with pytest.raises(BudgetError, match=r"half of the workers' memory \(1\.00 GiB"):
             LightDL(slides, **big, client=client).start()
-
-
-def test_a_closed_client_is_refused(slides):
-    client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
-    client.close()
-    with pytest.raises(UsageError, match="closed"):
-        LightDL(slides, **SLIDES, client=client).start()
 
 
 CONTINUE = """

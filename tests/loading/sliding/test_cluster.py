@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 pytest.importorskip("torch")
 
 from daskdmed import Dataset, Patient, Record, SlidingWindowDL
-from daskdmed.errors import BudgetError, LoaderError, UsageError
+from daskdmed.errors import BudgetError, LoaderError
 from daskdmed.samples import make_slide
 from tests.waiting import until
 
@@ -246,22 +246,6 @@ def test_closing_in_the_middle_leaves_the_cluster_clean(client, expected):
 
 
 @pytest.mark.cluster
-def test_bad_clients(client):
+def test_the_budget_against_the_workers_memory(client):
     with pytest.raises(BudgetError, match="half of the workers' memory"):
         SlidingWindowDL(dataset_of(), **OPTIONS, resident="1.5 GiB", client=client).start()
-    closed = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
-    closed.close()
-    with pytest.raises(UsageError, match="closed"):
-        SlidingWindowDL(dataset_of(), **OPTIONS, client=closed).start()
-
-
-def test_a_client_that_is_closed_under_the_loader():
-    client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
-    with SlidingWindowDL(
-        dataset_of(slow=0.02), **OPTIONS, resident="500 kB", client=client
-    ) as loader:
-        next(loader)
-        client.close()
-        with pytest.raises(LoaderError, match="connection"):
-            for _ in range(1000):
-                loader.get()

@@ -1,0 +1,399 @@
+"""What holds for every loader.
+
+A test class derives from `LoaderContract` and says how its loader is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import pickle
+import threading
+import weakref
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client
+from torch.utils.data import DataLoader, IterableDataset
+
+from daskdmed import Dataset, Patient, Record
+from daskdmed.errors import BudgetError, LoaderClosedError, LoaderError, StateError, UsageError
+from tests.loading.conftest import (
+    assert_same_batches,
+    assert_true_to_place,
+    collect,
+    coordinate_array,
+    coordinate_dataset,
+)
+
+#: of the images
+SIZE = {"height": 300, "width": 280, "chunks": 128}
+
+
+def threads():
+    """Threads that loaders have started, those of Dask aside."""
+    return {t for t in threading.enumerate() if t.name.startswith("daskdmed")}
+
+
+def image(function, number=0):
+    """An array, each block of which goes through a function (block, block_id)."""
+    return coordinate_array(number=number, **SIZE).map_blocks(
+        function, dtype="u1", meta=np.empty((0, 0, 0), "u1"), name=f"own-{id(function)}-{number}"
+    )
+
+
+def dataset_of(*arrays):
+    patients = [Patient(f"p{i}", {"wsi": Record(array=a)}) for i, a in enumerate(arrays)]
+    return Dataset("own", patients)
+
+
+def names(batches):
+    """What each small chunk is, in order."""
+    return [
+        (str(c.patient.id), c.origin, c.bigchunk.visit, c.draw)
+        for _, _, chunks in batches
+        for c in chunks
+    ]
+
+
+def bad(block):
+    raise OSError("this block is bad")
+
+
+class Gate:
+    """Blocks that can be read once it is opened."""
+
+    def __init__(self):
+        self.asked, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, block):
+        self.asked.set()
+        self.open.wait()
+        return block
+
+
+class Asks:
+    """A transform of the whole batch that asks for its small chunks."""
+
+    needs_smallchunks = True
+
+    def __call__(self, x, chunks):
+        assert len(x) == len(chunks)
+        return x + torch.from_numpy(chunks.origins[:, 0].astype("u1"))[:, None, None, None]
+
+
+class LoaderContract:
+    """Batches of 8 small chunks of 32 x 32 pixels."""
+
+    #: the class of the loader
+    kind: ClassVar[Any]
+    #: its parameters
+    options: ClassVar[dict[str, Any]]
+    #: and those that give each small chunk once, over all ranks
+    finite: ClassVar[dict[str, Any]] = {}
+    #: what `stats` calls a small chunk
+    small: ClassVar[str]
+
+    def make(self, dataset=None, **options):
+        dataset = dataset or coordinate_dataset(2, **SIZE)
+        return self.kind(dataset, **{**self.options, **options})
+
+    # -- batches ----------------------------------------------------------------------
+
+    def test_batches_are_tensors_patients_and_small_chunks(self):
+        with self.make() as loader:
+            for x, patients, chunks in itertools.islice(loader, 6):
+                assert x.shape == (8, 3, 32, 32)
+                assert x.dtype == torch.uint8
+                assert x.is_contiguous(memory_format=torch.channels_last)
+                assert len(patients) == len(chunks) == 8
+                assert all(c.patient is p for c, p in zip(chunks, patients, strict=True))
+                assert_true_to_place(x, chunks)
+
+    def test_it_is_an_iterable_dataset_for_a_dataloader(self):
+        with self.make() as loader, self.make() as same:
+            assert isinstance(loader, IterableDataset)
+            loop = iter(DataLoader(loader, batch_size=None, num_workers=0))
+            assert_same_batches(collect(loop, 3), collect(same, 3))
+
+    def test_worker_processes_of_a_dataloader_are_refused(self):
+        with self.make() as loader:
+            with pytest.raises(UsageError, match="num_workers=0"):
+                pickle.dumps(loader)
+            loop = DataLoader(
+                loader, batch_size=None, num_workers=1, multiprocessing_context="spawn"
+            )
+            with pytest.raises(UsageError, match="num_workers=0"):
+                next(iter(loop))
+
+    def test_the_end_is_the_end_at_every_further_call(self):
+        with self.make(**self.finite) as loader:
+            assert len(list(loader)) == len(loader)
+            for _ in range(2):
+                with pytest.raises(StopIteration):
+                    loader.get()
+
+    # -- transforms -------------------------------------------------------------------
+
+    def test_transforms_per_sample_and_per_batch(self):
+        where = []
+
+        def tfms(sample):
+            assert sample.shape == (3, 32, 32)
+            assert sample.dtype == torch.uint8
+            return sample[:, ::2, ::2].float()
+
+        def batch_tfms(x):
+            where.append(threading.current_thread())
+            return x / 255
+
+        with self.make(tfms=tfms, batch_tfms=batch_tfms) as loader:
+            x, _, chunks = next(loader)
+        assert where == [threading.main_thread()]
+        expected = torch.from_numpy(chunks.data).movedim(-1, 1)[..., ::2, ::2].float() / 255
+        assert torch.equal(x, expected)
+
+    @pytest.mark.parametrize("option", ["tfms", "batch_tfms"])
+    def test_a_transform_of_the_batch_gets_the_small_chunks(self, option):
+        with self.make(**{option: Asks()}) as loader:
+            x, _, chunks = next(loader)
+        assert torch.equal(x, Asks()(torch.from_numpy(chunks.data).movedim(-1, 1), chunks))
+
+    def test_errors_of_transforms_reach_the_consumer(self):
+        def broken(sample):
+            raise ValueError("no good")
+
+        sizes = itertools.count(1)
+
+        with self.make(tfms=broken) as loader, pytest.raises(ValueError, match="no good"):
+            next(loader)
+        with (
+            self.make(tfms=lambda sample: sample[:, : next(sizes)]) as loader,
+            pytest.raises(UsageError, match="differing shapes"),
+        ):
+            next(loader)
+
+    # -- life -------------------------------------------------------------------------
+
+    def test_closing_ends_everything(self):
+        before = threads()
+        loader = self.make()
+        assert "not started" in repr(loader)
+        assert loader.start() is loader.start()
+        x, _, chunks = loader.get()
+        mine = threads() - before
+        assert mine
+        assert "running" in repr(loader)
+        loader.close()
+        loader.close()
+        assert not any(t.is_alive() for t in mine)
+        assert "closed" in repr(loader)
+        for call in (loader.get, loader.start, loader.pause, lambda: list(loader)):
+            with pytest.raises(LoaderClosedError):
+                call()
+        assert_true_to_place(x, chunks)  # a batch outlives its loader
+        self.make().close()  # never started
+
+    def test_a_forgotten_loader_ends(self):
+        before = threads()
+        loader = self.make()
+        next(loader)
+        mine = threads() - before
+        gone = weakref.ref(loader)
+        del loader
+        gc.collect()
+        assert gone() is None
+        for thread in mine:
+            thread.join()
+            assert not thread.is_alive()
+
+    def test_a_paused_loader_gives_what_is_ready_and_goes_on_later(self):
+        with self.make() as loader, self.make() as same:
+            first = collect(loader, 1)
+            loader.pause()
+            with pytest.raises(TimeoutError, match="paused"):
+                while True:
+                    x, patients, chunks = loader.get(timeout=0.05)
+                    first.append((x.numpy(), [p.id for p in patients], chunks.origins))
+            loader.resume()
+            assert_same_batches(first + collect(loader, 3), collect(same, len(first) + 3))
+
+    def test_a_timeout_and_a_batch_after_it(self):
+        gate = Gate()
+        with self.make(dataset_of(image(gate))) as loader:
+            with pytest.raises(TimeoutError, match=r"no batch within 0.05 s \(.* being read\)"):
+                loader.get(timeout=0.05)
+            gate.open.set()
+            assert len(loader.get()[0]) == 8
+
+    def test_closing_while_a_read_is_under_way(self):
+        gate = Gate()
+        loader = self.make(dataset_of(image(gate))).start()
+        waiting = []
+
+        def consume():
+            try:
+                loader.get()
+            except LoaderClosedError as error:
+                waiting.append(error)
+
+        consumer = threading.Thread(target=consume)
+        closer = threading.Thread(target=loader.close)
+        consumer.start()
+        gate.asked.wait()
+        closer.start()
+        consumer.join()  # although the read is not over
+        assert len(waiting) == 1
+        gate.open.set()
+        closer.join()
+        assert not closer.is_alive()
+
+    # -- clients ----------------------------------------------------------------------
+
+    def test_asynchronous_and_closed_clients_are_refused(self):
+        async def refused():
+            async with Client(
+                processes=False, n_workers=1, dashboard_address=":0", asynchronous=True
+            ) as client:
+                with pytest.raises(UsageError, match="asynchronous"):
+                    self.make(client=client).start()
+            return client
+
+        asyncio.run(refused())
+        with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+            pass
+        with pytest.raises(UsageError, match="client= is closed"):
+            self.make(client=client).start()
+
+    def test_a_client_that_is_closed_under_the_loader(self):
+        with (
+            Client(
+                processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
+            ) as client,
+            self.make(client=client) as loader,
+        ):
+            next(loader)
+            client.close()
+            with pytest.raises(LoaderError, match="connection"):
+                for _ in range(1000):
+                    loader.get()
+
+    def test_more_than_half_of_the_memory_is_refused(self):
+        with pytest.raises(BudgetError, match="half of the workers' memory"):
+            self.make(resident="1000 TiB").start()
+
+    # -- state ------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("taken", [0, 1, 7])
+    def test_a_state_goes_on_with_the_next_batch(self, taken):
+        with self.make() as loader:
+            collect(loader, taken)
+            state = json.loads(json.dumps(loader.state_dict()))
+            expected = collect(loader, 6)
+        # another process has other objects: the same arrays, made again
+        other = self.make()
+        other.load_state_dict(state)
+        with other:
+            assert_same_batches(collect(other, 6), expected)
+            assert other.stats().batches == taken + 6
+
+    def test_states_that_do_not_fit_are_refused(self):
+        with self.make() as loader:
+            next(loader)
+            state = loader.state_dict()
+            with pytest.raises(UsageError, match="before the loader starts"):
+                loader.load_state_dict(state)
+        with pytest.raises(StateError, match="another loader.*batch_size: saved 8, now 9"):
+            self.make(batch_size=9).load_state_dict(state)
+        with pytest.raises(StateError, match="another loader"):
+            self.make(coordinate_dataset(3, **SIZE)).load_state_dict(state)
+        for version in ({"version": 99}, {}, None, []):
+            with pytest.raises(StateError, match="version"):
+                self.make().load_state_dict(version)
+        untouched = self.make()
+        for damage in ({"position": "x"}, {"batches": None}, {"parameters": 3}):
+            with pytest.raises(StateError, match="damaged"):
+                untouched.load_state_dict({**state, **damage})
+        assert untouched.state_dict() == self.make().state_dict()
+
+    # -- ranks ------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("world_size", [2, 3])
+    def test_ranks_share_everything(self, world_size):
+        with self.make(**self.finite) as loader:
+            whole = names(loader)
+        shares = []
+        for rank in range(world_size):
+            with self.make(**self.finite, rank=rank, world_size=world_size) as loader:
+                shares.append(names(loader))
+        assert sorted(itertools.chain(*shares)) == sorted(whole)
+        assert len(set(whole)) == len(whole)
+        assert min(map(len, shares)) > 0
+
+    # -- errors -----------------------------------------------------------------------
+
+    def test_an_error_reaches_the_consumer_with_its_place(self):
+        with self.make(dataset_of(image(bad))) as loader:
+            for _ in range(2):
+                with pytest.raises(
+                    LoaderError, match=r"patient 'p0', record 'wsi', .*this block is bad"
+                ) as info:
+                    loader.get()
+            assert (info.value.patient, info.value.record) == ("p0", "wsi")
+            assert isinstance(info.value.__cause__, OSError)
+
+    def test_skipping_loses_nothing_else_and_says_what(self):
+        mixed = dataset_of(
+            coordinate_array(number=0, **SIZE), image(bad, 1), coordinate_array(number=2, **SIZE)
+        )
+        seen = set()
+        with self.make(mixed, on_error="skip") as loader:
+            for x, patients, chunks in itertools.islice(loader, 40):
+                seen |= {p.id for p in patients}
+                assert_true_to_place(x, chunks)
+            failed = loader.stats().failed
+        assert seen == {"p0", "p2"}
+        assert {f.patient for f in failed} == {"p1"}
+        assert "this block is bad" in failed[0].message
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"batch_size": 0},
+            {"batch_size": 2.5},
+            {"batch_size": True},
+            {"on_error": "ignore"},
+            {"resident": "lots"},
+            {"rank": 2, "world_size": 2},
+            {"rank": -1, "world_size": 2},
+            {"rank": 1},
+            {"world_size": 2},
+            {"world_size": 0, "rank": 0},
+        ],
+        ids=str,
+    )
+    def test_wrong_arguments_are_named(self, wrong):
+        with pytest.raises(UsageError, match="|".join(wrong)):
+            self.make(**wrong)
+
+    # -- looking at it ----------------------------------------------------------------
+
+    def test_what_it_shows(self):
+        with self.make() as loader:
+            for _ in itertools.islice(loader, 3):
+                pass
+            page, stats = loader._repr_html_(), loader.stats()
+        assert (stats.batches, getattr(stats, self.small)) == (3, 24)
+        assert 0 < stats.first_batch_seconds <= stats.seconds
+        assert 0 < stats.wait_seconds <= stats.seconds
+        assert 0 < stats.wait_fraction <= 1
+        assert stats.resident_bytes <= stats.budget_bytes
+        for text in (page, str(stats)):
+            for name in (self.small, "batches", "memory", "left out"):
+                assert name in text
+        assert "<table>" in page
+        assert loader.name.startswith(self.kind.__name__)
