@@ -9,7 +9,6 @@ Not covered: doing it (`daskdmed.store.export.slides`).
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -77,16 +76,11 @@ class PlannedLevel:
     @property
     def blocks(self) -> int:
         """Number of blocks of work."""
-        return math.prod(-(-n // b) for n, b in zip(self.shape[1:], self.block, strict=True))
+        return Region.of(self.shape[1:]).cells(self.block).size
 
     def regions(self) -> Iterator[Region]:
         """The blocks (y, x), in C order."""
-        ranges = (range(0, n, b) for n, b in zip(self.shape[1:], self.block, strict=True))
-        for origin in itertools.product(*ranges):
-            shape = (
-                min(b, n - o) for o, b, n in zip(origin, self.block, self.shape[1:], strict=True)
-            )
-            yield Region(tuple(origin), tuple(shape))
+        return Region.of(self.shape[1:]).tiles(self.block)
 
     def to_json(self) -> dict[str, Any]:
         """What the store's bytes depend on."""
@@ -172,9 +166,8 @@ def _copied(number: int, view: SlideView, asked: _Asked, slide: Slide) -> Planne
         (0.0, (down[0] - 1) / 2 * y, (down[1] - 1) / 2 * x),
     )
     height, width, channels = view.shape
-    return _level(
-        place, (channels, height, width), asked, view.tile_shape, view.dtype.itemsize, view
-    )
+    tile = (view.tile_shape[0], view.tile_shape[1])
+    return _level(place, (channels, height, width), asked, tile, view.dtype.itemsize, view)
 
 
 def _built(number: int, before: PlannedLevel, asked: _Asked, itemsize: int) -> PlannedLevel:

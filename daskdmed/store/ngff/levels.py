@@ -6,7 +6,6 @@ they were.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,11 +100,7 @@ def create_level(
 
 def write_units(array: Any) -> Iterator[Region]:
     """The boxes that are one object each in the store: shards, else chunks."""
-    unit = array.shards or array.chunks
-    ranges = [range(0, n, u) for n, u in zip(array.shape, unit, strict=True)]
-    for origin in itertools.product(*ranges):
-        shape = tuple(min(u, n - o) for o, u, n in zip(origin, unit, array.shape, strict=True))
-        yield Region(origin, shape)
+    return Region.of(array.shape).tiles(array.shards or array.chunks)
 
 
 def stored_image(location: Location, group: zarr.Group) -> Multiscale:

@@ -86,13 +86,9 @@ class ReduceTask:
 
     def __call__(self, unit: Region) -> None:
         """Read, reduce, write."""
-        box = tuple(
-            slice(o * f, min((o + n) * f, extent))
-            for o, n, f, extent in zip(
-                unit.origin, unit.shape, self.factors, self.source.shape, strict=True
-            )
-        )
-        self.target[unit.slices] = reduce_block(self.source[box], self.factors, self.method)
+        box = unit.times(self.factors).clip(self.source.shape)
+        values = reduce_block(self.source[box.slices], self.factors, self.method)
+        self.target[unit.slices] = values
 
 
 def value_range(

@@ -43,8 +43,10 @@ class Georeference:
         cls, view: ImageView, kernel_size: tuple[int, ...], stride: tuple[int, ...]
     ) -> Georeference:
         """Of windows of a view, whose extent of a pixel is known or not."""
-        spacing = None if view.mpp is not None else getattr(view, "spacing", None)
-        return cls(kernel_size, stride, tuple(view.downsample), view.mpp, spacing)
+        mpp, spacing = view.mpp, view.spacing
+        if spacing is None or len(spacing) != len(stride) or (mpp is not None and len(stride) == 2):
+            spacing = None  # planes say it by mpp
+        return cls(kernel_size, stride, tuple(view.downsample), None if spacing else mpp, spacing)
 
     @property
     def scale(self) -> tuple[float, ...]:

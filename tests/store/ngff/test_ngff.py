@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import zarr
@@ -104,6 +106,28 @@ def test_a_volume_lies_where_its_spacing_says():
     ]
     assert image.spacing == (None, 6000.0, 2000.0, 1000.0)
     assert Georeference.from_json(place.to_json()) == place
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """As much of a view as says where it lies."""
+
+    downsample: tuple
+    mpp: tuple | None = None
+    spacing: tuple | None = None
+
+
+def test_planes_lie_by_their_mpp_and_volumes_by_their_spacing():
+    plane = Placed((2.0, 2.0), (0.5, 0.25), (0.00025, 0.0005))
+    volume = Placed((1.0, 1.0, 1.0), None, (3.0, 0.5, 0.5))
+    unknown = Placed((1.0, 1.0, 1.0), (0.5, 0.25))  # says nothing of z
+    assert Georeference.of(plane, (4, 4), (2, 2)) == Georeference(
+        (4, 4), (2, 2), (2.0, 2.0), (0.5, 0.25)
+    )
+    found = Georeference.of(volume, (4, 4, 4), (2, 2, 2))
+    assert (found.scale, found.units) == ((6.0, 1.0, 1.0), ("millimeter",) * 3)
+    found = Georeference.of(unknown, (4, 4, 4), (2, 2, 2))
+    assert (found.scale, found.units) == ((2.0, 0.5, 1.0), (None, "micrometer", "micrometer"))
 
 
 def test_metadata_must_agree():
