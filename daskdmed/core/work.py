@@ -18,7 +18,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import dask
 from dask.local import SynchronousExecutor, get_async
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("daskdmed.work")
 Index: TypeAlias = tuple[int, ...]
 Key: TypeAlias = Any
+T = TypeVar("T")
 #: blocks in flight on a cluster, at least
 _IN_FLIGHT = 64
 
@@ -49,9 +50,12 @@ class Job:
         With what, for people.
     total, finished : int
         Blocks, and how many of them are done.
+    needs_those_before : bool
+        It begins when all jobs before it have ended, whose results it reads.
     """
 
     name: str = "work"
+    needs_those_before: bool = False
     image: str = ""
     total: int = 0
     finished: int = 0
@@ -366,6 +370,10 @@ class _Threads:
     def _with(self, pool: Executor, jobs: Iterable[Job], threads: int) -> None:
         try:
             for job in jobs:
+                if job.needs_those_before:
+                    self._listen(1)
+                    if self._stop.is_set():
+                        break
                 graph, keys = job.graph()
                 number = self._state.begin(job, len(keys))
                 if keys and threads:
@@ -466,7 +474,7 @@ class _Cluster:
         running: dict[Any, tuple[int, Index]] = {}
         try:
             while True:
-                drawn = list(itertools.islice(waiting, most - len(running)))
+                drawn = list(_until_none(itertools.islice(waiting, most - len(running))))
                 for number, blocks in itertools.groupby(drawn, lambda block: block[0]):
                     keys = {key: index for _, key, index in blocks}
                     for future in self._submit(self._graphs[number], list(keys)):
@@ -480,9 +488,11 @@ class _Cluster:
                 self._client.cancel(list(running), force=True)
             self._shared.clear()
 
-    def _blocks(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Key, Index]]:
-        """The blocks of all jobs: number of the job, key and index."""
+    def _blocks(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Key, Index] | None]:
+        """The blocks of all jobs: number of the job, key and index; None to wait for others."""
         for job in jobs:
+            while job.needs_those_before and self._state.open:
+                yield None
             graph, keys = job.graph()
             number = self._state.begin(job, len(keys))
             self._graphs[number] = graph
@@ -521,6 +531,13 @@ class _Cluster:
                 failure = failure or future.exception()
         if failure is not None:
             raise failure
+
+
+def _until_none(items: Iterable[T | None]) -> Iterator[T]:
+    for item in items:
+        if item is None:
+            return
+        yield item
 
 
 def _needs(

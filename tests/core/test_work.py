@@ -159,6 +159,34 @@ def test_the_next_job_is_prepared_when_few_blocks_are_left():
         assert run(jobs(), name="squares") == [[n] for n in range(12)]
 
 
+class Later(Squares):
+    """Squares that need those of another job."""
+
+    needs_those_before = True
+
+    def __init__(self, first, numbers):
+        super().__init__(numbers)
+        self.first = first
+
+    def graph(self):
+        assert self.first.finished == self.first.total
+        return super().graph()
+
+
+def chain():
+    jobs = [Squares(range(40))]
+    for count in (0, 7, 3):
+        jobs.append(Later(jobs[-1], range(count)))
+    return [*jobs, Squares(range(2))]
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+def test_a_job_may_need_those_before(scheduler):
+    with dask.config.set(scheduler=scheduler):
+        results = run(chain(), name="squares")
+    assert [len(found) for found in results] == [40, 0, 7, 3, 2]
+
+
 def test_an_error_while_a_job_is_prepared_lets_the_others_end_their_blocks():
     begun, go = threading.Event(), threading.Event()
 
@@ -279,6 +307,11 @@ def test_on_a_cluster(client):
 
 
 @pytest.mark.cluster
+def test_a_job_on_a_cluster_may_need_those_before(client):
+    results = run(chain(), name="squares", client=client)
+    assert [len(found) for found in results] == [40, 0, 7, 3, 2]
+
+
 def test_few_blocks_of_pixels_wait_for_a_slow_model(client, monkeypatch):
     with pytest.raises(UsageError, match="no worker offers"):
         run([Squares(range(3))], name="squares", client=client, resources={"GPU": 1})

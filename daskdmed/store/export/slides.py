@@ -12,9 +12,7 @@ Not covered: which blocks there are (`daskdmed.store.export.slideplan`), results
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
 from daskdmed.core.types import OnTileError, PathLike
-from daskdmed.core.work import run_all
+from daskdmed.core.work import Index, Job, call_graph, run
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
@@ -37,12 +35,11 @@ from daskdmed.store.results.donemap import DONE, DoneMap
 from daskdmed.store.results.resumable import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from distributed import Client
 
-logger = logging.getLogger("daskdmed.store")
 KIND = "slide"
+#: of the work, as the dashboard and the progress bar show it
+NAME = "to-ome-zarr"
 _AXES = ("c", "y", "x")
 _RGB = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
 
@@ -208,6 +205,42 @@ class _BuildTask:
         self.reduce(Region((0, *region.origin), (channels, *region.shape)))
 
 
+class _LevelJob(Job):
+    """The blocks of one level that are not done; a level that is built reads the one before."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        image: str,
+        level: PlannedLevel,
+        call: Callable[[Region], None],
+        done: DoneMap,
+        first: int,
+    ) -> None:
+        self.image = image
+        self.needs_those_before = level.view is None
+        self._call, self._done = call, done
+        blocks = enumerate(level.regions(), first)
+        self._pending: dict[Index, Region] = {
+            (i,): region for i, region in blocks if not done[(i,)]
+        }
+        self.total, self.finished = level.blocks, level.blocks - len(self._pending)
+
+    def graph(self) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
+        return call_graph(self.name, self._call, self._pending)
+
+    def mark(self, index: Index, result: Any) -> None:
+        self._done.mark(index)
+        self.finished += 1
+
+    def flush(self) -> None:
+        self._done.flush()
+
+    def finish(self) -> None:
+        self._done.flush()
+
+
 @dataclass(frozen=True)
 class _Job:
     """One conversion: what is written, and how far it is."""
@@ -314,9 +347,7 @@ class _Job:
         try:
             group, arrays, done = self._open(place)
             if done is not None:
-                with _bar(done.total, done.finished, progress) as advance:
-                    self._levels(arrays, done, advance, client)
-                done.flush()
+                run(self._levels(arrays, done), name=NAME, client=client, show=progress)
                 self._finish(group, arrays, client)
             else:
                 del group[DONE]
@@ -325,9 +356,6 @@ class _Job:
             raise
         except OSError as error:
             raise write_failure(place, error, self._state(done, place)) from error
-        finally:
-            if done is not None and not done.is_flushed:
-                _flush_quietly(done)
 
     def _state(self, done: DoneMap | None, place: Location) -> str:
         if done is None:
@@ -366,14 +394,8 @@ class _Job:
             return group, arrays, None
         return group, arrays, DoneMap(group, (sum(level.blocks for level in self.plan),))
 
-    def _levels(
-        self,
-        arrays: list[Any],
-        done: DoneMap,
-        advance: Callable[[], None],
-        client: Client | None,
-    ) -> None:
-        """Every level in turn, because built ones need the one before."""
+    def _levels(self, arrays: list[Any], done: DoneMap) -> Iterator[Job]:
+        """A job per level."""
         first = 0
         for number, (level, array) in enumerate(zip(self.plan, arrays, strict=True)):
             call: Any
@@ -382,18 +404,7 @@ class _Job:
             else:
                 factors = (1, level.factor, level.factor)
                 call = _BuildTask(ReduceTask(arrays[number - 1], array, factors, "mean"))
-            numbered = {
-                region: first + i
-                for i, region in enumerate(level.regions())
-                if not done[(first + i,)]
-            }
-            logger.info("%s: level %d, %d blocks to do", self.location, number, len(numbered))
-
-            def mark(region: Region, _: Any, numbered: dict[Region, int] = numbered) -> None:
-                done.mark((numbered[region],))
-                advance()
-
-            run_all("to-ome-zarr", numbered, call, mark, client=client)
+            yield _LevelJob(self.slide.uri, level, call, done, first)
             first += level.blocks
 
     def _finish(self, group: zarr.Group, arrays: list[Any], client: Client | None) -> None:
@@ -431,26 +442,3 @@ class _Job:
         colors = [facts.get(f"omero.channel[{i}].color", "") for i in range(count)]
         given = all(len(c) == 6 for c in colors)
         return make_channels(count, windows, names, colors if given else None)
-
-
-def _flush_quietly(done: DoneMap) -> None:
-    """After an error: keep what is done if that can be; the error itself says more."""
-    try:
-        done.flush()
-    except StoreError as error:
-        logger.warning("%s", error)
-
-
-@contextmanager
-def _bar(total: int, finished: int, show: bool) -> Iterator[Callable[[], None]]:
-    if not show:
-        yield lambda: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=finished, unit="block", desc="to OME-Zarr") as bar:
-
-        def advance() -> None:
-            bar.update()
-
-        yield advance

@@ -55,11 +55,6 @@ class DoneMap:
         """Number of blocks that are done."""
         return int(np.count_nonzero(self._done))
 
-    @property
-    def is_flushed(self) -> bool:
-        """Whether all marks are written."""
-        return not self._dirty
-
     def __getitem__(self, index: Sequence[int]) -> bool:
         """Whether a block is done."""
         return bool(self._done[tuple(index)])
