@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import UsageError
 from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
@@ -158,22 +159,16 @@ class Area:
         -------
         ndarray of float64, shape (len(axes[0]), len(axes[1]), ...)
         """
-        total: Array = self._summed
-        for axis, (a, s) in enumerate(zip(axes, size, strict=True)):
-            scale, first = self.scale[axis], self.origin[axis]
-            low, high = a / scale - first, (a + s) / scale - first
-            total = (_at(total, axis, high) - _at(total, axis, low)) / (s / scale)
-        return total
+        ends = [
+            (a / scale - first, (a + s) / scale - first)
+            for a, s, scale, first in zip(axes, size, self.scale, self.origin, strict=True)
+        ]
+        sizes = [s / scale for s, scale in zip(size, self.scale, strict=True)]
+        return self._summed.means(ends, sizes)
 
     @cached_property
-    def _summed(self) -> npt.NDArray[np.float64]:
-        """Summed-area table with a leading zero along each axis."""
-        table = np.zeros([n + 1 for n in self.mask.shape], np.float64)
-        inner: Array = self.mask.astype(np.float64)
-        for axis in range(inner.ndim):
-            inner = inner.cumsum(axis=axis)
-        table[(slice(1, None),) * inner.ndim] = inner
-        return table
+    def _summed(self) -> SummedArea:
+        return SummedArea(self.mask)
 
     # -- blocks ---------------------------------------------------------------------
 
@@ -231,18 +226,6 @@ class Area:
         names = ("mask", "scale", "least", "origin", "multiple", "step")
         for name, value in zip(names, (mask, *rest), strict=True):
             object.__setattr__(self, name, value)
-
-
-def _at(table: Array, axis: int, where: npt.NDArray[np.float64]) -> Array:
-    """A table at fractional positions along one axis, linear in between, flat outside."""
-    last = table.shape[axis] - 1
-    where = np.clip(where, 0, last)
-    low = np.minimum(where.astype(np.int64), max(last - 1, 0))
-    part = (where - low).reshape([-1 if i == axis else 1 for i in range(table.ndim)])
-    before = table.take(low, axis=axis)
-    after = table.take(np.minimum(low + 1, last), axis=axis)
-    value: Array = before + (after - before) * part
-    return value
 
 
 def _coprime(count: int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from daskdmed.core.coverage import covered
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array
 from daskdmed.tiling.grid import WindowGrid
@@ -64,30 +65,17 @@ def coverage(mask: ArrayLike, grid: WindowGrid, extent: Sequence[float] | None =
         raise GeometryError(
             f"a mask spans a positive number of pixels along each of {grid.ndim} axes, got {spans}"
         )
-    for axis, span in enumerate(spans):
-        # each pass consumes the mask's leading axis and appends the windows of that axis
-        share = np.moveaxis(_axis_means(share, grid, axis, span), 0, -1)
-    clipped: Array = np.clip(share, 0.0, 1.0)
+    clipped: Array = np.clip(covered(share, _windows(grid), spans), 0.0, 1.0)
     return clipped
 
 
-def _axis_means(values: Array, grid: WindowGrid, axis: int, span: float) -> Array:
-    """Mean of the leading axis under each window of `axis`, (windows, *rest)."""
-    size, kernel = grid.shape[axis], grid.kernel_size[axis]
-    cells = values.shape[0]
-    out = np.zeros((grid.counts[axis], *values.shape[1:]))
-    for i in range(len(out)):
-        begin = grid.axis_origin(axis, i)
-        stop = min(begin + kernel, size)
-        # in mask cells, kept as numerators over `span` so that integer edges are exact
-        first, last = int(begin * cells // span), int(-(-stop * cells // span))
-        first, last = min(first, cells), min(last, cells)
-        if first < last:
-            edges = np.arange(first, last + 1) * span
-            weights = np.diff(np.clip(edges, begin * cells, stop * cells)).astype(np.float64)
-            share = weights / ((stop - begin) * cells)
-            out[i] = np.tensordot(share, values[first:last], axes=(0, 0))
-    return out
+def _windows(grid: WindowGrid) -> list[list[tuple[int, int]]]:
+    """Per axis first and last pixel of each window, as far as it lies inside the image."""
+    boxes = []
+    for axis, (size, kernel) in enumerate(zip(grid.shape, grid.kernel_size, strict=True)):
+        begins = (grid.axis_origin(axis, i) for i in range(grid.counts[axis]))
+        boxes.append([(begin, min(begin + kernel, size)) for begin in begins])
+    return boxes
 
 
 def kept_windows(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from daskdmed.cohort.tissue.npz import read_npz, write_npz
+from daskdmed.core.coverage import SummedArea, covered
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
@@ -187,19 +188,14 @@ class TissueMask:
             The region has another number of axes.
         """
         self._same_axes(region.origin, "a region")
-        value: Array = self.data
-        for axis, (first, size) in enumerate(zip(region.origin, region.shape, strict=True)):
-            begin, end = max(0, first), min(self.shape0[axis], first + size)
+        boxes = []
+        for first, size, extent in zip(region.origin, region.shape, self.shape0, strict=True):
+            begin, end = max(0, first), min(extent, first + size)
             if begin >= end:
                 return 0.0
-            # edges of mask pixels as integers over shape0, so that nothing is rounded
-            cells, extent = self.shape[axis], self.shape0[axis]
-            low, high = begin * cells // extent, -(-end * cells // extent)
-            edges = np.arange(low, high + 1, dtype=np.int64) * extent
-            weights = np.diff(np.clip(edges, begin * cells, end * cells))
-            share = weights / weights.sum()
-            value = np.tensordot(share, value[low:high], axes=(0, 0))
-        return min(1.0, max(0.0, float(value)))
+            boxes.append([(begin, end)])
+        value = covered(self.data, boxes, self.shape0).item()
+        return min(1.0, max(0.0, value))
 
     def fractions(self, origins: ArrayLike, shape: tuple[int, ...]) -> Array:
         """`fraction_of` many regions of one size, by an integral image.
@@ -224,7 +220,7 @@ class TissueMask:
         begin = np.clip(first, 0, extent) / scale
         end = np.clip(first + np.asarray(shape), 0, extent) / scale
         area = np.prod(end - begin, axis=1)
-        total = _box_sums(self.data, begin, end)
+        total = SummedArea(self.data).sums(begin, end)
         share = np.divide(total, area, out=np.zeros(len(area)), where=area > 0)
         clipped: Array = np.clip(share, 0.0, 1.0)
         return clipped
@@ -343,28 +339,3 @@ def _extent(
                     f"shape0={extent}; leave one of them out"
                 )
     return extent
-
-
-def _box_sums(values: Array, begin: Array, end: Array) -> Array:
-    """Integrals of a mask over boxes with fractional corners (n, axes), in mask pixels."""
-    table = np.zeros(tuple(n + 1 for n in values.shape), np.int64)
-    inner = table[(slice(1, None),) * values.ndim]
-    inner[...] = values
-    for axis in range(values.ndim):
-        np.cumsum(inner, axis=axis, out=inner)
-    total = np.zeros(len(begin))
-    for corner in np.ndindex(*(2,) * values.ndim):
-        sign = (-1) ** (values.ndim - sum(corner))
-        total += sign * _interpolate(table, np.where(np.asarray(corner, bool), end, begin))
-    return total
-
-
-def _interpolate(table: Array, at: Array) -> Array:
-    """Multilinear interpolation; exact inside the pixels of what the table sums up."""
-    below = np.clip(np.floor(at).astype(np.intp), 0, np.asarray(table.shape) - 2)
-    part = at - below
-    found = np.zeros(len(at))
-    for step in np.ndindex(*(2,) * table.ndim):
-        weight = np.prod(np.where(np.asarray(step, bool), part, 1 - part), axis=1)
-        found += weight * table[tuple((below + np.asarray(step)).T)]
-    return found

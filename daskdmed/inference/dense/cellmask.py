@@ -9,12 +9,12 @@ Not covered: masks that choose whole windows by their cover (`daskdmed.tiling.ma
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array
 from daskdmed.inference.dense.mosaic import AxisWindows
@@ -65,13 +65,7 @@ class CellMask:
         places = [np.unique(places, return_inverse=True) for places in under]
         self.inside: Array = given[np.ix_(*(rows for rows, _ in places))] > 0
         self.index: tuple[Array, ...] = tuple(inverse for _, inverse in places)
-        # summed-area table: counts of any box with 2^ndim look-ups
-        count = np.int32 if self.inside.size < 2**31 else np.int64
-        table = np.zeros([n + 1 for n in self.inside.shape], count)
-        table[(slice(1, None),) * given.ndim] = self.inside
-        for i in range(given.ndim):
-            np.cumsum(table, axis=i, out=table)
-        self._table = table
+        self._summed = SummedArea(self.inside)
 
     def any(self, spans: Sequence[Sequence[tuple[int, int]]]) -> Array:
         """Whether boxes of cells hold one that is inside.
@@ -93,11 +87,7 @@ class CellMask:
             )
             for index, axis_spans in zip(self.index, spans, strict=True)
         ]
-        count = np.zeros([len(s) for s in spans], np.int64)
-        for corner in itertools.product((0, 1), repeat=len(ends)):
-            sign = (-1) ** (len(ends) - sum(corner))
-            count += sign * self._table[np.ix_(*(e[c] for e, c in zip(ends, corner, strict=True)))]
-        return np.asarray(count > 0)
+        return np.asarray(self._summed.counts(ends) > 0)
 
     def at(self, spans: Sequence[tuple[int, int]]) -> Array:
         """The mask of a box of cells, bool."""
