@@ -92,8 +92,17 @@ def advise(source, client=None):
     return
 
 
+def sliding(source, client=None):
+    found: dict[str, list[float]] = {}
+    with daskdmed.SlidingWindowDL(source, kernel_size=64, client=client) as loader:
+        for x, patients, _ in loader:
+            for patient, window in zip(patients, x):
+                found.setdefault(patient.key, []).append(float(window.float().mean()))
+    return found
+
+
 #: of every image of a collection
-MANY = [lightdl, advise]
+MANY = [lightdl, sliding, advise]
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "persisted"])

@@ -6,16 +6,17 @@ Not covered: datasets (`daskdmed.inference.cohorts`).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.errors import DatasetError, GeometryError, StoreError, UsageError
 from daskdmed.core.resolution import Resolution
-from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.types import Array, OnError, OnTileError, PathLike
 from daskdmed.core.view import ImageView
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, result_path
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
 from daskdmed.tiling.mask import kept_windows
@@ -23,6 +24,8 @@ from daskdmed.tiling.mask import kept_windows
 if TYPE_CHECKING:
     from distributed import Client
     from zarr.abc.store import Store
+
+    from daskdmed.cohort.sources import Images
 
 
 def as_view(
@@ -103,14 +106,95 @@ def as_location(out: PathLike | Store | None, client: Client | None) -> Location
     return location
 
 
+def locations_of(
+    images: Images,
+    out: PathLike | Store | None,
+    client: Client | None,
+    *,
+    replaces: bool,
+    on_error: OnError = "raise",
+) -> dict[str, Location]:
+    """Where the results of images go, by patient id.
+
+    Parameters
+    ----------
+    images : Images
+        A single image's result is at `out` itself.
+    out : path, URL or zarr store, optional
+        For several images the folder that gets ``<id>/<record>.zarr`` for each. Default:
+        memory.
+    client : distributed.Client, optional
+        Its workers must be able to write there.
+    replaces : bool
+        Whether stores that are there may be gone on with or replaced.
+    on_error : {"raise", "skip"}
+        "skip": images whose record is missing have no place.
+
+    Raises
+    ------
+    UsageError
+        A place that cannot be written to, or a store for several images.
+    StoreError
+        Stores are there already.
+    DatasetError
+        A record is missing.
+    """
+    if images.single:
+        return {images[0].key: as_location(out, client)}
+    if out is not None and not isinstance(out, (str, os.PathLike)):
+        raise UsageError(
+            f"out= of several images is a folder or URL for one store each, got "
+            f"{type(out).__name__}"
+        )
+    places = {}
+    for image in images:
+        try:
+            name = image.record.name
+        except DatasetError:
+            if on_error == "raise":
+                raise
+            continue
+        path = None if out is None else result_path(out, image.key, name)
+        places[image.key] = as_location(path, client)
+    there = [] if replaces else [key for key, place in places.items() if place.holds_group()]
+    if there:
+        shown = ", ".join(map(repr, there[:10])) + (" ..." if len(there) > 10 else "")
+        raise StoreError(
+            f"{out} holds results of {len(there)} of {len(images)} patients already: {shown}; "
+            "resume=True goes on with them (same parameters) and makes the others, "
+            "overwrite=True replaces them, or give another out="
+        )
+    return places
+
+
+def check_resources(resources: Mapping[str, float] | None, client: Client | None) -> None:
+    """Refuse resources without workers that could offer them."""
+    if resources and client is None:
+        raise UsageError(
+            f"resources={dict(resources)!r} are offered by workers of a cluster; give client=, "
+            "or device= to run in this process"
+        )
+
+
+def check_lazy(**given: Any) -> None:
+    """Refuse arguments that say how to write, beside ``compute=False``."""
+    meant = [name for name, value in given.items() if value]
+    if meant:
+        raise UsageError(
+            f"{' and '.join(f'{name}=' for name in meant)} beside compute=False, which writes "
+            "nothing: leave compute away, or write the lazy array with its to_zarr"
+        )
+
+
 def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float) -> Array | None:
     """Which windows a mask lets through; None without a mask.
 
     Parameters
     ----------
     mask : array-like, TissueMask or None
-        An array lies over the whole image; a mask that knows its `shape0` (level-0 extent
-        of its image) lies where that says, and must be of this image.
+        An array lies over the whole image; an object with `data` and `scale` (level-0 pixels
+        per mask pixel and axis) lies where that says; one that knows the `shape0` (level-0
+        extent) of its image must be of this image.
     view : ImageView
         The image.
     grid : WindowGrid
@@ -125,11 +209,21 @@ def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float)
     """
     if mask is None:
         return None
-    extent0 = getattr(mask, "shape0", None)
-    if extent0 is None:
+    extent0: Any = getattr(mask, "shape0", None)
+    scale: Any = getattr(mask, "scale", None)
+    if extent0 is None and scale is None:
         return kept_windows(mask, grid, minimum)
-    if len(extent0) != grid.ndim:
-        raise GeometryError(f"a mask of {len(extent0)} axes on an image of shape {grid.shape}")
+    data = np.asarray(mask.data)
+    if data.ndim != grid.ndim or len(scale) != grid.ndim:
+        raise GeometryError(
+            f"a mask of shape {data.shape} with scale {tuple(scale)} does not lie over an image "
+            f"with {grid.ndim} spatial axes"
+        )
+    if extent0 is None:
+        spans = [
+            n * float(s) / d for n, s, d in zip(data.shape, scale, view.downsample, strict=True)
+        ]
+        return kept_windows(data, grid, minimum, spans)
     # of coarse levels the extent is rounded to whole pixels
     whole = [n * d for n, d in zip(grid.shape, view.downsample, strict=True)]
     limits = [max(s, d) for s, d in zip(mask.scale, view.downsample, strict=True)]
@@ -139,7 +233,7 @@ def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float)
             f"{tuple(round(n) for n in whole)}; make the mask from the same image"
         )
     extent = [e / d for e, d in zip(extent0, view.downsample, strict=True)]
-    return kept_windows(np.asarray(mask.data), grid, minimum, extent)
+    return kept_windows(data, grid, minimum, extent)
 
 
 def windows_per_block(

@@ -10,28 +10,29 @@ and is faster), and what becomes of batches (`daskdmed.tables`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dask.base import tokenize
 
+from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
 from daskdmed.core.checks import check_choice, check_count
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import LevelLike, MppLike, PowerLike
+from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
 from daskdmed.inference.run import worker_threads
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.sliding.ahead import ReadAhead
 from daskdmed.loading.sliding.batches import WindowBatch, WindowChunks
-from daskdmed.loading.sliding.images import MasksLike, Wish, open_images
+from daskdmed.loading.sliding.images import Layout, MasksLike, open_images
 from daskdmed.loading.sliding.plan import LoadPlan, Order
 from daskdmed.loading.sliding.progress import Passing
 from daskdmed.loading.sliding.read import LoadReader
 from daskdmed.loading.stats import Meter, SlidingStats
 from daskdmed.persistence.budget import check_memory, to_bytes
 from daskdmed.persistence.cluster import connect
-from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
+from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, spatial_axes
 from daskdmed.tiling.imagegrid import ImageGrid
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     Parameters
     ----------
-    dataset_or_image : Dataset, Patient, Slide, Record, path, URL, view or array
+    dataset_or_image : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
         What to slide over.
     kernel_size : int or sequence of int
         Extent of a window in pixels at the resolution asked for, array order (y, x). One
@@ -98,6 +99,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
         What an image or region does that cannot be read after several attempts: reach
         ``next`` as an error that names patient, record and region; or be left out, window
         by window, and reported by `stats`.
+    tile_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes: an error (see `on_error`), or
+        background and a warning.
     client : distributed.Client, optional
         Where blocks are read. None: threads of this process.
     block_windows : int or sequence of int, optional
@@ -126,7 +130,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     def __init__(
         self,
-        dataset_or_image: Any,
+        dataset_or_image: ImagesLike,
         *,
         kernel_size: PerAxis,
         stride: PerAxis | None = None,
@@ -147,13 +151,14 @@ class SlidingWindowDL(Loader[WindowChunks]):
         batch_tfms: Callable[[Any], Any] | None = None,
         rank: RankLike = None,
         world_size: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
+        tile_error: OnTileError = "raise",
         client: Client | None = None,
         block_windows: PerAxis | None = None,
     ) -> None:
         super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
         check_choice("order", order, ("sequential", "interleaved"))
-        check_choice("on_error", on_error, ("raise", "skip"))
+        check_on_error(on_error)
         if min_interval is not None and not (np.isfinite(min_interval) and min_interval >= 0):
             raise UsageError(f"min_interval must be seconds >= 0, got {min_interval!r}")
         self._order = order
@@ -161,11 +166,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
         self._skip = on_error == "skip"
         self._min_interval = float(min_interval or 0)
         self._budget = to_bytes(resident)
-        wish = Wish(
-            kernel_size, stride, overlap, edge, level, mpp, power, record, mask, min_mask,
-            block_windows, self._budget,
-        )  # fmt: skip
-        images, failures = open_images(dataset_or_image, wish, skip=self._skip)
+        layout = Layout(kernel_size, stride, overlap, edge, min_mask, block_windows, self._budget)
+        request = Request(record, level, mpp, power, spatial_axes(kernel_size), tile_error)
+        images, failures = open_images(images_of(dataset_or_image, request), layout, mask, on_error)
         self._plan = LoadPlan(
             images,
             order=order,
