@@ -23,6 +23,7 @@ import numpy as np
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.folder import image_id
 from daskdmed.cohort.record import DEFAULT_RECORD, Patient, Record
+from daskdmed.core import events
 from daskdmed.core.errors import (
     BudgetError,
     DaskdmedError,
@@ -385,9 +386,20 @@ class Failure:
             record = image.request.record or ""
         return cls(image.key, record, "open", str(error), error)
 
-    def __str__(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Kind and message of the error."""
         kind = f"{type(self.error).__name__}: " if self.error is not None else ""
-        return f"{self.patient}/{self.record}: {kind}{self.message}"
+        return f"{kind}{self.message}"
+
+    def tell(self) -> None:
+        """Say in the log, and to those who listen, that an image is left out."""
+        logger.warning("left out %s", self)
+        if events.listening():
+            events.emit(events.SlideSkipped(self.patient, self.record, self.reason))
+
+    def __str__(self) -> str:
+        return f"{self.patient}/{self.record}: {self.reason}"
 
 
 class Results(dict[str, T]):
@@ -436,7 +448,7 @@ class LeftOut:
 
     def add(self, failure: Failure) -> None:
         """Report one; an error when it was the last hope."""
-        logger.warning("left out %s", failure)
+        failure.tell()
         self.failures.append(failure)
         if len(self.failures) == self.total:
             first = self.failures[0]

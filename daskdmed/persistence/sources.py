@@ -8,7 +8,6 @@ it (`daskdmed.persistence.areas`).
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +29,6 @@ from daskdmed.persistence.catalogue import Catalogue, Entry
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue.find import TissueMask
 
-logger = logging.getLogger("daskdmed.persistence")
 
 #: areas kept in memory; a mask of a large slide has some megabytes, and is soon unpacked
 _KEPT = 16
@@ -218,8 +216,9 @@ class AreaSource:
                 patient=patient,
                 record=entry.record,
             ) from error
-        logger.warning("left out patient %r: %s", patient, error)
-        self.failures.append(Failure(patient, entry.record, "mask", str(error)))
+        failure = Failure(patient, entry.record, "mask", str(error), error)
+        failure.tell()
+        self.failures.append(failure)
         return np.zeros(len(entry.grid))
 
     def _no_tissue(self, entry: Entry, area: Area) -> str:

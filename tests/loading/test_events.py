@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from daskdmed import LightDL, SlidingWindowDL, events
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, events
 from tests.loading.conftest import SMALL
 
 
@@ -45,3 +46,26 @@ def test_blocks_of_windows_are_told_of_like_big_chunks(dataset, heard):
 
     for kind in (events.BigChunkRequested, events.BigChunkReady, events.BigChunkEvicted):
         assert visits(kind) == list(range(blocks))
+
+
+def test_images_that_are_left_out_are_told_of(dataset, heard, tmp_path):
+    (tmp_path / "bad.svs").write_bytes(b"no slide")
+    bad = Patient("bad", {"wsi": Record(tmp_path / "bad.svs")})
+    loader = LightDL(Dataset("d", [bad, *dataset]), **SMALL, on_error="skip")
+    (told,) = [e for e in heard if isinstance(e, events.SlideSkipped)]
+    assert (told.patient, told.record) == ("bad", "wsi")
+    assert "Error: " in told.reason
+    assert [f.patient for f in loader.stats().failed] == ["bad"]
+
+
+def test_an_image_without_a_mask_is_told_of(dataset, heard):
+    def mask(thumbnail):
+        if thumbnail[0, 0, 2] == 1:
+            raise OSError("no mask today")
+        return np.ones(thumbnail.shape[:2], bool)
+
+    with LightDL(dataset, **SMALL, tissue=mask, on_error="skip") as loader:
+        for _ in range(10):
+            loader.get()
+    (told,) = [e for e in heard if isinstance(e, events.SlideSkipped)]
+    assert (told.patient, told.reason) == ("p1", "OSError: no mask today")

@@ -322,13 +322,9 @@ def _assembled(load: Load, regions: Sequence[Region], answers: Sequence[Array]) 
     block, view = load.block, load.image.view
     if len(answers) == 1 and answers[0].shape[: view.spatial_ndim] == block.extent:
         return answers[0]
-    pixels = buffers.empty((*block.extent, *view.shape[view.spatial_ndim :]), view.dtype)
+    pixels = buffers.empty((*block.extent, *view.channel_shape), view.dtype)
     for region, part in zip(regions, answers, strict=True):
-        at = tuple(
-            slice(o - b, o - b + n)
-            for o, b, n in zip(region.origin, block.region.origin, region.shape, strict=True)
-        )
-        pixels[at] = part
+        pixels[region.local_to(block.region).slices] = part
     background = np.asarray(view.background, view.dtype)
     for axis, pad in enumerate(block.padding):
         if pad:
