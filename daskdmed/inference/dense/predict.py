@@ -1,72 +1,70 @@
-"""`predict`: a value per pixel (or per few pixels) of a whole image, written to Zarr.
+"""`predict`: a value per pixel (or per few pixels) of whole images, written to Zarr or lazy.
 
-Puts together windows, weights, the model, the store and whoever computes; each of these has
-its module. Not covered: one value per window (`daskdmed.inference.heatmap`), whole datasets
-(`daskdmed.inference.infer`).
+The public function; windows, weights, models, stores and whoever computes have their modules.
+Not covered: one value per window (`daskdmed.inference.heatmap`), scans with their truth and
+times (`daskdmed.inference.infer`).
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask.array as da
 from numpy.typing import ArrayLike
 
-from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
+from daskdmed.cohort.sources import (
+    Image,
+    Images,
+    ImagesLike,
+    LeftOut,
+    Request,
+    Results,
+    images_of,
+)
+from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.resolution import Resolution
-from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
+from daskdmed.core.work import default_threads, run
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
 from daskdmed.inference.dense.cellmask import CellMask
 from daskdmed.inference.dense.finish import Finish, Post
-from daskdmed.inference.dense.sweep import SweepTask
-from daskdmed.inference.dense.sweepjobs import (
-    SweepJob,
-    last_axis_overhead,
-    make_sweeps,
-    steps_per_job,
-)
-from daskdmed.inference.inputs import as_location, as_view
+from daskdmed.inference.dense.job import PredictJob, Work, lazy
+from daskdmed.inference.dense.sweep import Sweeper
+from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
+from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.window import Model, Transform, WindowModel
-from daskdmed.inference.run import run_in_threads, worker_threads
-from daskdmed.store.location import Location
 from daskdmed.store.results.georeference import Georeference
-from daskdmed.store.results.resumable import ResultSpec, ResultStore, lazy_result, open_result
+from daskdmed.store.results.resumable import ResultSpec
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
 
 if TYPE_CHECKING:
     from distributed import Client
     from zarr.abc.store import Store
 
-    from daskdmed.cohort.record import Record
-    from daskdmed.images.slide import Slide
-
-logger = logging.getLogger("daskdmed.inference")
 #: pixels of a batch of windows; a quarter of it on the CPU
 _BATCH_PIXELS = 2**20
-#: cells per axis of a chunk of the returned Dask array
+T = TypeVar("T")
 
 
 def predict(
-    image: Slide | Record | ImageView | PathLike | da.Array | Array,
+    image: ImagesLike,
     model: Model,
     *,
     kernel_size: PerAxis,
     stride: PerAxis | None = None,
     overlap: OverlapLike | None = None,
-    level: int = 0,
-    mpp: float | tuple[float, float] | None = None,
-    power: float | None = None,
+    level: LevelLike = 0,
+    mpp: MppLike | None = None,
+    power: PowerLike | None = None,
     out: PathLike | Store | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mapping[Any, Any] | Any = None,
     blend: BlendMode = "gaussian",
     sigma_scale: float | Sequence[float] = 0.125,
     batch_size: int | None = None,
@@ -82,9 +80,13 @@ def predict(
     device: Any = None,
     autocast: Any = None,
     channels_last: bool = False,
+    resources: Mapping[str, float] | None = None,
+    record: str | None = None,
+    on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
+    compute: bool = True,
     progress: bool = False,
-) -> da.Array:
+) -> Any:
     """Dense prediction: run a model that gives a map per window, and blend the maps.
 
     Equal to MONAI's ``sliding_window_inference`` with the same model and settings, but the
@@ -96,7 +98,7 @@ def predict(
 
     Parameters
     ----------
-    image : Slide, Record, path, URL, view, dask.array.Array or numpy.ndarray
+    image : Dataset, Patient, Slide, Record, path, URL, view, array, or a list of these
         As for `heatmap`: spatial axes first, at most one channel axis behind them.
     model : torch.nn.Module, callable, path or exported program
         A module (or TorchScript archive, or exported program, by path) gets float32
@@ -119,13 +121,15 @@ def predict(
         0.25. The stride is ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it, in whole
         cells.
     level, mpp, power
-        The resolution, at most one of them.
+        The resolution, at most one of them; values or functions of the patient.
     out : path, URL or zarr store, optional
-        Where to write. Default: in memory.
+        Where to write; for a dataset or list the folder that gets ``<id>/<record>.zarr`` for
+        each. Default: in memory.
     mask : array-like or TissueMask, optional
         Over the whole image at any resolution, true (above 0) where a prediction is wanted.
         A cell is inside where the mask under its middle is true. Cells inside have exactly
         the value they have without a mask; windows without any are neither read nor computed.
+        For a dataset ``{id: mask}`` or a function of the patient.
     blend : {"gaussian", "constant", "hann"}
         Weights of overlapping windows, see `daskdmed.inference.dense.blend`.
     sigma_scale : float or sequence of float
@@ -156,12 +160,20 @@ def predict(
         Compute on a cluster. Default: threads of this process.
     chunks : int or sequence of int, optional
         Cells per chunk of the result. Default: about 768 x 768, or 96^3.
-    batch_tfms, device, autocast, channels_last, tile_error, progress
+    batch_tfms, device, autocast, channels_last, record, on_error, tile_error
         As for `heatmap`.
+    resources : mapping, optional
+        What a worker of `client` must offer, for example ``{"GPU": 1}``; pixels are read
+        where the model runs.
+    compute : bool
+        False: nothing is written. The same sweeps as a lazy Dask array, for any scheduler,
+        to be sliced without computing other bands, persisted, stored or gone on with.
+    progress : bool
+        Show a progress bar over sweeps.
 
     Returns
     -------
-    dask.array.Array
+    dask.array.Array, or dict of str to dask.array.Array for a dataset or list
         Lazy, of the Zarr array written: (*cells) for one value, (k, *cells) for k, with
         ``ceil(size / r)`` cells along each axis of the image. Valid networks in dense mode:
         as many as `heatmap` has windows.
@@ -174,7 +186,7 @@ def predict(
         Arguments that do not fit each other or the image.
     BudgetError
         A batch of windows would take more than 8 GiB.
-    StoreError
+    StoreError, DatasetError
         As for `heatmap`.
     ImageError
         The image, or one of its tiles, cannot be read.
@@ -185,130 +197,82 @@ def predict(
     ...     slide, unet, kernel_size=512, overlap=0.25, post="argmax", out="labels.zarr"
     ... )
     """
-    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
-        raise UsageError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
-    resolution = Resolution.of(level, mpp, power)
-    ndim = spatial_axes(kernel_size)
-    view = as_view(image, ndim, resolution, tile_error)
-    windows = WindowChoice.of(view, kernel_size, stride, overlap, receptive_field, output_stride)
-    windows.check_bytes(batch_size or 1)
-    location = as_location(out, client)
+    check_resources(resources, client)
+    if not compute:
+        check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
+    settings = _Settings(
+        kernel_size, stride, overlap, receptive_field, output_stride, blend, sigma_scale, chunks,
+        batch_size, post, fill,
+    )  # fmt: skip
+    axes = spatial_axes(kernel_size)
+    images = images_of(image, Request(record, level, mpp, power, axes, tile_error))
+    masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
     adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
-    threads = worker_threads() if client is None else 1
+    if not compute:
+        adapted = adapted.in_evaluation()
+    threads = sweeps_at_once(adapted, default_threads()) if client is None else 1
     with adapted.ready(threads):
-        ready = adapted.place() if client is None else adapted
-        mosaic = windows.try_model(ready, blend, sigma_scale, chunks)
-    finish = Finish.of(post, mosaic.layout.outputs, fill)
-    cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
-    spec = _spec(view, windows, mosaic, finish, resolution, adapted, cells)
-    store, place = open_result(location, spec, resume=resume, overwrite=overwrite)
-    size = batch_size or _windows_per_call(ready, mosaic)
-    task = SweepTask(view, mosaic.plan, mosaic.blend, finish, store.array, mosaic.layout, size)
-    work = _Work(task, cells, store, location, progress)
-    work.compute(ready, client)
-    if place != location:
-        location.replace(place)
-    return lazy_result(location, spec)
+        # a client may lack the device of its workers: it tries the model where it is
+        placed = (adapted if client is None else replace(adapted, device=None)).place()
+        shipped = Shipped(adapted, placed if client is None else None)
 
+        def work(one: Image) -> Work:
+            return settings.work(one, masks(one), adapted, placed)
 
-@dataclass(frozen=True)
-class _Work:
-    """The chunks of one call that are not done yet."""
-
-    task: SweepTask
-    mask: CellMask | None
-    store: ResultStore
-    location: Location
-    progress: bool
-
-    def compute(self, model: WindowModel, client: Client | None) -> None:
-        """Compute them all, and record what is done whatever happens."""
-        store, plan = self.store, self.task.plan
-        if client is None:
-            workers = sweeps_at_once(model, worker_threads())
+        if not compute:
+            found = dict(_each(images, left_out, lambda one: lazy(work(one), shipped)))
         else:
-            workers = 2 * max(sum(client.nthreads().values()), 1)
-        longest = steps_per_job(plan, workers)
-        parallel = min(workers, math.prod(plan.bands) * -(-plan.steps // longest))
-        jobs = list(make_sweeps(plan, list(store.pending()), self.mask, longest, store.mark))
-        logger.info(
-            "%s: %d of %d chunks to compute in %d sweeps; %d windows needed, %d computed (x%.3f)",
-            self.location,
-            store.total - store.finished,
-            store.total,
-            len(jobs),
-            plan.needed,
-            round(plan.computed * last_axis_overhead(plan, longest)),
-            plan.recomputed * last_axis_overhead(plan, longest),
-        )
-        try:
-            with _bar(store, self.progress) as mark:
-                if client is None:
-                    with model.ready(parallel):
-                        self._in_threads(model, jobs, mark, parallel)
-                else:
-                    self._on_cluster(model, jobs, mark, client)
-        except DaskdmedError as error:
-            error.add_note(self._state())
-            raise
-        except Exception as error:
-            notes = "; ".join(getattr(error, "__notes__", ()))
-            raise StoreError(
-                f"prediction of {store.spec.image} stopped: {type(error).__name__}: {error} "
-                f"({notes}). {self._state()}"
-            ) from error
-        finally:
-            store.flush()
+            places = locations_of(
+                images, out, client, replaces=resume or overwrite, on_error=on_error
+            )
+            if client is not None:
+                shipped.pack()
+                threads = 2 * max(sum(client.nthreads().values()), 1)
 
-    def _in_threads(
-        self, model: WindowModel, jobs: list[SweepJob], mark: _Mark, threads: int
-    ) -> None:
-        lock = threading.Lock()
+            def job(one: Image) -> PredictJob:
+                return PredictJob(
+                    work(one),
+                    shipped,
+                    places[one.key],
+                    resume=resume,
+                    overwrite=overwrite,
+                    workers=threads,
+                    local=client is None,
+                )
 
-        def call(job: SweepJob) -> tuple[int, ...]:
-            def wrote(step: int) -> None:
-                with lock:
-                    self._mark(job.band, step, mark)
-
-            return self.task(model, job, wrote)
-
-        run: Any = run_in_threads  # sweeps have an index, which is all that it asks of jobs
-        run(jobs, call, lambda index: None, threads)
-
-    def _on_cluster(
-        self, model: WindowModel, jobs: list[SweepJob], mark: _Mark, client: Client
-    ) -> None:
-        from daskdmed.inference.cluster import run_on_cluster
-
-        by_index = {job.index: job for job in jobs}
-
-        def done(index: tuple[int, ...]) -> None:
-            job = by_index[tuple(index)]
-            for step in range(job.begin, job.stop):
-                self._mark(job.band, step, mark)
-
-        run: Any = run_on_cluster
-        with model.ready(1):
-            run(client, jobs, self.task, model, done)
-
-    def _mark(self, band: tuple[int, ...], step: int, mark: _Mark) -> None:
-        for chunk in self.task.plan.band_chunks(band, step):
-            mark(chunk)
-
-    def _state(self) -> str:
-        store = self.store
-        kept = f"{store.finished} of {store.total} chunks are done"
-        if self.location.in_memory:
-            return f"{kept}; give out= to keep them when a run stops"
-        return f"{kept} and kept in {self.location}; call again with resume=True to go on"
+            found = _compute(
+                _each(images, left_out, job),
+                client=client,
+                threads=threads,
+                resources=resources,
+                show=progress,
+            )
+    if images.single:
+        return found[images[0].key]
+    results: Results[da.Array] = Results(found)
+    results.failures = tuple(left_out.failures)
+    return results
 
 
-_Mark = Callable[[tuple[int, ...]], None]
+def _each(images: Images, left_out: LeftOut, make: Callable[[Image], T]) -> Iterator[tuple[str, T]]:
+    """Something of every image that can be used, by the id of its patient."""
+    for one in images:
+        made: list[T] = []
+        with contextlib.nullcontext() if images.single else left_out.of(one):
+            made.append(make(one))
+        for usable in made:
+            yield one.key, usable
 
 
-def _windows_per_call(model: WindowModel, mosaic: Mosaic) -> int:
-    on_cpu = model.is_torch and model.device_type == "cpu"
-    return max((_BATCH_PIXELS // (4 if on_cpu else 1)) // math.prod(mosaic.plan.kernel_size), 1)
+def _compute(jobs: Iterable[tuple[str, PredictJob]], **how: Any) -> dict[str, da.Array]:
+    names: list[str] = []
+
+    def listed() -> Iterator[PredictJob]:
+        for name, job in jobs:
+            names.append(name)
+            yield job
+
+    return dict(zip(names, run(listed(), name="predict", **how), strict=True))
 
 
 def sweeps_at_once(model: WindowModel, threads: int) -> int:
@@ -323,20 +287,48 @@ def sweeps_at_once(model: WindowModel, threads: int) -> int:
     return 1 if model.device_type == "cpu" else min(2, threads)
 
 
-@contextmanager
-def _bar(store: ResultStore, show: bool) -> Iterator[_Mark]:
-    if not show:
-        yield store.mark
-        return
-    from tqdm.auto import tqdm
+@dataclass(frozen=True)
+class _Settings:
+    """What a call says about every image. See `predict`."""
 
-    with tqdm(total=store.total, initial=store.finished, unit="chunk", desc="predict") as bar:
+    kernel_size: PerAxis
+    stride: PerAxis | None
+    overlap: OverlapLike | None
+    receptive_field: PerAxis | None
+    output_stride: PerAxis | None
+    blend: BlendMode
+    sigma_scale: float | Sequence[float]
+    chunks: PerAxis | None
+    batch_size: int | None
+    post: Post
+    fill: float | None
 
-        def done(index: tuple[int, ...]) -> None:
-            store.mark(index)
-            bar.update()
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        if size is not None and (int(size) != size or size < 1):
+            raise UsageError(f"batch_size must be a whole number >= 1, got {size!r}")
 
-        yield done
+    def work(self, image: Image, mask: Any, model: WindowModel, placed: WindowModel) -> Work:
+        """Open an image, try the model, and lay out the windows."""
+        view = image.view()
+        windows = WindowChoice.of(
+            view,
+            self.kernel_size,
+            self.stride,
+            self.overlap,
+            self.receptive_field,
+            self.output_stride,
+        )
+        windows.check_bytes(self.batch_size or 1)
+        mosaic = windows.try_model(placed, self.blend, self.sigma_scale, self.chunks)
+        finish = Finish.of(self.post, mosaic.layout.outputs, self.fill)
+        cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
+        on_cpu = placed.is_torch and placed.device_type == "cpu"
+        pixels = _BATCH_PIXELS // (4 if on_cpu else 1)
+        size = self.batch_size or max(pixels // math.prod(mosaic.plan.kernel_size), 1)
+        sweeper = Sweeper(mosaic.plan, mosaic.blend, finish, mosaic.layout, size)
+        spec = _spec(view, windows, mosaic, finish, image.resolution, model, cells)
+        return Work(view, sweeper, cells, spec)
 
 
 def _spec(

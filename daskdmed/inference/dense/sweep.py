@@ -1,24 +1,23 @@
-"""Sweeping a band of a result: read pixels, run the model, blend, write chunks.
+"""Sweeping a band of a result: read pixels, run the model, blend, step by step.
 
 A sweep goes along the last axis and holds the pixels and the partial sums of one step and
 of the windows that reach beyond it, nothing of the size of the result. A chunk is written
 once, when nothing more comes to it.
 
 Not covered: how the result is cut into bands and steps (`daskdmed.inference.dense.mosaic`), and who
-runs the sweeps (`daskdmed.inference.dense.predict`).
+writes what sweeps give (`daskdmed.inference.dense.job`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
@@ -96,100 +95,97 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class SweepTask:
+class Sweeper:
     """What is done in every sweep. A picklable value without handles.
 
     Parameters
     ----------
-    view : ImageView
-        The image.
     plan : MosaicPlan
         Windows, bands and steps.
     blend : Blend, optional
         Weights; None where each cell comes from one window.
     finish : Finish
-        What is written.
-    target : zarr.Array
-        ([k,] *cells).
+        What becomes of blended values.
     layout : Layout
         What the model gives for a window.
     batch_size : int
         Windows per call of the model.
     """
 
-    view: ImageView
     plan: MosaicPlan
     blend: Blend | None
     finish: Finish
-    target: Any
     layout: Layout
     batch_size: int
 
-    def for_block(self, job: SweepJob) -> SweepTask:
-        """The same task, its view cut down to what the job needs (cheap to send)."""
-        spans = [*self._lead(job.band), self._columns(job)]
-        region = Region.between(*zip(*spans, strict=True)).clip(self.view.spatial_shape)
-        return replace(self, view=self.view.narrowed(region))
-
-    def _lead(self, band: Index) -> list[tuple[int, int]]:
+    def lead(self, band: Index) -> list[tuple[int, int]]:
+        """(begin, stop) in pixels of a band along all axes but the last, the outside included."""
         windows = self.plan.band_windows(band)
         return [
             (axis.origins[w[0]], axis.origins[w[-1]] + axis.kernel_size)
             for axis, w in zip(self.plan.axes[:-1], windows, strict=True)
         ]
 
-    def _columns(self, job: SweepJob) -> tuple[int, int]:
+    def region(self, view: ImageView, job: SweepJob) -> Region:
+        """The pixels that a sweep may read."""
         axis = self.plan.axes[-1]
         begin, stop = self.plan.step_cells(job.begin)[0], self.plan.step_cells(job.stop - 1)[1]
         touched = axis.touching(begin, stop)
-        tile = self.view.tile_shape[-1]
+        tile = view.tile_shape[-1]
         # a strip may read on to the end of a storage tile
         end = axis.origins[touched[-1]] + axis.kernel_size
-        return axis.origins[touched[0]], -(-end // tile) * tile
+        spans = [*self.lead(job.band), (axis.origins[touched[0]], -(-end // tile) * tile)]
+        return Region.between(*zip(*spans, strict=True)).clip(view.spatial_shape)
 
-    def __call__(
-        self, model: WindowModel, job: SweepJob, wrote: Callable[[int], None] | None = None
-    ) -> Index:
-        """Compute and write the steps of one job.
+    def steps(
+        self, model: WindowModel, view: ImageView, job: SweepJob
+    ) -> Iterator[tuple[int, Array | None]]:
+        """Compute the steps of one sweep, in order.
 
         Parameters
         ----------
         model : WindowModel
             In evaluation mode, on its device.
+        view : ImageView
+            The image.
         job : SweepJob
             What to do.
-        wrote : callable, optional
-            Told each step that was written.
 
-        Returns
-        -------
-        tuple of int
-            The job's index.
+        Yields
+        ------
+        step : int
+            Which.
+        values : ndarray or None
+            ([k,] *cells), in memory that is used again; None where no cell is wanted.
         """
-        sweep = _Sweep(self, model, job)
+        sweep = _Sweep(self, model, view, job)
         step = job.begin
         try:
             for step in range(job.begin, job.stop):
-                sweep.step(step)
-                if wrote is not None:
-                    wrote(step)
+                yield step, sweep.step(step)
+                sweep.move()
         except Exception as error:
             where = [*self.plan.band_cells(job.band), self.plan.step_cells(step)]
             spans = ", ".join(f"{a}:{b}" for a, b in where)
             error.add_note(f"in cells [{spans}] of the result (band {job.band}, step {step})")
             raise
-        return job.index
+
+    def place(self, band: Index, step: int) -> tuple[slice, ...]:
+        """Where the values of a step lie in the result."""
+        lead = (slice(None),) if self.finish.outputs else ()
+        spans = [*self.plan.band_cells(band), self.plan.step_cells(step)]
+        return (*lead, *(slice(a, b) for a, b in spans))
 
 
 class _Sweep:
     """State of one job: pixels and partial sums."""
 
-    def __init__(self, task: SweepTask, model: WindowModel, job: SweepJob) -> None:
+    def __init__(self, task: Sweeper, model: WindowModel, view: ImageView, job: SweepJob) -> None:
         self.task, self.model, self.job = task, model, job
         plan = self.plan = task.plan
         self.lead = plan.band_cells(job.band)
         self.rows = plan.band_windows(job.band)
-        self.strip = Strip(task.view, task._lead(job.band))
+        self.strip = Strip(view, task.lead(job.band))
         last, width = plan.axes[-1], plan.chunk[-1]
         begins = [a // width for a in last.starts]
         self.reach = max(0, *(b - (a + 1) * width for a, b in zip(begins, last.stops, strict=True)))
@@ -200,14 +196,16 @@ class _Sweep:
             self.scratch = np.empty((outputs, *task.blend.weights.shape), np.float32)
         self._scale: tuple[Any, Array] | None = None
 
-    def step(self, step: int) -> None:
-        """Compute what begins in this step, and write it."""
+    def step(self, step: int) -> Array | None:
+        """Compute what begins in this step, and end it."""
         wanted = self._inside(step)
         for group in self.plan.groups_for(step, begin=self.job.begin):
             for batch in self._batches(group):
                 self._compute(group, batch, step)
-        if wanted is None or wanted.any():
-            self._write(step, wanted)
+        return self._finished(step, wanted) if wanted is None or wanted.any() else None
+
+    def move(self) -> None:
+        """Go on to the next step."""
         width = self.plan.chunk[-1]
         self.sums[..., : self.reach] = self.sums[..., width:]
         self.sums[..., self.reach :] = 0
@@ -264,18 +262,12 @@ class _Sweep:
         np.multiply(values[(slice(None), *own)], blend.weights[own], out=part)
         target += part
 
-    def _write(self, step: int, inside: Array | None) -> None:
+    def _finished(self, step: int, inside: Array | None) -> Array:
         begin, stop = self.plan.step_cells(step)
         values = self.sums[..., : stop - begin]
         if self.task.blend is not None:
             values *= self._scaling(step)  # these sums are of no more use
-        done = self.task.finish(values, inside)
-        lead = (slice(None),) if self.task.finish.outputs else ()
-        at = (*(slice(a, b) for a, b in self.lead), slice(begin, stop))
-        try:
-            self.task.target[(*lead, *at)] = done
-        except OSError as error:
-            raise write_failure(f"the chunks of step {step}", error) from error
+        return self.task.finish(values, inside)
 
     def _scaling(self, step: int) -> Array:
         """One over the sum of the weights; steps whose windows lie alike share it."""

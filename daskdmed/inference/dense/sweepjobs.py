@@ -83,7 +83,7 @@ def make_sweeps(
         band = tuple(i // r for i, r in zip(chunk[:-1], plan.rows, strict=True))
         steps.setdefault(band, set()).add(chunk[-1])
     for band, wanted in steps.items():
-        for begin, stop in _runs(sorted(wanted), longest):
+        for begin, stop in step_runs(sorted(wanted), longest):
             yield _job(plan, band, begin, stop, mask)
 
 
@@ -94,7 +94,7 @@ def _chunk_cells(plan: MosaicPlan, chunk: Index) -> list[tuple[int, int]]:
     ]
 
 
-def _runs(steps: list[int], longest: int) -> Iterator[tuple[int, int]]:
+def step_runs(steps: Iterable[int], longest: int) -> Iterator[tuple[int, int]]:
     """Consecutive steps, cut into nearly equal parts of at most `longest`."""
     for _, members in itertools.groupby(enumerate(steps), lambda pair: pair[1] - pair[0]):
         run = [step for _, step in members]
@@ -126,24 +126,24 @@ def _job(plan: MosaicPlan, band: Index, begin: int, stop: int, mask: CellMask | 
 def last_axis_overhead(plan: MosaicPlan, longest: int) -> float:
     """Windows computed along the last axis over those needed, when jobs have `longest` steps."""
     count = 0
-    for begin, stop in _runs(list(range(plan.steps)), longest):
+    for begin, stop in step_runs(range(plan.steps), longest):
         for step in range(begin, stop):
             count += sum(len(g.windows) for g in plan.groups_for(step, begin=begin))
     return count / len(plan.axes[-1])
 
 
-def steps_per_job(plan: MosaicPlan, workers: int) -> int:
+def steps_per_job(plan: MosaicPlan, workers: int, overhead: float = _SPLIT_OVERHEAD) -> int:
     """Steps per sweep, so that there is work for all without computing much twice.
 
     Sweeps that begin within a band compute again what the windows of the step before give to
-    them; this may cost a tenth.
+    them; windows are computed `overhead` times at most for this, a tenth more by default.
     """
     longest = plan.steps
     while longest > 1:
         shorter = -(-plan.steps // (-(-plan.steps // longest) + 1))
         shorter = min(shorter, longest - 1)
         busy = math.prod(plan.bands) * -(-plan.steps // longest)
-        if busy >= workers or last_axis_overhead(plan, shorter) > _SPLIT_OVERHEAD:
+        if busy >= workers or last_axis_overhead(plan, shorter) > overhead:
             break
         longest = shorter
     return longest

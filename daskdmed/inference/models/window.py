@@ -173,6 +173,15 @@ class WindowModel:
             return replace(self, model=Program.of(self.model))
         return self
 
+    def in_evaluation(self) -> WindowModel:
+        """The same model in evaluation mode for good; a copy where it is not in that mode."""
+        module: Any = self.model
+        if not self.is_torch or isinstance(module, Program) or hasattr(module, "daskdmed_batch"):
+            return self
+        if not any(part.training for part in module.modules()):
+            return self
+        return replace(self, model=copy.deepcopy(module).eval())
+
     @contextlib.contextmanager
     def ready(self, workers: int = 1) -> Iterator[None]:
         """Evaluation mode and a fair share of CPU threads per worker; both are put back."""
