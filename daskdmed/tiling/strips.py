@@ -117,7 +117,7 @@ class _Rows:
         self._kernel = block.extent[0] - block.origins[0][-1]
         self._top, self._tile = block.region.origin[0], view.tile_shape[0]
         self._inside = block.region.shape[0]
-        self._across = (block.region.origin[1:], block.region.shape[1:])
+        self._corner = block.region.origin[1:]
         self._channels = tuple(view.shape[view.spatial_ndim :])
         line = math.prod((*block.extent[1:], *self._channels)) * view.dtype.itemsize
         self._target = max(strip_bytes // max(line, 1), 1)
@@ -156,22 +156,13 @@ class _Rows:
         have = max(min(self._stop, stop), begin)
         if self._pixels is not None and self._stop > begin:
             pixels[: have - begin] = self._pixels[begin - self._begin : have - self._begin]
-        corner, across = self._across
-        if stop > have:
-            region = Region((self._top + have, *corner), (stop - have, *across))
-            target = pixels[have - begin : stop - begin]
-            self._view.read(region, out=target[(slice(None), *(slice(0, n) for n in across))])
-            self._paint_sides(target, across)
-        if height > stop - begin:
-            pixels[max(stop - begin, 0) :] = np.asarray(self._view.background, self._view.dtype)
+        if begin + height > have:
+            region = Region(
+                (self._top + have, *self._corner), (begin + height - have, *part.extent[1:])
+            )
+            self._view.read_padded(region, out=pixels[have - begin :])
         self._pixels, self._begin, self._stop = pixels, begin, stop
         return pixels[: part.extent[0]]
-
-    def _paint_sides(self, target: Array, across: tuple[int, ...]) -> None:
-        background = np.asarray(self._view.background, self._view.dtype)
-        for axis, inside in enumerate(across, 1):
-            if target.shape[axis] > inside:
-                target[(slice(None),) * axis + (slice(inside, None),)] = background
 
 
 def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:

@@ -666,12 +666,21 @@ def test_on_a_cluster(tmp_path):
     with dask.config.set(num_workers=1):
         wanted = predict(image, net, mask=mask, **settings).compute()
     with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(
+            2, threads_per_worker=1, dashboard_address=None, resources={"GPU": 1}
+        ) as cluster,
         Client(cluster) as client,
     ):
-        found = predict(
-            image, net, mask=mask, client=client, out=tmp_path / "x.zarr", **settings
-        ).compute(scheduler="threads")
+        more = {"mask": mask, "client": client, "resources": {"GPU": 1}}
+        found = predict(image, net, out=tmp_path / "x.zarr", **more, **settings).compute(
+            scheduler="threads"
+        )
+        names = client.run_on_scheduler(lambda dask_scheduler: set(dask_scheduler.task_prefixes))
+        assert "predict" in names  # so that the dashboard counts them
+        lazy = predict(image, net, mask=mask, **settings, compute=False)
+        np.testing.assert_allclose(lazy.compute(), wanted, rtol=1e-5, atol=1e-6)
+        with pytest.raises(UsageError, match="no worker offers"):
+            predict(image, net, client=client, resources={"TPU": 1}, out=tmp_path / "y", **settings)
         with pytest.raises(UsageError, match="this process's memory"):
             predict(image, net, client=client, **settings)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
