@@ -200,6 +200,7 @@ def run(
     *,
     name: str,
     client: Client | None = None,
+    threads: int | None = None,
     resources: Mapping[str, float] | None = None,
     show: bool = False,
 ) -> list[Any]:
@@ -215,6 +216,8 @@ def run(
         Run on its workers. Default: Dask's threaded scheduler in this process, with as many
         threads as ``dask.config`` "num_workers" or "pool" says or CPUs are there; its
         synchronous one where ``dask.config`` "scheduler" says so.
+    threads : int, optional
+        Blocks that this process computes at once, at most; default as many as threads.
     resources : mapping, optional
         What a worker must offer for the last task of a block; tasks before it may run anywhere.
     show : bool
@@ -238,7 +241,7 @@ def run(
     with progress.bar(state.id, name, show):
         try:
             if client is None:
-                _Threads(state).run(jobs)
+                _Threads(state, threads).run(jobs)
             else:
                 _Cluster(state, client, resources).run(jobs)
         except BaseException as error:
@@ -345,8 +348,9 @@ class _Threads:
     is done by the thread that runs the jobs, which needs no lock that Ctrl-C might leave held.
     """
 
-    def __init__(self, state: _Run) -> None:
+    def __init__(self, state: _Run, most: int | None) -> None:
         self._state = state
+        self._threads = min(most or default_threads(), default_threads())
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -357,13 +361,12 @@ class _Threads:
         if _synchronous():
             self._with(SynchronousExecutor(), jobs, threads=0)
         elif isinstance(pool := dask.config.get("pool", None), Executor):
-            self._with(pool, jobs, default_threads())
+            self._with(pool, jobs, self._threads)
         else:
             from dask.threaded import ContextAwareThreadPoolExecutor
 
-            threads = default_threads()
-            with ContextAwareThreadPoolExecutor(threads, "daskdmed") as own:
-                self._with(own, jobs, threads)
+            with ContextAwareThreadPoolExecutor(self._threads, "daskdmed") as own:
+                self._with(own, jobs, self._threads)
         if self._failure is not None:
             raise self._failure
 
