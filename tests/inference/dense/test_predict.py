@@ -23,8 +23,8 @@ from daskdmed.cohort.record import Record
 from daskdmed.core.region import Region
 from daskdmed.errors import BudgetError, GeometryError, StoreError, UsageError
 from daskdmed.images.tiff.decode import count_tiles
-from daskdmed.inference.dense import mosaic
 from daskdmed.inference.dense import job as module
+from daskdmed.inference.dense import mosaic
 from daskdmed.samples import make_slide
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
