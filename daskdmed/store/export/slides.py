@@ -32,7 +32,7 @@ from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import Compressor, compressors_for, create_level
 from daskdmed.store.ngff.pyramid import ReduceTask, make_channels, value_range
 from daskdmed.store.results.donemap import DONE, DoneMap
-from daskdmed.store.results.resumable import differences
+from daskdmed.store.results.resumable import check_parameters
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -333,13 +333,11 @@ class _Job:
         return own if isinstance(own, dict) else {}
 
     def _check(self, place: Location, own: dict[str, Any]) -> None:
-        found = differences(own.get("parameters", {}), self.parameters())
-        if own.get("kind") != KIND or found:
-            raise StoreError(
-                f"{place} was begun with other parameters, and is not resumed:\n  "
-                + "\n  ".join(found)
-                + "\nGive the same ones, or overwrite=True to begin anew."
-            )
+        check_parameters(
+            place,
+            {"kind": own.get("kind"), **own.get("parameters", {})},
+            {"kind": KIND, **self.parameters()},
+        )
 
     def run(self, place: Location, client: Client | None, progress: bool) -> None:
         """Do what is not done, and make it an image."""

@@ -23,8 +23,8 @@ from daskdmed.core.errors import GeometryError, MissingExtraError, UsageError
 from daskdmed.core.files import new_file
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
-from daskdmed.store.ngff.levels import write_units
-from daskdmed.store.ngff.pyramid import ReduceTask, level_factors
+from daskdmed.images.ngff.metadata import Axis
+from daskdmed.store.ngff.pyramid import build_levels, level_factors
 from daskdmed.store.results.finished import Heatmap, open_heatmap
 from daskdmed.store.results.georeference import Georeference
 
@@ -140,23 +140,12 @@ def _colours(name: str) -> Array:
 def _levels(source: Heatmap, scratch: Path) -> list[Any]:
     """The finest level as it is, and coarser ones (means without NaN) in a scratch store."""
     finest = _Channels(source)
-    levels: list[Any] = [finest]
     group = zarr.create_group(str(scratch / "levels.zarr"))
-    for number, _ in enumerate(level_factors(finest.shape[1:], 2, _SMALLEST), 1):
-        before = levels[-1]
-        shape = (before.shape[0], -(-before.shape[1] // 2), -(-before.shape[2] // 2))
-        target = group.create_array(
-            str(number),
-            shape=shape,
-            chunks=(shape[0], min(_TILE, shape[1]), min(_TILE, shape[2])),
-            dtype="float32",
-            fill_value=float("nan"),
-        )
-        task = ReduceTask(before, target, (1, 2, 2), "mean")
-        for unit in write_units(target):
-            task(unit)
-        levels.append(target)
-    return levels
+    totals = level_factors(finest.shape[1:], 2, _SMALLEST)
+    axes = [Axis.named(name) for name in "cyx"]
+    names = [str(total) for total in totals]
+    build_levels(group, finest, totals, axes, "mean", names)
+    return [finest, *(group[name] for name in names)]
 
 
 class _Channels:
@@ -165,6 +154,8 @@ class _Channels:
     def __init__(self, source: Heatmap) -> None:
         self.source = source
         self.shape = (source.channels, *source.counts)
+        self.chunks = (source.channels, _TILE, _TILE)
+        self.dtype, self.fill_value = np.dtype(np.float32), float("nan")
 
     def __getitem__(self, key: tuple[slice, ...]) -> Array:
         rows, columns = (s.indices(n)[:2] for s, n in zip(key[1:], self.source.counts, strict=True))

@@ -37,7 +37,6 @@ from daskdmed.images.ngff.metadata import (
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level, stored_image, write_units
 from daskdmed.store.ngff.pyramid import build_levels
-from daskdmed.store.ngff.reduction import Method
 from daskdmed.store.results.finished import Heatmap, open_heatmap
 
 if TYPE_CHECKING:
@@ -229,7 +228,6 @@ class _LabelJob:
             largest = max(largest, found)
 
         run_all("labels", write_units(finest), _CopyLabels(labels, finest), note, client=client)
-        method: Method = "mode"
         written = [self.places[0]]
         for fine, coarse in itertools.pairwise(self.places):
             # levels of a slide may round their extents: take the nearest whole factor
@@ -239,8 +237,8 @@ class _LabelJob:
                     f"level {coarse.path!r} of the image is not coarser than {fine.path!r} by a "
                     "whole factor; labels need such levels"
                 )
-            names = [coarse.path]
-            build_levels(group, fine.path, [factor], self.axes, method, client, names)
+            source = group[fine.path]
+            build_levels(group, source, [factor], self.axes, "mode", [coarse.path], client)
             factors = (factor,) * len(self.axes)
             written.append(written[-1].coarser(coarse.path, factors))
         return written, largest

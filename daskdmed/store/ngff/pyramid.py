@@ -157,43 +157,36 @@ def make_channels(
 
 def build_levels(
     group: zarr.Group,
-    path: str,
+    source: Any,
     totals: Sequence[int],
     axes: Sequence[Axis],
     method: Method,
+    names: Sequence[str],
     client: Client | None = None,
-    names: Sequence[str] | None = None,
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Write coarser levels of an array of a group, each from the one before.
+) -> None:
+    """Write coarser levels of an array, each from the one before.
 
     Parameters
     ----------
     group : zarr.Group
-        Holds the finest level; levels of the same names are replaced.
-    path : str
-        Of the finest level.
+        Where they are written; arrays of the same names are replaced.
+    source : zarr.Array or alike
+        The finest level.
     totals : sequence of int
         Factors relative to it, each a multiple of the one before.
     axes : sequence of Axis
         Those of space are reduced.
     method : {"mean", "nearest", "mode"}
         As in `reduce_block`.
+    names : sequence of str
+        Of the levels.
     client : distributed.Client, optional
         Compute on a cluster.
-    names : sequence of str, optional
-        Of the levels; default those that follow `path`.
-
-    Returns
-    -------
-    list of (str, tuple of int)
-        Path, and factors relative to the finest level per axis.
     """
-    source: Any = group[path]
-    found, before = [], 1
-    for number, total in enumerate(totals, 1):
-        step = tuple(total // before if a.type == "space" else 1 for a in axes)
+    before = 1
+    for total, name in zip(totals, names, strict=True):
+        step = _per_axis(total // before, axes)
         shape = tuple(-(-n // f) for n, f in zip(source.shape, step, strict=True))
-        name = names[number - 1] if names is not None else _following(path, number)
         chunks = tuple(
             min(n, max(c, _CHUNK) if a.type == "space" else c)
             for n, c, a in zip(shape, source.chunks, axes, strict=True)
@@ -210,9 +203,12 @@ def build_levels(
         )
         reduce = ReduceTask(source, target, step, method)
         run_all("pyramid", write_units(target), reduce, client=client)
-        found.append((name, tuple(total if a.type == "space" else 1 for a in axes)))
         source, before = target, total
-    return found
+
+
+def _per_axis(factor: int, axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Axes of space are reduced, and no others."""
+    return tuple(factor if axis.type == "space" else 1 for axis in axes)
 
 
 def _following(path: str, number: int) -> str:
@@ -303,8 +299,15 @@ def add_pyramid(
         if len(image.levels) > 1:
             describe([finest])  # what is replaced is not shown while it is
         totals = level_factors(extents, factor, smallest)
-        built = build_levels(group, finest.path, totals, image.axes, method, client)
-        levels = [finest, *(finest.coarser(path, factors) for path, factors in built)]
+        names = [_following(finest.path, number) for number in range(1, len(totals) + 1)]
+        build_levels(group, array, totals, image.axes, method, names, client)
+        levels = [
+            finest,
+            *(
+                finest.coarser(name, _per_axis(total, image.axes))
+                for name, total in zip(names, totals, strict=True)
+            ),
+        ]
         describe(levels)
     except OSError as error:
         raise write_failure(f"the pyramid of {location}", error, "call again to go on") from error

@@ -269,24 +269,33 @@ def _check_same(group: zarr.Group, spec: ResultSpec, place: Location) -> None:
             f"{place} holds no {spec.kind} of this library, nothing to resume; "
             "overwrite=True replaces it, or give another out="
         )
-    found = differences(own["parameters"], _plain(spec.parameters))
-    if found:
-        raise StoreError(
-            f"{place} was begun with other parameters, and is not resumed:\n  "
-            + "\n  ".join(found)
-            + "\nGive the same ones, or overwrite=True to begin anew. (A model whose "
-            "fingerprint changes though it computes the same can define __dask_tokenize__.)"
-        )
+    hint = "A model whose fingerprint changes though it computes the same can define "
+    check_parameters(place, own["parameters"], spec.parameters, hint + "__dask_tokenize__.")
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One line per parameter that differs."""
+def check_parameters(
+    place: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any], hint: str = ""
+) -> None:
+    """That a run was begun with the same parameters.
+
+    Raises
+    ------
+    StoreError
+        It was not; one line per parameter that differs.
+    """
+    wanted = _plain(wanted)
     lines = []
     for name in sorted({*stored, *wanted}):
         old, new = stored.get(name), wanted.get(name)
         if old != new:
             lines.append(f"{name}: the store has {old!r}, this call {new!r}")
-    return lines
+    if lines:
+        raise StoreError(
+            f"{place} was begun with other parameters, and is not resumed:\n  "
+            + "\n  ".join(lines)
+            + "\nGive the same ones, or overwrite=True to begin anew."
+            + (f" ({hint})" if hint else "")
+        )
 
 
 def _plain(value: Any) -> Any:

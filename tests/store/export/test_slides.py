@@ -18,6 +18,7 @@ import tifffile
 import zarr
 
 import daskdmed
+from daskdmed import events
 from daskdmed.errors import (
     GeometryError,
     ImageNotFoundError,
@@ -492,11 +493,16 @@ def test_a_killed_worker(slide, tmp_path):
         LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        pid = next(iter(client.run(os.getpid).values()))
-        killer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
-        killer.start()
+        pids = list(client.run(os.getpid).values())
+
+        def kill(event):
+            if isinstance(event, events.BlockDone) and len(pids) == 2:
+                os.kill(pids.pop(), signal.SIGKILL)
+
+        unsubscribe = events.subscribe(kill)
         convert(slide, there, client=client)
-        killer.join()
+        unsubscribe()
+    assert len(pids) == 1
     assert contents(here) == contents(there)
 
 
@@ -512,5 +518,7 @@ def test_a_cluster_writes_the_same_store(slide, tmp_path):
     ):
         convert(slide, there, pyramid="build", client=client)
         assert contents(here) == contents(there)
+        shown = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes))
+        assert "to-ome-zarr" in shown
         with pytest.raises(UsageError, match="all of them see"):
             convert(slide, "memory://a.zarr", client=client)

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daskdmed import heatmap
 from daskdmed.cohort.record import Record
@@ -161,6 +163,35 @@ def test_what_is_written_is_read(version):
     validated = pytest.importorskip(f"ome_zarr_models.v{version.replace('.', '')}.multiscales")
     attributes = image.attributes()
     validated.Multiscale.model_validate(attributes.get("ome", attributes)["multiscales"][0])
+
+
+numbers = st.floats(-8, 8).filter(lambda v: abs(v) > 0.01)
+
+
+@st.composite
+def transformations(draw, ndim):
+    kinds = draw(st.lists(st.sampled_from(["scale", "translation", "identity"]), max_size=4))
+    values = st.lists(numbers, min_size=ndim, max_size=ndim)
+    return [{"type": kind, kind: draw(values)} for kind in kinds]
+
+
+@given(st.data(), st.integers(1, 5))
+def test_transformations_follow_one_another(data, ndim):
+    """A pixel moved step by step, those of its level first, ends where the place says."""
+    own, shared = data.draw(transformations(ndim)), data.draw(transformations(ndim))
+    pixel = np.asarray(data.draw(st.lists(numbers, min_size=ndim, max_size=ndim)))
+    place = LevelPlace.parse({"path": 0, "coordinateTransformations": own}, shared, ndim)
+    if not any(step["type"] == "scale" for step in own + shared):
+        assert place == LevelPlace("0")
+        return
+    moved = pixel
+    for step in own + shared:
+        if step["type"] == "scale":
+            moved = moved * step["scale"]
+        elif step["type"] == "translation":
+            moved = moved + step["translation"]
+    found = pixel * np.asarray(place.scale) + np.asarray(place.translation)
+    np.testing.assert_allclose(found, moved, rtol=1e-9, atol=1e-6)
 
 
 def test_levels_that_do_not_say_where_they_lie():
