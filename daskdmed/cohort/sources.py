@@ -152,13 +152,28 @@ class Image:
         return self.request.resolution(self.patient)
 
     def open(self) -> Slide | ImageView:
-        """The slide, or the view of what is none, whatever resolution is asked for."""
-        if self.given is not None:
-            return self.given
-        record = self.record
-        if record.array is None:
-            return record.open()
-        return record.view(spatial_ndim=self.request.spatial_ndim)
+        """The slide, or the view of what is none, whatever resolution is asked for.
+
+        Raises
+        ------
+        GeometryError
+            The image has another number of spatial axes.
+        DatasetError, ImageError
+            See `Record.open` and `Record.view`.
+        """
+        opened, axes = self.given, self.request.spatial_ndim
+        if opened is None:
+            record = self.record
+            array = record.array is not None
+            opened = record.view(spatial_ndim=axes) if array else record.open()
+        shape = opened.levels[0].shape if isinstance(opened, Slide) else opened.shape
+        has = 2 if isinstance(opened, Slide) else opened.spatial_ndim
+        if axes not in (None, has):
+            raise GeometryError(
+                f"the image has {has} spatial axes (shape {shape}), the sizes given have {axes}; "
+                "give one number per axis"
+            )
+        return opened
 
     def view(self) -> ImageView:
         """The image at the resolution asked for, ready to be read.
@@ -167,35 +182,25 @@ class Image:
         ------
         UsageError
             A resolution beside a view, which has its own.
-        GeometryError
-            The image has another number of spatial axes.
-        ResolutionError, DatasetError, ImageError
-            See `Record.view`.
+        GeometryError, DatasetError, ImageError
+            See `open`.
+        ResolutionError
+            The image does not have this resolution.
         """
-        wanted, axes = self.resolution, self.request.spatial_ndim
-        options: dict[str, Any] = {
-            "level": wanted.level or 0,
-            "mpp": wanted.mpp,
-            "power": wanted.power,
-            "tile_error": self.request.tile_error,
-        }
+        wanted, opened = self.resolution, self.open()
+        level, mpp, power = wanted.level or 0, wanted.mpp, wanted.power
+        if isinstance(opened, Slide):
+            errors = self.request.tile_error
+            return opened.view(level=level, mpp=mpp, power=power, tile_error=errors)
         if self.given is None:
-            view = self.record.view(**options, spatial_ndim=axes)
-        elif isinstance(self.given, Slide):
-            view = self.given.view(**options)
-        elif wanted != Resolution(level=0):
+            axes = self.request.spatial_ndim
+            return self.record.view(level=level, mpp=mpp, power=power, spatial_ndim=axes)
+        if wanted != Resolution(level=0):
             raise UsageError(
                 f"{wanted} beside a view, which has its resolution already; give the slide, or "
                 "leave level, mpp and power away"
             )
-        else:
-            view = self.given
-        if axes is not None and view.spatial_ndim != axes:
-            raise GeometryError(
-                f"the image has {view.spatial_ndim} spatial axes (shape {view.shape}), the sizes "
-                f"given have {axes}; give one number per axis"
-            )
-        return view
+        return opened
 
 
 class Images(Sequence[Image]):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, Results, images_of
 from daskdmed.cohort.tissue.cache import cache_dir, lookup, parameters_key, store
 from daskdmed.cohort.tissue.files import fit, read_mask
 from daskdmed.cohort.tissue.html import slide_overlay
@@ -35,13 +35,13 @@ from daskdmed.core.errors import (
     ResolutionError,
     UsageError,
 )
-from daskdmed.core.types import Array
+from daskdmed.core.types import Array, OnError, OnTileError
+from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.html import register_overlay
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskdmed.cohort.dataset import Dataset
 
 __all__ = ["METHODS", "TissueMask", "cache_dir", "tissue_mask", "tissue_masks"]
 
@@ -64,13 +64,15 @@ def tissue_mask(
     marks: bool | None = None,
     spatial_ndim: int | None = None,
     cache: bool = True,
+    record: str | None = None,
+    tile_error: OnTileError = "raise",
 ) -> TissueMask:
     """Find the tissue of an image, at low resolution.
 
     Parameters
     ----------
-    image : Slide, Record, image view, array or path
-        A slide is read from its nearest coarse level; level 0 of a slide with several is
+    image : Slide, Patient, Record, image view, array, path or URL
+        One image. A slide is read from its nearest coarse level; level 0 of a slide with several is
         not touched unless a finer mask than the second level is asked for. Anything else,
         and slides of one level, are averaged down slab by slab in bounded memory.
     method : str, callable, path, array or TissueMask
@@ -140,7 +142,23 @@ def tissue_mask(
     >>> mask = daskdmed.tissue_mask("slide.svs")  # doctest: +SKIP
     >>> mask.fraction, mask.fraction_of(daskdmed.Region((0, 0), (512, 512)))  # doctest: +SKIP
     """
-    source = source_of(image, spatial_ndim)
+    request = Request(record, spatial_ndim=spatial_ndim, tile_error=tile_error)
+    one = images_of(image, request).only("tissue_mask")
+    return _find(one, method, resolution, downsample, min_area, max_hole, marks=marks, cache=cache)
+
+
+def _find(
+    image: Image,
+    method: Method = "otsu",
+    resolution: float | None = None,
+    downsample: float | None = None,
+    min_area: float | None = None,
+    max_hole: float | None = None,
+    *,
+    marks: bool | None = None,
+    cache: bool = True,
+) -> TissueMask:
+    source = source_of(image)
     name = _method_name(method)
     made = isinstance(method, str) and method in RULES
     if marks is not None and not made:
@@ -287,21 +305,23 @@ def _method_name(method: Method) -> str:
 
 # -------------------------------------------------------------------- whole datasets
 def tissue_masks(
-    dataset: Dataset | Iterable[Patient],
+    dataset: ImagesLike,
     *,
     method: Method = "otsu",
     record: str | None = None,
     client: Client | None = None,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
+    tile_error: OnTileError = "raise",
+    spatial_ndim: int | None = None,
     **parameters: Any,
-) -> dict[str, TissueMask]:
+) -> Results[TissueMask]:
     """The tissue of every patient's slide: one Dask task per slide, in parallel.
 
     Parameters
     ----------
-    dataset : Dataset or iterable of Patient
+    dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
         Whose.
-    method, **parameters
+    method, tile_error, spatial_ndim, **parameters
         As in `tissue_mask`. A mapping of patient id (text) to any of these as `method` gives
         each patient its own, for example files of masks.
     record : str, optional
@@ -315,32 +335,29 @@ def tissue_masks(
 
     Returns
     -------
-    dict of str to TissueMask
-        By patient id as text, in the order of the dataset.
+    Results: dict of str to TissueMask
+        By patient id as text, in the order of the dataset; ``failures`` lists what was left
+        out.
 
     Raises
     ------
     DatasetError
-        A patient has no such record, or no entry in the mapping of methods.
+        A patient has no such record, or no mask could be made under "skip".
+    UsageError
+        A patient has no entry in the mapping of methods.
     """
-    if on_error not in ("raise", "skip"):
-        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    patients = list(dataset)
-    records = [patient.record(record) for patient in patients]
-    calls = [
-        functools.partial(_attempt, r, method=_own(method, p), **parameters)
-        for p, r in zip(patients, records, strict=True)
-    ]
-    results = _run(calls, [_lives_on_cluster(r) for r in records], client)
-    masks: dict[str, TissueMask] = {}
-    for patient, result in zip(patients, results, strict=True):
-        if isinstance(result, TissueMask):
-            masks[patient.key] = result
-        elif on_error == "raise":
-            result.add_note(f"while finding the tissue of patient {patient.key!r}")
-            raise result
-        else:
-            _log.warning("patient %s is left out: %s", patient.key, result)
+    images = images_of(dataset, Request(record, spatial_ndim=spatial_ndim, tile_error=tile_error))
+    left_out = LeftOut(on_error, len(images))
+    own = images.each(method, "method") if isinstance(method, Mapping) else lambda image: method
+    calls = [functools.partial(_attempt, i, own(i), parameters) for i in images]
+    found = _run(calls, [_lives_on_cluster(i) for i in images], client)
+    masks: Results[TissueMask] = Results()
+    for image, result in zip(images, found, strict=True):
+        with left_out.of(image):
+            if not isinstance(result, TissueMask):
+                raise result
+            masks[image.key] = result
+    masks.failures = tuple(left_out.failures)
     return masks
 
 
@@ -365,27 +382,23 @@ def _run(
     return [next(found_near if client is None or local else found_away) for local in here]
 
 
-def _lives_on_cluster(record: Record) -> bool:
+def _lives_on_cluster(image: Image) -> bool:
     """Whether it is a persisted array, whose blocks only its own client can ask for."""
-    if record.array is None:
-        return False
-    view: Any = record.view(spatial_ndim=record.spatial_ndim or record.array.ndim)
-    return view.remote is not None
-
-
-def _attempt(record: Any, **parameters: Any) -> TissueMask | DaskdmedError:
     try:
-        return tissue_mask(record, **parameters)
+        record = image.record
+    except DatasetError:  # said when the image's turn comes
+        return False
+    array = record.array
+    return array is not None and ArrayView(array, array.ndim).remote is not None
+
+
+def _attempt(
+    image: Image, method: Method, parameters: dict[str, Any]
+) -> TissueMask | DaskdmedError:
+    try:
+        return _find(image, method, **parameters)
     except DaskdmedError as error:
         return error
-
-
-def _own(method: Method, patient: Patient) -> Method:
-    if not isinstance(method, dict):
-        return method
-    if patient.key not in method:
-        raise DatasetError(f"method= has no entry for patient {patient.key!r}")
-    return method[patient.key]
 
 
 # also where the metadata of the installed package is older than its entry points

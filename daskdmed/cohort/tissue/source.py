@@ -8,21 +8,20 @@ means, so that memory does not grow with the image. Not covered: what is tissue
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from daskdmed.cohort.record import Record
+from daskdmed.cohort.sources import Image
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import ImageView
 from daskdmed.images.filecache import cache
 from daskdmed.images.resample import area_means
-from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
 
 #: micrometers per mask pixel, unless the slide is very large or very small
@@ -78,34 +77,20 @@ class Source:
         return math.sqrt(steps[0] * steps[1])
 
 
-def source_of(image: Any, spatial_ndim: int | None = None) -> Source:
-    """Whatever the user has, as a source.
+def source_of(image: Image) -> Source:
+    """An image as a source.
 
     Raises
     ------
-    UsageError
-        It is no image.
-    ImageError
-        The file cannot be opened.
+    GeometryError, DatasetError, ImageError
+        See `daskdmed.cohort.sources.Image.open`.
     """
-    if isinstance(image, (str, os.PathLike)):
-        image = open_slide(image)
-    elif isinstance(image, Record):
-        image = image.open() if image.array is None else image.view(spatial_ndim=spatial_ndim)
-    elif isinstance(image, SlideView):
-        return _from_slide(_slide_of(image), image.tile_error)
-    elif hasattr(image, "ndim") and hasattr(image, "dtype") and not isinstance(image, ImageView):
-        image = Record(array=image).view(spatial_ndim=spatial_ndim)
-    if isinstance(image, Slide):
-        if spatial_ndim not in (None, 2):
-            raise UsageError(f"{image.uri}: a slide has 2 spatial axes, not {spatial_ndim}")
-        return _from_slide(image)
-    if isinstance(image, ImageView):
-        return _from_view(image)
-    raise UsageError(
-        f"a tissue mask is made of a Slide, a Record, an image view, an array or a path, got "
-        f"{type(image).__name__}"
-    )
+    opened = image.open()
+    if isinstance(opened, Slide):
+        return _from_slide(opened, image.request.tile_error)
+    if isinstance(opened, SlideView):
+        return _from_slide(_slide_of(opened), opened.tile_error)
+    return _from_view(opened)
 
 
 def _slide_of(view: SlideView) -> Slide:

@@ -28,7 +28,7 @@ from daskdmed import (
 )
 from daskdmed.cohort.tissue import cache as tissue_cache
 from daskdmed.cohort.tissue import find as tissue
-from daskdmed.errors import DatasetError, ImageError, ImageNotFoundError, UsageError
+from daskdmed.errors import ImageError, ImageNotFoundError, UsageError
 from daskdmed.images import html
 from daskdmed.samples import make_cohort
 
@@ -266,7 +266,7 @@ def test_patients_with_masks_of_their_own(dataset, tmp_path):
     # what comes out goes in
     assert tissue_masks(dataset, method=masks) == masks
     del method["p2"]
-    with pytest.raises(DatasetError, match="'p2'"):
+    with pytest.raises(UsageError, match=r"method= has no entry for 1 of 4 patients: \['p2'\]"):
         tissue_masks(dataset, method=method)
 
 
@@ -278,7 +278,8 @@ def test_a_slide_that_cannot_be_read(dataset, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "daskdmed.cohort"):
         masks = tissue_masks(bad, on_error="skip")
     assert list(masks) == ["p0", "p1", "p2", "p3"]
-    assert "patient gone is left out" in caplog.text
+    assert [f.patient for f in masks.failures] == ["gone"]
+    assert "left out gone/wsi: ImageNotFoundError" in caplog.text
     with pytest.raises(UsageError, match="on_error"):
         tissue_masks(bad, on_error="ignore")
 

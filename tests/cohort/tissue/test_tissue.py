@@ -400,8 +400,8 @@ def test_options_that_do_not_apply(made):
         tissue_mask(path, method=np.ones((8, 8)), resolution=8)
     with pytest.raises(UsageError, match="method= is one of"):
         tissue_mask(path, method=3)
-    with pytest.raises(UsageError, match="is made of a Slide"):
-        tissue_mask(3)
+    with pytest.raises(UsageError, match="takes one image, got 2"):
+        tissue_mask([path, np.ones((8, 8))])
 
 
 # -------------------------------------------------------------------- masks that are given
