@@ -26,6 +26,7 @@ from daskdmed.persistence.cluster import Cluster
 from daskdmed.persistence.ranks import Ranks
 from daskdmed.persistence.reading import RegionChooser
 from daskdmed.persistence.resident import JobFactory, ResidentSet
+from daskdmed.persistence.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Assembly:
         dealt = whole + bool(rest)
         return dealt // ours.world_size + (ours.rank < dealt % ours.world_size)
 
-    def engine(self, cluster: Cluster, progress: Drawing, *, share: bool) -> Engine:
+    def engine(self, cluster: Cluster, progress: Drawing, tally: Tally, *, share: bool) -> Engine:
         """What makes the batches after those taken.
 
         Parameters
@@ -77,6 +78,8 @@ class Assembly:
             Where big chunks live.
         progress : Drawing
             Where to begin.
+        tally : Tally
+            Counts what happens.
         share : bool
             Whether other ranks may be on the same cluster.
 
@@ -96,6 +99,7 @@ class Assembly:
             JobFactory(catalogue, self.chooser, self.geometry.bigchunk, key),
             planning.allotment,
             in_process=cluster.in_process,
+            tally=tally,
             ranks=self._ranks(cluster, progress) if share else None,
         )
         areas = planning.areas if planning.restricted else None

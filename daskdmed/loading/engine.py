@@ -116,8 +116,6 @@ class Engine(ABC):
         self.states = states
         self.catalogue = catalogue
         self.sampling = sampling
-        self.late_draws = 0
-        self.failures: list[Failure] = []
         self._ended: dict[int, int] = dict(cursor.ended)
         self._position = cursor.position
         self._batches = cursor.batches
@@ -281,10 +279,11 @@ class Engine(ABC):
             if self.sampling.on_error == "raise":
                 raise LoaderError(message, patient=patient, record=entry.record) from error
             logger.warning("skipped %s", message)
-            self.failures.append(Failure(patient, entry.record, where, str(error)))
+            self.residents.tally.failures.append(Failure(patient, entry.record, where, str(error)))
         tried = self._barren
         if tried > 2 * self.residents.allotment.slots + 2 * len(self.catalogue.entries):
-            reason = self.failures[-1].message if self.failures else "the collector returned None"
+            failures = self.residents.tally.failures
+            reason = failures[-1].message if failures else "the collector returned None"
             raise LoaderError(
                 f"{tried} visits in a row gave no small chunk ({reason}); there is nothing to "
                 "make a batch from"

@@ -268,8 +268,6 @@ class LightDL(Loader[SmallChunks]):
         self._diversity = Diversity(catalogue, geometry.smallchunk)
         self._progress: Drawing = Drawing(is_stateful(collect), feedback_lag)
         self._engine: Engine | None = None
-        #: counters of earlier epochs
-        self._past: LoaderStats | None = None
         #: our batches of the plan of an epoch
         self._batches: dict[int, int | None] = {}
 
@@ -278,7 +276,9 @@ class LightDL(Loader[SmallChunks]):
     def _begin(self) -> Prefetcher:
         cluster = self._cluster or connect(self._client)
         try:
-            engine = self._assembly.engine(cluster, self._progress, share=self._client is not None)
+            engine = self._assembly.engine(
+                cluster, self._progress, self._meter, share=self._client is not None
+            )
         except BaseException:
             cluster.close()
             raise
@@ -369,8 +369,6 @@ class LightDL(Loader[SmallChunks]):
         self._check_open()
         if epoch == self._progress.epoch and not self._progress.over:
             return
-        if self._engine is not None:
-            self._past = self.stats()
         self._stop()
         self._engine = None
         self._progress.begin(int(epoch))
@@ -449,30 +447,24 @@ class LightDL(Loader[SmallChunks]):
 
     def stats(self) -> LoaderStats:
         """Counters so far; cheap."""
-        engine, meter = self._engine, self._meter
-        residents = engine.residents if engine else None
-        now = LoaderStats(
+        meter, residents = self._meter, self._engine and self._engine.residents
+        return LoaderStats(
             batches=self._progress.batches,
             patches=self._progress.batches * self.batch_size,
             seconds=meter.seconds,
             wait_seconds=meter.wait_seconds,
             first_batch_seconds=meter.first_batch_seconds,
-            visits_admitted=residents.visits_admitted if residents else 0,
-            visits_evicted=residents.visits_evicted if residents else 0,
-            reads=residents.units_read if residents else 0,
+            visits_admitted=meter.visits_admitted,
+            visits_evicted=meter.visits_evicted,
+            reads=meter.reads,
             resident_visits=residents.resident_visits if residents else 0,
             resident_bytes=residents.resident_bytes if residents else 0,
             budget_bytes=self._assembly.budget,
-            late_draws=engine.late_draws if engine else 0,
+            late_draws=meter.late_draws,
             batches_ready=self._ready,
             diversity=self._diversity.stats(self._areas),
-            failed=(
-                *self._catalogue.failures,
-                *self._areas.failures,
-                *(engine.failures if engine else ()),
-            ),
+            failed=(*self._catalogue.failures, *self._areas.failures, *meter.failures),
         )
-        return now if self._past is None else now.after(self._past)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._assembly.geometry.smallchunk))

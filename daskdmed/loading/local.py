@@ -123,7 +123,7 @@ class LocalEngine(Engine):
             beyond = self._beyond.get(other, self.sampling.draws_per_visit)
             self._beyond[other] = beyond + 1
             self._draw(other, beyond, table)
-            self.late_draws += 1
+            self.residents.tally.late_draws += 1
             if self._builder.full:
                 yield self._finish_batch()
 

@@ -348,7 +348,7 @@ class RemoteEngine(Engine):
             room = self._builder.size - len(self._builder)
             visits = self._whim.choice(np.array(there), room)
             draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
-            self.late_draws += visits.size
+            self.residents.tally.late_draws += visits.size
             yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))
 
     def _next_beyond(self, number: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dask.utils import format_bytes
@@ -13,10 +13,11 @@ from dask.utils import format_bytes
 from daskdmed.cohort.sources import Failure
 from daskdmed.core import events
 from daskdmed.loading.diversity import DiversityStats
+from daskdmed.persistence.tally import Tally
 
 
-class Meter:
-    """Counts what a loader does, and tells those who listen to `daskdmed.events`.
+class Meter(Tally):
+    """Counts batches too, and how long the consumer waited for them.
 
     It outlives the parts of a loader and knows none of them.
 
@@ -27,7 +28,7 @@ class Meter:
     """
 
     def __init__(self, loader: str) -> None:
-        self.loader = loader
+        super().__init__(loader)
         self.wait_seconds = 0.0
         self.first_batch_seconds: float | None = None
         self._began: float | None = None
@@ -159,17 +160,6 @@ class LoaderStats(Stats):
     late_draws: int
     diversity: DiversityStats
     failed: tuple[Failure, ...]
-
-    def after(self, past: LoaderStats) -> LoaderStats:
-        """With what was counted in earlier epochs."""
-        return replace(
-            self,
-            visits_admitted=past.visits_admitted + self.visits_admitted,
-            visits_evicted=past.visits_evicted + self.visits_evicted,
-            reads=past.reads + self.reads,
-            late_draws=past.late_draws + self.late_draws,
-            failed=past.failed + tuple(f for f in self.failed if f not in past.failed),
-        )
 
     @property
     def patches_per_second(self) -> float:

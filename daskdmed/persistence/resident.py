@@ -14,14 +14,16 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
+from daskdmed.core import events
 from daskdmed.core.errors import LoaderClosedError
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
@@ -40,6 +42,7 @@ from daskdmed.persistence.reading import (
     read_ticket,
 )
 from daskdmed.persistence.strata import StratifiedPlan
+from daskdmed.persistence.tally import Place, Tally
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -66,6 +69,8 @@ class Unit:
         Keeps the jobs where workers of this process find them.
     holder : str or None
         Worker that holds it, as far as known, see `ResidentSet.holders`.
+    asked : float
+        When it was made, by `time.monotonic`.
     """
 
     visits: tuple[Visit, ...]
@@ -74,6 +79,7 @@ class Unit:
     future: Future | None = None
     ticket: Ticket | None = None
     holder: str | None = None
+    asked: float = field(default_factory=time.monotonic)
     waiting_for: set[int] = field(default_factory=set)
 
     @property
@@ -116,6 +122,12 @@ class JobFactory:
         key = ("big-chunk", *named[0]) if len(named) == 1 else ("big-chunk", tokenize(*named))
         jobs = tuple(self._job(v) for v in visits)
         return Unit(visits, key, jobs, waiting_for={v.number for v in visits})
+
+    def place(self, visit: Visit) -> Place:
+        """What events say of a visit."""
+        entry = self._catalogue.entries[visit.record]
+        region = entry.grid.region(visit.block)
+        return str(entry.patient.id), entry.record, visit.number, region
 
     def _name(self, visit: Visit) -> tuple[Any, ...]:
         entry = self._catalogue.entries[visit.record]
@@ -163,6 +175,8 @@ class ResidentSet:
         How many big chunks may be in memory; fewer are when the plan cannot use so many.
     in_process : bool
         Whether the workers are threads of this process.
+    tally : Tally
+        Counts what happens, and tells of it.
     ranks : Ranks or None
         Other processes that walk the same plan on the same cluster.
     """
@@ -175,15 +189,14 @@ class ResidentSet:
         allotment: Allotment,
         *,
         in_process: bool,
+        tally: Tally,
         ranks: Ranks | None = None,
     ) -> None:
         allotment = allotment.within(plan.slots)
         self.client = client
         self.allotment = allotment
         self.in_process = in_process
-        self.units_read = 0
-        self.visits_admitted = 0
-        self.visits_evicted = 0
+        self.tally = tally
         self._plan: Iterator[Turn] = plan
         self._factory = factory
         self._ahead: deque[Turn] = deque()
@@ -306,7 +319,8 @@ class ResidentSet:
         unit = self._units.pop(visit.number, None)
         if unit is None:
             return
-        self.visits_evicted += 1
+        self.tally.visits_evicted += 1
+        self._tell(events.BigChunkEvicted, (visit,))
         unit.waiting_for.discard(visit.number)
         if not unit.waiting_for:
             self._held -= len(unit.visits)
@@ -326,7 +340,7 @@ class ResidentSet:
         visits = tuple(self._queue.popleft() for _ in range(count))
         unit = self._factory.unit(visits)
         self._held += len(visits)
-        self.visits_admitted += len(visits)
+        self.tally.visits_admitted += len(visits)
         for visit in visits:
             self._units[visit.number] = unit
         options: dict[str, Any] = {}
@@ -345,9 +359,10 @@ class ResidentSet:
             if home is not None:
                 options = {"workers": [home], "allow_other_workers": True}
             call = self._travelling(unit)
+        self._tell(events.BigChunkRequested, visits)
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
-        self.units_read += 1
+        self.tally.reads += 1
         if unit.ticket is None:
             unit.future.add_done_callback(lambda _: self._arrived(unit))
         else:
@@ -363,10 +378,19 @@ class ResidentSet:
         return read_delivered, jobs, [list(values) for values in delivered]
 
     def _arrived(self, unit: Unit) -> None:
+        if unit.waiting_for:
+            self._tell(events.BigChunkReady, unit.visits, seconds=time.monotonic() - unit.asked)
         with self._wake:
             if unit.waiting_for:
                 self._ready.add(unit)
             self._wake.notify_all()
+
+    def _tell(
+        self, kind: Callable[..., events.Event], visits: Iterable[Visit], **more: float
+    ) -> None:
+        if events.listening():
+            for visit in visits:
+                self.tally.tell(kind, self._factory.place(visit), **more)
 
     def is_ready(self, visit: Visit | int) -> bool:
         """Whether a visit's pixels (or its failure) are there."""
@@ -477,7 +501,8 @@ class ResidentSet:
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         self.interrupt()
-        for unit in list(self._units.values()):
+        for number, unit in list(self._units.items()):
+            self._tell(events.BigChunkEvicted, (v for v in unit.visits if v.number == number))
             unit.waiting_for.clear()
             unit.future = unit.ticket = None
         self._units.clear()

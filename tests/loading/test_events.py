@@ -35,6 +35,29 @@ def test_batches_are_told_of_when_made_and_when_taken(dataset, heard, kind):
     assert loader.stats().first_batch_seconds > 0
 
 
+def test_big_chunks_are_told_of_when_asked_for_there_and_gone(dataset, heard):
+    with LightDL(dataset, **SMALL) as loader:
+        for _ in range(30):
+            next(loader)
+        loader.set_epoch(1)
+        for _ in range(5):
+            next(loader)
+    stats, mine = loader.stats(), [e for e in heard if getattr(e, "loader", None) == loader.name]
+
+    def places(kind):
+        return [(e.patient, e.visit, e.origin, e.shape) for e in mine if isinstance(e, kind)]
+
+    requested = places(events.BigChunkRequested)
+    assert len(requested) == stats.visits_admitted
+    # closing lets go of what is still there, which is not counted as evicted
+    assert sorted(places(events.BigChunkEvicted)) == sorted(requested)
+    assert 0 < stats.visits_evicted < stats.visits_admitted
+    ready = [e for e in mine if isinstance(e, events.BigChunkReady)]
+    assert set(places(events.BigChunkReady)) <= set(requested)
+    assert stats.visits_evicted <= len(ready)
+    assert all(e.seconds >= 0 for e in ready)
+
+
 def test_blocks_of_windows_are_told_of_like_big_chunks(dataset, heard):
     with SlidingWindowDL(dataset, kernel_size=100, batch_size=50, block_windows=5) as loader:
         for _ in loader:

@@ -19,6 +19,7 @@ from daskdmed.loading.sliding.batches import WindowBatch, WindowBatcher
 from daskdmed.loading.sliding.plan import Load, LoadPlan
 from daskdmed.loading.sliding.read import Loaded, LoadReader
 from daskdmed.loading.torchbridge import Preparation
+from daskdmed.persistence.tally import Tally
 
 
 class ReadAhead:
@@ -26,8 +27,8 @@ class ReadAhead:
 
     Parameters
     ----------
-    loader : str
-        Name of the loader, for events: loads are its big chunks.
+    tally : Tally
+        Tells of loads, which are the big chunks of this loader.
     plan : LoadPlan
         What is read, in order.
     reader : LoadReader
@@ -42,7 +43,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        loader: str,
+        tally: Tally,
         plan: LoadPlan,
         reader: LoadReader,
         budget: int,
@@ -51,7 +52,7 @@ class ReadAhead:
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
-        self._loader = loader
+        self._tally = tally
         self._plan = plan
         self._budget = budget
         self._size = batch_size
@@ -82,9 +83,9 @@ class ReadAhead:
 
     def _tell(self, kind: Callable[..., events.Event], load: Load, **more: float) -> None:
         if events.listening():
-            image, region = load.image, load.block.region
-            place = (str(image.patient.id), image.record, load.visit, region.origin, region.shape)
-            events.emit(kind(self._loader, *place, **more))
+            image = load.image
+            place = (str(image.patient.id), image.record, load.visit, load.block.region)
+            self._tally.tell(kind, place, **more)
 
     def batches(self, position: int) -> Generator[tuple[WindowBatch, Any], None, None]:
         """Batches from a position on, each with its tensor."""

@@ -184,7 +184,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     def _begin(self) -> Prefetcher:
         reader = self._reader()
-        ahead = ReadAhead(self.name, self._plan, reader, self._budget, self.batch_size, self.tfms)
+        ahead = ReadAhead(self._meter, self._plan, reader, self._budget, self.batch_size, self.tfms)
         self._ahead = ahead
         return Prefetcher(
             ahead.batches(self._progress.position),
