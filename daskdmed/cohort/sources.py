@@ -383,13 +383,13 @@ class Failure:
     error: Exception | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, image: Image, error: Exception) -> Failure:
+    def of(cls, image: Image, error: Exception, where: str = "open") -> Failure:
         """Of an image that could not be used."""
         try:
             record = image.record.name
         except DatasetError:
             record = image.request.record or ""
-        return cls(image.key, record, "open", str(error), error)
+        return cls(image.key, record, where, str(error), error)
 
     @property
     def reason(self) -> str:
@@ -445,11 +445,18 @@ class LeftOut:
         """Work on an image; what it raises names the patient, or is reported."""
         try:
             yield
+        except _COMMON_FAULT as error:
+            error.add_note(_whose(image))
+            raise
         except _OWN_FAULT as error:
-            if self.on_error == "raise" or isinstance(error, _COMMON_FAULT):
-                error.add_note(f"patient {image.key!r}")
-                raise
-            self.add(Failure.of(image, error))
+            self.failed(image, error)
+
+    def failed(self, image: Image, error: Exception, where: str = "open") -> None:
+        """An image cannot be used: raise the error, or report it."""
+        if self.on_error == "raise":
+            error.add_note(_whose(image))
+            raise error
+        self.add(Failure.of(image, error, where))
 
     def add(self, failure: Failure) -> None:
         """Report one; an error when it was the last hope."""
@@ -460,6 +467,11 @@ class LeftOut:
             raise DatasetError(
                 f"none of the {self.total} images can be used; the first failed with: {first}"
             ) from first.error
+
+
+def _whose(image: Image) -> str:
+    name = image.request.record
+    return f"patient {image.key!r}" + (f", record {name!r}" if name else "")
 
 
 def check_on_error(on_error: Any) -> None:

@@ -10,27 +10,24 @@ Not covered: what one prediction is (`daskdmed.inference.dense.predict`), metric
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import dask.array as da
 import numpy as np
 import zarr
 from dask.base import tokenize
 
-from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.record import Patient, Record
-from daskdmed.core.errors import DatasetError, LoaderError, UsageError
+from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
+from daskdmed.core.errors import DatasetError, UsageError
 from daskdmed.core.region import Region
-from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
 from daskdmed.inference.dense.predict import predict
-from daskdmed.inference.inputs import as_view
 from daskdmed.inference.models.window import Model
 from daskdmed.store.location import Location, result_path
 from daskdmed.store.results.georeference import Georeference
@@ -39,11 +36,12 @@ from daskdmed.tiling.grid import PerAxis, spatial_axes
 if TYPE_CHECKING:
     from distributed import Client
 
-logger = logging.getLogger("daskdmed.inference")
 #: pixels along an axis of a block of a lazy image, by number of axes
 _BLOCK = {2: 2048, 3: 128}
 #: keywords that every scan needs its own of
-_OWN = ("image", "out", "mask", "level", "mpp", "power", "tile_error")
+_OWN = (
+    "image", "out", "mask", "level", "mpp", "power", "record", "on_error", "tile_error", "compute",
+)  # fmt: skip
 
 
 class ScanInput(TypedDict):
@@ -96,40 +94,20 @@ class ScanOutput(TypedDict):
     out: str | None
 
 
-@dataclass(frozen=True)
-class ScanFailure:
-    """A scan that was skipped.
-
-    Parameters
-    ----------
-    patient_id, record : str
-        Which.
-    error : Exception
-        Why.
-    """
-
-    patient_id: str
-    record: str
-    error: Exception
-
-    def __str__(self) -> str:
-        kind = type(self.error).__name__
-        return f"{self.patient_id}/{self.record}: {kind}: {self.error}"
-
-
 class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
     """Iterator over scans. Made by `infer`.
 
     Attributes
     ----------
-    failures : list of ScanFailure
-        Scans skipped so far, with ``on_error="skip"``.
+    failures : list of Failure
+        Scans left out so far, with ``on_error="skip"``.
     """
 
-    def __init__(self, scans: Sequence[_Scan], run: _Run) -> None:
-        self.failures: list[ScanFailure] = []
+    def __init__(self, scans: Sequence[_Scan], run: _Run, on_error: OnError) -> None:
+        left_out = LeftOut(on_error, len(scans))
+        self.failures = left_out.failures
         self._count = len(scans)
-        self._iterator = self._go(scans, run)
+        self._iterator = self._go(scans, run, left_out)
 
     def __len__(self) -> int:
         """Number of scans, those that fail included."""
@@ -141,39 +119,30 @@ class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
     def __next__(self) -> tuple[ScanInput, ScanOutput]:
         return next(self._iterator)
 
-    def _go(self, scans: Sequence[_Scan], run: _Run) -> Iterator[tuple[ScanInput, ScanOutput]]:
+    @staticmethod
+    def _go(
+        scans: Sequence[_Scan], run: _Run, left_out: LeftOut
+    ) -> Iterator[tuple[ScanInput, ScanOutput]]:
         for scan in scans:
             try:
                 result = run(scan)
-            except Exception as error:
-                if run.on_error == "raise":
-                    error.add_note(f"patient {scan.patient.key!r}, record {scan.record.name!r}")
-                    raise
-                failure = ScanFailure(scan.patient.key, scan.record.name, error)
-                self.failures.append(failure)
-                logger.warning("skipped %s", failure)
+            except Exception as error:  # the model's too: other scans may fare better
+                left_out.failed(scan.image, error, "scan")
                 continue
             yield result
-        if self.failures and len(self.failures) == len(scans):
-            raise LoaderError(
-                f"all {len(scans)} scans failed; the first: {self.failures[0]}",
-                patient=self.failures[0].patient_id,
-                record=self.failures[0].record,
-            ) from self.failures[0].error
 
 
 @dataclass(frozen=True)
 class _Scan:
     """One record of one patient."""
 
-    patient: Patient
-    record: Record
+    image: Image
     target: Record | None
-    resolution: Resolution
+    mask_of: Callable[[Image], Any]
 
 
 def infer(
-    dataset: Dataset | Iterable[Patient],
+    dataset: ImagesLike,
     model: Model,
     *,
     kernel_size: PerAxis,
@@ -184,7 +153,7 @@ def infer(
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
     out: PathLike | None = None,
-    mask: Mapping[Any, Any] | Callable[[Patient], Any] | None = None,
+    mask: Any = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     client: Client | None = None,
@@ -198,7 +167,7 @@ def infer(
 
     Parameters
     ----------
-    dataset : Dataset or iterable of Patient
+    dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
         Not changed.
     model : torch.nn.Module or callable
         As for `predict`.
@@ -219,8 +188,8 @@ def infer(
     out : path or URL, optional
         Folder; each scan gets ``<patient>/<record>.zarr`` in it. Default: in memory, until
         the arrays are let go.
-    mask : mapping or callable, optional
-        ``{patient id: mask}`` or ``mask(patient)``; None is no mask.
+    mask : optional
+        As for `predict`; for several patients ``{patient id: mask}`` or ``mask(patient)``.
     on_error : {"raise", "skip"}
         What a scan that fails does: ends the iteration with its error, or is reported in
         `Scans.failures` and in the log. When all fail, an error is raised in any case.
@@ -240,11 +209,10 @@ def infer(
     Raises
     ------
     DatasetError
-        No patients, the same scan twice, or a record that a patient does not have.
+        No patients, the same scan twice, a record that a patient does not have, or every
+        scan failed.
     UsageError
         Unknown options, or arguments that contradict each other.
-    LoaderError
-        Every scan failed.
     Exception
         What `predict` raises, with the patient and the record as a note.
 
@@ -259,31 +227,16 @@ def infer(
     ... ):
     ...     print(inputs["scan_id"], confusion(outputs["y_true"], outputs["y_pred"]).dice)
     """
-    if on_error not in get_args(OnError):
-        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     _check_options(options)
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise UsageError(
             f"out= is a folder or URL for one store per scan, got {type(out).__name__}"
         )
-    patients = dataset if isinstance(dataset, Dataset) else Dataset("infer", dataset)
-    scans = _scans(patients, record, target, level, mpp, power)
-    if mask is not None and not callable(mask):
-        if not isinstance(mask, Mapping):
-            raise UsageError(
-                f"mask= is {{patient id: mask}} or a function of the patient, got "
-                f"{type(mask).__name__}: one array cannot lie over several images"
-            )
-        mask = {str(key): value for key, value in mask.items()}
-        missing = [key for key in patients.ids if key not in mask]
-        if missing:
-            raise UsageError(
-                f"mask= has no entry for {len(missing)} of {len(patients)} patients: "
-                f"{missing[:10]}; give None for a patient without a mask"
-            )
+    request = Request(None, level, mpp, power, spatial_axes(kernel_size), tile_error)
+    images = images_of(dataset, request)
+    scans = _scans(images, record, target, images.each(mask, "mask"))
     options = {"kernel_size": kernel_size, "client": client, **options}
-    run = _Run(model, out, mask, target_classes, on_error, tile_error, options)
-    return Scans(scans, run)
+    return Scans(scans, _Run(model, out, target_classes, options), on_error)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -296,27 +249,24 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _scans(
-    dataset: Dataset,
+    images: Images,
     record: str | Sequence[str] | None,
     target: str | None,
-    level: Any,
-    mpp: Any,
-    power: Any,
+    mask_of: Callable[[Image], Any],
 ) -> list[_Scan]:
     """All scans, with everything checked that needs no file to be opened."""
-    if not len(dataset):
-        raise DatasetError(f"dataset {dataset.name!r} has no patients")
     wanted = [record] if isinstance(record, str) else record
     if wanted is not None and (target in wanted or len(set(wanted)) < len(wanted)):
         raise DatasetError(
             f"record={record!r} must name each record once, and not the target {target!r}"
         )
-    if target is not None and not any(target in p.records for p in dataset):
-        names = sorted({n for p in dataset for n in p.records})
+    patients = images.dataset
+    if target is not None and not any(target in p.records for p in patients):
+        names = sorted({n for p in patients for n in p.records})
         raise DatasetError(f"no patient has the target {target!r}; the records are {names}")
     scans = []
-    for patient in dataset:
-        resolution = Resolution.of(*(v(patient) if callable(v) else v for v in (level, mpp, power)))
+    for image in images:
+        patient = image.patient
         truth = None if target is None else patient.records.get(target)
         names = list(wanted or ())
         if wanted is None:
@@ -326,7 +276,10 @@ def _scans(
                     f"patient {patient.key!r} has no record to predict beside the target; it "
                     f"has {list(patient.records)}"
                 )
-        scans += [_Scan(patient, patient.record(n), truth, resolution) for n in names]
+        ones = [replace(image, request=replace(image.request, record=n)) for n in names]
+        for one in ones:
+            one.record, one.resolution  # noqa: B018  what cannot be is refused now
+        scans += [_Scan(one, truth, mask_of) for one in ones]
     return scans
 
 
@@ -336,30 +289,24 @@ class _Run:
 
     model: Model
     out: PathLike | None
-    mask: Any
     target_classes: Any
-    on_error: OnError
-    tile_error: OnTileError
     options: Mapping[str, Any]
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
-        ndim = spatial_axes(self.options["kernel_size"])
-        view = as_view(scan.record, ndim, scan.resolution, self.tile_error)
+        patient, record, view = scan.image.patient, scan.image.record, scan.image.view()
         truth = self._truth(scan, view)  # before the work: it may not fit
-        patient = scan.patient
-        mask = self.mask(patient) if callable(self.mask) else (self.mask or {}).get(patient.key)
-        place = self._place(scan)
+        mask, place = scan.mask_of(scan.image), self._place(patient, record)
         start = time.perf_counter()
         y_pred = predict(view, self.model, out=place, mask=mask, **self.options)
         elapsed = time.perf_counter() - start
-        spacing, unit = spacing_of(view, scan.record)
+        spacing, unit = spacing_of(view, record)
         cells = _pixels_per_cell(place)
         inputs = ScanInput(
             x=_lazy(view),
             patient=patient,
             patient_id=patient.key,
-            record=scan.record.name,
-            scan_id=f"{patient.key}/{scan.record.name}",
+            record=record.name,
+            scan_id=f"{patient.key}/{record.name}",
             spacing=spacing,
             unit=unit,
         )
@@ -379,10 +326,10 @@ class _Run:
 
         return target_view(scan.target, view, self.target_classes)
 
-    def _place(self, scan: _Scan) -> Any:
+    def _place(self, patient: Patient, record: Record) -> Any:
         if self.out is None:
             return zarr.storage.MemoryStore()
-        return result_path(self.out, scan.patient.key, scan.record.name)
+        return result_path(self.out, patient.key, record.name)
 
 
 def spacing_of(view: ImageView, record: Record) -> tuple[tuple[float, ...], str]:
@@ -450,4 +397,4 @@ def _read_block(view: ImageView, sizes: tuple[int, ...], block_id: tuple[int, ..
     return view.read(Region(origin, tuple(shape)))
 
 
-__all__ = ["ScanFailure", "ScanInput", "ScanOutput", "Scans", "infer", "spacing_of"]
+__all__ = ["ScanInput", "ScanOutput", "Scans", "infer", "spacing_of"]

@@ -213,7 +213,7 @@ def test_one_after_the_other():
             raise error
     with pytest.raises(OSError, match="x") as caught, LeftOut("raise", 3).of(images[0]):
         raise OSError("x")
-    assert caught.value.__notes__ == ["patient 'p'"]
+    assert caught.value.__notes__ == ["patient 'p', record 'image'"]
     with pytest.raises(UsageError, match="on_error must be 'raise' or 'skip', got 'fill'"):
         LeftOut("fill", 1)
 

@@ -12,7 +12,7 @@ import zarr
 from torch import nn
 
 from daskdmed import Dataset, Patient, Record, infer, predict
-from daskdmed.errors import DatasetError, LoaderError, StoreError, UsageError
+from daskdmed.errors import DatasetError, StoreError, UsageError
 from daskdmed.inference.metrics import confusion, volume
 from daskdmed.samples import make_slide
 
@@ -186,20 +186,20 @@ def test_a_scan_that_fails_ends_the_iteration_or_is_reported(dataset, caplog):
         next(scans)
     assert "patient 'bad', record 'image'" in caught.value.__notes__
     scans = run(broken(dataset), on_error="skip")
-    with caplog.at_level(logging.WARNING, "daskdmed.inference"):
+    with caplog.at_level(logging.WARNING, "daskdmed.cohort"):
         found = [i["patient_id"] for i, _ in scans]
     assert found == ["p0", "p2"]
     (failure,) = scans.failures
-    assert (failure.patient_id, failure.record) == ("bad", "image")
+    assert (failure.patient, failure.record) == ("bad", "image")
     assert isinstance(failure.error, FileNotFoundError)
-    assert "skipped bad/image" in caplog.text
+    assert "left out bad/image" in caplog.text
 
 
 def test_when_all_fail_it_is_an_error(dataset):
     def model(windows):
         raise ValueError("no")
 
-    with pytest.raises(LoaderError, match="all 3 scans failed") as caught:
+    with pytest.raises(DatasetError, match="none of the 3 images can be used") as caught:
         list(infer(dataset, model, kernel_size=32, target="truth", on_error="skip"))
     assert isinstance(caught.value.__cause__, ValueError)
 
