@@ -9,6 +9,7 @@ share is enough (`daskdmed.tiling.mask`, `daskdmed.persistence.areas`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ class SummedArea:
 
     def counts(self, ends: Sequence[tuple[Array, Array]]) -> npt.NDArray[np.int64]:
         """Cells in boxes of whole cells, all combinations of (begins, stops) per axis."""
-        total = self.table
+        total: Any = self.table
         for axis, (begin, stop) in enumerate(ends):
             total = total.take(stop, axis=axis) - total.take(begin, axis=axis)
         return np.asarray(total, np.int64)

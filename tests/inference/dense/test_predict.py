@@ -124,6 +124,8 @@ def test_equal_to_the_reference(shape, kernel, blend, overlap, many_bands):
 def test_equal_to_monai(shape, kernel, blend, overlap):
     inferers = pytest.importorskip("monai.inferers")
     image = np.random.default_rng(1).standard_normal((*shape, 2)).astype(np.float32)
+    if overlap == 0.9:  # hundreds of windows as it is
+        image = image[:60, :61]
     net = network(2, 2)
     for sigma_scale in (0.125, 0.3) if blend == "gaussian" else (0.125,):
         with torch.no_grad():
@@ -478,7 +480,9 @@ import itertools, os, signal, sys
 import dask, dask.array as da, numpy as np
 from daskdmed import predict
 from daskdmed.inference.dense import mosaic
+from daskdmed.store.results import donemap
 mosaic._SWEEP_BYTES = 1
+donemap._FLUSH_EVERY = 0
 class Tilted:
     def __init__(self, last):
         self.last, self.calls = last, itertools.count(1)
