@@ -217,7 +217,9 @@ def _spec(
     if min(wanted) < 1:
         raise GeometryError(f"block_windows must be at least 1, got {wanted}")
     block = tuple(min(b, max(n, 1)) for b, n in zip(wanted, grid.counts, strict=True))
-    place = Georeference(grid.kernel_size, grid.stride, tuple(image.downsample), image.mpp)
+    place = Georeference(
+        grid.kernel_size, grid.stride, tuple(image.downsample), image.mpp, image.spacing
+    )
     parameters = {
         "image": image.source or f"{image.patient}/{image.record}",
         "shape": grid.shape,

@@ -30,6 +30,8 @@ class ImageGrid:
         (x, y) micrometers per pixel at the resolution that was read.
     source : str
         Path or URL of the image, empty for an array.
+    spacing : tuple of float or None
+        Millimeters per pixel along each spatial axis, of images without mpp.
     """
 
     patient: str
@@ -39,10 +41,11 @@ class ImageGrid:
     level: int | None = None
     mpp: tuple[float, float] | None = None
     source: str = ""
+    spacing: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
+        found = {
             "patient": self.patient,
             "record": self.record,
             "shape": list(self.grid.shape),
@@ -55,6 +58,7 @@ class ImageGrid:
             "mpp": None if self.mpp is None else list(self.mpp),
             "source": self.source,
         }
+        return found if self.spacing is None else {**found, "spacing": list(self.spacing)}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ImageGrid:
@@ -65,7 +69,7 @@ class ImageGrid:
             tuple(int(v) for v in plain["stride"]),
             plain["edge"],
         )
-        mpp = plain["mpp"]
+        mpp, spacing = plain["mpp"], plain.get("spacing")
         return cls(
             patient=str(plain["patient"]),
             record=str(plain["record"]),
@@ -74,4 +78,5 @@ class ImageGrid:
             level=None if plain["level"] is None else int(plain["level"]),
             mpp=None if mpp is None else (float(mpp[0]), float(mpp[1])),
             source=str(plain.get("source", "")),
+            spacing=None if spacing is None else tuple(float(v) for v in spacing),
         )

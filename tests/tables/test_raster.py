@@ -165,6 +165,16 @@ def test_wrong_arguments(tmp_path):
         windows_to_heatmap(tmp_path / "nothing.parquet")
 
 
+def test_the_map_of_a_volume_lies_by_its_spacing(tmp_path):
+    grid = WindowGrid.of((8, 20, 20), (2, 10, 10))
+    image = ImageGrid("p", "r", grid, (1.0, 1.0, 1.0), spacing=(3.0, 0.5, 0.5))
+    assert ImageGrid.from_json(image.to_json()) == image
+    table = table_of(image, [(0, 0, 1)], np.ones(1, np.float32))
+    windows_to_heatmap(table, tmp_path / "a.zarr")
+    place = open_heatmap(tmp_path / "a.zarr").georeference
+    assert (place.scale, place.units) == ((6.0, 5.0, 5.0), ("millimeter",) * 3)
+
+
 def test_several_images_and_no_rows():
     other = ImageGrid("q", "r", WindowGrid.of((20, 20), 10), (1.0, 1.0))
     both = WindowTable.concatenate([rows(), table_of(other, [(1, 1)], np.array([7.0], "f4"))])

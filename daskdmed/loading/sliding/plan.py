@@ -79,6 +79,7 @@ class ImageWindows:
             level=self.level,
             mpp=self.view.mpp,
             source=self.view.uri or "",
+            spacing=None if self.view.mpp is not None else self.view.spacing,
         )
 
     @property
