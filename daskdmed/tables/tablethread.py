@@ -20,7 +20,7 @@ from daskdmed.tables.formats import FORMATS, TableFile
 from daskdmed.tables.rows import WindowTable
 from daskdmed.tiling.imagegrid import ImageGrid
 
-logger = logging.getLogger("daskdmed.inference")
+logger = logging.getLogger("daskdmed.tables")
 
 #: rows and bytes of a row group of Parquet, at most
 _GROUP_ROWS, _GROUP_BYTES = 16384, 32 << 20

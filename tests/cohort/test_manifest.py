@@ -52,7 +52,7 @@ datasets = st.lists(
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "tsv"])
 @given(dataset=datasets)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip(tmp_path: Path, suffix: str, dataset: Dataset) -> None:
     path = tmp_path / f"cohort.{suffix}"
     dataset.to_manifest(path)

@@ -78,7 +78,7 @@ def test_in_process_client_of_the_user(slides, expected, threads):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_same_batches_for_any_number_of_workers(slides, expected, workers):
     with cluster(workers) as local, Client(local) as client:
         with LightDL(slides, **SLIDES, client=client) as loader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -575,9 +576,6 @@ with SlidingWindowDL(image, kernel_size=10, batch_size=5) as loader:
 
 
 def test_a_killed_run_leaves_no_table(tmp_path):
-    import subprocess
-    from pathlib import Path
-
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.csv"), root])
     assert done.returncode == -9

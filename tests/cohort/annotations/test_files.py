@@ -187,7 +187,7 @@ def anything(draw):
     )
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(st.lists(anything(), max_size=4))
 def test_geojson_round_trip_keeps_everything(items) -> None:
     table = Annotations(items)
