@@ -154,8 +154,8 @@ def _block_pixels(paths: list[Path], bigchunk: int) -> float:
     slide = daskdmed.open_slide(paths[0])
     shape = slide.dimensions[::-1]
     tile = slide.level_tile_shapes[0]
-    grid = BlockGrid.of(shape, (bigchunk, bigchunk), tile, (CROP, CROP))
-    return shape[0] * shape[1] / len(grid)
+    grid = BlockGrid.of(shape, (bigchunk, bigchunk), tile, (CROP, CROP), by_places=True)
+    return statistics.mean(grid.region(number).size for number in range(len(grid)))
 
 
 def _loader_rate(data: daskdmed.Dataset, seconds: float, **options: Any) -> tuple[float, float]:

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SHIFT = 7
     SHARE = 8
     MIX = 9
+    ACCEPT = 10
 
 
 def seed_key(seed: int) -> int:

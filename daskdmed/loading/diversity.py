@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from daskdmed.persistence.sources import AreaSource
+    from daskdmed.persistence.where import AreaSource
 
 #: cells of a count map along the longer of the last two axes
 CELLS = 64

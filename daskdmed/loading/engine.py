@@ -28,7 +28,7 @@ from daskdmed.persistence.areas import Area
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import Turn, Visit
 from daskdmed.persistence.resident import ResidentSet
-from daskdmed.persistence.sources import AreaSource
+from daskdmed.persistence.where import AreaSource
 
 logger = logging.getLogger("daskdmed.loading")
 
@@ -186,8 +186,6 @@ class Engine(ABC):
             downsample=entry.view.downsample,
             level=entry.level,
             mpp=entry.view.mpp,
-            place=(visit.record, visit.block),
-            again=visit.again,
             area=self._area(visit),
         )
 

@@ -44,7 +44,7 @@ from daskdmed.persistence.catalogue import Geometry, Target
 from daskdmed.persistence.cluster import connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
 from daskdmed.persistence.reading import RegionChooser
-from daskdmed.persistence.sources import AreaSource, TissueLike, Wish
+from daskdmed.persistence.where import AreaSource, TissueLike, Wish
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -78,8 +78,9 @@ class LightDL(Loader[SmallChunks]):
     target : str, optional
         Name of a record of the same size (a mask), cropped at the same places and resident
         beside its big chunk: ``smallchunks.targets``.
-    bigchunk_size : int or tuple of int, default 4096
-        Largest extent of a big chunk; edges lie on the storage tile grid.
+    bigchunk_size : int or tuple of int, optional
+        Largest extent of a big chunk; its first pixels lie on the storage tile grid. Default:
+        4096 per axis of two, 256 per axis of three.
     resident : int or str, default "2 GiB"
         Bytes for all big chunks in memory, those being read included. Never exceeded.
     smallchunks_per_bigchunk : int, default 512
@@ -185,7 +186,7 @@ class LightDL(Loader[SmallChunks]):
         power: PowerLike | None = None,
         record: str | None = None,
         target: str | None = None,
-        bigchunk_size: int | tuple[int, ...] = 4096,
+        bigchunk_size: int | tuple[int, ...] | None = None,
         resident: int | str = "2 GiB",
         smallchunks_per_bigchunk: int = 512,
         rotation: Literal["deterministic", "adaptive"] = "deterministic",
@@ -227,17 +228,24 @@ class LightDL(Loader[SmallChunks]):
             None if epoch_length is None else check_count("epoch_length", epoch_length)
         )
         self._drop_last = drop_last
-        geometry = Geometry.of(smallchunk_size, bigchunk_size, pad=pad)
+        chooser = as_chooser(bigchunk_loader)
+        policy = as_policy(policy)
+        geometry = Geometry.of(
+            smallchunk_size,
+            bigchunk_size,
+            pad=pad,
+            # in a pass each pixel lies in one big chunk; else any small chunk can be drawn
+            by_places=chooser is None and not getattr(policy, "each_once", False),
+        )
         labelled = None
         if target is not None:
             labelled = Target(target, target_level, target_mpp, target_classes, target_channels)
         shares, classes = as_quotas(quotas, labels)
         budget = to_bytes(resident)
-        chooser = as_chooser(bigchunk_loader)
         collect = as_collector(smallchunk_collector)
         catalogue = catalogues.build(images, geometry, target=labelled, on_error=on_error)
         wish = Wish(tissue, min_tissue, annotations)
-        areas = AreaSource(catalogue, wish, geometry.smallchunk, on_error=on_error)
+        areas = AreaSource(catalogue, wish, geometry, on_error=on_error)
         planning = Planning(
             catalogue,
             allot(budget, catalogue.block_bytes),
@@ -245,7 +253,7 @@ class LightDL(Loader[SmallChunks]):
             areas,
             shares,
             classes,
-            as_policy(policy),
+            policy,
             batch_size=self.batch_size,
             draws_per_visit=smallchunks_per_bigchunk,
             seed=int(seed),

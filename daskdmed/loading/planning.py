@@ -19,8 +19,8 @@ from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.plan import RotationPlan
 from daskdmed.persistence.policy import Policy
-from daskdmed.persistence.sources import AreaSource, Wish
 from daskdmed.persistence.strata import StratifiedPlan
+from daskdmed.persistence.where import AreaSource, Wish
 
 #: masks of so many records are made ahead of the plan
 _AHEAD = 10_000
@@ -82,10 +82,8 @@ class Planning:
         }
         population = self.catalogue.population
         if not self.quotas:
-            weights = None
-            if self.restricted:
-                weights = lambda record: self.areas.weights(record, self.labels)  # noqa: E731
-            return RotationPlan(population, **options, weights=weights), (self.labels,)
+            chosen = self.areas.choice(self.labels)
+            return RotationPlan(population, **options, **chosen), (self.labels,)
         strata, classes = strata_of(
             self.quotas, self.catalogue, self.areas, self.batch_size, self.labels
         )

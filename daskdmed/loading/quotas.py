@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from daskdmed.core.errors import UsageError
 from daskdmed.persistence.catalogue import Catalogue
-from daskdmed.persistence.sources import AreaSource
 from daskdmed.persistence.strata import Stratum
+from daskdmed.persistence.where import AreaSource
 
 if TYPE_CHECKING:
     from daskdmed.cohort.record import Patient
@@ -168,4 +168,4 @@ def _stratum(
     areas: AreaSource,
     classes: tuple[str, ...],
 ) -> Stratum:
-    return Stratum(name, share, members, lambda record: areas.weights(record, classes))
+    return Stratum(name, share, members, **areas.choice(classes))

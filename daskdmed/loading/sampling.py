@@ -22,7 +22,7 @@ from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import VisitState
-from daskdmed.persistence.areas import Area
+from daskdmed.persistence.areas import Area, Draws, Places
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
 
@@ -100,10 +100,6 @@ class VisitFacts:
         The grid's big chunk.
     downsample, level, mpp
         See `BigChunk`.
-    place : (int, int)
-        Number of the record, and of the big chunk in it.
-    again : int
-        Tells visits of the same big chunk apart.
     area : Area or None
         Where small chunks may lie, None for anywhere.
     """
@@ -118,8 +114,6 @@ class VisitFacts:
     downsample: tuple[float, ...]
     level: int | None
     mpp: tuple[float, float] | None
-    place: tuple[int, int] = (0, 0)
-    again: int = 0
     area: Area | None = None
 
 
@@ -167,9 +161,7 @@ class VisitSampler:
         self._axes = len(crop.size)
         self._shares: Array | None = None
         self._where: list[tuple[int, tuple[int, ...]]] = []
-        self._supply: Array = np.zeros((0, 1 + len(crop.size)), np.int64)
-        self._laps = 0
-        self._laps_expected = 1
+        self._draws: Draws | None = None
         self._expected = expected
         if self.failure is None:
             self._check_pieces()
@@ -296,49 +288,25 @@ class VisitSampler:
         self._where = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
 
     def _locate_in(self, area: Area, draw: int) -> bool:
-        """All allowed positions of one lattice in random order, then of the next one.
-
-        Which lattice comes first depends on the big chunk and on how often it was visited, so
-        that later visits give other positions.
-        """
-        while len(self._where) <= draw:
-            if not len(self._supply):
-                self._supply = self._next_lattice(area)
-                if not len(self._supply):
-                    return False
-            # few of many places are ever used: only these become Python numbers
-            part, self._supply = np.split(self._supply, [self._expected])
-            self._where += [(row[0], tuple(row[1:])) for row in part.tolist()]
-        return True
-
-    def _next_lattice(self, area: Area) -> Array:
-        """Places on the next lattice that has any, in random order: (n, 1 + axes)."""
+        """All allowed positions in random order, and again when each has been taken."""
         facts = self.facts
-        for _ in range(area.shifts() + 1):
-            shift = area.shift(self._lattice(area), facts.key, *facts.place)
-            found = self._allowed(area, shift)
-            if self._laps == 0:
-                self._laps_expected = -(-self._expected // max(1, len(found)))
-            self._laps += 1
-            if len(found):
-                rng = generator(facts.key, Purpose.LOCATE, facts.number, self._laps)
-                shuffled: Array = found[rng.permutation(len(found))]
-                return shuffled
-        return found
-
-    def _lattice(self, area: Area) -> int:
-        """Number of the next lattice: visits of one big chunk keep out of each other's way."""
-        stride = max(1, area.shifts() // self._laps_expected)
-        return self.facts.again + self._laps * stride + self._laps // self._laps_expected
-
-    def _allowed(self, area: Area, shift: tuple[int, ...]) -> Array:
-        """Piece, and first pixel within it, of every place on a lattice."""
-        found = []
-        for at, piece in enumerate(self.pieces):
-            region = Region(piece.origin, tuple(piece.data.shape[: self._axes]))
-            starts = area.candidates(region, self._crop.size, shift) - piece.origin
-            found.append(np.insert(starts, 0, at, axis=1))
-        return np.concatenate(found)
+        if self._draws is None:
+            axes = self._axes
+            regions = [Region(p.origin, tuple(p.data.shape[:axes])) for p in self.pieces]
+            self._draws = Draws(
+                Places(area, regions, self._crop.size),
+                self._expected,
+                lambda number: generator(facts.key, Purpose.LOCATE, facts.number, number),
+            )
+        while len(self._where) <= draw:
+            found = self._draws.more()
+            if not found:
+                return False
+            self._where += [
+                (at, tuple(p - o for p, o in zip(place, self.pieces[at].origin, strict=True)))
+                for at, *place in found
+            ]
+        return True
 
     # -- user collectors --------------------------------------------------------------
 

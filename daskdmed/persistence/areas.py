@@ -1,18 +1,23 @@
 """Where in an image small chunks may lie: exact drawing from a low-resolution mask.
 
 A small chunk is allowed when the mask covers at least a fraction of it (tissue), or when
-its centre lies in the mask (a class of annotations). Instead of trying places until one
-fits, all allowed first pixels on a lattice are found at once from the mask's summed-area
-table, and drawn without repetition. The mask is constant within its pixels, so the table
-interpolated linearly gives the covered fraction exactly, at any place.
+its centre lies in the mask (a class of annotations). The mask is constant within its
+pixels, so its summed-area table, interpolated linearly, gives the covered fraction exactly,
+at any place.
+
+A *place* is the first pixel of a small chunk. `Places` covers the allowed places of a region
+with boxes, from a bound on what any small chunk of a box can hold. A place drawn uniformly
+from the boxes and kept when it is allowed is uniform among the allowed ones; where few are
+kept, the boxes are halved until they are the allowed places themselves.
 
 Pure geometry for any number of axes. Not covered: where masks come from
-(`daskdmed.persistence.sources`).
+(`daskdmed.persistence.where`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -20,15 +25,19 @@ import numpy.typing as npt
 
 from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import UsageError
-from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
-from daskdmed.persistence.blockgrid import BlockGrid
 
 #: covered fractions are sums of rounded products; a chunk that is short by less passes
 _TOLERANCE = 1e-6
-#: big chunks are weighed on every so many lattice points along each axis
-_THIN = 4
+#: places that are listed at once instead of tried at random
+_FEW = 4096
+#: the part of tries that must give a new place; with less they are listed
+_WORTH = 1 / 8
+#: tries at a time, at least: fewer say little about which part of them is allowed
+_TRIES = 64
+
+_Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +57,6 @@ class Area:
         Mask pixel of the whole image at which `mask` begins.
     multiple : tuple of int
         First pixels of small chunks are multiples of this, per axis.
-    step : tuple of int, optional
-        Pixels between lattice points, a mask pixel by default.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -57,7 +64,6 @@ class Area:
     least: float | None
     origin: tuple[int, ...]
     multiple: tuple[int, ...]
-    step: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.least is not None and not 0 < self.least <= 1:
@@ -79,36 +85,31 @@ class Area:
         axes = len(shape)
         return cls(mask, scale, least, (0,) * axes, multiple or (1,) * axes)
 
-    # -- lattice --------------------------------------------------------------------
+    # -- places ---------------------------------------------------------------------
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Pixels between lattice points: whole multiples of `multiple`."""
-        wanted = self.step or self.scale
-        return tuple(max(m, int(s) // m * m) for s, m in zip(wanted, self.multiple, strict=True))
+    def allowed(self, places: _Ints, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Whether small chunks may lie at some places.
 
-    def shifts(self) -> int:
-        """How many shifted lattices there are; together they hold every first pixel."""
-        per_axis = [s // m for s, m in zip(self.steps, self.multiple, strict=True)]
-        return int(np.prod(per_axis))
+        Parameters
+        ----------
+        places : ndarray of int64, shape (n, axes)
+            First pixels, in the frame of the view.
+        size : tuple of int
+            Extent of a small chunk.
+        """
+        return self._possible(places, places, size)
 
-    def shift(self, number: int, key: int, *place: int) -> tuple[int, ...]:
-        """One of the shifted lattices: number 0 to `shifts` - 1 are all different."""
-        per_axis = [s // m for s, m in zip(self.steps, self.multiple, strict=True)]
-        count = self.shifts()
-        start = int(generator(key, Purpose.SHIFT, *place).integers(count))
-        # a stride prime to the count visits every shift before any repeats
-        flat = (start + number * _coprime(count)) % count
-        shift = []
-        for n, m in zip(reversed(per_axis), reversed(self.multiple), strict=True):
-            flat, at = divmod(flat, n)
-            shift.append(at * m)
-        return tuple(reversed(shift))
+    def _possible(self, first: _Ints, last: _Ints, size: tuple[int, ...]) -> Array:
+        """Whether a small chunk between two places may be allowed; exact where these agree."""
+        low, high = np.empty(first.shape), np.empty(first.shape)
+        for axis in range(len(size)):
+            low[:, axis], high[:, axis] = self._reach(axis, first[:, axis], last[:, axis], size)
+        end = np.array(self.mask.shape)
+        held = self._summed.sums(np.clip(low, 0, end), np.clip(high, 0, end))
+        return held >= self._needed(size)
 
-    def candidates(
-        self, region: Region, size: tuple[int, ...], shift: tuple[int, ...]
-    ) -> npt.NDArray[np.int64]:
-        """Allowed first pixels of small chunks that lie inside a region.
+    def cover(self, region: Region, size: tuple[int, ...]) -> tuple[_Ints, _Ints]:
+        """Boxes that hold all allowed places of a region: first and last place of each.
 
         Parameters
         ----------
@@ -116,61 +117,59 @@ class Area:
             In pixels of the view.
         size : tuple of int
             Extent of a small chunk.
-        shift : tuple of int
-            Of the lattice, from `shift`.
 
         Returns
         -------
-        ndarray of int64, shape (n, axes)
-            In the frame of the view, in order. Empty when there are none on this lattice.
+        first, last : ndarray of int64, shape (boxes, axes)
+            In the frame of the view.
         """
-        axes = []
-        for o, e, s, step, at in zip(
-            region.origin, region.shape, size, self.steps, shift, strict=True
+        firsts, lasts, ends = [], [], []
+        for axis, (o, e, s, m) in enumerate(
+            zip(region.origin, region.shape, size, self.multiple, strict=True)
         ):
-            first = o + (at - o) % step
-            axes.append(np.arange(first, o + e - s + 1, step, dtype=np.int64))
-        if any(a.size == 0 for a in axes):
-            return np.zeros((0, len(size)), np.int64)
-        allowed = self._allowed(axes, size)
-        found = np.argwhere(allowed)
-        return np.stack([a[found[:, i]] for i, a in enumerate(axes)], axis=1)
+            places = np.arange(-(-o // m) * m, o + e - s + 1, m, dtype=np.int64)
+            if not places.size:
+                return np.zeros((0, len(size)), np.int64), np.zeros((0, len(size)), np.int64)
+            starts = self._starts(axis, places, size)
+            firsts.append(places[starts])
+            lasts.append(places[np.append(starts[1:], places.size) - 1])
+            ends.append(self._reach(axis, firsts[-1], lasts[-1], size))
+        held = self._summed.means(ends, (1,) * len(size))
+        found = np.argwhere(held >= self._needed(size))
+        first = np.stack([a[found[:, i]] for i, a in enumerate(firsts)], axis=1)
+        last = np.stack([a[found[:, i]] for i, a in enumerate(lasts)], axis=1)
+        return first, last
 
-    def _allowed(self, axes: list[npt.NDArray[np.int64]], size: tuple[int, ...]) -> Array:
+    def _starts(self, axis: int, places: _Ints, size: tuple[int, ...]) -> _Ints:
+        """Where the boxes of a cover begin along one axis: about one a mask pixel."""
+        if self.least is None:  # exactly one: their centres are all in or all out
+            pixel, _ = self._reach(axis, places, places, size)
+            return np.flatnonzero(np.append(True, np.diff(pixel) > 0))
+        wanted = -(-places.size * self.multiple[axis] // max(1, int(self.scale[axis])))
+        count = min(wanted, places.size)
+        return np.arange(count, dtype=np.int64) * places.size // count
+
+    def _reach(
+        self, axis: int, first: _Ints, last: _Ints, size: tuple[int, ...]
+    ) -> tuple[Array, Array]:
+        """What decides about small chunks between two places, in pixels of `mask`."""
+        s, scale, origin = size[axis], self.scale[axis], self.origin[axis]
+        if self.least is not None:
+            return first / scale - origin, (last + s) / scale - origin
+        end = self.mask.shape[axis] - 1
+        low = np.clip(np.floor((first + s / 2) / scale) - origin, 0, end)
+        return low, np.clip(np.floor((last + s / 2) / scale) - origin, 0, end) + 1
+
+    def _needed(self, size: tuple[int, ...]) -> float:
+        """Mask pixels that a small chunk must hold."""
         if self.least is None:
-            inside: Array = self.mask
-            for axis, (a, s) in enumerate(zip(axes, size, strict=True)):
-                at = ((a + s / 2) / self.scale[axis]).astype(np.int64) - self.origin[axis]
-                inside = inside.take(np.clip(at, 0, self.mask.shape[axis] - 1), axis=axis)
-            return inside
-        return self.covered(axes, size) >= self.least - _TOLERANCE
-
-    def covered(self, axes: list[npt.NDArray[np.int64]], size: tuple[int, ...]) -> Array:
-        """Covered fraction of the small chunks at every combination of first pixels.
-
-        Parameters
-        ----------
-        axes : list of ndarray of int64
-            First pixels along each axis, in the frame of the view.
-        size : tuple of int
-            Extent of a small chunk.
-
-        Returns
-        -------
-        ndarray of float64, shape (len(axes[0]), len(axes[1]), ...)
-        """
-        ends = [
-            (a / scale - first, (a + s) / scale - first)
-            for a, s, scale, first in zip(axes, size, self.scale, self.origin, strict=True)
-        ]
-        sizes = [s / scale for s, scale in zip(size, self.scale, strict=True)]
-        return self._summed.means(ends, sizes)
+            return 0.5
+        volume = np.prod([s / scale for s, scale in zip(size, self.scale, strict=True)])
+        return float((self.least - _TOLERANCE) * volume)
 
     @cached_property
     def _summed(self) -> SummedArea:
         return SummedArea(self.mask)
-
-    # -- blocks ---------------------------------------------------------------------
 
     def cut(self, region: Region) -> Area:
         """The part that decides about small chunks inside a region. Small, to travel."""
@@ -183,60 +182,161 @@ class Area:
             end.append(min(max(int(np.ceil((o + e) / s)) - first, low + 1), n))
         mask = self.mask[tuple(map(slice, begin, end))].copy()
         origin = tuple(f + b for f, b in zip(self.origin, begin, strict=True))
-        return Area(mask, self.scale, self.least, origin, self.multiple, self.step)
-
-    def weights(self, grid: BlockGrid, size: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """About how many small chunks each big chunk can give, on the unshifted lattice.
-
-        Returns
-        -------
-        ndarray of float64, shape (len(grid),)
-            0 where a big chunk holds nothing that is allowed.
-        """
-        found = np.zeros(len(grid))
-        for number in range(len(grid)):
-            region = grid.region(number)
-            part = self.cut(region)
-            if part.mask.any():
-                found[number] = part._places(region, size)
-        return found
-
-    def _places(self, region: Region, size: tuple[int, ...]) -> float:
-        """About how many lattice points are allowed; 0 only where there are none."""
-        rooms = zip(region.shape, size, self.steps, strict=True)
-        everywhere = float(np.prod([(e - s) // step + 1 for e, s, step in rooms]))
-        if self.mask.all():
-            return everywhere
-        zero = (0,) * len(size)
-        steps = tuple(s * _THIN for s in self.steps)
-        thin = replace(self, step=steps).candidates(region, size, zero)
-        if len(thin):
-            return len(thin) * float(_THIN ** len(size))
-        return float(len(self.candidates(region, size, zero)))
+        return Area(mask, self.scale, self.least, origin, self.multiple)
 
     def __getstate__(self) -> tuple[object, ...]:
         packed = np.packbits(self.mask)
-        rest = (self.scale, self.least, self.origin, self.multiple, self.step)
-        return packed, self.mask.shape, *rest
+        return packed, self.mask.shape, self.scale, self.least, self.origin, self.multiple
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         packed, shape, *rest = state
         count = int(np.prod(shape))  # type: ignore[call-overload]
         mask = np.unpackbits(packed, count=count).astype(bool).reshape(shape)  # type: ignore[call-overload]
-        names = ("mask", "scale", "least", "origin", "multiple", "step")
+        names = ("mask", "scale", "least", "origin", "multiple")
         for name, value in zip(names, (mask, *rest), strict=True):
             object.__setattr__(self, name, value)
 
 
-def _coprime(count: int) -> int:
-    """A stride that visits 0 to count - 1 in a spread order, each once."""
-    stride = max(1, round(count * 0.6180339887498949))
-    while np.gcd(stride, count) != 1:
-        stride += 1
-    return stride
+class Places:
+    """The allowed places of some regions.
+
+    A *row* is the number of a region and a place in it, an int64 array of 1 + axes.
+
+    Parameters
+    ----------
+    area : Area
+        What is allowed.
+    regions : sequence of Region
+        In pixels of the view.
+    size : tuple of int
+        Extent of a small chunk.
+    """
+
+    def __init__(self, area: Area, regions: Sequence[Region], size: tuple[int, ...]) -> None:
+        self._area = area
+        self._size = size
+        covers = [area.cover(region, size) for region in regions]
+        self._owner = np.repeat(np.arange(len(covers)), [len(first) for first, _ in covers])
+        self._first = np.concatenate([first for first, _ in covers])
+        self._last = np.concatenate([last for _, last in covers])
+        self._steps = np.array(area.multiple, np.int64)
+        self._width = np.zeros(len(size), np.int64)
+        if len(self._first):
+            self._width = (self._last - self._first).max(axis=0) // self._steps + 1
+
+    @property
+    def bound(self) -> int:
+        """There are no more than so many."""
+        return len(self._first) * int(self._width.prod())
+
+    def tried(self, rng: np.random.Generator, count: int) -> _Ints:
+        """Try some of `bound` at random: the rows among them that are allowed, in order."""
+        if not self.bound:
+            return np.zeros((0, 1 + len(self._size)), np.int64)
+        u = rng.random((count, 1 + len(self._size)))
+        box = (u[:, 0] * len(self._first)).astype(np.int64)
+        at = self._first[box] + (u[:, 1:] * self._width).astype(np.int64) * self._steps
+        inside = np.flatnonzero((at <= self._last[box]).all(axis=1))  # boxes differ in extent
+        kept = inside[self._area.allowed(at[inside], self._size)]
+        return np.column_stack([self._owner[box[kept]], at[kept]])
+
+    def all(self) -> _Ints:
+        """Every row, found by halving boxes."""
+        owner, first, last = self._owner, self._first, self._last
+        while len(first) and (last > first).any():
+            for axis, step in enumerate(self._steps.tolist()):
+                wide = last[:, axis] > first[:, axis]
+                middle = (first[:, axis] + last[:, axis]) // (2 * step) * step
+                rest = first[wide].copy()
+                rest[:, axis] = middle[wide] + step
+                owner = np.concatenate([owner, owner[wide]])
+                first, last = np.concatenate([first, rest]), np.concatenate([last, last[wide]])
+                last[: len(wide)][wide, axis] = middle[wide]
+            kept = self._area._possible(first, last, self._size)
+            owner, first, last = owner[kept], first[kept], last[kept]
+        rows = np.column_stack([owner, first])
+        rows = rows[self._area.allowed(first, self._size)]
+        return rows[np.lexsort(rows.T[::-1])]
+
+    def any(self) -> bool:
+        """Whether there is one at all."""
+        found = self.tried(np.random.default_rng(0), _TRIES)
+        return len(found) > 0 or len(self.all()) > 0
 
 
-def spread(weights: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+class Draws:
+    """Allowed places in random order, none twice before all have been given.
+
+    Each is uniform among those not given yet.
+
+    Parameters
+    ----------
+    places : Places
+        Which there are.
+    portion : int
+        About how many are wanted at a time.
+    random : callable
+        Number of a portion, from 1 -> its generator.
+    """
+
+    def __init__(
+        self, places: Places, portion: int, random: Callable[[int], np.random.Generator]
+    ) -> None:
+        self._places = places
+        self._portion = max(portion, _TRIES)
+        self._random = random
+        self._number = 0
+        self._given: set[tuple[int, ...]] = set()
+        self._supply: _Ints | None = None
+        self._listed: _Ints | None = places.all() if places.bound <= _FEW else None
+
+    def more(self) -> list[tuple[int, ...]]:
+        """The next rows; none only when there is no place."""
+        if self._listed is None:
+            fresh = self._tried()
+            if fresh:
+                return fresh
+        if self._supply is None or not len(self._supply):
+            self._supply = self._shuffled()
+        # few of many places are ever used: only these become Python numbers
+        part, self._supply = np.split(self._supply, [self._portion])
+        return [tuple(row) for row in part.tolist()]
+
+    def _tried(self) -> list[tuple[int, ...]]:
+        found = self._places.tried(self._next_random(), self._portion)
+        rows = dict.fromkeys(tuple(row) for row in found.tolist())
+        fresh = [row for row in rows if row not in self._given]
+        self._given.update(fresh)
+        if len(fresh) < _WORTH * self._portion:
+            self._listed = self._places.all()
+        return fresh
+
+    def _shuffled(self) -> _Ints:
+        """All that have not been given, or all anew, in random order."""
+        listed = self._listed
+        assert listed is not None
+        if self._given:
+            given = np.array(sorted(self._given), np.int64)
+            self._given.clear()
+            known = np.concatenate([listed, given])
+            _, counts = np.unique(known, axis=0, return_counts=True)
+            if (counts == 1).any():
+                listed = listed[counts == 1]
+        shuffled: _Ints = listed[self._next_random().permutation(len(listed))]
+        return shuffled
+
+    def _next_random(self) -> np.random.Generator:
+        self._number += 1
+        return self._random(self._number)
+
+
+#: multiples of it modulo one are spread evenly, however many there are
+GOLDEN = 0.6180339887498949
+
+
+def spread(
+    weights: npt.NDArray[np.float64], start: float, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
     """One lap over weighted things: how often each is visited is its share, rounded.
 
     Systematic sampling (Madow 1949): things of equal weight come exactly once each; in the
@@ -246,8 +346,11 @@ def spread(weights: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.ND
     ----------
     weights : ndarray, shape (things,)
         Not negative, not all zero.
+    start : float
+        In [0, 1): decides what is rounded up. Uniform over laps, or better evenly spread,
+        such as multiples of `GOLDEN`.
     rng : numpy.random.Generator
-        Source of the order and of the rounding.
+        Source of the order.
 
     Returns
     -------
@@ -256,7 +359,7 @@ def spread(weights: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.ND
     """
     count = int(np.count_nonzero(weights))
     ends = np.cumsum(weights)
-    marks = (np.arange(count) + rng.random()) * (ends[-1] / count)
+    marks = (np.arange(count) + start) * (ends[-1] / count)
     # a mark at the very end would fall behind the last thing by rounding
     picked = np.minimum(np.searchsorted(ends, marks, side="right"), np.flatnonzero(weights)[-1])
     lap: npt.NDArray[np.int64] = rng.permutation(picked).astype(np.int64)

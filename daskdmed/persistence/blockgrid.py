@@ -1,8 +1,13 @@
 """How a record is cut into big chunks. Pure geometry, any number of axes.
 
-Edges lie on the storage tile grid, so that no tile is decoded for two big chunks, and the
-chunks of a record are nearly equal, so that no narrow strip at the border is drawn from as
-often as a full chunk. Not covered: reading them (`daskdmed.persistence.reading`).
+There are two ways. Cut by *pixels*, each pixel lies in one big chunk, and no tile is decoded
+for two: for passes that visit each once. But then no small chunk crosses an edge. Cut by
+*places* (first pixels of small chunks), each place lies in one big chunk, which reaches over
+the next one by a small chunk less a pixel: for drawing at random, so that every place can be
+drawn. Big chunks are no larger for it, but there are more of them.
+
+Edges lie on the storage tile grid, and the chunks of a record are nearly equal, so that there
+is no narrow strip at the border. Not covered: reading them (`daskdmed.persistence.reading`).
 """
 
 from __future__ import annotations
@@ -10,6 +15,9 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.region import Region
@@ -60,6 +68,36 @@ def cut_axis(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...
     return tuple(spans)
 
 
+@functools.lru_cache(maxsize=4096)
+def cut_places(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...]:
+    """Cut one axis so that each place of a small chunk lies in one span, with all its pixels.
+
+    Parameters
+    ----------
+    size, chunk, tile : int
+        As in `cut_axis`. Spans begin at multiples of the tile where a chunk holds a tile
+        and the overlap.
+    smallest : int
+        Extent of a small chunk. At most `chunk` and `size`.
+
+    Returns
+    -------
+    tuple of Span
+        Ordered; neighbours overlap by `smallest` - 1 pixels. An axis that `cut_axis` leaves
+        whole is left whole.
+    """
+    if size <= (chunk // tile * tile if 1 <= tile <= chunk else chunk):
+        return (Span(0, size),)
+    overlap = smallest - 1
+    if not 1 <= tile <= chunk - overlap:
+        tile = 1
+    places = size - overlap
+    longest = (chunk - overlap) // tile * tile
+    count = -(-places // longest)
+    edges = [-(-i * places // (count * tile)) * tile for i in range(count)] + [places]
+    return tuple(Span(a, b - a + overlap) for a, b in itertools.pairwise(edges))
+
+
 @dataclass(frozen=True, slots=True)
 class BlockGrid:
     """The big chunks of one record.
@@ -68,9 +106,12 @@ class BlockGrid:
     ----------
     axes : tuple of tuple of Span
         The spans along each spatial axis.
+    smallest : tuple of int
+        Extent of a small chunk.
     """
 
     axes: tuple[tuple[Span, ...], ...]
+    smallest: tuple[int, ...]
 
     @classmethod
     def of(
@@ -79,6 +120,8 @@ class BlockGrid:
         chunk: tuple[int, ...],
         tile: tuple[int, ...],
         smallest: tuple[int, ...],
+        *,
+        by_places: bool = False,
     ) -> BlockGrid:
         """Cut an image of a spatial shape.
 
@@ -86,6 +129,8 @@ class BlockGrid:
         ----------
         shape, chunk, tile, smallest : tuple of int
             Per spatial axis, see `cut_axis`.
+        by_places : bool
+            Cut by `cut_places` instead.
 
         Raises
         ------
@@ -100,7 +145,8 @@ class BlockGrid:
                 "make the big chunks larger"
             )
         axes = zip(shape, chunk, tile, smallest, strict=True)
-        return cls(tuple(cut_axis(*axis) for axis in axes))
+        cut = cut_places if by_places else cut_axis
+        return cls(tuple(cut(*axis) for axis in axes), smallest)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -125,6 +171,14 @@ class BlockGrid:
         """Pixels of one big chunk."""
         spans = [spans[at] for spans, at in zip(self.axes, self.index(flat), strict=True)]
         return Region(tuple(s.start for s in spans), tuple(s.length for s in spans))
+
+    def places(self, multiple: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Number of places in each big chunk: first pixels that are whole multiples."""
+        total = np.ones(1)
+        for spans, s, m in zip(self.axes, self.smallest, multiple, strict=True):
+            along = [(a.start + a.length - s) // m - (a.start - 1) // m for a in spans]
+            total = np.multiply.outer(total, np.array(along, np.float64)).reshape(-1)
+        return total
 
     @property
     def largest(self) -> tuple[int, ...]:

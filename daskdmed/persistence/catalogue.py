@@ -22,6 +22,9 @@ from daskdmed.core.view import ImageView
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
 
+#: pixels per axis of a big chunk with up to two axes, and with more
+DEFAULT_BIGCHUNK = (4096, 256)
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -33,21 +36,27 @@ class Geometry:
         Pixels, array order.
     pad : bool
         Whether images smaller than a small chunk are padded with background.
+    by_places : bool
+        How images are cut into big chunks, see `daskdmed.persistence.blockgrid`.
     """
 
     smallchunk: tuple[int, ...]
     bigchunk: tuple[int, ...]
     pad: bool = False
+    by_places: bool = False
 
     @classmethod
     def of(
         cls,
         smallchunk: int | tuple[int, ...],
-        bigchunk: int | tuple[int, ...],
+        bigchunk: int | tuple[int, ...] | None,
         *,
         pad: bool = False,
+        by_places: bool = False,
     ) -> Geometry:
         """From what the user gives: one number (two axes, y and x) or one per axis.
+
+        Without a `bigchunk`: `DEFAULT_BIGCHUNK`, or a small chunk's extent where that is more.
 
         Raises
         ------
@@ -57,6 +66,8 @@ class Geometry:
             A big chunk smaller than a small chunk.
         """
         small = _extents("smallchunk_size", smallchunk, 2)
+        if bigchunk is None:
+            bigchunk = tuple(max(DEFAULT_BIGCHUNK[len(small) > 2], s) for s in small)
         big = _extents("bigchunk_size", bigchunk, len(small))
         if len(big) != len(small):
             raise UsageError(
@@ -68,7 +79,7 @@ class Geometry:
                 f"bigchunk_size {big} is smaller than smallchunk_size {small}; make the big "
                 "chunks larger"
             )
-        return cls(small, big, pad)
+        return cls(small, big, pad, by_places)
 
     @property
     def ndim(self) -> int:
@@ -248,7 +259,8 @@ def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
                 "to surround it with background"
             )
         shape = tuple(max(s, m) for s, m in zip(shape, small, strict=True))
-    return BlockGrid.of(shape, geometry.bigchunk, view.tile_shape, small)
+    tiles = view.tile_shape
+    return BlockGrid.of(shape, geometry.bigchunk, tiles, small, by_places=geometry.by_places)
 
 
 def _ratio(

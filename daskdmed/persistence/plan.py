@@ -22,7 +22,7 @@ import numpy as np
 from daskdmed.core.errors import NoTissueError, UsageError
 from daskdmed.core.randomness import Purpose, generator, seed_key
 from daskdmed.core.types import Array
-from daskdmed.persistence.areas import spread
+from daskdmed.persistence.areas import GOLDEN, spread
 from daskdmed.persistence.policy import Policy, Situation
 
 #: visits that the very first draws come from; the others join while these are drawn from
@@ -43,9 +43,6 @@ class Visit:
         Flat index of the big chunk in the record's block grid.
     nth : int
         How many visits the record had before this one.
-    again : int
-        Counts the visits of the same big chunk: no two have the same number, larger ones
-        are later.
     stratum : int
         Which share of the batches it is drawn for, see `daskdmed.persistence.strata`.
     """
@@ -54,7 +51,6 @@ class Visit:
     record: int
     block: int
     nth: int
-    again: int = 0
     stratum: int = 0
 
 
@@ -110,6 +106,8 @@ class Population:
 
 #: weight of each big chunk of a record, None for equal ones
 Weights: TypeAlias = Callable[[int], "Array | None"]
+#: whether a visit of a big chunk of a record takes place
+Accepts: TypeAlias = Callable[[int, int, np.random.Generator], bool]
 
 
 class RotationPlan:
@@ -131,6 +129,11 @@ class RotationPlan:
         Record number -> weight of each of its big chunks, which are then visited in
         proportion to it. Asked when the record is first admitted. A record whose weights
         are all zero has nothing to draw from and is not admitted.
+    accepts : callable, optional
+        Record, big chunk and a generator -> whether a visit takes place that is due by
+        `weights`. With weights that are bounds, and yes with the probability of what there
+        really is in proportion to its bound, visits are in proportion to what there is.
+        Policies with ``each_once`` do not ask.
     stream : int
         Plans of one seed that differ in this are unrelated.
 
@@ -151,6 +154,7 @@ class RotationPlan:
         seed: int,
         policy: Policy,
         weights: Weights | None = None,
+        accepts: Accepts | None = None,
         stream: int = 0,
     ) -> None:
         if not population.blocks:
@@ -166,10 +170,12 @@ class RotationPlan:
         self._policy = policy
         self._weights = weights
         self._once = bool(getattr(policy, "each_once", False))
+        self._accepts = None if self._once else accepts
         # stream 0 is the seed itself
         self._key = seed_key(seed) ^ (stream * 0x9E3779B97F4A7C15 % 2**64)
         self._blocks = np.array(population.blocks, np.int64)
         self._counts = np.zeros(len(population.blocks), np.int64)
+        self._due = np.zeros(len(population.blocks), np.int64)
         self._last = np.full(len(population.blocks), -1, np.int64)
         self._laps: dict[int, tuple[int, Array]] = {}
         self._resident: list[Visit] = []
@@ -245,34 +251,41 @@ class RotationPlan:
 
     def _visit(self, record: int, weights: Array | None) -> Visit:
         nth = int(self._counts[record])
-        visit = Visit(self._admitted, record, *self._block(record, nth, weights))
+        visit = Visit(self._admitted, record, self._block(record, weights), nth)
         self._counts[record] += 1
         self._last[record] = self._admitted
         self._admitted += 1
         return visit
 
-    def _block(self, record: int, nth: int, weights: Array | None) -> tuple[int, int, int]:
-        """Block, `nth` and `again` of a record's next visit.
+    def _block(self, record: int, weights: Array | None) -> int:
+        """Big chunk of a record's next visit.
 
-        Its big chunks come in random order, each once per lap, or as often as its weight says.
+        They are due in random order, each once per lap, or as often as its weight says.
         """
         length = int(self._blocks[record])
-        lap, at = divmod(nth, length)
+        while True:
+            lap, at = divmod(int(self._due[record]), length)
+            self._due[record] += 1
+            block = int(self._lap(record, lap, length, weights)[at])
+            if self._accepts is None:
+                return block
+            if self._accepts(record, block, generator(self._key, Purpose.ACCEPT, record, lap, at)):
+                return block
+
+    def _lap(self, record: int, lap: int, length: int, weights: Array | None) -> Array:
+        """Order of a lap over a record's big chunks."""
         known = self._laps.get(record)
         if known is None or known[0] != lap:
             rng = generator(self._key, Purpose.BLOCKS, record, lap)
-            known = (lap, self._lap(length, weights, rng))
-            self._laps[record] = known
-        block = int(known[1][at])
-        if weights is None or self._once:
-            return block, nth, lap
-        most = int(weights.max() * length / weights.sum()) + 1
-        return block, nth, lap * most + int(np.count_nonzero(known[1][:at] == block))
-
-    def _lap(self, length: int, weights: Array | None, rng: np.random.Generator) -> Array:
-        if weights is None:
-            return rng.permutation(length)
-        return rng.permutation(np.flatnonzero(weights)) if self._once else spread(weights, rng)
+            if weights is None:
+                order = rng.permutation(length)
+            elif self._once:
+                order = rng.permutation(np.flatnonzero(weights))
+            else:
+                phase = generator(self._key, Purpose.SHIFT, record).random()
+                order = spread(weights, (phase + lap * GOLDEN) % 1.0, rng)
+            known = self._laps[record] = (lap, order)
+        return known[1]
 
     def _fill(self) -> None:
         while len(self._resident) < self.slots:
@@ -372,6 +385,7 @@ class RotationPlan:
             self._numbers,
             self._remaining,
             self._counts.copy(),
+            self._due.copy(),
             self._last.copy(),
             self._admitted,
             self._exhausted,
@@ -379,7 +393,7 @@ class RotationPlan:
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
         self._resident, self._numbers, self._remaining = saved[:3]
-        self._counts, self._last, self._admitted, self._exhausted = saved[3:]
+        self._counts, self._due, self._last, self._admitted, self._exhausted = saved[3:]
 
 
 def _within(shares: Array) -> Array:

@@ -19,11 +19,9 @@ import numpy.typing as npt
 from daskdmed.core.errors import BudgetError, UsageError
 from daskdmed.core.randomness import Purpose, generator, seed_key
 from daskdmed.core.types import Array
-from daskdmed.persistence.plan import Population, RotationPlan, Turn, Visit, Weights
+from daskdmed.persistence.areas import GOLDEN
+from daskdmed.persistence.plan import Accepts, Population, RotationPlan, Turn, Visit, Weights
 from daskdmed.persistence.policy import Policy
-
-#: multiples of it modulo one are spread evenly, however many there are
-_GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Stratum:
         others, so that the mean is right.
     records : tuple of int
         Records of the population that belong to it.
-    weights : callable, optional
+    weights, accepts : callable, optional
         See `RotationPlan`; record numbers are those of the whole population.
     """
 
@@ -47,6 +45,7 @@ class Stratum:
     share: float
     records: tuple[int, ...]
     weights: Weights | None = None
+    accepts: Accepts | None = None
 
 
 class StratifiedPlan:
@@ -157,7 +156,7 @@ class StratifiedPlan:
         counts = whole.astype(np.int64)
         extra = self.batch_size - int(counts.sum())
         if extra:
-            start = (self._phase + batch * _GOLDEN) % 1.0
+            start = (self._phase + batch * GOLDEN) % 1.0
             ends = np.cumsum(parts) * (extra / parts.sum())
             picked = np.searchsorted(ends, start + np.arange(extra), side="right")
             np.add.at(counts, np.minimum(picked, counts.size - 1), 1)
@@ -213,7 +212,7 @@ class _Stream:
             tuple(population.patients[r] for r in records) if population.patients else (),
             tuple(population.labels[r] for r in records) if population.labels else (),
         )
-        weights = stratum.weights
+        weights, accepts = stratum.weights, stratum.accepts
         self._number = number
         self._records = records
         self._plan = RotationPlan(
@@ -223,6 +222,7 @@ class _Stream:
             seed=seed,
             policy=policy,
             weights=None if weights is None else lambda r: weights(records[r]),
+            accepts=None if accepts is None else lambda r, *rest: accepts(records[r], *rest),
             stream=number + 1,
         )
         self.slots = self._plan.slots

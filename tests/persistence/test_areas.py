@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from daskdmed.core.region import Region
 from daskdmed.errors import UsageError
-from daskdmed.persistence.areas import Area, spread
-from daskdmed.persistence.blockgrid import BlockGrid
+from daskdmed.persistence import areas
+from daskdmed.persistence.areas import GOLDEN, Area, Draws, Places, spread
 
 
 @st.composite
@@ -54,19 +55,25 @@ def brute_force(mask, scale, region, size, least):
     return found
 
 
+def rows_of(area, region, size):
+    return Places(area, [region], size).all()
+
+
 @settings(max_examples=150)
 @given(cases())
-def test_all_lattices_together_are_all_allowed_places(case):
+def test_all_places_are_those_that_brute_force_finds(case):
     mask, scale, extent, region, size, least = case
     area = Area.of(mask, extent, least)
     assert area.scale == scale
-    found = []
-    shifts = {area.shift(n, 7, 0, 0) for n in range(area.shifts())}
-    assert len(shifts) == area.shifts()
-    for shift in shifts:
-        found += [tuple(c) for c in area.candidates(region, size, shift).tolist()]
-    assert len(found) == len(set(found))  # no place on two lattices
-    assert set(found) == brute_force(mask, scale, region, size, least)
+    places = Places(area, [region], size)
+    found = [tuple(row[1:]) for row in places.all().tolist()]
+    assert len(found) == len(set(found)) <= places.bound
+    expected = brute_force(mask, scale, region, size, least)
+    assert set(found) == expected
+    assert places.any() == bool(expected)
+    tried = places.tried(np.random.default_rng(1), 200)
+    assert {tuple(row[1:]) for row in tried.tolist()} <= expected
+    assert area.allowed(np.array(found, np.int64).reshape(-1, len(size)), size).all()
 
 
 @settings(max_examples=60)
@@ -75,44 +82,70 @@ def test_a_cut_area_decides_the_same_inside_its_region(case):
     mask, _, extent, region, size, least = case
     area = Area.of(mask, extent, least)
     part = pickle.loads(pickle.dumps(area.cut(region)))
-    for number in range(min(4, area.shifts())):
-        shift = area.shift(number, 1)
-        assert part.shift(number, 1) == shift
-        np.testing.assert_array_equal(
-            part.candidates(region, size, shift), area.candidates(region, size, shift)
-        )
+    np.testing.assert_array_equal(rows_of(part, region, size), rows_of(area, region, size))
+
+
+@settings(max_examples=60)
+@given(cases(), st.integers(1, 50))
+def test_draws_give_every_place_once_before_any_again(case, portion):
+    mask, scale, extent, region, size, least = case
+    places = Places(Area.of(mask, extent, least), [region], size)
+    expected = brute_force(mask, scale, region, size, least)
+    draws = Draws(places, portion, np.random.default_rng)
+    drawn = []
+    while expected and len(drawn) < 2 * len(expected):
+        drawn += [tuple(row[1:]) for row in draws.more()]
+    if not expected:
+        assert draws.more() == []
+        return
+    assert set(drawn[: len(expected)]) == expected
+    assert set(drawn[len(expected) : 2 * len(expected)]) == expected
+
+
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_draws_are_uniform_whether_tried_or_listed(monkeypatch, few):
+    monkeypatch.setattr(areas, "_FEW", few)
+    mask = np.array([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    area = Area.of(mask, (12, 16), 0.5)
+    places = Places(area, [Region((0, 0), (12, 16))], (5, 5))
+    number = {tuple(row): i for i, row in enumerate(places.all().tolist())}
+    counts = np.zeros(len(number))
+    for seed in range(4000):
+        draws = Draws(places, 6, lambda n, seed=seed: np.random.default_rng([seed, n]))
+        for row in draws.more()[:6]:
+            counts[number[row]] += 1
+    statistic = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    # drawn without repetition, so that the statistic is smaller than with it
+    assert statistic < chi2.ppf(0.9999, len(number) - 1)
 
 
 def test_a_scale_that_is_no_whole_number():
     # 3 mask pixels over 10: the middle one covers 3.33 to 6.67
-    area = Area.of(np.array([False, True, False]), (10,), 0.5)
-    covered = area.covered([np.arange(7)], (4,))
-    expected = [max(0, min(o + 4, 20 / 3) - max(o, 10 / 3)) / 4 for o in range(7)]
-    np.testing.assert_allclose(covered, expected, atol=1e-12)
+    for least in (0.2, 0.5, 0.75, 0.9):
+        area = Area.of(np.array([False, True, False]), (10,), least)
+        expected = [max(0, min(o + 4, 20 / 3) - max(o, 10 / 3)) / 4 >= least for o in range(7)]
+        assert area.allowed(np.arange(7)[:, None], (4,)).tolist() == expected
 
 
 def test_first_pixels_are_multiples_when_a_target_asks_for_it():
     area = Area.of(np.ones((4, 4), bool), (64, 64), 1.0, multiple=(8, 4))
-    for number in range(area.shifts()):
-        found = area.candidates(Region((3, 3), (50, 50)), (16, 16), area.shift(number, 5))
-        assert not np.any(found % (8, 4))
-    assert area.steps == (16, 16)
+    places = Places(area, [Region((3, 3), (50, 50))], (16, 16))
+    found = places.all()[:, 1:]
+    assert not np.any(found % (8, 4))
+    assert len(found) == 4 * 9  # 8, 16, 24, 32; and 4, 8, ... 36
+    assert not np.any(places.tried(np.random.default_rng(0), 100)[:, 1:] % (8, 4))
 
 
-def test_big_chunks_without_anything_weigh_nothing():
-    mask = np.zeros((8, 8), bool)
-    mask[:4, :4] = True
-    grid = BlockGrid.of((512, 512), (256, 256), (64, 64), (64, 64))
-    weights = Area.of(mask, (512, 512), 0.5).weights(grid, (64, 64))
-    assert weights[0] > 0
-    assert not weights[3]
-    # half a crop may hang over into the neighbours' side only where they hold tissue
-    assert weights[0] > weights[1:].max()
+def test_several_regions():
+    area = Area.of(np.ones((4, 4), bool), (64, 64), None)
+    regions = [Region((0, 0), (16, 20)), Region((40, 8), (17, 16))]
+    rows = Places(area, regions, (16, 16)).all()
+    assert rows.tolist() == [*([0, 0, x] for x in range(5)), [1, 40, 8], [1, 41, 8]]
 
 
 def test_equal_weights_give_each_thing_once_a_lap():
     for seed in range(20):
-        lap = spread(np.full(13, 3.0), np.random.default_rng(seed))
+        lap = spread(np.full(13, 3.0), seed / 20, np.random.default_rng(seed))
         assert sorted(lap) == list(range(13))
 
 
@@ -120,7 +153,7 @@ def test_equal_weights_give_each_thing_once_a_lap():
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30).filter(any), st.integers(0, 999))
 def test_a_lap_visits_in_proportion(weights, seed):
     w = np.array(weights, float)
-    lap = spread(w, np.random.default_rng(seed))
+    lap = spread(w, seed / 1000, np.random.default_rng(seed))
     counts = np.bincount(lap, minlength=w.size)
     expected = w / w.sum() * np.count_nonzero(w)
     assert lap.size == np.count_nonzero(w)
@@ -130,8 +163,9 @@ def test_a_lap_visits_in_proportion(weights, seed):
 
 def test_the_mean_over_laps_is_the_weight():
     w = np.array([1.0, 2, 5, 0, 12])
-    counts = sum(np.bincount(spread(w, np.random.default_rng(s)), minlength=5) for s in range(3000))
-    np.testing.assert_allclose(counts / counts.sum(), w / w.sum(), atol=0.01)
+    laps = [spread(w, lap * GOLDEN % 1.0, np.random.default_rng(lap)) for lap in range(1000)]
+    counts = np.bincount(np.concatenate(laps), minlength=5)
+    np.testing.assert_allclose(counts / counts.sum(), w / w.sum(), atol=0.001)
 
 
 def test_a_fraction_that_is_none():

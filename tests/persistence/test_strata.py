@@ -128,7 +128,16 @@ def test_strata_that_cannot_be(strata, slots, error, message):
 # -- weights of big chunks ---------------------------------------------------------------
 
 
-def rotation(policy=None, weights=None, blocks=(6, 6, 6, 6), slots=5, draws=4, seed=0, labels=None):
+def rotation(
+    policy=None,
+    weights=None,
+    accepts=None,
+    blocks=(6, 6, 6, 6),
+    slots=5,
+    draws=4,
+    seed=0,
+    labels=None,
+):
     people = Population(
         tuple(blocks), tuple(f"p{i}" for i in range(len(blocks))), labels or ({},) * len(blocks)
     )
@@ -139,6 +148,7 @@ def rotation(policy=None, weights=None, blocks=(6, 6, 6, 6), slots=5, draws=4, s
         seed=seed,
         policy=as_policy(policy),
         weights=weights,
+        accepts=accepts,
     )
 
 
@@ -154,8 +164,25 @@ def test_big_chunks_are_visited_in_proportion_to_their_tissue():
     visits = visits_of(rotation(weights=lambda _: weights), 6000)
     counts = np.bincount([v.block for v in visits], minlength=6)
     np.testing.assert_allclose(counts / counts.sum(), weights / 12, atol=0.01)
-    again = Counter((v.record, v.block, v.again) for v in visits)
-    assert set(again.values()) == {1}  # visits of one big chunk are told apart
+
+
+def test_visits_that_are_not_accepted_leave_the_true_proportion():
+    """Weights may be bounds; skipping gives the same as walking."""
+    bounds, there = np.array([4.0, 1, 2, 3, 0, 6]), np.array([1.0, 1, 1, 3, 0, 2])
+
+    def plan():
+        return rotation(
+            weights=lambda _: bounds,
+            accepts=lambda _, block, rng: rng.random() < there[block] / bounds[block],
+        )
+
+    visits = visits_of(plan(), 6000)
+    counts = np.bincount([v.block for v in visits], minlength=6)
+    np.testing.assert_allclose(counts / counts.sum(), there / there.sum(), atol=0.01)
+    walked = next(itertools.islice(plan(), 100, None))
+    skipped = plan()
+    skipped.skip_to(walked.start)
+    assert next(skipped).resident == walked.resident
 
 
 def test_records_without_tissue_are_left_out():

@@ -1,4 +1,4 @@
-"""Where areas come from: tissue masks and annotations of the records of a catalogue.
+"""Where small chunks of a catalogue's records may lie: tissue masks, annotations, anywhere.
 
 Areas are made when a record is first admitted, some records ahead in a thread, and the last
 few are kept. Not covered: how a mask is found (`daskdmed.cohort.tissue.find`), what is drawn from
@@ -8,6 +8,7 @@ it (`daskdmed.persistence.areas`).
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,8 +24,8 @@ from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
-from daskdmed.persistence.areas import Area
-from daskdmed.persistence.catalogue import Catalogue, Entry
+from daskdmed.persistence.areas import Area, Places
+from daskdmed.persistence.catalogue import Catalogue, Entry, Geometry
 
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue.find import TissueMask
@@ -76,8 +77,8 @@ class AreaSource:
         The records.
     wish : Wish
         What is asked for.
-    size : tuple of int
-        Extent of a small chunk.
+    geometry : Geometry
+        Extent of a small chunk, and how images are cut.
     on_error : {"raise", "skip"}
         What a slide without tissue, or without a readable mask, does.
     """
@@ -86,13 +87,14 @@ class AreaSource:
         self,
         catalogue: Catalogue,
         wish: Wish,
-        size: tuple[int, ...],
+        geometry: Geometry,
         *,
         on_error: Literal["raise", "skip"],
     ) -> None:
         self._catalogue = catalogue
         self._wish = wish
-        self._size = size
+        self._size = geometry.smallchunk
+        self._by_places = geometry.by_places
         self._on_error = on_error
         self._areas: OrderedDict[tuple[int, tuple[str, ...]], Area | None] = OrderedDict()
         self._weights: dict[tuple[int, tuple[str, ...]], npt.NDArray[np.float64]] = {}
@@ -112,10 +114,9 @@ class AreaSource:
     def _find(self, record: int) -> None:
         """Fill the cache; what goes wrong is met again, and told, by who asks."""
         with contextlib.suppress(DaskdmedError, OSError):
-            entry = self._catalogue.entries[record]
             area = self.area(record)
             if area is not None:
-                found = area.weights(entry.grid, self._size)
+                found = self._bounds(record, area)
                 if found.any():
                     self._weights[record, ()] = found
 
@@ -162,24 +163,31 @@ class AreaSource:
         coarse = whole.cut(region)
         if not classes:
             return coarse
+        fine = self._painted(record, classes, coarse)
+        return fine if Places(fine, [region], self._size).any() else coarse
+
+    def _painted(self, record: int, classes: tuple[str, ...], coarse: Area) -> Area:
+        """A part of the mask of a class, each pixel divided into some."""
         entry = self._catalogue.entries[record]
-        pitch = tuple(max(1, s // _FINE_PARTS) for s in self._size)
-        origin = tuple(o // p for o, p in zip(region.origin, pitch, strict=True))
-        stop = (-(-e // p) for e, p in zip(region.stop, pitch, strict=True))
+        # divided by powers of two, so that what lies in a part lies in the pixel
+        parts = tuple(
+            2 ** max(0, math.ceil(math.log2(scale / max(1, s / _FINE_PARTS))))
+            for scale, s in zip(coarse.scale, self._size, strict=True)
+        )
+        scale = tuple(s / n for s, n in zip(coarse.scale, parts, strict=True))
+        origin = tuple(o * n for o, n in zip(coarse.origin, parts, strict=True))
         painted = annotations_of(entry, self._wish.annotations).rasterize(
             origin,
-            tuple(e - o for e, o in zip(stop, origin, strict=True)),
-            tuple(d * p for d, p in zip(entry.view.downsample, pitch, strict=True)),
+            tuple(m * n for m, n in zip(coarse.mask.shape, parts, strict=True)),
+            tuple(d * s for d, s in zip(entry.view.downsample, scale, strict=True)),
             classes=dict.fromkeys(classes, 1),
         )
-        step = tuple(max(1, s // _CLASS_PARTS) for s in self._size)
-        fine = Area(painted > 0, tuple(map(float, pitch)), None, origin, whole.multiple, step)
-        zero = (0,) * len(origin)
-        some = fine.mask.any() and len(fine.candidates(region, self._size, zero))
-        return fine if some else coarse
+        return Area(painted > 0, scale, None, origin, coarse.multiple)
 
     def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
-        """How many small chunks each big chunk of a record can give; None: all alike.
+        """No less than how many places each big chunk of a record has; None: all alike.
+
+        0 where there is none. `accepts` says how many of them there really are.
 
         Raises
         ------
@@ -197,14 +205,66 @@ class AreaSource:
         try:
             area = self.area(record, classes)
             if area is None:
-                return None
-            found = area.weights(entry.grid, self._size)
+                return self._everywhere(entry)
+            found = self._bounds(record, area)
             if not classes and not found.any():
                 raise NoTissueError(self._no_tissue(entry, area))
         except (DaskdmedError, OSError) as error:
             found = self._failed(entry, error)
         self._weights[key] = found
         return found
+
+    def _everywhere(self, entry: Entry) -> Array | None:
+        """How many places big chunks have that are cut by places; None: all alike."""
+        if not self._by_places:
+            return None
+        found = entry.grid.places(entry.target_ratio)
+        return None if (found == found[0]).all() else found
+
+    def _bounds(self, record: int, area: Area) -> npt.NDArray[np.float64]:
+        grid = self._catalogue.entries[record].grid
+        found = np.zeros(len(grid))
+        for block in range(len(grid)):
+            region = grid.region(block)
+            part = area.cut(region)
+            if part.mask.any():
+                places = Places(part, [region], self._size)
+                found[block] = places.bound if places.any() else 0
+        return found
+
+    def choice(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """`weights` and `accepts` of a plan that draws from some classes, or from tissue."""
+        return {
+            "weights": lambda record: self.weights(record, classes),
+            "accepts": lambda record, block, rng: self.accepts(record, classes, block, rng),
+        }
+
+    def accepts(
+        self, record: int, classes: tuple[str, ...], block: int, rng: np.random.Generator
+    ) -> bool:
+        """True with the probability of a big chunk's places in proportion to its weight.
+
+        Parameters
+        ----------
+        record : int
+            Number in the catalogue.
+        classes : tuple of str
+            As of `weights`.
+        block : int
+            Number of the big chunk in the record's grid.
+        rng : numpy.random.Generator
+            Decides.
+        """
+        area = self.area(record, classes)
+        if area is None:
+            return True  # these weights are no bounds
+        region = self._catalogue.entries[record].grid.region(block)
+        found = Places(area.cut(region), [region], self._size).tried(rng, 1)
+        if not classes or not len(found):
+            return len(found) > 0
+        local = self.local(record, classes, region)
+        assert local is not None
+        return bool(local.allowed(found[:, 1:], self._size)[0])
 
     def _failed(self, entry: Entry, error: Exception) -> npt.NDArray[np.float64]:
         patient = str(entry.patient.id)
