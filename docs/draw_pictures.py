@@ -52,7 +52,7 @@ def main() -> None:
 
         data = Dataset("pictures", [Patient("a made slide", {"wsi": Record(made.path)})])
         settings: dict[str, Any] = {"bigchunk_size": 1024, "smallchunks_per_bigchunk": 32}
-        with LightDL(data, **settings, tissue=True, epoch_length=60) as loader:
+        with LightDL(data, **settings, tissue=True, epoch_length=120) as loader:
             for _ in loader:
                 pass
             figure = loader.plot_coverage("a made slide")

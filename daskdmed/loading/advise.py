@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -25,7 +25,7 @@ from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike
 from daskdmed.core.view import ImageView
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
-from daskdmed.persistence.catalogue import Catalogue, Geometry
+from daskdmed.persistence.catalogue import DEFAULT_BIGCHUNK, Catalogue, Geometry
 
 #: crops copied to measure how long one takes
 _CROPS = 512
@@ -169,7 +169,7 @@ def advise(
     power: PowerLike | None = None,
     record: str | None = None,
     resident: int | str = "2 GiB",
-    bigchunk_sizes: Sequence[int | tuple[int, ...]] = (1024, 2048, 4096),
+    bigchunk_sizes: Sequence[int | tuple[int, ...]] | None = None,
     draws: Sequence[int] = (32, 128, 512, 2048),
     blocks: int = 4,
     threads: int | None = None,
@@ -183,8 +183,9 @@ def advise(
     ----------
     dataset, smallchunk_size, batch_size, level, mpp, power, record, resident
         As of `LightDL`.
-    bigchunk_sizes : sequence
-        Values of ``bigchunk_size`` to try.
+    bigchunk_sizes : sequence, optional
+        Values of ``bigchunk_size`` to try, clipped to the largest image. Default: 1024, 2048
+        and 4096 per axis of two; 64, 128 and 256 per axis of three.
     draws : sequence of int
         Values of ``smallchunks_per_bigchunk`` to try.
     blocks : int
@@ -206,6 +207,9 @@ def advise(
     BudgetError
         `resident` holds two big chunks of none of the sizes.
     """
+    if bigchunk_sizes is None:
+        volumes = np.size(smallchunk_size) > 2
+        bigchunk_sizes = tuple(DEFAULT_BIGCHUNK[volumes] // n for n in (4, 2, 1))
     if not bigchunk_sizes or not draws or min(draws) < 1 or blocks < 1:
         raise UsageError("bigchunk_sizes and draws need at least one value, draws and blocks >= 1")
     images = images_of(dataset, Request(record, level, mpp, power))
@@ -217,8 +221,11 @@ def advise(
     refused: Exception | None = None
     for size in bigchunk_sizes:
         try:
-            geometry = Geometry.of(smallchunk_size, size)
+            geometry = Geometry.of(smallchunk_size, size, by_places=True)
             found = catalogues.build(images, geometry)
+            geometry = _clipped(geometry, found)
+            if geometry.bigchunk in read_seconds:
+                continue
             allotment = allot(budget, found.block_bytes)
         except (BudgetError, GeometryError) as error:
             refused = error
@@ -235,6 +242,14 @@ def advise(
         assert refused is not None
         raise refused
     return Advice(tuple(choices), read_seconds, copied, single, workers)
+
+
+def _clipped(geometry: Geometry, found: Catalogue) -> Geometry:
+    """With big chunks no larger than the largest image; cuts every image as before."""
+    extents = [e.view.shape[: geometry.ndim] for e in found.entries]
+    largest = np.max(extents, axis=0).tolist()
+    bigchunk = tuple(min(b, n) for b, n in zip(geometry.bigchunk, largest, strict=True))
+    return replace(geometry, bigchunk=bigchunk)
 
 
 def _choice(

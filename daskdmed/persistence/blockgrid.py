@@ -83,10 +83,10 @@ def cut_places(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, .
     Returns
     -------
     tuple of Span
-        Ordered; neighbours overlap by `smallest` - 1 pixels. An axis that `cut_axis` leaves
-        whole is left whole.
+        Ordered; neighbours overlap by `smallest` - 1 pixels. An axis that fits into a chunk is
+        left whole.
     """
-    if size <= (chunk // tile * tile if 1 <= tile <= chunk else chunk):
+    if size <= chunk:
         return (Span(0, size),)
     overlap = smallest - 1
     if not 1 <= tile <= chunk - overlap:

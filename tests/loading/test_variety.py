@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import dask.array as da
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from daskdmed import Dataset, LightDL, Patient, Record
 from daskdmed.core.region import Region
 from daskdmed.errors import BudgetError, UsageError
 from daskdmed.explorers import CircleExplorer, GridExplorer, LowDiscrepancyExplorer, SpiralExplorer
+from daskdmed.persistence.catalogue import Geometry
 from daskdmed.persistence.reading import LoadContext
 from daskdmed.samples import make_slide
 from tests.loading.conftest import SMALL, assert_true_to_place, coordinate_dataset
@@ -206,3 +208,15 @@ def test_advice_that_cannot_be_given():
         daskdmed.advise(data, resident="1 MiB", bigchunk_sizes=(1024,))
     with pytest.raises(UsageError, match="at least one value"):
         daskdmed.advise(data, draws=())
+
+
+def test_advice_for_volumes_is_no_larger_than_they_are():
+    values = np.zeros((40, 64, 70), "u2")
+    data = Dataset("one", [Patient("p", {"ct": Record(array=da.from_array(values, chunks=16))})])
+    found = daskdmed.advise(data, smallchunk_size=(16, 16, 16), draws=(8,), blocks=1)
+    assert [c.bigchunk_size for c in found.choices] == [(40, 64, 64), (40, 64, 70)]
+
+
+def test_the_default_big_chunk_follows_the_number_of_axes():
+    assert Geometry.of(224, None).bigchunk == (4096, 4096)
+    assert Geometry.of((64, 64, 300), None).bigchunk == (256, 256, 300)
