@@ -407,7 +407,7 @@ def test_adaptive_rotation_never_waits_for_a_late_block():
 
     def first_blocks_only(block, block_id):
         served.append(block_id)
-        if len(served) > 12:
+        if len(served) > 48:  # a dozen big chunks, each of four blocks at most
             gate.wait()
         return block
 
