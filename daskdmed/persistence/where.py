@@ -229,7 +229,7 @@ class AreaSource:
             part = area.cut(region)
             if part.mask.any():
                 places = Places(part, [region], self._size)
-                found[block] = places.bound if places.any() else 0
+                found[block] = places.bound if part.mask.all() or places.any() else 0
         return found
 
     def choice(self, classes: tuple[str, ...]) -> dict[str, Any]:
