@@ -17,7 +17,7 @@ from daskdmed.core.randomness import seed_key
 from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.local import LocalEngine
 from daskdmed.loading.planning import Planning
-from daskdmed.loading.progress import Drawing, epoch_seed
+from daskdmed.loading.progress import DrawProgress, epoch_seed
 from daskdmed.loading.remote import RemoteEngine
 from daskdmed.loading.sampling import CropSpec
 from daskdmed.persistence.budget import check_memory
@@ -69,14 +69,16 @@ class Assembly:
         dealt = whole + bool(rest)
         return dealt // ours.world_size + (ours.rank < dealt % ours.world_size)
 
-    def engine(self, cluster: Cluster, progress: Drawing, tally: Tally, *, share: bool) -> Engine:
+    def engine(
+        self, cluster: Cluster, progress: DrawProgress, tally: Tally, *, share: bool
+    ) -> Engine:
         """What makes the batches after those taken.
 
         Parameters
         ----------
         cluster : Cluster
             Where big chunks live.
-        progress : Drawing
+        progress : DrawProgress
             Where to begin.
         tally : Tally
             Counts what happens.
@@ -109,7 +111,7 @@ class Assembly:
             return LocalEngine(*begin)
         return RemoteEngine(*begin, workers=cluster.workers)
 
-    def _ranks(self, cluster: Cluster, progress: Drawing) -> Ranks | None:
+    def _ranks(self, cluster: Cluster, progress: DrawProgress) -> Ranks | None:
         """The other ranks, when there are some."""
         rank, world_size = self.sampling.rank, self.sampling.world_size
         if world_size == 1:
@@ -117,7 +119,7 @@ class Assembly:
         shared = {**self.parameters(progress), "rank": None, "epoch": progress.epoch}
         return Ranks(cluster.client, tokenize(shared), rank, world_size)
 
-    def parameters(self, progress: Drawing) -> dict[str, Any]:
+    def parameters(self, progress: DrawProgress) -> dict[str, Any]:
         """What batches depend on."""
         planning = self.planning
         entries = planning.catalogue.entries

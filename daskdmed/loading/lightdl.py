@@ -33,7 +33,7 @@ from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.prefetch import Prefetcher
-from daskdmed.loading.progress import Drawing
+from daskdmed.loading.progress import DrawProgress
 from daskdmed.loading.quotas import Quota, as_quotas
 from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.stats import LoaderStats
@@ -274,7 +274,7 @@ class LightDL(Loader[SmallChunks]):
         self._assembly = Assembly(budget, geometry, planning, sampling, chooser)
         self._catalogue, self._areas = catalogue, areas
         self._diversity = Diversity(catalogue, geometry.smallchunk)
-        self._progress: Drawing = Drawing(is_stateful(collect), feedback_lag)
+        self._progress: DrawProgress = DrawProgress(is_stateful(collect), feedback_lag)
         self._engine: Engine | None = None
         #: our batches of the plan of an epoch
         self._batches: dict[int, int | None] = {}

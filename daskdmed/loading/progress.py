@@ -1,6 +1,6 @@
 """Where a loader stands, and what it saves of that.
 
-`Progress` is one format of saved states, with one check of whether a state fits; `Drawing`
+`Progress` is one format of saved states, with one check of whether a state fits; `DrawProgress`
 is the progress of `LightDL`: after which batch of which epoch, with which patient states.
 Not covered: what batches were made from, which must be the same for a state to mean
 anything (the loader's ``parameters``).
@@ -84,7 +84,7 @@ class Progress(ABC):
             ) from error
 
 
-class Drawing(Progress):
+class DrawProgress(Progress):
     """Where a `LightDL` stands.
 
     Parameters

@@ -71,10 +71,12 @@ def test_blocks_of_windows_are_told_of_like_big_chunks(dataset, heard):
         assert visits(kind) == list(range(blocks))
 
 
-def test_images_that_are_left_out_are_told_of(dataset, heard, tmp_path):
+@pytest.mark.parametrize("kind", [LightDL, SlidingWindowDL])
+def test_images_that_are_left_out_are_told_of(dataset, heard, tmp_path, kind):
     (tmp_path / "bad.svs").write_bytes(b"no slide")
     bad = Patient("bad", {"wsi": Record(tmp_path / "bad.svs")})
-    loader = LightDL(Dataset("d", [bad, *dataset]), **SMALL, on_error="skip")
+    parameters = SMALL if kind is LightDL else {"kernel_size": 64}
+    loader = kind(Dataset("d", [bad, *dataset]), **parameters, on_error="skip")
     (told,) = [e for e in heard if isinstance(e, events.SlideSkipped)]
     assert (told.patient, told.record) == ("bad", "wsi")
     assert "Error: " in told.reason

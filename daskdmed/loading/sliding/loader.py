@@ -27,7 +27,7 @@ from daskdmed.loading.sliding.ahead import ReadAhead
 from daskdmed.loading.sliding.batches import WindowBatch, WindowChunks
 from daskdmed.loading.sliding.images import Layout, MasksLike, open_images
 from daskdmed.loading.sliding.plan import LoadPlan, Order
-from daskdmed.loading.sliding.progress import Passing
+from daskdmed.loading.sliding.progress import WindowProgress
 from daskdmed.loading.sliding.read import LoadReader
 from daskdmed.loading.stats import Meter, SlidingStats
 from daskdmed.persistence.budget import check_memory, to_bytes
@@ -177,7 +177,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
             world_size=self.world_size,
         )
         self._not_opened = tuple(failures)
-        self._progress: Passing = Passing(self._plan.windows)
+        self._progress: WindowProgress = WindowProgress(self._plan.windows)
         self._ahead: ReadAhead | None = None
 
     # -- life -----------------------------------------------------------------------
@@ -224,7 +224,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
             The loader is closed.
         """
         self._stop()
-        self._progress = Passing(self._plan.windows)
+        self._progress = WindowProgress(self._plan.windows)
         self._ahead, self._meter = None, Meter(self.name)
 
     def __len__(self) -> int:

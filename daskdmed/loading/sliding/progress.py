@@ -13,7 +13,7 @@ from daskdmed.loading.sliding.batches import WindowBatch
 from daskdmed.loading.sliding.read import WindowFailure
 
 
-class Passing(Progress):
+class WindowProgress(Progress):
     """Where a `SlidingWindowDL` stands.
 
     Parameters
