@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from daskdmed.cohort.sources import ImageLike, Request, images_of
+from daskdmed.cohort.tissue.source import Source, source_of
 from daskdmed.core.errors import MissingExtraError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
@@ -29,11 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from daskdmed.images.slide import Slide
-
 
 def overlay(
-    slide: Slide | PathLike,
+    slide: ImageLike,
     heatmap: PathLike | da.Array | Array,
     *,
     alpha: float = 0.5,
@@ -56,8 +56,8 @@ def overlay(
 
     Parameters
     ----------
-    slide : Slide, path or URL
-        The slide.
+    slide : Slide, Patient, Record, view, path, URL or array
+        The image.
     heatmap : path, zarr store, Heatmap, dask.array.Array or numpy.ndarray
         What `daskdmed.heatmap` wrote or returned. These know where they lie. Any other array
         or OME-Zarr image lies where `kernel_size`, `stride` and `downsample` say, or without
@@ -104,11 +104,8 @@ def overlay(
         raise MissingExtraError(
             "drawing needs matplotlib; install it with: pip install 'daskdmed[plot]'"
         ) from error
-    if isinstance(slide, (str, os.PathLike)):
-        from daskdmed.images.slide import open_slide
-
-        slide = open_slide(slide)
-    width, height = slide.dimensions
+    source = source_of(images_of(slide, Request(spatial_ndim=2)).only("overlay"))
+    height, width = source.shape0
     given = None
     if kernel_size is not None or stride is not None:
         given = _place(kernel_size, stride, float(downsample))
@@ -117,14 +114,16 @@ def overlay(
     # what is drawn of a large result are means of squares, the last of them cut by the axes
     counts = [n * factor for n in values.shape]
     edges = plane.georeference.extent(counts)
-    thumbnail = slide.get_thumbnail((max_size, max_size))
+    shrunk = max(1.0, width / max_size, height / max_size)
+    thumbnail = source.read((max(1, round(height / shrunk)), max(1, round(width / shrunk))))
     figure: Any
     if ax is None:
         figure = _figure(Figure, width / height)
         ax = figure.add_subplot()
     else:
         figure = ax.figure
-    picture = thumbnail if thumbnail.shape[-1] != 1 else thumbnail[..., 0]
+    grey = thumbnail.ndim == 3 and thumbnail.shape[-1] not in (3, 4)
+    picture = thumbnail[..., 0] if grey else thumbnail
     ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", interpolation="antialiased")
     colours = colormaps[cmap].with_extremes(bad=(0, 0, 0, 0))
     (top, bottom), (left, right) = edges
@@ -139,7 +138,7 @@ def overlay(
     )
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
-    _decorate(figure, ax, cells, slide, title, label)
+    _decorate(figure, ax, cells, source, title, label)
     whole: Figure = figure
     return whole
 
@@ -190,26 +189,26 @@ def _figure(figure: Any, ratio: float) -> Any:
 
 
 def _decorate(
-    figure: Any, ax: Any, cells: Any, slide: Slide, title: str | None, label: str
+    figure: Any, ax: Any, cells: Any, source: Source, title: str | None, label: str
 ) -> None:
     beside = ax.inset_axes((1.02, 0.0, 0.035, 1.0))
     bar = figure.colorbar(cells, cax=beside, label=label)
     bar.solids.set_alpha(1.0)
     bar.outline.set_visible(False)
-    ax.set_title(os.path.basename(str(slide.uri)) if title is None else title, fontsize=10)
+    ax.set_title(os.path.basename(source.name) if title is None else title, fontsize=10)
     ax.tick_params(labelsize=7, color="0.6", labelcolor="0.35")
     bar.ax.tick_params(labelsize=8)
     for spine in ax.spines.values():
         spine.set_color("0.8")
     ax.set_xlabel("x, level-0 pixels", fontsize=8, color="0.35")
     ax.set_ylabel("y, level-0 pixels", fontsize=8, color="0.35")
-    if slide.mpp is not None:
-        _scale_bar(ax, slide.dimensions, slide.mpp[0])
+    if source.mpp is not None:
+        _scale_bar(ax, source.shape0, source.mpp[0])
 
 
-def _scale_bar(ax: Any, dimensions: tuple[int, int], mpp: float) -> None:
+def _scale_bar(ax: Any, shape: tuple[int, ...], mpp: float) -> None:
     """A bar of a round length, about a fifth of the width, in the lower left corner."""
-    width, height = dimensions
+    height, width = shape
     wanted = width * mpp / 5
     power = 10.0 ** np.floor(np.log10(wanted))
     length = power * max(f for f in (1, 2, 5) if f * power <= wanted)

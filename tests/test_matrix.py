@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from distributed import Client, LocalCluster
 
 import daskdmed
 from daskdmed import Dataset, Patient, Record, open_slide
+from daskdmed.cohort.sources import images_of
 from daskdmed.errors import DatasetError, UsageError
 from daskdmed.samples import make_slide
+from daskdmed.store.export.slides import slide_to_ome_zarr
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +105,74 @@ def sliding(source, client=None):
     return found
 
 
+def by_id(found, source):
+    """Results of a collection have ids; that of one image is bare."""
+    return found if isinstance(found, dict) else {id_of(source): found}
+
+
+def id_of(source):
+    return images_of(source)[0].key
+
+
+def predict(source, client=None):
+    found = daskdmed.predict(source, lambda w: w.mean(axis=-1), kernel_size=64, post="uint8")
+    return by_id(found, source)
+
+
+def infer(source, client=None):
+    scans = daskdmed.infer(source, lambda w: w.mean(axis=-1) / 255, kernel_size=64, post="uint8")
+    return {inputs["patient_id"]: outputs["y_pred"] for inputs, outputs in scans}
+
+
+def tissue_masks(source, client=None):
+    found = daskdmed.tissue_masks(source, downsample=8, cache=False, client=client)
+    return {key: mask.data for key, mask in found.items()}
+
+
+def tissue_mask(source, client=None):
+    return by_id(daskdmed.tissue_mask(source, downsample=8, cache=False).data, source)
+
+
+def overlay(source, client=None):
+    return by_id(daskdmed.plot.overlay(source, np.eye(4)).axes[0].images[0].get_array(), source)
+
+
+def to_ome_zarr(source, client=None):
+    slide = slide_to_ome_zarr(source, f"memory://{uuid4().hex}.ome.zarr")
+    return by_id(slide.to_dask(), source)
+
+
 #: of every image of a collection
-MANY = [lightdl, sliding, advise]
+MANY = [lightdl, sliding, advise, predict, infer, tissue_masks]
+#: of one image
+ONE = [tissue_mask, overlay, to_ome_zarr]
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "persisted"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entry", MANY)
 def test_all_take_the_same_images(entry, kind, path, pixels, client):
     source, ids = given(kind, path, pixels, client)
     found = entry(source, client)
-    if found is not None:
-        assert list(found) == ids
-        for values in found.values():
-            if values is not None:
-                np.testing.assert_array_equal(values, next(iter(found.values())))
+    if found is None:
+        return
+    assert list(found) == ids
+    first = next(iter(found.values()))
+    for values in found.values():
+        np.testing.assert_array_equal(np.asarray(values), np.asarray(first))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entry", ONE)
+def test_what_takes_one_image_takes_each_of_these(entry, kind, path, pixels, client):
+    source, ids = given(kind, path, pixels, client)
+    if len(ids) > 1:
+        with pytest.raises(UsageError, match=f"takes one image, got {len(ids)}"):
+            entry(source)
+    elif entry is to_ome_zarr and kind in ("view", "dask", "numpy", "zarr", "persisted"):
+        with pytest.raises(UsageError, match="copies the levels of a slide"):
+            entry(source)
+    else:
+        assert list(entry(source)) == ids
 
 
 @pytest.mark.parametrize(
@@ -129,7 +187,7 @@ def test_all_take_the_same_images(entry, kind, path, pixels, client):
         (Dataset("d", []), DatasetError, "dataset 'd' has no patients; check the folder"),
     ],
 )
-@pytest.mark.parametrize("entry", MANY)
+@pytest.mark.parametrize("entry", MANY + ONE)
 def test_all_refuse_the_same_in_the_same_words(entry, nonsense, error, words):
     with pytest.raises(error, match=words) as caught:
         entry(nonsense)

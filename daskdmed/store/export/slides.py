@@ -20,6 +20,7 @@ import numpy as np
 import zarr
 
 from daskdmed import __version__
+from daskdmed.cohort.sources import ImageLike, images_of
 from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
@@ -45,7 +46,7 @@ _RGB = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
 
 
 def slide_to_ome_zarr(
-    slide: Slide | PathLike,
+    slide: ImageLike,
     path: PathLike,
     *,
     level: int | None = None,
@@ -70,7 +71,7 @@ def slide_to_ome_zarr(
 
     Parameters
     ----------
-    slide : Slide, path or URL
+    slide : Slide, Patient, Record, path or URL
         What is converted. A resolution given by ``Slide.with_mpp`` is kept.
     path : path or URL
         Where to write.
@@ -131,8 +132,7 @@ def slide_to_ome_zarr(
     >>> slide = daskdmed.open_slide("slide.svs")  # doctest: +SKIP
     >>> converted = slide.to_ome_zarr("slide.ome.zarr")  # doctest: +SKIP
     """
-    if not isinstance(slide, Slide):
-        slide = open_slide(slide)
+    slide = _opened(slide)
     version = check_version(version)
     codec = compressors_for(compressor, version)
     plan = plan_levels(
@@ -156,6 +156,16 @@ def slide_to_ome_zarr(
             then = f"the new store is complete in {place}; resume=True puts it in place"
             raise write_failure(location, error, then) from error
     return open_slide(str(location))
+
+
+def _opened(image: ImageLike) -> Slide:
+    slide = images_of(image).only("slide_to_ome_zarr").open()
+    if not isinstance(slide, Slide):
+        raise UsageError(
+            f"slide_to_ome_zarr copies the levels of a slide, got {slide!r}: write arrays with "
+            "dask.array.to_zarr, and views by level= or mpp= of their slide"
+        )
+    return slide
 
 
 def _target(path: PathLike, client: Client | None) -> Location:
