@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dask
@@ -164,8 +166,26 @@ class ArrayView(ImageView):
     def _compute(self, array: da.Array) -> Array:
         if self.remote is not None:
             # a persisted array: its blocks live on a cluster, which has to deliver them
-            return np.asarray(self.remote.compute(array, sync=True))
+            with _aside():
+                return np.asarray(self.remote.compute(array, sync=True))
         return np.asarray(array.compute(scheduler="synchronous"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "remote"}
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Wait without keeping a worker's thread from the tasks that are waited for."""
+    from distributed import get_worker, rejoin, secede
+
+    try:
+        get_worker()
+    except ValueError:  # not within a task
+        yield
+        return
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
