@@ -40,6 +40,13 @@ def pixels(path):
     return open_slide(path).to_dask().compute()
 
 
+def second_name(path):
+    other = path.with_name("two.ome.tif")
+    if not other.exists():
+        other.hardlink_to(path)
+    return other
+
+
 def given(kind, path, pixels, client):
     """The same picture as users may have it, and the ids that it gets."""
     record = Record(path)
@@ -49,6 +56,7 @@ def given(kind, path, pixels, client):
         "dataset": lambda: (Dataset("d", patients), ["p", "q"]),
         "patient": lambda: (patients[0], ["p"]),
         "patients": lambda: (patients, ["p", "q"]),
+        "paths": lambda: ([path, second_name(path)], ["one", "two"]),
         "record": lambda: (record, ["one"]),
         "slide": lambda: (open_slide(path), ["one"]),
         "view": lambda: (open_slide(path).view(), ["one"]),
@@ -63,8 +71,8 @@ def given(kind, path, pixels, client):
 
 
 KINDS = [
-    "dataset", "patient", "patients", "record", "slide", "view", "path", "text", "dask", "numpy",
-    "zarr", "persisted", "list",
+    "dataset", "patient", "patients", "paths", "record", "slide", "view", "path", "text", "dask",
+    "numpy", "zarr", "persisted", "list",
 ]  # fmt: skip
 
 

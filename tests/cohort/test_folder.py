@@ -49,6 +49,12 @@ def test_patterns(folder: Path) -> None:
     assert Dataset.from_folder(folder, "*.txt").ids == ("notes",)
 
 
+def test_compressed_files_are_named_without_both_suffixes(tmp_path: Path) -> None:
+    for name in ("scan-1.nii.gz", "scan-2.v2.NII.GZ"):
+        (tmp_path / name).touch()
+    assert Dataset.from_folder(tmp_path, "*.[nN]*").ids == ("scan-1", "scan-2.v2")
+
+
 def test_a_folder_without_slides_says_what_it_saw(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.csv")
     with pytest.raises(DatasetError, match=r"'\*' among 2 files.*\.svs.*pattern=") as caught:
