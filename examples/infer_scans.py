@@ -21,9 +21,8 @@ def make_scan(seed: int) -> Patient:
     z, y, x = np.ogrid[:40, :96, :96]
     ball = (2 * (z - 20)) ** 2 + (y - 48) ** 2 + (x - 44) ** 2 < (20 + 4 * seed) ** 2
     image = (ball + rng.normal(0, 0.4, ball.shape)).astype(np.float32)
-    facts = {"spacing": (2.0, 1.0, 1.0)}  # micrometers
     records = {
-        "scan": Record(array=image, spatial_ndim=3, facts=facts),
+        "scan": Record(array=image, spacing=(2.0, 1.0, 1.0)),  # millimeters, (z, y, x)
         "ball": Record(array=ball.astype(np.uint8), spatial_ndim=3),
     }
     return Patient(f"patient-{seed}", records)

@@ -7,11 +7,12 @@ how pixels are read (`daskdmed.images`).
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from daskdmed.core.frozen import FrozenMapping, plain
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.wrapping import as_dask
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 DEFAULT_RECORD = "wsi"
 #: files of these names hold annotations, not an image
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz")
-#: a wrapped Zarr array gets Dask chunks of about this size, whole storage chunks each
-_ZARR_CHUNK_BYTES = 4 * 2**20
+#: what a record says of its image beside what it is; None or "" when it does not
+_OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -52,9 +54,8 @@ class Record:
     uri : path or str, optional
         A file or URL that some backend of `daskdmed.images` reads; or a file of annotations
         (``.geojson``, ``.json``, ``.xml``, each also ``.gz``).
-    array : dask.array.Array, numpy.ndarray or zarr.Array, optional
-        Spatial axes first, (y, x[, c]) or (z, y, x[, c]). NumPy and Zarr arrays become lazy
-        Dask arrays.
+    array : dask.array.Array, numpy.ndarray, zarr.Array or h5py.Dataset, optional
+        Spatial axes first, (y, x[, c]) or (z, y, x[, c]). All become lazy Dask arrays.
     annotations : Annotations, optional
         Annotations in memory, for instance read with an offset or other labels. Exactly one
         of `uri`, `array` and `annotations` is given.
@@ -68,6 +69,13 @@ class Record:
     spatial_ndim : int, optional
         Number of leading axes of an array that are space. Without it the caller of `view`
         decides (loaders: the number of axes of ``smallchunk_size``).
+    spacing : float or sequence of float, optional
+        Millimeters per voxel of an array along each spatial axis, array order, (z, y, x) or
+        (y, x); one number counts for every axis. Not beside `mpp`.
+    background : number or sequence of numbers, optional
+        Value outside an array, one or one per channel: what padding consists of. Default
+        white for three channels of uint8, else 0; signed integers are not padded without it
+        (air is -1024 in CT).
     facts : mapping, optional
         Anything else known of the image (stain, scanner, date...).
 
@@ -77,7 +85,8 @@ class Record:
         None or several of `uri`, `array` and `annotations`, or an array of a kind that is
         not known.
     ResolutionError
-        `mpp` is not one or two positive numbers.
+        `mpp` is not one or two positive numbers, `spacing` not positive numbers, or both are
+        given.
     """
 
     uri: str | None = None
@@ -86,6 +95,8 @@ class Record:
     mpp: tuple[float, float] | None = field(default=None, kw_only=True)
     backend: str | None = field(default=None, kw_only=True)
     spatial_ndim: int | None = field(default=None, kw_only=True)
+    spacing: tuple[float, ...] | None = field(default=None, kw_only=True)
+    background: float | tuple[float, ...] | None = field(default=None, kw_only=True)
     facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     _drawn: Annotations | None = field(default=None, init=False)
 
@@ -100,6 +111,8 @@ class Record:
         mpp: float | tuple[float, float] | None = None,
         backend: str | None = None,
         spatial_ndim: int | None = None,
+        spacing: float | Sequence[float] | None = None,
+        background: float | Sequence[float] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         given = {"uri": uri, "array": array, "annotations": annotations}
@@ -123,16 +136,32 @@ class Record:
         if path == "":
             raise DatasetError("the uri of a record is empty; write Record('slide.svs')")
         pair = None if mpp is None else Resolution.of(mpp=mpp).mpp
-        lazy = None if array is None else _as_dask(array, spatial_ndim)
+        steps = None if spacing is None else _as_spacing(spacing, mpp)
+        if steps is not None and len(steps) > 1:
+            spatial_ndim = spatial_ndim or len(steps)
+        lazy = None if array is None else as_dask(array, spatial_ndim)
         if lazy is not None and backend is not None:
             raise DatasetError(f"backend={backend!r} is for files, this record is an array")
+        if lazy is None and (spacing is not None or background is not None):
+            raise DatasetError(
+                f"spacing= and background= are for arrays, {named[0]}= tells its own; slides "
+                "take mpp="
+            )
         drawn = None if annotations is None else _as_annotations(annotations, backend)
-        values = (path, lazy, name or "", pair, backend, spatial_ndim, drawn)
-        names = ("uri", "array", "name", "mpp", "backend", "spatial_ndim", "_drawn")
-        for attribute, value in zip(names, values, strict=True):
+        own = {
+            "uri": path,
+            "array": lazy,
+            "name": name or "",
+            "mpp": pair,
+            "backend": backend,
+            "spatial_ndim": spatial_ndim,
+            "spacing": steps,
+            "background": plain(background),
+            "facts": FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()}),
+            "_drawn": drawn,
+        }
+        for attribute, value in own.items():
             object.__setattr__(self, attribute, value)
-        cleaned = {str(k): plain(v) for k, v in (facts or {}).items()}
-        object.__setattr__(self, "facts", FrozenMapping(cleaned))
 
     @functools.cached_property
     def key(self) -> str:
@@ -151,20 +180,15 @@ class Record:
         """Deterministic name of all that the record says; records are equal when it is."""
         from dask.base import tokenize
 
-        return str(tokenize(self.key, self.name, self.mpp, self.spatial_ndim, self.facts))
+        return str(tokenize(self.key, *(getattr(self, n) for n in (*_OPTIONAL, "facts"))))
 
     def renamed(self, name: str) -> Record:
         """The same record under another name."""
-        return Record(
-            self.uri,
-            array=self.array,
-            annotations=self._drawn,
-            name=name,
-            mpp=self.mpp,
-            backend=self.backend,
-            spatial_ndim=self.spatial_ndim,
-            facts=self.facts,
-        )
+        twin = copy.copy(self)
+        for stale in ("token", "key"):
+            twin.__dict__.pop(stale, None)
+        object.__setattr__(twin, "name", name)
+        return twin
 
     @property
     def is_annotations(self) -> bool:
@@ -277,12 +301,6 @@ class Record:
             raise ResolutionError(
                 f"{self!r} is an array and has no objective power, asked for {wanted}; use level=0"
             )
-        if wanted.mpp is not None and not _same_mpp(wanted.mpp, self.mpp):
-            has = "no mpp" if self.mpp is None else f"mpp={self.mpp}"
-            raise ResolutionError(
-                f"{self!r} is an array with {has}, asked for {wanted}; arrays are not resampled: "
-                "use level=0, give Record(array=..., mpp=...), or resample it with Dask first"
-            )
         if self.spatial_ndim and spatial_ndim and self.spatial_ndim != spatial_ndim:
             raise DatasetError(
                 f"{self!r} says spatial_ndim={self.spatial_ndim}, asked for {spatial_ndim}; "
@@ -290,7 +308,20 @@ class Record:
             )
         from daskdmed.images.arrayview import ArrayView
 
-        return ArrayView(self.array, spatial_ndim or self.spatial_ndim or 2, self.mpp)
+        view = ArrayView(
+            self.array,
+            spatial_ndim or self.spatial_ndim or 2,
+            self.mpp,
+            spacing=self.spacing,
+            background=self.background,
+        )
+        if wanted.mpp is not None and not _same_mpp(wanted.mpp, view.mpp):
+            has = "no mpp" if view.mpp is None else f"mpp={view.mpp}"
+            raise ResolutionError(
+                f"{self!r} is an array with {has}, asked for {wanted}; arrays are not resampled: "
+                "use level=0, give Record(array=..., mpp=...), or resample it with Dask first"
+            )
+        return view
 
     def __eq__(self, other: object) -> bool:
         return self.token == other.token if isinstance(other, Record) else NotImplemented
@@ -308,8 +339,8 @@ class Record:
             what = repr(self.uri)
         else:
             what = f"array={self.array.dtype}{tuple(self.array.shape)}"
-        optional = ("name", "mpp", "backend", "spatial_ndim")
-        rest = [f"{n}={v!r}" for n in optional if (v := getattr(self, n))]
+        given = ((n, getattr(self, n)) for n in _OPTIONAL)
+        rest = [f"{n}={v!r}" for n, v in given if v not in (None, "")]
         rest += [f"facts={self.facts!r}"] if self.facts else []
         return f"Record({', '.join([what, *rest])})"
 
@@ -424,6 +455,21 @@ def _same_mpp(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
     )
 
 
+def _as_spacing(spacing: Any, mpp: Any) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in np.ravel(spacing))
+    except (TypeError, ValueError):
+        values = ()
+    if not values or not all(0 < v < math.inf for v in values):
+        raise ResolutionError(
+            "spacing must be positive numbers, millimeters along each spatial axis in array "
+            f"order, got {spacing!r}"
+        )
+    if mpp is not None:
+        raise ResolutionError("mpp and spacing say the same thing in other units; give one")
+    return values
+
+
 def _as_annotations(value: Any, backend: str | None) -> Annotations:
     from daskdmed.cohort.annotations.table import Annotations
 
@@ -435,54 +481,3 @@ def _as_annotations(value: Any, backend: str | None) -> Annotations:
     if backend is not None:
         raise DatasetError(f"backend={backend!r} is for images, this record is annotations")
     return value
-
-
-def _as_dask(array: Any, spatial_ndim: int | None) -> Any:
-    """A lazy Dask array with a deterministic name over whatever the user has."""
-    import dask.array as da
-
-    if isinstance(array, da.Array):
-        lazy = array
-    elif isinstance(array, np.ndarray):
-        lazy = da.from_array(array, chunks=_numpy_chunks(array, spatial_ndim))
-    elif type(array).__module__.split(".")[0] == "zarr" and hasattr(array, "chunks"):
-        lazy = _from_zarr(array)
-    else:
-        raise DatasetError(
-            f"array= takes a Dask, NumPy or Zarr array, got {type(array).__module__}."
-            f"{type(array).__name__}; wrap others with dask.array.from_array(x, name=...)"
-        )
-    if lazy.ndim < 2 or (spatial_ndim and not spatial_ndim <= lazy.ndim <= spatial_ndim + 1):
-        raise DatasetError(
-            f"an array of shape {lazy.shape} cannot be an image"
-            + (f" with spatial_ndim={spatial_ndim}" if spatial_ndim else "")
-            + "; spatial axes come first, (y, x[, c]) or (z, y, x[, c])"
-        )
-    return lazy
-
-
-def _numpy_chunks(array: np.ndarray[Any, Any], spatial_ndim: int | None) -> tuple[int, ...]:
-    """Pieces small enough that a task carries little more than the pixels it needs."""
-    guess = array.ndim - (1 if array.ndim > 2 and array.shape[-1] <= 4 else 0)
-    axes = spatial_ndim or guess
-    edge = 1024 if axes <= 2 else 128
-    return tuple(max(1, min(n, edge) if i < axes else n) for i, n in enumerate(array.shape))
-
-
-def _from_zarr(array: Any) -> Any:
-    import dask.array as da
-    from dask.base import tokenize
-
-    store = str(array.store_path)
-    # a memory store's address is its own process's: only its content can name it elsewhere
-    named = array if store.startswith("memory:") else (store, array.metadata.to_dict())
-    chunks = da.core.normalize_chunks(
-        "auto",
-        array.shape,
-        limit=_ZARR_CHUNK_BYTES,
-        dtype=array.dtype,
-        previous_chunks=array.chunks,
-    )
-    return da.from_array(
-        array, chunks=chunks, name=f"zarr-{tokenize('record', named)}", inline_array=True
-    )

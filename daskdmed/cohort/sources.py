@@ -351,7 +351,9 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
     if isinstance(image, ImageView):
         array = getattr(image, "array", None)
         if array is not None:
-            return Record(array=array, spatial_ndim=image.spatial_ndim, mpp=image.mpp), image
+            own = image.spacing if image.mpp is None else None
+            axes = image.spatial_ndim
+            return Record(array=array, spatial_ndim=axes, mpp=image.mpp, spacing=own), image
         return Record(image.uri or image.token), image
     if isinstance(image, (np.ndarray, da.Array)) or hasattr(image, "__array__"):
         return Record(array=image), None

@@ -130,6 +130,10 @@ class ImageView:
     def __hash__(self) -> int:
         return hash(self.token)
 
+    def as_labels(self) -> ImageView:
+        """The same image, taken for a map of labels: outside of it there is no label."""
+        return self
+
     # ------------------------------------------------------------------ its pixels
     def read(self, region: Region, out: Array | None = None) -> Array:
         """Pixels of a region that lies inside the image.

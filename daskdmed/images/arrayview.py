@@ -19,7 +19,7 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from daskdmed.core.errors import GeometryError
+from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
@@ -35,13 +35,26 @@ class ArrayView(ImageView):
     spatial_ndim : int
         Number of leading axes that are space: 2 for (y, x[, c]), 3 for (z, y, x[, c]).
     mpp : (float, float), optional
-        (x, y) micrometers per pixel.
+        (x, y) micrometers per pixel, of planes.
+    spacing : sequence of float, optional
+        Millimeters per pixel along each spatial axis, array order; one number counts for
+        every axis. For planes it says what `mpp` says; not both.
+    background : number or sequence of numbers, optional
+        Value of the pixels outside the image, one or one per channel. Default white for
+        three channels of uint8, 0 for other unsigned integers, bools and floats; signed
+        integers have none, because what is empty in CT is not 0 but -1024.
 
     Raises
     ------
     GeometryError
         The array has fewer axes than `spatial_ndim`, unknown (NaN) chunks, or more than
-        one axis behind the spatial ones.
+        one axis behind the spatial ones; or `spacing` does not have one number per axis.
+    UsageError
+        `background` does not fit the channels or the sample type.
+
+    Notes
+    -----
+    Big-endian values are read in the machine's own order, which models need.
     """
 
     spatial_ndim: int
@@ -53,6 +66,9 @@ class ArrayView(ImageView):
         array: da.Array,
         spatial_ndim: int,
         mpp: tuple[float, float] | None = None,
+        *,
+        spacing: float | Sequence[float] | None = None,
+        background: Any = None,
     ) -> None:
         if not spatial_ndim <= array.ndim <= spatial_ndim + 1:
             raise GeometryError(
@@ -64,12 +80,19 @@ class ArrayView(ImageView):
             raise GeometryError(
                 f"array {array.name!r} has unknown chunk sizes; call compute_chunk_sizes() first"
             )
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         self.array: Any = array
         self._dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.spatial_ndim = spatial_ndim
-        self.mpp = mpp
-        self.token = tokenize("array-view", array, spatial_ndim, mpp)
         self._shape = tuple(int(s) for s in array.shape)
+        self.spatial_ndim = spatial_ndim
+        self._spacing = None if spacing is None else _per_axis(spacing, spatial_ndim)
+        if self._spacing is not None and spatial_ndim == 2 and mpp is None:
+            mpp = (self._spacing[1] * 1000, self._spacing[0] * 1000)
+        self.mpp = mpp
+        self._background = None if background is None else self._checked(background)
+        told = None if self._background is None else self._background.tolist()
+        self.token = tokenize("array-view", array, spatial_ndim, mpp, self._spacing, told)
         #: the region of the image that `array` holds
         self._held = Region.of(self._shape[:spatial_ndim])
 
@@ -99,11 +122,51 @@ class ArrayView(ImageView):
         return (1.0,) * self.spatial_ndim
 
     @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Millimeters per pixel along each spatial axis, array order; None when unknown."""
+        return super().spacing if self._spacing is None else self._spacing
+
+    @property
     def background(self) -> Array:
-        """White for three-channel uint8, else zero: shape (c,) or () without channels."""
-        channels = self.shape[self.spatial_ndim :]
-        white = channels == (3,) and self.dtype == np.uint8
-        return np.full(channels, 255 if white else 0, self.dtype)
+        """Value of pixels outside the image: shape (c,) or () without channels.
+
+        Raises
+        ------
+        UsageError
+            The array holds signed integers, and nobody said what is empty in it.
+        """
+        if self._background is not None:
+            return self._background
+        if self.dtype.kind == "i":
+            raise UsageError(
+                f"{self.name}: pixels outside the image are needed, and signed integers do not "
+                f"tell what is empty ({self.dtype}: -1024, air, in CT; 0 in a map of labels); "
+                "give it, Record(array=x, background=-1024), or avoid padding"
+            )
+        white = self.channel_shape == (3,) and self.dtype == np.uint8
+        return np.full(self.channel_shape, 255 if white else 0, self.dtype)
+
+    def as_labels(self) -> ArrayView:
+        """The same array as a map of labels, outside of which there is 0, if nothing else."""
+        if self._background is not None or self.dtype.kind != "i":
+            return self
+        view = copy.copy(self)
+        view._background = np.zeros(self.channel_shape, self.dtype)
+        return view
+
+    def _checked(self, background: Any) -> Array:
+        """A background that was given, one value per channel."""
+        given = np.asarray(background)
+        fits = given.ndim <= 1 and given.size in (1, *self.channel_shape)
+        cast = given.astype(self.dtype) if fits and given.dtype.kind in "iufb" else None
+        if cast is None or not np.array_equal(cast, given, equal_nan=cast.dtype.kind == "f"):
+            raise UsageError(
+                f"background={background!r} is not one {self.dtype}, or one per channel, of an "
+                f"array of shape {self.shape}"
+            )
+        return np.broadcast_to(cast.reshape(-1), self.channel_shape or (1,)).reshape(
+            self.channel_shape
+        )
 
     def narrowed(self, region: Region) -> ArrayView:
         """The same image with a graph that holds one region only: cheap to pickle.

@@ -3,22 +3,29 @@
 One task per block, block edges on the storage tile grid, values instead of handles in the
 graph, and a name that is the same wherever and whenever the same file is opened.
 
-Not covered: reading (`daskdmed.images.view`).
+Not covered: reading (`daskdmed.core.view` and who derives from it).
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+from dask.delayed import delayed
 
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
+from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.view import SlideView
+
+_Edges: TypeAlias = tuple[tuple[int, ...], ...]
+#: default extent of a block: of volumes, and of planes
+DEFAULT_CHUNKS = (256, 4096)
 
 
 def align_chunk(chunk: int, tile: int, extent: int) -> int:
@@ -44,69 +51,81 @@ def align_chunk(chunk: int, tile: int, extent: int) -> int:
     return max(1, min(extent, max(1, chunk // tile) * tile))
 
 
-def to_dask(view: SlideView, chunks: int | tuple[int, int] = 4096) -> da.Array:
-    """The view as a Dask array (y, x, c).
+def to_dask(view: ImageView, chunks: Any = None) -> da.Array:
+    """A view as a Dask array, spatial axes first, channels last.
 
     Parameters
     ----------
-    view : SlideView
-        Level or resampled view.
-    chunks : int or (int, int)
-        Extent of a block along (y, x), rounded down to whole storage tiles; -1 for all.
+    view : ImageView
+        Any; that of an array gives the array as it is.
+    chunks : int, tuple of int, or chunks of a Dask array, optional
+        Extent of a block along the spatial axes, rounded down to whole storage tiles; -1
+        for the whole axis; or every block's extent, as Dask has it. Default 4096 for planes
+        and 256 for volumes.
 
     Returns
     -------
     dask.array.Array
-        Name and graph depend on the file, its fingerprint, the resolution and `chunks` only.
+        Name and graph depend on the token of the view and `chunks` only.
 
     Raises
     ------
     UsageError
         `chunks` is wrong, or Dask's array expressions are switched on.
+    GeometryError
+        The chunks do not add up to the image, or it has no pixels.
     """
+    if isinstance(view, ArrayView):
+        array: da.Array = view.array
+        return array
     _require_graphs()
-    sizes = _chunk_sizes(view, chunks)
-    edges = tuple(
-        _regular(extent, size) for extent, size in zip(view.shape[:2], sizes, strict=True)
-    )
-    name = f"slide-{tokenize('daskdmed-slide', view.token, sizes)}"
+    edges = _edges(view, DEFAULT_CHUNKS[view.spatial_ndim == 2] if chunks is None else chunks)
+    kind = "slide" if isinstance(view, SlideView) else "view"
+    # what may hold more than numbers travels once per worker, and not once per block
+    value = view if isinstance(view, SlideView) else delayed(view, name=view.token, traverse=False)
     return da.map_blocks(
         _read_block,
-        chunks=(*edges, (view.shape[2],)),
+        chunks=(*edges, *((n,) for n in view.channel_shape)),
         dtype=view.dtype,
-        meta=np.empty((0, 0, 0), view.dtype),
-        name=name,
-        view=view,
-        sizes=sizes,
+        meta=np.empty((0,) * len(view.shape), view.dtype),
+        name=f"{kind}-{tokenize(f'daskdmed-{kind}', view.token, edges)}",
+        view=value,
+        edges=edges,
     )
 
 
-def _read_block(view: SlideView, sizes: tuple[int, int], block_id: Any = None) -> Array:
+def _read_block(view: ImageView, edges: _Edges, block_id: tuple[int, ...] = ()) -> Array:
     """One block; module level, so that the graph pickles small."""
-    origin = (block_id[0] * sizes[0], block_id[1] * sizes[1])
-    shape = tuple(
-        min(size, extent - o) for size, extent, o in zip(sizes, view.shape, origin, strict=False)
-    )
-    return view.read(Region(origin, shape))
+    numbers = list(zip(edges, block_id, strict=False))
+    origin = tuple(sum(axis[:i]) for axis, i in numbers)
+    return view.read(Region(origin, tuple(axis[i] for axis, i in numbers)))
 
 
-def _chunk_sizes(view: SlideView, chunks: int | tuple[int, int]) -> tuple[int, int]:
+def _edges(view: ImageView, chunks: Any) -> _Edges:
+    """Extents of the blocks along each spatial axis."""
+    shape, ndim = view.spatial_shape, view.spatial_ndim
+    if 0 in view.shape:
+        raise GeometryError(f"{view.name}: the image has no pixels: {view.shape}")
+    if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], tuple):
+        edges = tuple(tuple(int(n) for n in axis) for axis in chunks[:ndim])
+        if tuple(sum(axis) for axis in edges) != shape:
+            raise GeometryError(
+                f"the chunks add up to {tuple(sum(a) for a in edges)}, the image has {shape}"
+            )
+        return edges
     try:
-        pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
-        numbers = [operator.index(c) for c in pair]
+        numbers = [
+            operator.index(c) for c in ((chunks,) * ndim if isinstance(chunks, int) else chunks)
+        ]
     except TypeError:
         numbers = []
-    if len(numbers) != 2 or not all(c > 0 or c == -1 for c in numbers):
+    if len(numbers) != ndim or not all(c > 0 or c == -1 for c in numbers):
         raise UsageError(
-            f"chunks must be a positive number of pixels, two of them (y, x), or -1, got {chunks!r}"
+            f"chunks must be a positive number of pixels, {ndim} of them in array order, -1 for "
+            f"the whole axis, or the chunks of a Dask array, got {chunks!r}"
         )
-    if 0 in view.shape:
-        raise GeometryError(f"{view.uri}: the image has no pixels: {view.shape}")
-    height, width = (
-        align_chunk(c, tile, extent)
-        for c, tile, extent in zip(numbers, view.tile_shape, view.shape, strict=False)
-    )
-    return height, width
+    sizes = (align_chunk(*axis) for axis in zip(numbers, view.tile_shape, shape, strict=True))
+    return tuple(_regular(extent, size) for extent, size in zip(shape, sizes, strict=True))
 
 
 def _regular(extent: int, size: int) -> tuple[int, ...]:

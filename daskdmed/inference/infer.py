@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import dask.array as da
-import numpy as np
 import zarr
-from dask.base import tokenize
 
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
@@ -27,6 +25,7 @@ from daskdmed.core.errors import DatasetError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.models.window import Model
 from daskdmed.store.location import Location, result_path
@@ -58,7 +57,8 @@ class ScanInput(TypedDict):
     spacing : tuple of float
         Extent of a pixel of `x` along each spatial axis, array order, in `unit`.
     unit : str
-        "micrometer", or "pixel" (of level 0) for an image of unknown resolution.
+        "micrometer" for what has an mpp, "millimeter" for what has a spacing, or "pixel" (of
+        level 0) for an image of unknown resolution.
     """
 
     x: da.Array
@@ -302,7 +302,7 @@ class _Run:
         spacing, unit = spacing_of(view, record)
         cells = _pixels_per_cell(place)
         inputs = ScanInput(
-            x=_lazy(view),
+            x=to_dask(view, _BLOCK.get(view.spatial_ndim, 64)),
             patient=patient,
             patient_id=patient.key,
             record=record.name,
@@ -312,7 +312,7 @@ class _Run:
         )
         outputs = ScanOutput(
             y_pred=y_pred,
-            y_true=None if truth is None else _lazy(truth),
+            y_true=None if truth is None else to_dask(truth, _BLOCK.get(truth.spatial_ndim, 64)),
             spacing=tuple(s * n for s, n in zip(spacing, cells, strict=True)),
             time_elapsed=elapsed,
             out=None if self.out is None else str(place),
@@ -332,31 +332,16 @@ class _Run:
         return result_path(self.out, patient.key, record.name)
 
 
-def spacing_of(view: ImageView, record: Record) -> tuple[tuple[float, ...], str]:
-    """Extent of a pixel along each spatial axis, and its unit.
+def spacing_of(view: ImageView) -> tuple[tuple[float, ...], str]:
+    """Extent of a pixel along each spatial axis, array order, and its unit.
 
-    A plane has it from its mpp, (y, x). A volume needs ``facts={"spacing": (z, y, x)}`` of
-    its record, micrometers at level 0, which wins for planes too. Else level-0 pixels.
-
-    Raises
-    ------
-    DatasetError
-        The record's "spacing" is not one positive number per axis.
+    Micrometers for what has an mpp, millimeters for what has a spacing (see `Record`), else
+    level-0 pixels.
     """
-    ndim, given = view.spatial_ndim, record.facts.get("spacing")
-    if given is not None:
-        try:
-            values = tuple(float(v) for v in given)
-        except (TypeError, ValueError):
-            values = ()
-        if len(values) != ndim or not all(0 < v < float("inf") for v in values):
-            raise DatasetError(
-                f"{record!r}: facts['spacing'] must be {ndim} positive numbers (micrometers per "
-                f"level-0 pixel along each axis, array order), got {given!r}"
-            )
-        return tuple(v * d for v, d in zip(values, view.downsample, strict=True)), "micrometer"
-    if ndim == 2 and view.mpp is not None:
+    if view.mpp is not None:
         return (view.mpp[1], view.mpp[0]), "micrometer"
+    if view.spacing is not None:
+        return view.spacing, "millimeter"
     return tuple(float(d) for d in view.downsample), "pixel"
 
 

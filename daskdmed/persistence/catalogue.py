@@ -226,7 +226,7 @@ class Target:
         own = replace(image, request=replace(request, record=self.record), given=None)
         if own.record.is_annotations:
             return target_view(own.record, view, self.classes, multichannel=self.channels)
-        labelmap = own.view()
+        labelmap = own.view().as_labels()
         if self.classes is None:
             return labelmap
         classes = self.classes

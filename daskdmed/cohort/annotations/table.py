@@ -389,12 +389,12 @@ class Annotations(Sequence[Annotation]):
         dask.array.Array
             (y, x) or (y, x, channels); its name depends on the content only.
         """
-        from daskdmed.cohort.annotations.view import lazy
+        from daskdmed.images.lazy import to_dask
 
         view = self.view(
             like, classes=classes, multichannel=multichannel, all_touched=all_touched, dtype=dtype
         )
-        return lazy(view, chunks)
+        return to_dask(view, chunks)
 
     # ---------------------------------------------------------------- files
     @overload

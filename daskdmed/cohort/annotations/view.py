@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -327,7 +326,7 @@ def target_view(
         )
     if all_touched:
         raise UsageError("all_touched= is for annotations, a label map has pixels already")
-    labelmap = _matching(record, like)
+    labelmap = _matching(record, like).as_labels()
     if classes is None:
         if multichannel:
             raise UsageError("multichannel= of a label map needs classes=")
@@ -363,65 +362,6 @@ def _matching(record: Record, like: ImageView) -> ImageView:
         "image's extent at the resolution asked for: store it at that resolution, or ask for one "
         "that it has"
     )
-
-
-def lazy(view: AnnotationView, chunks: Any) -> da.Array:
-    """The view as a Dask array, see ``Annotations.to_dask``."""
-    import dask.array as da
-    from dask.base import tokenize
-    from dask.delayed import Delayed, delayed
-
-    edges = _edges(view, chunks)
-    extra = tuple((n,) for n in view.shape[2:])
-    starts = tuple(tuple(np.cumsum((0, *e[:-1])).tolist()) for e in edges)
-    # the table travels once per worker, as a value of its own, and not once per block
-    table: Delayed = delayed(view, name=f"annotations-{view.token}", traverse=False)
-    return da.map_blocks(
-        _paint_block,
-        chunks=(*edges, *extra),
-        dtype=view.dtype,
-        meta=np.empty((0,) * len(view.shape), view.dtype),
-        name=f"annotations-{tokenize('daskdmed-annotations', view.token, edges)}",
-        view=table,
-        starts=starts,
-        edges=edges,
-    )
-
-
-def _paint_block(view: AnnotationView, starts: Any, edges: Any, block_id: Any = None) -> Array:
-    origin = tuple(starts[axis][block_id[axis]] for axis in (0, 1))
-    shape = tuple(edges[axis][block_id[axis]] for axis in (0, 1))
-    return view.read(Region(origin, shape))
-
-
-def _edges(view: AnnotationView, chunks: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], tuple):
-        edges = tuple(tuple(int(n) for n in axis) for axis in chunks[:2])
-        if tuple(sum(axis) for axis in edges) != view.extent:
-            raise GeometryError(
-                f"the chunks add up to {tuple(sum(a) for a in edges)}, the image has {view.extent}"
-            )
-        return edges[0], edges[1]
-    from daskdmed.images.lazy import align_chunk
-
-    try:
-        pair = (chunks, chunks) if isinstance(chunks, int) else tuple(chunks)
-        numbers = [operator.index(c) for c in pair]
-    except TypeError:
-        numbers = []
-    if len(numbers) != 2 or not all(c > 0 or c == -1 for c in numbers):
-        raise UsageError(
-            "chunks is a number of pixels, two of them (y, x), -1 for the whole axis, or the "
-            f"chunks of a Dask array, got {chunks!r}"
-        )
-    axes = zip(numbers, view.tile_shape, view.extent, strict=True)
-    height, width = (_regular(n, align_chunk(c, tile, n)) for c, tile, n in axes)
-    return height, width
-
-
-def _regular(extent: int, size: int) -> tuple[int, ...]:
-    whole, rest = divmod(extent, size)
-    return (size,) * whole + ((rest,) if rest else ())
 
 
 def _delivered(values: Array, out: Array | None) -> Array:

@@ -361,9 +361,10 @@ class WindowModel:
 
 
 def background_window(view: ImageView, shape: Sequence[int]) -> Array:
-    """A window (*shape[, c]) of the view's background; no pixel is read."""
-    window = np.empty((*shape, *view.shape[view.spatial_ndim :]), view.dtype)
-    window[...] = np.asarray(view.background, view.dtype)
+    """A window (*shape[, c]) of the view's background to try a model on; no pixel is read."""
+    window = np.zeros((*shape, *view.channel_shape), view.dtype)
+    with contextlib.suppress(UsageError):  # where nothing is known to be empty, 0 will do
+        window[...] = view.background
     return window
 
 
