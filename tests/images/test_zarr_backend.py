@@ -18,9 +18,12 @@ from daskdmed.errors import (
     CorruptImageError,
     ImageError,
     ImageNotFoundError,
+    ResolutionError,
     UnsupportedImageError,
 )
+from daskdmed.images.filecache import cache
 from daskdmed.images.ngff import ZarrBackend, planes
+from daskdmed.images.slide import open_slide
 
 BACKEND = ZarrBackend()
 
@@ -453,3 +456,32 @@ def test_a_read_that_fails_once_is_repeated(tmp_path, monkeypatch):
 def test_the_module_does_not_import_zarr():
     code = "import sys, daskdmed.images.ngff; assert 'zarr' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_damaged_chunk_is_told_of_by_the_slide(tmp_path):
+    image = np.full((300, 300, 3), 50, np.uint8)
+    array = zarr.create_array(
+        tmp_path / "image.zarr", shape=image.shape, chunks=(100, 100, 3), dtype="u1"
+    )
+    array[...] = image
+    (tmp_path / "image.zarr" / "c" / "1" / "2" / "0").write_bytes(b"no chunk")
+    slide = open_slide(tmp_path / "image.zarr")
+    assert slide.failed_tiles == ()
+    view = slide.view(tile_error="fill")
+    pixels = view.read(Region.of((300, 300)))
+    assert (pixels[100:200, 200:] == view.background).all()
+    for failed in (slide.failed_tiles, view.failed_tiles):
+        assert [(tile.level, tile.tile) for tile in failed] == [(0, (1, 2))]
+
+
+def test_a_missing_level_is_one_kind_of_error_for_every_backend(tmp_path, make):
+    make.write_pyramid(tmp_path / "slide.tif", (256, 256), levels=1)
+    zarr.create_array(tmp_path / "image.zarr", data=np.zeros((64, 64, 3), np.uint8))
+    for name, backend in (("slide.tif", None), ("slide.tif", "openslide"), ("image.zarr", None)):
+        if backend is not None:
+            pytest.importorskip(backend)
+        slide = open_slide(tmp_path / name, backend=backend)
+        with cache.lease(slide.key) as reader, pytest.raises(ResolutionError, match="no level 7"):
+            reader.read(7, Region((0, 0), (1, 1)))
+        with pytest.raises(ResolutionError, match="no level 7"):
+            slide.view(level=7)
