@@ -276,9 +276,12 @@ def _reduce_whole(source: Array, steps: Sequence[int], out: Array) -> None:
 def _sums(values: Array, axis: int, step: int) -> Array:
     """Sums of so many neighbours along an axis."""
     along = (slice(None),) * axis
-    total: Array = values[(*along, slice(0, None, step))].copy()
-    for tap in range(1, step):
-        total += values[(*along, slice(tap, None, step))]
+    parts = [values[(*along, slice(tap, None, step))] for tap in range(step)]
+    if step == 1:
+        return parts[0]
+    total: Array = np.add(parts[0], parts[1])
+    for part in parts[2:]:
+        total += part
     return total
 
 

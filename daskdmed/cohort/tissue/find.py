@@ -201,7 +201,7 @@ def _make(
         assumed = ASSUMED_UM * source.shape0[0] / space[0]
         found = detect(picture, method, um or assumed, parameters["marks"])
     elif method == "otsu":
-        found = detect_intensity(picture, source.background(), um)
+        found = detect_intensity(picture, source.background, um)
     else:
         raise UsageError(
             f"{source.name}: the method {method!r} needs a stained slide: three uint8 channels "

@@ -48,8 +48,8 @@ class Source:
         Level-0 extent, array order.
     mpp : tuple of float or None
         Micrometers per level-0 pixel, (x, y).
-    background : callable
-        Gives the value of empty places; an error where the image does not tell.
+    background : ndarray
+        Value of empty places.
     bright : bool
         Three uint8 channels on a bright background: a stained slide.
     token : str or None
@@ -63,7 +63,7 @@ class Source:
     name: str
     shape0: tuple[int, ...]
     mpp: tuple[float, float] | None
-    background: Callable[[], Array]
+    background: Array
     bright: bool
     token: str | None
     levels: tuple[tuple[float, ...], ...]
@@ -118,8 +118,8 @@ def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
         name=slide.uri,
         shape0=(height, width),
         mpp=slide.mpp,
-        background=lambda: background,
-        bright=_bright(slide.dtype, channels, lambda: background),
+        background=background,
+        bright=_bright(slide.dtype, channels, background),
         # what was filled in for damaged tiles is no content
         token=slide.token if tile_error == "raise" else None,
         levels=tuple(level.downsample for level in slide.levels[1:]),
@@ -130,6 +130,8 @@ def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
 def _from_view(view: ImageView) -> Source:
     axes = view.spatial_ndim
     channels = view.shape[axes] if len(view.shape) > axes else 0
+    # nothing is padded here: intensities are measured from 0 where nothing else was said
+    background = view.as_labels().background
     shape0 = tuple(
         max(1, round(n * d)) for n, d in zip(view.shape[:axes], view.downsample, strict=True)
     )
@@ -142,16 +144,16 @@ def _from_view(view: ImageView) -> Source:
         name=view.uri or repr(view),
         shape0=shape0,
         mpp=mpp,
-        background=lambda: view.background,
-        bright=axes == 2 and _bright(view.dtype, channels, lambda: view.background),
+        background=background,
+        bright=axes == 2 and _bright(view.dtype, channels, background),
         token=None,
         levels=(),
         read=lambda shape: area_means(view, shape),
     )
 
 
-def _bright(dtype: np.dtype[Any], channels: int, background: Callable[[], Array]) -> bool:
-    return channels == 3 and dtype == np.uint8 and int(background().min()) > 127
+def _bright(dtype: np.dtype[Any], channels: int, background: Array) -> bool:
+    return channels == 3 and dtype == np.uint8 and int(background.min()) > 127
 
 
 # -------------------------------------------------------------------- the grid of the mask
