@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -252,3 +252,15 @@ def _aside() -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+def _per_axis(spacing: float | Sequence[float], ndim: int) -> tuple[float, ...]:
+    values: tuple[float, ...] = ()
+    if np.size(spacing) in (1, ndim):
+        values = tuple(float(v) for v in np.broadcast_to(np.ravel(spacing), ndim))
+    if not values or not all(0 < v < np.inf for v in values):
+        raise GeometryError(
+            f"spacing={spacing!r} must be {ndim} positive numbers, millimeters per pixel along "
+            "each spatial axis in array order, (z, y, x) or (y, x)"
+        )
+    return values

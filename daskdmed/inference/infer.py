@@ -22,8 +22,7 @@ import zarr
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
 from daskdmed.core.errors import DatasetError, UsageError
-from daskdmed.core.region import Region
-from daskdmed.core.types import Array, LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
@@ -299,7 +298,7 @@ class _Run:
         start = time.perf_counter()
         y_pred = predict(view, self.model, out=place, mask=mask, **self.options)
         elapsed = time.perf_counter() - start
-        spacing, unit = spacing_of(view, record)
+        spacing, unit = spacing_of(view)
         cells = _pixels_per_cell(place)
         inputs = ScanInput(
             x=to_dask(view, _BLOCK.get(view.spatial_ndim, 64)),
@@ -348,38 +347,6 @@ def spacing_of(view: ImageView) -> tuple[tuple[float, ...], str]:
 def _pixels_per_cell(place: Any) -> tuple[int, ...]:
     own: Any = Location.of(place).open("r").attrs["daskdmed"]
     return Georeference.from_json(own["georeference"]).stride
-
-
-def _lazy(view: ImageView) -> da.Array:
-    """A view as a lazy array, one task per block of whole storage tiles."""
-    from daskdmed.images.view import SlideView
-
-    if isinstance(view, SlideView):
-        from daskdmed.images.lazy import to_dask
-
-        return to_dask(view, _BLOCK[2])
-    array = getattr(view, "array", None)
-    if isinstance(array, da.Array):
-        return array
-    edges = []
-    for n, tile in zip(view.shape, view.tile_shape, strict=False):
-        size = min(max(_BLOCK.get(view.spatial_ndim, 64) // tile, 1) * tile, n)
-        edges.append((*(size,) * (n // size), *((n % size,) if n % size else ())))
-    return da.map_blocks(
-        _read_block,
-        chunks=(*edges, *((c,) for c in view.shape[view.spatial_ndim :])),
-        dtype=view.dtype,
-        meta=np.empty((0,) * len(view.shape), view.dtype),
-        name=f"view-{tokenize(view.token, edges)}",
-        view=view,
-        sizes=tuple(e[0] for e in edges),
-    )
-
-
-def _read_block(view: ImageView, sizes: tuple[int, ...], block_id: tuple[int, ...]) -> Array:
-    origin = tuple(i * s for i, s in zip(block_id, sizes, strict=False))
-    shape = [min(s, n - o) for s, n, o in zip(sizes, view.shape, origin, strict=False)]
-    return view.read(Region(origin, tuple(shape)))
 
 
 __all__ = ["ScanInput", "ScanOutput", "Scans", "infer", "spacing_of"]
