@@ -141,6 +141,7 @@ def test_workers_and_clients_are_killed(server, whole, tmp_path):
         assert ended(server, _killing.compute_on, cluster.scheduler_address, str(out), model) == 0
         assert (folder / "killed").exists()
         assert contents(out) == whole
+        client.wait_for_workers(2)  # the next one begins with workers that are there
         for number in range(2):
             out, folder = tmp_path / f"client {number}.zarr", tmp_path / f"client {number}"
             folder.mkdir()
