@@ -554,7 +554,7 @@ def _needs(
         key = waiting.pop()
         if isinstance(key, str):
             shared.add(key)
-        elif key not in before:
+        elif key in graph and key not in before:  # else persisted by the user, or met before
             before[key] = graph[key]
         else:
             continue

@@ -9,19 +9,24 @@ Not covered: what happens in a sweep (`daskdmed.inference.dense.sweep`), who com
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask import delayed
+from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 
 from daskdmed.core.files import write_failure
+from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index, call_graph, threads_here
@@ -133,12 +138,21 @@ class PredictJob(ResultJob):
             self._parallel if self._local else None,
             self._wrote if self._local else None,
         )
-        items = {index: (self._view(job), job) for index, job in self._jobs.items()}
-        return call_graph(self.name, call, items)
-
-    def _view(self, job: SweepJob) -> ImageView:
-        view = self._work.view
-        return view if self._local else view.narrowed(self._work.sweeper.region(view, job))
+        if self._local:
+            return call_graph(self.name, call, {i: (work.view, j) for i, j in self._jobs.items()})
+        regions = {i: work.sweeper.region(work.view, job) for i, job in self._jobs.items()}
+        if work.view.remote is None:
+            items = {i: (work.view.narrowed(regions[i]), job) for i, job in self._jobs.items()}
+            return call_graph(self.name, call, items)
+        # the cluster delivers the pixels that are persisted on it
+        source = _parts(work.view, regions, f"predict-image-{uuid.uuid4().hex}")
+        graph, keys = call_graph(self.name, call, self._jobs)
+        (shared,) = (key for key in graph if isinstance(key, str))
+        for key, index in keys.items():
+            part = TaskRef((source.name, *index))
+            job = DataNode(None, self._jobs[index])
+            graph[key] = Task(key, _write_part, TaskRef(shared), part, job)
+        return {**graph, **convert_legacy_graph(dict(source.dask))}, keys
 
     def mark(self, index: Index, result: Any) -> None:
         """A sweep has written all its chunks."""
@@ -198,6 +212,34 @@ class _Write:
             raise write_failure(f"the chunks of step {step}", error) from error
 
 
+def _write_part(call: _Write, view: ImageView, job: SweepJob) -> None:
+    call((view, job))
+
+
+def _parts(view: ImageView, regions: Mapping[Index, Region], name: str) -> da.Array:
+    """The image cut down to regions, as an array of one element for each index."""
+    layer: dict[Any, Any] = {}
+    delivered: list[da.Array] = []
+    for index, region in regions.items():
+        key = (name, *index)
+        if view.remote is None:
+            layer[key] = DataNode(key, view.narrowed(region))
+            continue
+        pixels = view.delivery(region).rechunk(-1)
+        delivered.append(pixels)
+        first = TaskRef((pixels.name, *(0,) * pixels.ndim))
+        layer[key] = Task(key, _attached, DataNode(None, view.detached(region)), first)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=delivered)
+    ndim = len(next(iter(regions)))
+    ends = [max(index[axis] for index in regions) + 1 for axis in range(ndim)]
+    chunks = tuple((1,) * n for n in ends)
+    return da.Array(graph, name, chunks, meta=np.empty((0,) * ndim, object))
+
+
+def _attached(view: ImageView, values: Array) -> ImageView:
+    return view.attached(values)
+
+
 def lazy(work: Work, model: Shipped) -> da.Array:
     """The result as a lazy array, one block per sweep, of which nothing is written.
 
@@ -217,14 +259,27 @@ def lazy(work: Work, model: Shipped) -> da.Array:
     edges.append(tuple(plan.step_cells(b - 1)[1] - plan.step_cells(a)[0] for a, b in runs))
     outputs = ((spec.outputs,),) if spec.outputs else ()
     name = f"predict-{tokenize(spec, runs)}"
+    sources: list[Any] = []
+    if type(work.view).narrowed is not ImageView.narrowed:
+        # what holds pixels, or a graph, is sent block by block
+        counts = [len(edge) for edge in edges]
+        regions = {}
+        for index in itertools.product(*map(range, counts)):
+            job = SweepJob(index, index[:-1], *runs[index[-1]])
+            regions[(0,) * len(outputs) + index] = work.sweeper.region(work.view, job)
+        sources = [_parts(work.view, regions, f"predict-image-{name}")]
+        everything = Region.of(work.view.spatial_shape)
+        work = replace(work, view=work.view.detached(everything))
     # a key of its own each, so that they are kept and sent once
     shared = [
-        delayed(value, name=f"{kind}-{name}", traverse=False)
-        for kind, value in (("image", work), ("model", model))
+        delayed(value, name=f"predict-{kind}-{name}", traverse=False)
+        for kind, value in (("work", work), ("model", model))
     ]
     return da.map_blocks(
         _block,
-        *shared,
+        *sources,
+        work=shared[0],
+        model=shared[1],
         runs=runs,
         chunks=(*outputs, *edges),
         dtype=spec.dtype,
@@ -233,8 +288,11 @@ def lazy(work: Work, model: Shipped) -> da.Array:
     )
 
 
-def _block(work: Work, model: Shipped, runs: list[Index], block_id: Index) -> Array:
-    """One block of `lazy`."""
+def _block(
+    part: Any = None, *, work: Work, model: Shipped, runs: list[Index], block_id: Index
+) -> Array:
+    """One block of `lazy`, of the whole image or of the part of it that was cut out."""
+    view = work.view if part is None else part
     sweeper, spec, plan = work.sweeper, work.spec, work.sweeper.plan
     placed = model.get()
     outputs = (spec.outputs,) if spec.outputs else ()
@@ -246,7 +304,7 @@ def _block(work: Work, model: Shipped, runs: list[Index], block_id: Index) -> Ar
     chunks = [chunk for step in range(begin, stop) for chunk in plan.band_chunks(band, step)]
     with cpu_threads(threads_here() if placed.is_torch else 1):
         for job in make_sweeps(plan, chunks, work.mask, stop - begin, lambda chunk: None):
-            for step, values in sweeper.steps(placed, work.view, job):
+            for step, values in sweeper.steps(placed, view, job):
                 if values is not None:
                     a, b = plan.step_cells(step)
                     block[..., a - first : b - first] = values

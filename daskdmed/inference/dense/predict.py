@@ -326,7 +326,8 @@ class _Settings:
         on_cpu = placed.is_torch and placed.device_type == "cpu"
         pixels = _BATCH_PIXELS // (4 if on_cpu else 1)
         size = self.batch_size or max(pixels // math.prod(mosaic.plan.kernel_size), 1)
-        sweeper = Sweeper(mosaic.plan, mosaic.blend, finish, mosaic.layout, size)
+        tile = view.tile_shape[-1]
+        sweeper = Sweeper(mosaic.plan, mosaic.blend, finish, mosaic.layout, size, tile)
         spec = _spec(view, windows, mosaic, finish, image.resolution, model, cells)
         return Work(view, sweeper, cells, spec)
 

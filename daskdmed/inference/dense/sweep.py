@@ -41,10 +41,12 @@ class Strip:
         The image.
     lead : sequence of (begin, stop)
         Pixels along all axes but the last; may lie outside the image.
+    tile : int
+        Storage tile along the last axis.
     """
 
-    def __init__(self, view: ImageView, lead: Sequence[tuple[int, int]]) -> None:
-        self.view = view
+    def __init__(self, view: ImageView, lead: Sequence[tuple[int, int]], tile: int) -> None:
+        self.view, self.tile = view, tile
         self.lead = tuple(lead)
         self._begin = self._stop = 0
         self._memory: Array | None = None
@@ -84,8 +86,7 @@ class Strip:
 
     def _tile_end(self, stop: int) -> int:
         size = self.view.shape[len(self.lead)]
-        tile = self.view.tile_shape[-1]
-        end = min(-(-stop // tile) * tile, size)
+        end = min(-(-stop // self.tile) * self.tile, size)
         return end if stop < end <= stop + self._ahead else stop
 
     def _read(self, target: Array, begin: int) -> None:
@@ -110,6 +111,9 @@ class Sweeper:
         What the model gives for a window.
     batch_size : int
         Windows per call of the model.
+    tile : int
+        Storage tile of the image along the last axis, in pixels. Views that were cut down
+        for a sweep know it no more.
     """
 
     plan: MosaicPlan
@@ -117,6 +121,7 @@ class Sweeper:
     finish: Finish
     layout: Layout
     batch_size: int
+    tile: int
 
     def lead(self, band: Index) -> list[tuple[int, int]]:
         """(begin, stop) in pixels of a band along all axes but the last, the outside included."""
@@ -131,10 +136,9 @@ class Sweeper:
         axis = self.plan.axes[-1]
         begin, stop = self.plan.step_cells(job.begin)[0], self.plan.step_cells(job.stop - 1)[1]
         touched = axis.touching(begin, stop)
-        tile = view.tile_shape[-1]
         # a strip may read on to the end of a storage tile
         end = axis.origins[touched[-1]] + axis.kernel_size
-        spans = [*self.lead(job.band), (axis.origins[touched[0]], -(-end // tile) * tile)]
+        spans = [*self.lead(job.band), (axis.origins[touched[0]], -(-end // self.tile) * self.tile)]
         return Region.between(*zip(*spans, strict=True)).clip(view.spatial_shape)
 
     def steps(
@@ -185,7 +189,7 @@ class _Sweep:
         plan = self.plan = task.plan
         self.lead = plan.band_cells(job.band)
         self.rows = plan.band_windows(job.band)
-        self.strip = Strip(view, task.lead(job.band))
+        self.strip = Strip(view, task.lead(job.band), task.tile)
         last, width = plan.axes[-1], plan.chunk[-1]
         begins = [a // width for a in last.starts]
         self.reach = max(0, *(b - (a + 1) * width for a, b in zip(begins, last.stops, strict=True)))

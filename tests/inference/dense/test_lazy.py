@@ -64,6 +64,15 @@ def test_the_lazy_array_equals_the_written_one(model, more, monkeypatch):
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).compute(), wanted)
 
 
+@pytest.mark.parametrize("chunk", [7, 47, 64])
+def test_blocks_take_what_they_need_of_a_dask_array_with_chunks_of_any_size(chunk, monkeypatch):
+    monkeypatch.setattr(jobs, "_LAZY_BYTES", 1)
+    wanted = predict(IMAGE, Counting(), **SETTINGS).compute()
+    image = da.from_array(IMAGE, chunks=(chunk, chunk, 2))
+    found = predict(image, Counting(), **SETTINGS, compute=False)
+    np.testing.assert_array_equal(found.compute(), wanted)
+
+
 def test_a_slice_computes_no_other_bands():
     model = Counting()
     found = predict(IMAGE, model, **SETTINGS, compute=False)

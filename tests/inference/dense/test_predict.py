@@ -683,6 +683,11 @@ def test_on_a_cluster(tmp_path):
         assert "predict" in names  # so that the dashboard counts them
         lazy = predict(image, net, mask=mask, **settings, compute=False)
         np.testing.assert_allclose(lazy.compute(), wanted, rtol=1e-5, atol=1e-6)
+        held = image.persist()  # on that cluster, which delivers the pixels
+        lazy = predict(held, net, mask=mask, **settings, compute=False)
+        np.testing.assert_allclose(lazy.compute(), wanted, rtol=1e-5, atol=1e-6)
+        part = predict(held, net, out=tmp_path / "held.zarr", **more, **settings)
+        np.testing.assert_allclose(part.compute(scheduler="threads"), wanted, rtol=1e-5, atol=1e-6)
         with pytest.raises(UsageError, match="no worker offers"):
             predict(image, net, client=client, resources={"TPU": 1}, out=tmp_path / "y", **settings)
         with pytest.raises(UsageError, match="this process's memory"):
