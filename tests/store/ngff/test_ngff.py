@@ -132,6 +132,17 @@ def test_planes_lie_by_their_mpp_and_volumes_by_their_spacing():
     assert (found.scale, found.units) == ((2.0, 0.5, 1.0), (None, "micrometer", "micrometer"))
 
 
+def test_the_spacing_of_a_volume_reaches_its_store(tmp_path):
+    record = Record(array=np.ones((8, 20, 20), np.float32), spacing=(3.0, 0.5, 0.25))
+    heatmap(record, mean, kernel_size=(2, 10, 10), out=tmp_path / "a.zarr")
+    image = Multiscale.parse(zarr.open_group(tmp_path / "a.zarr", mode="r").attrs.asdict())
+    assert image is not None
+    assert image.spacing == (6000.0, 5000.0, 2500.0)
+    assert image.levels[0].translation == (1.5, 2.25, 1.125)
+    place = open_heatmap(tmp_path / "a.zarr").georeference
+    assert (place.mpp, place.spacing) == (None, (3.0, 0.5, 0.25))
+
+
 def test_metadata_must_agree():
     axes = tuple(map(Axis.named, "yx"))
     with pytest.raises(UsageError, match="one of each per axis"):
