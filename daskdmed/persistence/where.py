@@ -24,6 +24,7 @@ from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.view import SlideView
 from daskdmed.persistence.areas import Area, Places
 from daskdmed.persistence.catalogue import Catalogue, Entry, Geometry
 
@@ -316,8 +317,10 @@ class AreaSource:
             method = method[patient]
         elif method is True:
             method = "otsu"
-        source = entry.patient.record(entry.record)
-        return tissue_mask(source, method=method, spatial_ndim=entry.view.spatial_ndim)
+        source, view = entry.patient.record(entry.record), entry.view
+        errors = view.tile_error if isinstance(view, SlideView) else "raise"
+        axes = view.spatial_ndim
+        return tissue_mask(source, method=method, spatial_ndim=axes, tile_error=errors)
 
     def _class_mask(
         self, entry: Entry, classes: Sequence[str]

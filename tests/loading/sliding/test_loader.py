@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 import torch
 
-from daskdmed import Dataset, Patient, Record, Region, SlidingWindowDL, open_slide
+from daskdmed import Dataset, LightDL, Patient, Record, Region, SlidingWindowDL, open_slide
 from daskdmed.errors import (
     BudgetError,
     DatasetError,
@@ -684,6 +684,17 @@ def test_a_torn_tile_is_an_error_that_says_where(slide, tmp_path):
         assert (e.value.patient, e.value.record) == ("torn", "wsi")
         with pytest.raises(LoaderError):  # and again
             loader.get()
+
+
+def test_a_torn_tile_becomes_background_where_that_is_asked_for(slide, tmp_path):
+    path = torn(slide, tmp_path, 16)
+    with SlidingWindowDL(path, kernel_size=256, tile_error="fill") as loader:
+        white = [w.index for x, _, ws in loader for v, w in zip(x, ws) if bool((v == 255).all())]
+        assert (1, 2) in white
+        assert not loader.stats().failed
+    with LightDL(path, smallchunk_size=256, tissue=True, tile_error="fill") as loader:
+        assert next(iter(loader))[0].shape[-1] == 256
+        assert not loader.stats().failed
 
 
 def test_a_torn_tile_costs_its_windows_only(slide, tmp_path):
