@@ -351,9 +351,9 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
     if isinstance(image, ImageView):
         array = getattr(image, "array", None)
         if array is not None:
-            own = image.spacing if image.mpp is None else None
+            steps = image.spacing if image.mpp is None else None
             axes = image.spatial_ndim
-            return Record(array=array, spatial_ndim=axes, mpp=image.mpp, spacing=own), image
+            return Record(array=array, spatial_ndim=axes, mpp=image.mpp, spacing=steps), image
         return Record(image.uri or image.token), image
     if isinstance(image, (np.ndarray, da.Array)) or hasattr(image, "__array__"):
         return Record(array=image), None
