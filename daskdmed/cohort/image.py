@@ -1,0 +1,160 @@
+"""One image of a patient, not opened yet: which record, at which resolution, what errors do.
+
+Not covered: how what users give becomes images (`daskdmed.cohort.sources`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from daskdmed.cohort.record import Patient, Record
+from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.resolution import Resolution
+from daskdmed.core.types import LevelLike, MppLike, OnTileError, PowerLike
+from daskdmed.core.view import ImageView
+from daskdmed.images.slide import Slide
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which record of each patient, at which resolution, and what damaged tiles do.
+
+    Parameters
+    ----------
+    record : str, optional
+        Name of the record, see `Patient.record`.
+    level, mpp, power
+        The resolution, at most one of them; values or functions of the patient.
+    spatial_ndim : int, optional
+        How many axes of the image must be space; None: as many as it says.
+    tile_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes: an error, or background and a
+        warning.
+
+    Raises
+    ------
+    UsageError, ResolutionError
+        Several records, another `tile_error`, or resolutions that exclude each other.
+    """
+
+    record: str | None = None
+    level: LevelLike | None = 0
+    mpp: MppLike | None = None
+    power: PowerLike | None = None
+    spatial_ndim: int | None = None
+    tile_error: OnTileError = "raise"
+
+    def __post_init__(self) -> None:
+        if self.record is not None and not isinstance(self.record, str):
+            raise UsageError(
+                f"record= is the name of one record, got {self.record!r}; to draw from several, "
+                "stack them into one: Record(array=dask.array.concatenate([...], axis=-1))"
+            )
+        if self.tile_error not in get_args(OnTileError):
+            raise UsageError(f"tile_error must be 'raise' or 'fill', got {self.tile_error!r}")
+        said: list[Any] = [self.level, self.mpp, self.power]
+        if not any(callable(value) for value in said):
+            Resolution.of(*said)
+
+    def resolution(self, patient: Patient) -> Resolution:
+        """The resolution of one patient's image.
+
+        Raises
+        ------
+        ResolutionError
+            The values exclude each other, or are none.
+        """
+        said: list[Any] = [self.level, self.mpp, self.power]
+        return Resolution.of(*(v(patient) if callable(v) else v for v in said))
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a patient, not opened yet. Made by `images_of`.
+
+    Parameters
+    ----------
+    patient : Patient
+        Whose. What has no patient gets one of its own.
+    request : Request
+        Which record, at which resolution.
+    given : Slide or ImageView, optional
+        What the user had open already.
+    """
+
+    patient: Patient
+    request: Request
+    given: Slide | ImageView | None = None
+
+    @property
+    def key(self) -> str:
+        """The id of the patient as text."""
+        return self.patient.key
+
+    @property
+    def record(self) -> Record:
+        """The record.
+
+        Raises
+        ------
+        DatasetError
+            The patient has no such record, or several and none is named.
+        """
+        return self.patient.record(self.request.record)
+
+    @property
+    def resolution(self) -> Resolution:
+        """The resolution, see `Request.resolution`."""
+        return self.request.resolution(self.patient)
+
+    def open(self) -> Slide | ImageView:
+        """The slide, or the view of what is none, whatever resolution is asked for.
+
+        Raises
+        ------
+        GeometryError
+            The image has another number of spatial axes.
+        DatasetError, ImageError
+            See `Record.open` and `Record.view`.
+        """
+        opened, axes = self.given, self.request.spatial_ndim
+        if opened is None:
+            record = self.record
+            array = record.array is not None
+            opened = record.view(spatial_ndim=axes) if array else record.open()
+        shape = opened.levels[0].shape if isinstance(opened, Slide) else opened.shape
+        has = 2 if isinstance(opened, Slide) else opened.spatial_ndim
+        if axes not in (None, has):
+            raise GeometryError(
+                f"the image has {has} spatial axes (shape {shape}), the sizes given have {axes}; "
+                "give one number per axis"
+            )
+        return opened
+
+    def view(self) -> ImageView:
+        """The image at the resolution asked for, ready to be read.
+
+        Raises
+        ------
+        UsageError
+            A resolution beside a view, which has its own.
+        GeometryError, DatasetError, ImageError
+            See `open`.
+        ResolutionError
+            The image does not have this resolution.
+        """
+        wanted, opened = self.resolution, self.open()
+        level, mpp, power = wanted.level or 0, wanted.mpp, wanted.power
+        if isinstance(opened, Slide):
+            errors = self.request.tile_error
+            return opened.view(level=level, mpp=mpp, power=power, tile_error=errors)
+        if self.given is None:
+            axes = self.request.spatial_ndim
+            return self.record.view(level=level, mpp=mpp, power=power, spatial_ndim=axes)
+        if wanted != Resolution(level=0):
+            raise UsageError(
+                f"{wanted} beside a view, which has its resolution already; give the slide, or "
+                "leave level, mpp and power away"
+            )
+        return opened
