@@ -7,21 +7,20 @@ drawing (`daskdmed.plot`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 
-from daskdmed.core.errors import UsageError
-from daskdmed.core.resolution import Resolution as _Resolution
-from daskdmed.core.types import Array, LevelLike, MppLike, OnTileError, PathLike, PowerLike
-from daskdmed.core.view import ImageView
-from daskdmed.inference.execute import Prepare, compute_images
-from daskdmed.inference.imagejob import ImageJob, ModelFacts, Settings
-from daskdmed.inference.inputs import as_location, as_view
+from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, images_of
+from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.work import default_threads
+from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
+from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
+from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.window import Model, Transform, WindowModel
-from daskdmed.inference.run import worker_threads
+from daskdmed.inference.resultjob import each_usable, given_back, run_each
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 
 if TYPE_CHECKING:
@@ -29,13 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from zarr.abc.store import Store
 
-    from daskdmed.cohort.dataset import Dataset
-    from daskdmed.cohort.record import Patient, Record
-    from daskdmed.images.slide import Slide
-
 
 def heatmap(
-    image: Dataset | Patient | Slide | Record | ImageView | PathLike | da.Array | Array,
+    image: ImagesLike,
     model: Model | PathLike,
     *,
     kernel_size: PerAxis,
@@ -59,7 +54,9 @@ def heatmap(
     channels_last: bool = False,
     resources: Mapping[str, float] | None = None,
     record: str | None = None,
+    on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
+    compute: bool = True,
     progress: bool = False,
 ) -> Any:
     """Run a model over every window of an image, or of every image of a dataset.
@@ -70,7 +67,7 @@ def heatmap(
 
     Parameters
     ----------
-    image : Dataset, Patient, Slide, Record, path, URL, view, dask or numpy array
+    image : Dataset, Patient, Slide, Record, path, URL, view, array, or a list of these
         Arrays have their spatial axes first and at most one channel axis behind them; a
         `kernel_size` with one number per axis says how many are space, a single number
         means two. The patients of a dataset are computed in order, the blocks of the next
@@ -138,9 +135,17 @@ def heatmap(
         workers at least two threads.
     record : str, optional
         Which record of each patient, see `daskdmed.Patient.record`.
+    on_error : {"raise", "skip"}
+        What an image of a dataset or list that cannot be opened becomes: an error, or a
+        report in the `failures` of the result and the log. Errors while blocks are computed
+        are always raised.
     tile_error : {"raise", "fill"}
         What a storage tile that cannot be decoded becomes: an error, or background and a
         warning.
+    compute : bool
+        False: nothing is written. The same blocks as a lazy Dask array, for any scheduler, to
+        be sliced without computing the rest, persisted, stored or gone on with. The model
+        counts as it is now, a module in training mode is copied.
     progress : bool
         Show a progress bar over blocks.
 
@@ -173,78 +178,54 @@ def heatmap(
     ...     slide, lambda w: w.mean(axis=(1, 2, 3)), kernel_size=224, out="mean.zarr"
     ... )
     """
+    check_resources(resources, client)
+    if not compute:
+        check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
     settings = Settings(
-        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows,
-        tile_error, resume, overwrite,
-    )  # fmt: skip
-    if resources and client is None:
-        raise UsageError(
-            f"resources={dict(resources)!r} are offered by workers of a cluster; give client=, "
-            "or device= to run in this process"
-        )
+        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows
+    )
+    request = Request(record, level, mpp, power, settings.ndim, tile_error)
+    images = images_of(image, request)
+    masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
     adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
-    threads = worker_threads()
-    with adapted.ready(threads if client is None else 1):
+    if not compute:
+        adapted = adapted.in_evaluation()
+    with adapted.ready(default_threads() if client is None else 1):
         # a client may lack the device of its workers: it tries the model where it is
         placed = (adapted if client is None else replace(adapted, device=None)).place()
-        images = _images(
-            image,
-            ModelFacts(adapted, placed),
-            settings,
-            {"level": level, "mpp": mpp, "power": power},
-            {"out": out, "mask": mask, "client": client},
-            record,
-        )
-        found = compute_images(
-            images,
-            placed if client is None else adapted,
-            client=client,
-            threads=threads,
-            resources=resources,
-            progress=progress,
-        )
-    return found.get(None, found)  # a single image has no name
+        shipped = Shipped(adapted, placed if client is None else None)
+        facts = ModelFacts(adapted, placed)
+        if not compute:
 
+            def later(one: Image) -> da.Array:
+                return lazy(*settings.prepare(one, masks(one), facts), shipped)
 
-def _images(
-    image: Any,
-    facts: ModelFacts,
-    settings: Settings,
-    resolution: dict[str, Any],
-    given: dict[str, Any],
-    record: str | None,
-) -> Iterable[tuple[str | None, Prepare]]:
-    """Name (None for a single image) and preparation of each image; checked as far as can be."""
-    from daskdmed.cohort.dataset import Dataset
-    from daskdmed.cohort.record import Patient
-    from daskdmed.inference.cohorts import PatientImage, images_of, resolution_of
+            found = dict(each_usable(images, left_out, later))
+        else:
+            replaces = resume or overwrite
+            places = locations_of(images, out, client, replaces=replaces, on_error=on_error)
+            if client is not None:
+                shipped.pack()
 
-    if isinstance(image, Dataset):
-        replaces = settings.resume or settings.overwrite
-        listed = images_of(image, record=record, **resolution, **given, replaces=replaces)
+            def job(one: Image) -> HeatmapJob:
+                return HeatmapJob(
+                    *settings.prepare(one, masks(one), facts),
+                    shipped,
+                    places[one.key],
+                    resume=resume,
+                    overwrite=overwrite,
+                    travels=client is not None,
+                    split=bool(resources),
+                )
 
-        def prepare(one: PatientImage) -> ImageJob:
-            return ImageJob.prepare(
-                one.record, one.resolution, one.location, one.mask_of(), facts, settings
+            found = run_each(
+                each_usable(images, left_out, job),
+                name="heatmap",
+                client=client,
+                resources=resources,
+                show=progress,
             )
-
-        return [(i.patient.key, lambda i=i: prepare(i)) for i in listed]  # type: ignore[misc]
-    if isinstance(image, Patient):
-        wanted = resolution_of(image, **resolution)
-        image = image.record(record)
-    else:
-        functions = [name for name, value in resolution.items() if callable(value)]
-        if functions or record is not None:
-            raise UsageError(
-                f"{(functions or ['record'])[0]}= as given is for patients of a dataset; this "
-                f"image is a {type(image).__name__}, give a value"
-                if functions
-                else f"record={record!r} is for patients; this image is a {type(image).__name__}"
-            )
-        wanted = _Resolution.of(**resolution)
-    location = as_location(given["out"], given["client"])
-    mask = given["mask"]
-    return [(None, lambda: ImageJob.prepare(image, wanted, location, mask, facts, settings))]
+    return given_back(images, found, left_out)
 
 
-__all__ = ["as_view", "heatmap"]
+__all__ = ["heatmap"]

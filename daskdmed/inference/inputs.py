@@ -1,6 +1,6 @@
 """What users give as an image, a mask or a place, in the form that everything below takes.
 
-Not covered: datasets (`daskdmed.inference.cohorts`).
+Not covered: datasets (`daskdmed.cohort.sources`).
 """
 
 from __future__ import annotations

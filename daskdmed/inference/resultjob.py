@@ -6,17 +6,19 @@ Heatmaps and dense predictions derive from it. Not covered: what a block is, and
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import dask.array as da
-from dask.base import tokenize
 
-from daskdmed.core.work import Index, Job
+from daskdmed.cohort.sources import Image, Images, LeftOut, Results
+from daskdmed.core.work import Index, Job, run
 from daskdmed.store.location import Location
-from daskdmed.store.results.resumable import LEVEL, ResultSpec, open_result
+from daskdmed.store.results.resumable import ResultSpec, lazy_result, open_result
 
-#: cells per axis of a chunk of the returned Dask array
-_RESULT_CHUNK = 2048
+T = TypeVar("T")
 
 
 class ResultJob(Job):
@@ -48,6 +50,7 @@ class ResultJob(Job):
         self, location: Location, spec: ResultSpec, *, resume: bool, overwrite: bool
     ) -> None:
         self.name, self.image, self.location = spec.kind, spec.image, location
+        self._began = time.time()
         self.store, self._place = open_result(location, spec, resume=resume, overwrite=overwrite)
 
     def mark(self, index: Index, result: Any) -> None:
@@ -67,9 +70,10 @@ class ResultJob(Job):
             The result, lazy.
         """
         self.store.flush()
+        self._place.sweep(before=self._began)
         if self._place != self.location:
             self.location.replace(self._place)
-        return stored(self.location, self.store.spec)
+        return lazy_result(self.location, self.store.spec)
 
     def state(self) -> str:
         """How far it is, and how to go on."""
@@ -79,13 +83,34 @@ class ResultJob(Job):
         return f"{kept} and kept in {self.location}; call again with resume=True to go on"
 
 
-def stored(location: Location, spec: ResultSpec) -> da.Array:
-    """A result that is complete, lazy."""
-    array: Any = location.open("r")[LEVEL]
-    chunks = [
-        min(n, max(_RESULT_CHUNK // c, 1) * c) for n, c in zip(spec.shape, spec.chunks, strict=True)
-    ]
-    # a store object has no name that says which one it is
-    which = str(location) if isinstance(location.target, str) else id(location.target)
-    name = f"{spec.kind}-{tokenize(which, spec)}"
-    return da.from_array(array, chunks=tuple(chunks), name=name, lock=False)
+def each_usable(
+    images: Images, left_out: LeftOut, make: Callable[[Image], T]
+) -> Iterator[tuple[str, T]]:
+    """Something made of every image that can be used, by the id of its patient."""
+    for one in images:
+        made: list[T] = []
+        with contextlib.nullcontext() if images.single else left_out.of(one):
+            made.append(make(one))
+        for usable in made:
+            yield one.key, usable
+
+
+def run_each(jobs: Iterable[tuple[str, ResultJob]], **how: Any) -> dict[str, da.Array]:
+    """Do named jobs, see `daskdmed.core.work.run`; their results by name."""
+    names: list[str] = []
+
+    def listed() -> Iterator[ResultJob]:
+        for name, job in jobs:
+            names.append(name)
+            yield job
+
+    return dict(zip(names, run(listed(), **how), strict=True))
+
+
+def given_back(images: Images, found: dict[str, da.Array], left_out: LeftOut) -> Any:
+    """What the caller gets: the result of a single image, or all of them by patient id."""
+    if images.single:
+        return found[images[0].key]
+    results: Results[da.Array] = Results(found)
+    results.failures = tuple(left_out.failures)
+    return results

@@ -9,6 +9,8 @@ Not covered: what is in the store (`daskdmed.store.results.resumable`), replacin
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -170,14 +172,20 @@ class Location:
         fs, inner = filesystem(self.target)
         _remove_objects(fs, inner)
 
-    def sweep(self) -> None:
+    def sweep(self, *, before: float = math.inf) -> None:
         """Delete objects of a folder that a killed run left half-written.
 
-        Only for a store that nobody else writes to at the time.
+        Parameters
+        ----------
+        before : float
+            Those last written before this time (`time.time`). Default: all, for a store that
+            nobody else writes to at the time.
         """
-        if self.path is not None:
-            for partial in self.path.rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+        for partial in self.path.rglob("*.partial") if self.path is not None else ():
+            # a write that ended just now takes its file away
+            with contextlib.suppress(FileNotFoundError):
+                if partial.stat().st_mtime < before:
+                    partial.unlink()
 
     def replace(self, newer: Location) -> None:
         """Put `newer`, a sibling, in the place of this store.

@@ -5,7 +5,7 @@ Pure arithmetic over a `WindowGrid` and the storage tile grid. The choice depend
 geometry alone, never on the machine, because it becomes the chunk shape of the store, and
 a run that is resumed elsewhere must find the same blocks.
 
-Not covered: who computes the blocks (`daskdmed.inference.run`).
+Not covered: who computes the blocks (`daskdmed.inference.blocks`).
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def test_bad_arguments():
         heatmap(image, weighted, kernel_size=16, batch_size=0)
     with pytest.raises(UsageError, match="callable"):
         heatmap(image, "resnet", kernel_size=16)
-    with pytest.raises(UsageError, match="image must be"):
+    with pytest.raises(UsageError, match="images are given as"):
         heatmap(3, weighted, kernel_size=16)
     with pytest.raises(UsageError, match="give one"):
         heatmap(image, weighted, kernel_size=16, stride=16, overlap=0.5)

@@ -7,30 +7,20 @@ times (`daskdmed.inference.infer`).
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 from numpy.typing import ArrayLike
 
-from daskdmed.cohort.sources import (
-    Image,
-    Images,
-    ImagesLike,
-    LeftOut,
-    Request,
-    Results,
-    images_of,
-)
+from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, images_of
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
-from daskdmed.core.work import default_threads, run
+from daskdmed.core.work import default_threads
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
 from daskdmed.inference.dense.cellmask import CellMask
@@ -40,6 +30,7 @@ from daskdmed.inference.dense.sweep import Sweeper
 from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
 from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.window import Model, Transform, WindowModel
+from daskdmed.inference.resultjob import each_usable, given_back, run_each
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
@@ -50,7 +41,6 @@ if TYPE_CHECKING:
 
 #: pixels of a batch of windows; a quarter of it on the CPU
 _BATCH_PIXELS = 2**20
-T = TypeVar("T")
 
 
 def predict(
@@ -220,7 +210,7 @@ def predict(
             return settings.work(one, masks(one), adapted, placed)
 
         if not compute:
-            found = dict(_each(images, left_out, lambda one: lazy(work(one), shipped)))
+            found = dict(each_usable(images, left_out, lambda one: lazy(work(one), shipped)))
         else:
             places = locations_of(
                 images, out, client, replaces=resume or overwrite, on_error=on_error
@@ -240,39 +230,15 @@ def predict(
                     local=client is None,
                 )
 
-            found = _compute(
-                _each(images, left_out, job),
+            found = run_each(
+                each_usable(images, left_out, job),
+                name="predict",
                 client=client,
                 threads=threads,
                 resources=resources,
                 show=progress,
             )
-    if images.single:
-        return found[images[0].key]
-    results: Results[da.Array] = Results(found)
-    results.failures = tuple(left_out.failures)
-    return results
-
-
-def _each(images: Images, left_out: LeftOut, make: Callable[[Image], T]) -> Iterator[tuple[str, T]]:
-    """Something of every image that can be used, by the id of its patient."""
-    for one in images:
-        made: list[T] = []
-        with contextlib.nullcontext() if images.single else left_out.of(one):
-            made.append(make(one))
-        for usable in made:
-            yield one.key, usable
-
-
-def _compute(jobs: Iterable[tuple[str, PredictJob]], **how: Any) -> dict[str, da.Array]:
-    names: list[str] = []
-
-    def listed() -> Iterator[PredictJob]:
-        for name, job in jobs:
-            names.append(name)
-            yield job
-
-    return dict(zip(names, run(listed(), name="predict", **how), strict=True))
+    return given_back(images, found, left_out)
 
 
 def sweeps_at_once(model: WindowModel, threads: int) -> int:

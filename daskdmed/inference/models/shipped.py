@@ -6,6 +6,7 @@ Not covered: what the model is given (`daskdmed.inference.models.window`).
 from __future__ import annotations
 
 import threading
+import uuid
 from typing import Any
 
 from daskdmed.core.errors import UsageError
@@ -21,10 +22,16 @@ class Shipped:
         In evaluation mode.
     placed : WindowModel, optional
         The same on its device, for this process.
+
+    Attributes
+    ----------
+    name : str
+        Unique: of two models that say they are equal, each is itself.
     """
 
     def __init__(self, model: WindowModel, placed: WindowModel | None = None) -> None:
         self._model, self._placed = model, placed
+        self.name = uuid.uuid4().hex
         self._bytes: bytes | None = None
         self._lock = threading.Lock()
 

@@ -5,7 +5,7 @@ the channels where the model has them. The shape is learnt from a trial (`Layout
 required of every batch.
 
 Not covered: calling the model (`daskdmed.inference.models.window`), where values go
-(`daskdmed.inference.run`, `daskdmed.inference.dense.sweep`).
+(`daskdmed.inference.blocks`, `daskdmed.inference.dense.sweep`).
 """
 
 from __future__ import annotations

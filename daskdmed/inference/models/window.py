@@ -6,7 +6,7 @@ windows as the array they are, channels last.
 
 Not covered: which windows make a batch (`daskdmed.tiling.strips`,
 `daskdmed.inference.dense.sweep`), what comes back (`daskdmed.inference.models.values`), and
-how a model comes to the workers of a cluster (`daskdmed.inference.cluster`).
+how a model comes to the workers of a cluster (`daskdmed.inference.models.shipped`).
 """
 
 from __future__ import annotations

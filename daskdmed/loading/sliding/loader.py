@@ -19,7 +19,7 @@ from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_
 from daskdmed.core.checks import check_choice, check_count
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
-from daskdmed.inference.run import worker_threads
+from daskdmed.core.work import default_threads
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.ranks import RankLike
@@ -199,7 +199,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
             from distributed.system import MEMORY_LIMIT
 
             check_memory(self._budget, int(MEMORY_LIMIT))
-            threads = worker_threads()
+            threads = default_threads()
         else:
             self._cluster = connect(self._client)
             check_memory(self._budget, self._cluster.memory_limit)

@@ -1,0 +1,371 @@
+"""A heatmap as a Dask array: a block is read, goes through the model, and gives its values.
+
+`lazy` makes that array. `written` is the same with each block written into its chunk, giving
+back a flag, so that neither side holds values. Blocks are values of (image, model, index).
+
+Not covered: who computes (`daskdmed.core.work`), what is recorded as done
+(`daskdmed.inference.heatmapjob`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import convert_legacy_graph
+from dask.blockwise import optimize_blockwise
+from dask.delayed import delayed
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import DataNode, Task, TaskRef
+
+from daskdmed.core.files import write_failure
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
+from daskdmed.core.work import Index, threads_here
+from daskdmed.inference.models.shipped import Shipped
+from daskdmed.inference.models.torchrun import cpu_threads
+from daskdmed.inference.models.values import Layout
+from daskdmed.inference.models.window import WindowModel
+from daskdmed.store.results import inline
+from daskdmed.tiling.extract import Windows, read_block
+from daskdmed.tiling.grid import WindowBlock, WindowGrid
+from daskdmed.tiling.strips import Strip, batches, read_strips
+
+
+@dataclass(frozen=True)
+class WindowBlocks:
+    """Everything that the values of one image depend on, but the model. Picklable.
+
+    Parameters
+    ----------
+    view : ImageView
+        The image.
+    grid : WindowGrid
+        The windows.
+    shape : tuple of int
+        Windows per block along each axis.
+    keep : ndarray of bool, optional
+        Windows that are computed, shape ``grid.counts``; None for all.
+    batch_size : int
+        Windows per call of the model.
+    layout : Layout
+        Of the model's values for one window.
+    """
+
+    view: ImageView
+    grid: WindowGrid
+    shape: Index
+    keep: Array | None
+    batch_size: int
+    layout: Layout
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Cells of the result for one window, along each axis."""
+        return self.layout.cells or (1,) * self.grid.ndim
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """(k,), or () for one plain value."""
+        return (self.layout.outputs,) if self.layout.outputs else ()
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Of the result, as Dask has them."""
+        along = [
+            tuple(min(size, count - a) * c for a in range(0, count, size))
+            for size, count, c in zip(self.shape, self.grid.counts, self.cells, strict=True)
+        ]
+        return (*((k,) for k in self.lead), *along)
+
+    def indexes(self) -> Iterator[Index]:
+        """Of all blocks, in C order."""
+        return itertools.product(*(range(n) for n in self.grid.block_counts(self.shape)))
+
+    def block(self, index: Index) -> WindowBlock:
+        """All windows of a block."""
+        return self.grid.block(index, self.shape)
+
+    def kept(self, index: Index) -> Array | None:
+        """Which windows of a block are computed; None for all."""
+        return None if self.keep is None else self.keep[self.block(index).slices]
+
+    def is_empty(self, index: Index) -> bool:
+        """Whether no window of a block is computed."""
+        kept = self.kept(index)
+        return kept is not None and not kept.any()
+
+    def region(self, index: Index) -> Region:
+        """The pixels of a block that have to be read."""
+        if self.is_empty(index):
+            return self.block(index).region
+        return self.grid.around(self.block(index), self.kept(index))[0].region
+
+    def read(self, view: ImageView, index: Index) -> Array:
+        """The pixels that a block needs."""
+        with self._context(index):
+            if self.is_empty(index):
+                return np.empty(0, view.dtype)
+            return read_block(view, self.grid.around(self.block(index), self.kept(index))[0])
+
+    def values(self, model: Shipped, index: Index, source: ImageView | Array) -> Array:
+        """Values of one block, NaN where windows are not kept, channel first.
+
+        Parameters
+        ----------
+        model : Shipped
+            In evaluation mode.
+        index : tuple of int
+            Of the block.
+        source : ImageView or ndarray
+            The image, or what `read` gave.
+        """
+        block, kept = self.block(index), self.kept(index)
+        width = max(self.layout.outputs, 1)
+        result = np.full((block.count, width, *self.layout.cells), np.nan, np.float32)
+        if self.is_empty(index):
+            return self._arranged(result, block)
+        with self._context(index):
+            inner, offset, keep = self.grid.around(block, kept)
+            strips: Iterable[Strip]
+            if isinstance(source, ImageView):
+                strips = read_strips(source, inner, self.grid, keep)
+            else:
+                strips = [Strip(0, Windows(source, inner, self.grid, keep))]
+            total = inner.count if keep is None else int(np.count_nonzero(keep))
+            placed = model.get()
+            with cpu_threads(threads_here() if placed.is_torch else 1):
+                for where, values in self._stream(placed, strips, total):
+                    places = np.unravel_index(where, inner.shape)
+                    shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
+                    flat = np.ravel_multi_index(shifted, block.shape)
+                    result[flat] = values.reshape(len(values), *result.shape[1:])
+        return self._arranged(result, block)
+
+    def _stream(
+        self, model: WindowModel, strips: Iterable[Strip], total: int
+    ) -> Iterator[tuple[Array, Array]]:
+        """Values of the `total` windows of some strips: (flat positions, values)."""
+        form = model.form(self.grid.kernel_size, self.view)
+
+        def size() -> int:
+            return model.limit.of(self.batch_size)
+
+        for where, batch in batches(
+            strips, total, self.grid, size, form.allocate, form.convert, in_place=not model.is_torch
+        ):
+            values = model.values(batch, self.grid.ndim)
+            del batch  # so that its memory can be used for the next
+            if values.shape[1:] != self.layout.shape:
+                found = Layout.of(values, self.grid.ndim)
+                raise ValueError(
+                    f"the model gave {found}, where its first output had {self.layout}"
+                )
+            yield where, values
+
+    def _arranged(self, result: Array, block: WindowBlock) -> Array:
+        """(windows, k, *cells) as the block of the result that it is."""
+        ndim, width = self.grid.ndim, result.shape[1]
+        result = np.moveaxis(result.reshape(*block.shape, *result.shape[1:]), ndim, 0)
+        if self.layout.cells:
+            # (k, rows, columns, h, w) -> (k, rows, h, columns, w)
+            order = [a for axis in range(ndim) for a in (1 + axis, 1 + ndim + axis)]
+            extent = (n * c for n, c in zip(block.shape, self.cells, strict=True))
+            result = result.transpose(0, *order).reshape(width, *extent)
+        return result if self.layout.outputs else result[0]
+
+    def write(self, target: Any, index: Index, values: Array) -> None:
+        """Write one block, which is one chunk.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written (disk full...).
+        """
+        places = tuple(
+            slice(s.start * c, s.stop * c)
+            for s, c in zip(self.block(index).slices, self.cells, strict=True)
+        )
+        with self._context(index):
+            try:
+                inline.write(target, (*(slice(None) for _ in self.lead), *places), values)
+            except OSError as error:
+                raise write_failure(f"the chunk of block {index}", error) from error
+
+    @contextlib.contextmanager
+    def _context(self, index: Index) -> Iterator[None]:
+        """Say in which block an error happened."""
+        try:
+            yield
+        except Exception as error:
+            block = self.block(index)
+            spans = ", ".join(
+                f"{a}:{b}" for a, b in zip(block.region.origin, block.region.stop, strict=True)
+            )
+            last = tuple(s.stop - 1 for s in block.slices)
+            error.add_note(f"in windows {block.start} to {last}, pixels [{spans}] (block {index})")
+            raise
+
+
+# ------------------------------------------------------------------------- Dask arrays
+class _Part:
+    """The image, for one block: whole in this process, narrowed to its pixels when it travels."""
+
+    def __init__(self, view: ImageView, region: Region) -> None:
+        self.view, self.region = view, region
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Part, (self.view.narrowed(self.region), self.region)
+
+
+def _delivered(view: ImageView, region: Region, values: Array) -> _Part:
+    return _Part(view.attached(values), region)
+
+
+def lazy(
+    blocks: WindowBlocks,
+    model: Shipped,
+    name: str,
+    *,
+    model_key: str | None = None,
+    travels: bool = True,
+    split: bool = False,
+) -> da.Array:
+    """The heatmap as a Dask array of float32, nothing of which is written.
+
+    Parameters
+    ----------
+    blocks : WindowBlocks
+        Of the image.
+    model : Shipped
+        In evaluation mode.
+    name : str
+        Of the array; begins with "heatmap".
+    model_key : str, optional
+        Of the model, where several arrays share it.
+    travels : bool
+        Whether blocks may be computed in other processes. The pixels of an array in memory
+        are then sent block by block, and those of an array that is persisted on a cluster
+        are taken from there by Dask.
+    split : bool
+        Whether pixels are read by tasks of their own.
+    """
+    sources: list[Any] = []
+    if travels and type(blocks.view).narrowed is not ImageView.narrowed:
+        sources = [_parts(blocks, f"heatmap-image-{name}")]
+        everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
+        blocks = replace(blocks, view=blocks.view.detached(everything))
+    # keys of their own, so that they are kept and sent once
+    shared = {
+        "blocks": delayed(blocks, name=f"heatmap-blocks-{name}", traverse=False),
+        "model": delayed(model, name=model_key or f"heatmap-model-{name}", traverse=False),
+    }
+    lead = (0,) * len(blocks.lead)
+    if split:
+        pixels = da.map_blocks(
+            _read,
+            *sources,
+            blocks=shared["blocks"],
+            chunks=_ones(blocks),
+            dtype=blocks.view.dtype,
+            meta=np.empty((0,) * len(blocks.chunks), blocks.view.dtype),
+            name=f"heatmap-read-{name}",
+        )
+        # as a plain graph, so that it is not fused with what follows
+        sources = [da.Array(dict(pixels.dask), pixels.name, pixels.chunks, pixels.dtype)]
+    return da.map_blocks(
+        _values,
+        *sources,
+        **shared,
+        chunks=blocks.chunks,
+        dtype=np.float32,
+        meta=np.empty((*lead, *(0,) * blocks.grid.ndim), np.float32),
+        name=name,
+    )
+
+
+def _ones(blocks: WindowBlocks) -> tuple[tuple[int, ...], ...]:
+    """Chunks of one element for each block."""
+    return tuple((1,) * len(c) for c in blocks.chunks)
+
+
+def _parts(blocks: WindowBlocks, name: str) -> da.Array:
+    """The image for each block, as an array of one element per block."""
+    view, lead = blocks.view, (0,) * len(blocks.lead)
+    layer: dict[Any, Any] = {}
+    delivered: list[da.Array] = []
+    for index in blocks.indexes():
+        key, region = (name, *lead, *index), blocks.region(index)
+        if view.remote is None:
+            layer[key] = DataNode(key, _Part(view, region))
+            continue
+        pixels = view.delivery(region).rechunk(-1)
+        delivered.append(pixels)
+        first = TaskRef((pixels.name, *(0,) * pixels.ndim))
+        layer[key] = Task(
+            key, _delivered, DataNode(None, view.detached(region)), DataNode(None, region), first
+        )
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=delivered)
+    return da.Array(graph, name, _ones(blocks), meta=np.empty((0,) * len(blocks.chunks), object))
+
+
+def _read(part: _Part | None = None, *, blocks: WindowBlocks, block_id: Index) -> Array:
+    view = blocks.view if part is None else part.view
+    return blocks.read(view, block_id[len(blocks.lead) :])
+
+
+def _values(
+    source: _Part | Array | None = None, *, blocks: WindowBlocks, model: Shipped, block_id: Index
+) -> Array:
+    index = block_id[len(blocks.lead) :]
+    if source is None:
+        return blocks.values(model, index, blocks.view)
+    return blocks.values(model, index, source.view if isinstance(source, _Part) else source)
+
+
+def _write(values: Array, *, blocks: WindowBlocks, target: Any, block_id: Index) -> Array:
+    blocks.write(target, block_id[len(blocks.lead) :], values)
+    return np.ones((1,) * values.ndim, bool)
+
+
+def written(
+    heatmap: da.Array, blocks: WindowBlocks, target: Any, name: str, pending: Iterable[Index]
+) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
+    """The graph that writes pending blocks of a heatmap: for `daskdmed.core.work.Job`.
+
+    Parameters
+    ----------
+    heatmap : dask.array.Array
+        From `lazy`.
+    blocks : WindowBlocks
+        Of the image; its view is not used.
+    target : zarr.Array
+        Float32, (rows, columns) or (k, rows, columns); one block is one chunk.
+    name : str
+        Of the array of flags.
+    pending : iterable of tuple of int
+        Blocks that are to be written.
+    """
+    everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
+    where = replace(blocks, view=blocks.view.detached(everything), keep=None)
+    flags = heatmap.map_blocks(
+        _write,
+        blocks=delayed(where, name=f"heatmap-places-{name}", traverse=False),
+        target=target,
+        chunks=_ones(blocks),
+        dtype=bool,
+        meta=np.empty((0,) * heatmap.ndim, bool),
+        name=name,
+    )
+    keys = {(name, *(0,) * len(blocks.lead), *index): index for index in pending}
+    graph = optimize_blockwise(flags.dask, keys=list(keys)).cull(set(keys))
+    return convert_legacy_graph(dict(graph)), keys
+
+
+__all__ = ["WindowBlocks", "lazy", "written"]
