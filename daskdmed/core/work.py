@@ -50,11 +50,14 @@ class Job:
         With what, for people.
     total, finished : int
         Blocks, and how many of them are done.
+    wants_results : bool
+        Whether `mark` is given what blocks give back; else it may be given None.
     needs_those_before : bool
         It begins when all jobs before it have ended, whose results it reads.
     """
 
     name: str = "work"
+    wants_results: bool = False
     needs_those_before: bool = False
     image: str = ""
     total: int = 0
@@ -112,6 +115,8 @@ def _call(call: Callable[[Any], Any], item: Any) -> Any:
 
 class _Calls(Job):
     """A function and its items."""
+
+    wants_results = True
 
     def __init__(
         self, name: str, call: Callable[[Any], Any], items: list[Any], done: Callable[..., None]
@@ -528,10 +533,12 @@ class _Cluster:
         failure: BaseException | None = None
         for future in ended:
             number, index = running.pop(future)
-            if future.status == "finished":
-                self._state.done(number, index, future.result())
-            else:
-                failure = failure or future.exception()
+            error = future.exception()  # waits: a result may be lost again with its worker
+            if error is not None:
+                failure = failure or error
+                continue
+            wanted = self._state.open[number].wants_results
+            self._state.done(number, index, future.result() if wanted else None)
         if failure is not None:
             raise failure
 

@@ -21,6 +21,7 @@ class Squares(Job):
     """Squares of numbers, kept in a dictionary."""
 
     name = "squares"
+    wants_results = True
 
     def __init__(self, numbers, call=lambda n: n * n, image="an image", kept=""):
         self.numbers, self.call, self.image, self.kept = list(numbers), call, image, kept

@@ -177,9 +177,8 @@ def test_bad_arguments(dataset, tmp_path):
         heatmap(dataset, Mean(), out=zarr.storage.MemoryStore(), **keywords)
     with pytest.raises(ResolutionError):
         heatmap(dataset, Mean(), level=lambda p: -1, **keywords)
-    for wrong in ({"level": lambda p: 0}, {"record": "image"}):
-        with pytest.raises(UsageError, match="patients"):
-            heatmap(np.zeros((40, 40)), Mean(), **wrong, **keywords)
+    with pytest.raises(DatasetError, match="no record 'wsi'"):
+        heatmap(np.zeros((40, 40)), Mean(), record="wsi", **keywords)
     with pytest.raises(UsageError, match="give client="):
         heatmap(dataset, Mean(), resources={"GPU": 1}, **keywords)
     assert not list(tmp_path.iterdir())
@@ -253,7 +252,6 @@ def test_models_run_where_the_resources_are(dataset, tmp_path):
         for i, r in enumerate(offers)
     }
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0", "port": 0}}
-    seen = {}
     with (
         SpecCluster(workers=workers, scheduler=scheduler, asynchronous=False) as cluster,
         Client(cluster) as client,
@@ -263,25 +261,36 @@ def test_models_run_where_the_resources_are(dataset, tmp_path):
             for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
             if worker["resources"]
         )
-        submit = client.submit
-
-        def noting(function, *args, **keywords):
-            seen.setdefault(function.__name__, []).append(keywords.get("resources"))
-            return submit(function, *args, **keywords)
-
-        client.submit = noting
+        client.run_on_scheduler(_note_restrictions)
         found = heatmap(
             dataset, where, kernel_size=16, block_windows=1, out=tmp_path / "maps", client=client,
             resources={"GPU": 1},
         )  # fmt: skip
-        assert set(map(str, seen["_finish"])) == {"{'GPU': 1}"}
-        assert set(seen["_read"]) == {None}
-        assert len(seen["_read"]) == len(seen["_finish"])
+        seen = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.seen_by_the_test)
+        assert set(seen["heatmap"]) == {"{'GPU': 1}"}
+        assert set(seen["heatmap-read"]) == {"None"}
+        assert len(seen["heatmap-read"]) == len(seen["heatmap"])
         for values, patient in zip(found.values(), dataset):
             values = values.compute()
             assert (values[0] == gpu).all()
             first = patient.record().array.compute()[::16, ::16]
             np.testing.assert_allclose(values[1], first, rtol=1e-6)
+
+
+def _note_restrictions(dask_scheduler):
+    """Have the scheduler note by name which resources tasks ask for that are done."""
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
+    seen = dask_scheduler.seen_by_the_test = {}
+
+    class Note(SchedulerPlugin):
+        def transition(self, key, start, finish, *args, **kwargs):
+            if finish == "memory":
+                task = dask_scheduler.tasks[key]
+                wanted = task.resource_restrictions
+                seen.setdefault(task.prefix.name, []).append(str(wanted or None))
+
+    dask_scheduler.add_plugin(Note(), name="note")
 
 
 @pytest.mark.cluster
@@ -360,12 +369,3 @@ def test_a_network_on_workers(tmp_path, client):
             block_windows=2, channels_last=model is net,
         )  # fmt: skip
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    # nothing is left on the workers
-    kept = client.run(_models_kept)
-    assert set(kept.values()) == {0}
-
-
-def _models_kept():
-    from daskdmed.inference import cluster
-
-    return len(cluster._models)
