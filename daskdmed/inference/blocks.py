@@ -246,7 +246,8 @@ def lazy(
     model : Shipped
         In evaluation mode.
     name : str
-        Of the array; begins with "heatmap".
+        Of the array, ``heatmap-<token>``; by what stands before the token Dask's dashboard
+        counts blocks.
     model_key : str, optional
         Of the model, where several arrays share it.
     travels : bool
@@ -256,15 +257,16 @@ def lazy(
     split : bool
         Whether pixels are read by tasks of their own.
     """
+    token = name.rpartition("-")[2]
     sources: list[Any] = []
     if travels and type(blocks.view).narrowed is not ImageView.narrowed:
-        sources = [_parts(blocks, f"heatmap-image-{name}")]
+        sources = [_parts(blocks, f"heatmap-image-{token}")]
         everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
         blocks = replace(blocks, view=blocks.view.detached(everything))
     # keys of their own, so that they are kept and sent once
     shared = {
-        "blocks": delayed(blocks, name=f"heatmap-blocks-{name}", traverse=False),
-        "model": delayed(model, name=model_key or f"heatmap-model-{name}", traverse=False),
+        "blocks": delayed(blocks, name=f"heatmap-blocks-{token}", traverse=False),
+        "model": delayed(model, name=model_key or f"heatmap-model-{token}", traverse=False),
     }
     lead = (0,) * len(blocks.lead)
     if split:
@@ -275,7 +277,7 @@ def lazy(
             chunks=_ones(blocks),
             dtype=blocks.view.dtype,
             meta=np.empty((0,) * len(blocks.chunks), blocks.view.dtype),
-            name=f"heatmap-read-{name}",
+            name=f"heatmap-read-{token}",
         )
         # as a plain graph, so that it is not fused with what follows
         sources = [da.Array(dict(pixels.dask), pixels.name, pixels.chunks, pixels.dtype)]
