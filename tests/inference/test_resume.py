@@ -58,7 +58,7 @@ class Model:
 
 @pytest.fixture
 def image():
-    return da.from_array(np.arange(300 * 200).reshape(300, 200), chunks=64, name="numbers")
+    return da.from_array(np.arange(300.0 * 200).reshape(300, 200), chunks=64, name="numbers")
 
 
 def contents(path):
