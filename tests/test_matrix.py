@@ -113,6 +113,10 @@ def sliding(source, client=None):
     return found
 
 
+def brightness(windows):
+    return windows.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+
+
 def by_id(found, source):
     """Results of a collection have ids; that of one image is bare."""
     return found if isinstance(found, dict) else {id_of(source): found}
@@ -120,6 +124,10 @@ def by_id(found, source):
 
 def id_of(source):
     return images_of(source)[0].key
+
+
+def heatmap(source, client=None):
+    return by_id(daskdmed.heatmap(source, brightness, kernel_size=64), source)
 
 
 def predict(source, client=None):
@@ -151,7 +159,7 @@ def to_ome_zarr(source, client=None):
 
 
 #: of every image of a collection
-MANY = [lightdl, sliding, advise, predict, infer, tissue_masks]
+MANY = [lightdl, sliding, advise, heatmap, predict, infer, tissue_masks]
 #: of one image
 ONE = [tissue_mask, overlay, to_ome_zarr]
 

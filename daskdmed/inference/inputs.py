@@ -1,6 +1,6 @@
-"""What users give as an image, a mask or a place, in the form that everything below takes.
+"""What users give as a mask or a place, in the form that everything below takes.
 
-Not covered: datasets (`daskdmed.cohort.sources`).
+Not covered: images (`daskdmed.cohort.sources`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from daskdmed.core.errors import DatasetError, GeometryError, StoreError, UsageError
-from daskdmed.core.resolution import Resolution
-from daskdmed.core.types import Array, OnError, OnTileError, PathLike
+from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
 from daskdmed.store.location import Location, result_path
 from daskdmed.tiling.blocks import choose_block
@@ -26,61 +24,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from daskdmed.cohort.sources import Images
-
-
-def as_view(
-    image: Any, spatial_ndim: int, resolution: Resolution, tile_error: OnTileError = "raise"
-) -> ImageView:
-    """Anything that `heatmap` takes as an image, at one resolution.
-
-    Raises
-    ------
-    UsageError
-        It is no image, or a view or array with a resolution beside it.
-    """
-    from daskdmed.cohort.record import Record
-
-    keywords: dict[str, Any] = {
-        "level": resolution.level or 0,
-        "mpp": resolution.mpp,
-        "power": resolution.power,
-    }
-    if isinstance(image, (str, os.PathLike)):
-        from daskdmed.images.slide import open_slide
-
-        image = open_slide(image)
-    if _is_array(image):
-        image = Record(array=image)
-    if isinstance(image, Record):
-        if image.array is not None:
-            return image.view(**keywords, spatial_ndim=spatial_ndim)
-        image = image.open()
-    if hasattr(image, "to_dask") and hasattr(image, "view"):
-        view: ImageView = image.view(**keywords, tile_error=tile_error)
-        return _checked(view, spatial_ndim)
-    if isinstance(image, ImageView):
-        if resolution != Resolution(level=0):
-            raise UsageError(
-                f"{resolution} beside a view, which has its resolution already; "
-                "give the slide, or leave level, mpp and power away"
-            )
-        return _checked(image, spatial_ndim)
-    raise UsageError(
-        f"image must be a slide, a Record, a path, a view or an array, got {type(image).__name__}"
-    )
-
-
-def _is_array(image: Any) -> bool:
-    return isinstance(image, (np.ndarray, da.Array)) or type(image).__module__.startswith("zarr.")
-
-
-def _checked(view: ImageView, spatial_ndim: int) -> ImageView:
-    if view.spatial_ndim != spatial_ndim:
-        raise GeometryError(
-            f"kernel_size has {spatial_ndim} axes, the image has {view.spatial_ndim} axes of "
-            f"space (shape {view.shape}); give one number per axis"
-        )
-    return view
 
 
 def as_location(out: PathLike | Store | None, client: Client | None) -> Location:
