@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
-from uuid import uuid4
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from daskdmed.core.errors import (
     UsageError,
 )
 from daskdmed.core.types import Array, OnError, OnTileError
+from daskdmed.core.work import run_all
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.html import register_overlay
 
@@ -47,6 +47,7 @@ __all__ = ["METHODS", "TissueMask", "cache_dir", "tissue_mask", "tissue_masks"]
 
 _log = logging.getLogger("daskdmed.cohort")
 Method: TypeAlias = Any
+_Numbered: TypeAlias = tuple[int, Callable[[], TissueMask | DaskdmedError]]
 #: methods by name
 METHODS: tuple[str, ...] = tuple(RULES)
 #: islands below and holes below this are taken away by the named methods, in um^2
@@ -366,20 +367,24 @@ def _run(
     here: Sequence[bool],
     client: Client | None,
 ) -> list[TissueMask | DaskdmedError]:
-    """One Dask task each, on the cluster or in threads; those of `here` always in threads."""
-    import dask
+    """On the cluster or in threads; those of `here` always in threads."""
+    found: dict[int, TissueMask | DaskdmedError] = {}
 
-    # the record rides inside the function: as an argument its array would be computed
-    tasks = [
-        dask.delayed(c, pure=False, traverse=False)(dask_key_name=f"tissue-mask-{uuid4().hex}")
-        for c in calls
-    ]
-    away = [t for t, local in zip(tasks, here, strict=True) if client is not None and not local]
-    near = [t for t, local in zip(tasks, here, strict=True) if client is None or local]
-    futures = [] if client is None else client.compute(away)
-    found_near = iter(dask.compute(*near, scheduler="threads") if near else ())
-    found_away = iter([] if client is None else client.gather(futures))
-    return [next(found_near if client is None or local else found_away) for local in here]
+    def keep(item: _Numbered, mask: TissueMask | DaskdmedError) -> None:
+        found[item[0]] = mask
+
+    near: list[_Numbered] = []
+    away: list[_Numbered] = []
+    for numbered, local in zip(enumerate(calls), here, strict=True):
+        (near if client is None or local else away).append(numbered)
+    for where, items in ((client, away), (None, near)):
+        if items:
+            run_all("tissue", items, _call_numbered, keep, client=where)
+    return [found[number] for number in range(len(calls))]
+
+
+def _call_numbered(item: _Numbered) -> TissueMask | DaskdmedError:
+    return item[1]()
 
 
 def _lives_on_cluster(image: Image) -> bool:
