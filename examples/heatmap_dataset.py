@@ -92,7 +92,8 @@ def main() -> None:
         print("stopped:", str(error).split(": ", 1)[1].split(" (")[0])
     model.left = 10**9
     daskdmed.heatmap(dataset, model, out=folder, resume=True, **common)
-    print("resumed, stores:", sorted(p.name for p in folder.iterdir()))
+    stores = sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*.zarr"))
+    print("resumed, stores:", stores)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
+import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -28,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """A cache folder for this session, before any test module copies the environment."""
     config.stash[_folder] = tempfile.TemporaryDirectory(prefix="daskdmed-tests-")
     os.environ["DASKDMED_CACHE_DIR"] = config.stash[_folder].name
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_scheduler_is_left() -> Iterator[None]:
+    """A module of tests leaves no client behind by which those after it would compute."""
+    yield
+    left = dask.config.get("scheduler", None)
+    dask.config.config.pop("scheduler", None)
+    assert left is None, f"dask.config scheduler={left!r} is left"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -154,7 +154,7 @@ def test_patients_without_rows_have_a_table(tmp_path, kind):
     assert (len(empty), empty.value_shape) == (0, (3,))
     assert empty.image().patient == "p0"
     assert len(read_windows(tmp_path / "t")) == 30
-    with loader_of(mask=np.zeros((3, 3))) as loader:
+    with loader_of(mask=lambda patient: np.zeros((3, 3))) as loader:
         run_stream(loader, corner, StreamWriter(tmp_path / "none", format=kind))
     nothing = read_windows(tmp_path / "none")
     assert len(nothing) == 0

@@ -203,7 +203,7 @@ def test_errors_on_workers(client, expected):
 
 @pytest.mark.cluster
 def test_an_array_that_is_persisted(client):
-    values = np.arange(300 * 280, dtype="i4").reshape(300, 280)
+    values = np.arange(300 * 280, dtype="f4").reshape(300, 280)
     array = (da.from_array(values, chunks=100) + 1).persist()
     for connection in (None, client):
         total = 0
