@@ -31,6 +31,7 @@ SCRIPTS = {
     "augmentation.py": r"replayed: identical True.*the batch: identical True.*normalised \(64,",
     "sliding_windows.py": r"first window \(0, \d+\).*left out +0 windows.*: (\d+) of \1$",
     "features_to_parquet.py": r"slide_001\.parquet.*288 rows of 8 float32.*map \(12, 12\) mean 0\.",
+    "lazy_heatmap.py": r"16 blocks, nothing read.*written in 16 blocks, equal: True",
     "heatmap_dataset.py": r"slide_002: \(2, 11, 11\), \d+%.*equal: True.*off.*slide_002/wsi\.zarr",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }

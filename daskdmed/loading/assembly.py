@@ -153,7 +153,7 @@ def crop_of(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
         size=geometry.smallchunk,
         channels=catalogue.channels,
         dtype=catalogue.dtype,
-        target_channels=None if target is None else target.shape[target.spatial_ndim :],
+        target_channels=None if target is None else target.channel_shape,
         target_dtype=None if target is None else target.dtype,
         target_ratio=_common_ratio(catalogue),
     )

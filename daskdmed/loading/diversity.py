@@ -230,7 +230,7 @@ class Diversity:
 def _extent(entry: Entry) -> Array:
     """Rows and columns of an entry's image: its last two spatial axes."""
     view = entry.view
-    return np.array(view.shape[: view.spatial_ndim][-2:])
+    return np.array(view.spatial_shape[-2:])
 
 
 def cells_of(extent: Array) -> tuple[int, int]:

@@ -148,7 +148,7 @@ class Entry:
 
 
 def _pixel_bytes(view: ImageView) -> int:
-    channels = int(np.prod(view.shape[view.spatial_ndim :], dtype=np.int64))
+    channels = int(np.prod(view.channel_shape, dtype=np.int64))
     return channels * view.dtype.itemsize
 
 
@@ -185,7 +185,7 @@ class Catalogue:
     def channels(self) -> tuple[int, ...]:
         """Trailing shape behind the spatial axes, the same for all records."""
         view = self.entries[0].view
-        return view.shape[view.spatial_ndim :]
+        return view.channel_shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -249,7 +249,7 @@ def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
-    shape = view.shape[: view.spatial_ndim]
+    shape = view.spatial_shape
     small = geometry.smallchunk
     if any(s < m for s, m in zip(shape, small, strict=True)):
         if not geometry.pad:
@@ -267,7 +267,7 @@ def _ratio(
     view: ImageView, target: ImageView, name: str, smallchunk: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Pixels of the image per pixel of its target, whole numbers."""
-    shape, own = view.shape[: view.spatial_ndim], target.shape[: target.spatial_ndim]
+    shape, own = view.spatial_shape, target.spatial_shape
     if len(own) != len(shape):
         raise GeometryError(
             f"target record {name!r} has {len(own)} spatial axes and the image {len(shape)}"

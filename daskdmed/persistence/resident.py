@@ -149,7 +149,7 @@ class JobFactory:
             record=entry.record,
             labels=dict(entry.patient.labels),
             region=region,
-            shape=view.shape[: view.spatial_ndim],
+            shape=view.spatial_shape,
             bigchunk_size=self._bigchunk_size,
             downsample=view.downsample,
             mpp=view.mpp,

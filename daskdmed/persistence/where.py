@@ -327,7 +327,7 @@ class AreaSource:
     ) -> tuple[npt.NDArray[np.bool_], tuple[float, ...]]:
         annotations = annotations_of(entry, self._wish.annotations)
         view = entry.view
-        shape = view.shape[: view.spatial_ndim]
+        shape = view.spatial_shape
         extent0 = tuple(round(s * d) for s, d in zip(shape, view.downsample, strict=True))
         scale0 = tuple(
             max(1.0, size * d / _CLASS_PARTS, extent / _CLASS_EXTENT)

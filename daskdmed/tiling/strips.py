@@ -118,7 +118,7 @@ class _Rows:
         self._top, self._tile = block.region.origin[0], view.tile_shape[0]
         self._inside = block.region.shape[0]
         self._corner = block.region.origin[1:]
-        self._channels = tuple(view.shape[view.spatial_ndim :])
+        self._channels = tuple(view.channel_shape)
         line = math.prod((*block.extent[1:], *self._channels)) * view.dtype.itemsize
         self._target = max(strip_bytes // max(line, 1), 1)
         self._period = _period(block, self._kernel, self._top, self._tile)

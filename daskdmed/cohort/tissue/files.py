@@ -190,7 +190,7 @@ def _read_image(place: str, name: str, shape0: tuple[int, ...]) -> Array:
 
 def _reduced(view: Any) -> Array:
     """Where a mask image is not zero, averaged down to `READ_PIXELS` when it is larger."""
-    size = view.shape[: view.spatial_ndim]
+    size = view.spatial_shape
     step = max(1.0, (math.prod(size) / READ_PIXELS) ** (1 / len(size)))
     shape = tuple(max(1, math.ceil(n / step - 1e-9)) for n in size)
     found: Array = area_means(_NotZero(view), shape) >= 128

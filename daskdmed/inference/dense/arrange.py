@@ -128,7 +128,7 @@ class WindowChoice:
         BudgetError
             A batch takes more than 8 GiB as float32.
         """
-        channels = math.prod(self.view.shape[self.view.spatial_ndim :])
+        channels = math.prod(self.view.channel_shape)
         one = 4 * channels * math.prod(self.kernel_size)
         if one * batch_size > _BATCH_BYTES:
             raise BudgetError(

@@ -232,7 +232,7 @@ class _Trial:
         # the middle of the patch, on whole strides; later shifted by one
         self.core = tuple(m + h + s for m, h, s in zip(margin, self.halo, stride, strict=True))
         self._rng = np.random.default_rng(0)
-        channels = tuple(view.shape[view.spatial_ndim :])
+        channels = tuple(view.channel_shape)
         larger = [n + s for n, s in zip(self.extent, stride, strict=True)]
         self.patch = self._noise((*larger, *channels), view.dtype)
         self.first = self.patch[tuple(slice(0, n) for n in self.extent)]

@@ -50,7 +50,7 @@ class Strip:
         self.lead = tuple(lead)
         self._begin = self._stop = 0
         self._memory: Array | None = None
-        self._channels = tuple(view.shape[view.spatial_ndim :])
+        self._channels = tuple(view.channel_shape)
         column = math.prod(b - a for a, b in self.lead) * math.prod(self._channels)
         self._ahead = _AHEAD_BYTES // max(column * view.dtype.itemsize, 1)
 

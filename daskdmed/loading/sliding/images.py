@@ -128,9 +128,9 @@ def _check(images: list[ImageWindows]) -> None:
         )
     for image in images[1:]:
         a, b = first.view, image.view
-        if (a.dtype, a.shape[a.spatial_ndim :]) != (b.dtype, b.shape[b.spatial_ndim :]):
+        if (a.dtype, a.channel_shape) != (b.dtype, b.channel_shape):
             raise UsageError(
                 f"images must agree in channels and sample type: patient {first.patient.id!r} "
-                f"has {a.shape[a.spatial_ndim :]} {a.dtype}, patient {image.patient.id!r} has "
-                f"{b.shape[b.spatial_ndim :]} {b.dtype}; filter the dataset or convert the images"
+                f"has {a.channel_shape} {a.dtype}, patient {image.patient.id!r} has "
+                f"{b.channel_shape} {b.dtype}; filter the dataset or convert the images"
             )

@@ -122,7 +122,7 @@ class ImageWindows:
 
 def pixel_bytes(view: ImageView) -> int:
     """Bytes of all channels of one pixel."""
-    channels = math.prod(view.shape[view.spatial_ndim :])
+    channels = math.prod(view.channel_shape)
     return int(channels * view.dtype.itemsize)
 
 
