@@ -489,7 +489,8 @@ class _Cluster:
                         running[future] = number, keys[future.key]
                 if not running:
                     return
-                ended, _ = wait(list(running), return_when="FIRST_COMPLETED")
+                with self._client.as_current():  # which need not be the default one
+                    ended, _ = wait(list(running), return_when="FIRST_COMPLETED")
                 self._collect(ended, running)
         finally:
             if running:

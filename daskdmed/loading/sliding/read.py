@@ -281,7 +281,8 @@ class LoadReader:
         """What a task gave; waits through the death of workers."""
         while True:
             try:
-                wait([future], timeout=LOOK_EVERY)
+                with client.as_current():  # which need not be the default one
+                    wait([future], timeout=LOOK_EVERY)
                 return client.gather([future], direct=True)[0]
             except TimeoutError:
                 self._check()

@@ -229,7 +229,8 @@ def test_a_client_of_this_process(expected, threads):
         LocalCluster(
             n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=":0"
         ) as cluster,
-        Client(cluster) as client,
+        # not the default client: there may be another, or none
+        Client(cluster, set_as_default=False) as client,
         SlidingWindowDL(dataset_of(function=locked), **OPTIONS, client=client) as loader,
     ):
         assert seen(loader) == expected
