@@ -473,25 +473,26 @@ class _Cluster:
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Do them all."""
-        from distributed import wait
+        from distributed import as_completed
 
         threads = max(sum(self._client.nthreads().values()), 1)
         # blocks of pixels that wait for the model are kept few
         most = 2 * threads + 1 if self._resources else max(_IN_FLIGHT, 4 * threads)
         waiting = self._blocks(jobs)
         running: dict[Any, tuple[int, Index]] = {}
+        # told its loop, or it would ask for a default client
+        ended = as_completed(loop=self._client.loop)
         try:
             while True:
                 drawn = list(_until_none(itertools.islice(waiting, most - len(running))))
                 for number, blocks in itertools.groupby(drawn, lambda block: block[0]):
                     keys = {key: index for _, key, index in blocks}
-                    for future in self._submit(self._graphs[number], list(keys)):
-                        running[future] = number, keys[future.key]
+                    futures = self._submit(self._graphs[number], list(keys))
+                    running |= {future: (number, keys[future.key]) for future in futures}
+                    ended.update(futures)
                 if not running:
                     return
-                with self._client.as_current():  # which need not be the default one
-                    ended, _ = wait(list(running), return_when="FIRST_COMPLETED")
-                self._collect(ended, running)
+                self._collect(ended.next_batch(), running)
         finally:
             if running:
                 self._client.cancel(list(running), force=True)
@@ -535,6 +536,10 @@ class _Cluster:
         for future in ended:
             number, index = running.pop(future)
             error = future.exception()  # waits: a result may be lost again with its worker
+            if error is None and future.status != "finished":
+                error = RuntimeError(
+                    f"a task was {future.status}: the client was closed, or somebody cancelled it"
+                )
             if error is not None:
                 failure = failure or error
                 continue

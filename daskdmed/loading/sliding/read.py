@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from distributed import KilledWorker, wait
+from distributed import KilledWorker
 
 from daskdmed.core import buffers
 from daskdmed.core.errors import DaskdmedError, ImageError, LoaderClosedError, LoaderError
@@ -281,8 +281,8 @@ class LoadReader:
         """What a task gave; waits through the death of workers."""
         while True:
             try:
-                with client.as_current():  # which need not be the default one
-                    wait([future], timeout=LOOK_EVERY)
+                # waits by its own client, which need not be the default one
+                future.exception(timeout=LOOK_EVERY)
                 return client.gather([future], direct=True)[0]
             except TimeoutError:
                 self._check()
