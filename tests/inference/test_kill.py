@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -239,7 +240,12 @@ def test_chunks_that_are_too_large_for_the_disk(tmp_path):
     noise[:, :64] = 3  # the first chunk is small
     out = tmp_path / "a.zarr"
     keywords = {"kernel_size": 1, "block_windows": 64, "out": out}
-    with files_of_at_most(4000), pytest.raises(StoreError, match="File too large"):
+    with (
+        files_of_at_most(4000),
+        # one after the other, so that the first one has ended when the second fails
+        dask.config.set(num_workers=1),
+        pytest.raises(StoreError, match="File too large"),
+    ):
         heatmap(noise, lambda w: w[:, 0, 0], **keywords)
     assert blocks_done(out) == 1
     found = heatmap(noise, lambda w: w[:, 0, 0], **keywords, resume=True)

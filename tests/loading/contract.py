@@ -257,14 +257,19 @@ class LoaderContract:
     def test_asynchronous_and_closed_clients_are_refused(self):
         async def refused():
             async with Client(
-                processes=False, n_workers=1, dashboard_address=":0", asynchronous=True
+                processes=False,
+                n_workers=1,
+                dashboard_address=":0",
+                asynchronous=True,
+                set_as_default=False,
             ) as client:
                 with pytest.raises(UsageError, match="asynchronous"):
                     self.make(client=client).start()
             return client
 
         asyncio.run(refused())
-        with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+        options = {"dashboard_address": ":0", "set_as_default": False}
+        with Client(processes=False, n_workers=1, **options) as client:
             pass
         with pytest.raises(UsageError, match="client= is closed"):
             self.make(client=client).start()
@@ -272,7 +277,11 @@ class LoaderContract:
     def test_a_client_that_is_closed_under_the_loader(self):
         with (
             Client(
-                processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
+                processes=False,
+                n_workers=1,
+                threads_per_worker=1,
+                dashboard_address=":0",
+                set_as_default=False,
             ) as client,
             self.make(client=client) as loader,
         ):
