@@ -440,18 +440,22 @@ class _Threads:
         tell: Callable[[_Ended], None],
     ) -> None:
         """Have Dask compute a job's graph."""
-        guarded = dict(graph)
-        for key in keys:
+        guarded = {key: node for key, node in graph.items() if key not in keys}
+        indexes: dict[Key, Index] = {}
+        for place, (key, index) in enumerate(keys.items()):
             attempt = _Attempt(graph[key], self._stop)
-            guarded[key] = Task(key, attempt, *map(TaskRef, attempt.needs))
+            # of tasks that are alike Dask takes the last name first: files are read forwards
+            named = (key[0], f"{len(keys) - place:09}", *index)
+            indexes[named] = index
+            guarded[named] = Task(named, attempt, *map(TaskRef, attempt.needs))
 
         def ended(key: Key, result: Any, *_: Any) -> None:
-            if key in keys and result is not _SKIPPED:
-                tell((number, keys[key], result))
+            if key in indexes and result is not _SKIPPED:
+                tell((number, indexes[key], result))
 
         callbacks = [(None, None, None, ended, None), *dask.callbacks.Callback.active]
         try:
-            get_async(pool.submit, threads, guarded, list(keys), callbacks=callbacks)
+            get_async(pool.submit, threads, guarded, list(indexes), callbacks=callbacks)
         except BaseException as error:
             tell((number, (), _Failed(error)))
 

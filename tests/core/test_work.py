@@ -71,6 +71,13 @@ def test_every_item_once_and_as_many_at_a_time_as_there_are_threads(scheduler):
     assert not left_over()
 
 
+def test_one_thread_goes_from_the_first_to_the_last():
+    done = []
+    with dask.config.set(num_workers=1):
+        run_all("test", range(40), str, lambda item, _: done.append(item))
+    assert done == list(range(40))
+
+
 def test_the_first_error_ends_it_and_what_was_done_is_told():
     done, tried = [], []
 
