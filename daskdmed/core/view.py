@@ -113,6 +113,18 @@ class ImageView:
         """Whether a region costs what its storage tiles cost, so that cutting it is free."""
         return False
 
+    def kept(self, region: Region) -> Region:
+        """What `read_padded` without `out` holds in memory: whole tiles, or just the region.
+
+        A tile is decoded into its place; of a part of one, the rest has to be cut away first.
+        So up to a quarter more is kept where that spares the copy.
+        """
+        if not self.cheap_to_cut:
+            return region
+        whole = region.cells(self.tile_shape).times(self.tile_shape).clip(self.spatial_shape)
+        spared = whole.contains(region) and 4 * whole.size <= 5 * region.size
+        return whole if spared else region
+
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
         """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
@@ -189,7 +201,10 @@ class ImageView:
         if len(region.shape) != self.spatial_ndim or min(region.shape, default=0) < 0:
             raise GeometryError(f"{self.name}: {region} is no region of {self.spatial_shape}")
         if out is None:
-            out = buffers.empty((*region.shape, *self.channel_shape), self.dtype)
+            kept = self.kept(region)
+            out = buffers.empty((*kept.shape, *self.channel_shape), self.dtype)
+            if kept != region:
+                return self._read(kept, out)[region.local_to(kept).slices]
         else:
             self._check_out(region, out)
         inside = region.clip(self.spatial_shape)

@@ -17,6 +17,7 @@ from daskdmed.cohort.annotations.view import CollatedView, target_view
 from daskdmed.cohort.record import Patient
 from daskdmed.cohort.sources import Failure, Image, Images, open_all
 from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.region import Region
 from daskdmed.core.types import LevelLike, MppLike, OnError
 from daskdmed.core.view import ImageView
 from daskdmed.persistence.blockgrid import BlockGrid
@@ -138,7 +139,7 @@ class Entry:
     def block_bytes(self) -> int:
         """Bytes of the largest big chunk, with its target."""
         largest = self.grid.largest
-        nbytes = int(np.prod(largest, dtype=np.int64)) * _pixel_bytes(self.view)
+        nbytes = self.view.kept(Region.of(largest)).size * _pixel_bytes(self.view)
         if self.target is not None:
             covered = [
                 -(-e // r) + (r > 1) for e, r in zip(largest, self.target_ratio, strict=True)

@@ -98,7 +98,7 @@ class AreaSource:
         self._by_places = geometry.by_places
         self._on_error = on_error
         self._areas: OrderedDict[tuple[int, tuple[str, ...]], Area | None] = OrderedDict()
-        self._weights: dict[tuple[int, tuple[str, ...]], npt.NDArray[np.float64]] = {}
+        self._weights: dict[tuple[int, tuple[str, ...]], Array | None] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[None]] = {}
@@ -199,16 +199,13 @@ class AreaSource:
         pending = None if classes else self._pending.pop(record, None)
         if pending is not None and not pending.cancelled():
             pending.result()
-        found = self._weights.get(key)
-        if found is not None:
-            return found
+        if key in self._weights:
+            return self._weights[key]
         entry = self._catalogue.entries[record]
         try:
             area = self.area(record, classes)
-            if area is None:
-                return self._everywhere(entry)
-            found = self._bounds(record, area)
-            if not classes and not found.any():
+            found = self._everywhere(entry) if area is None else self._bounds(record, area)
+            if area is not None and not classes and not found.any():
                 raise NoTissueError(self._no_tissue(entry, area))
         except (DaskdmedError, OSError) as error:
             found = self._failed(entry, error)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskdmed.cohort.record import Record
 from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, ImageError, ResolutionError, UsageError
 from daskdmed.images.filecache import cache
@@ -266,6 +267,24 @@ def test_many_slides_with_few_handles(make, tmp_path, monkeypatch):
         for slide in slides:
             assert np.array_equal(slide.read_region((0, 0), 0, (256, 256)), first)
         assert len(cache) <= 10
+
+
+@pytest.mark.parametrize(
+    ("origin", "shape", "kept"),
+    [
+        ((256, 0), (500, 511), ((256, 0), (512, 512))),  # whole tiles spare the copy
+        ((256, 0), (300, 300), ((256, 0), (300, 300))),  # would be half as much again
+        ((-5, 0), (500, 500), ((-5, 0), (500, 500))),  # background all around
+    ],
+)
+def test_whole_tiles_are_kept_where_they_are_little_more(make, tmp_path, origin, shape, kept):
+    path = tmp_path / "slide.tif"
+    image = make.write_pyramid(path, tile=(256, 256), compression="deflate")[0]
+    view = Record(path).view()
+    region = Region(origin, shape)
+    assert view.kept(region) == Region(*kept)
+    got = view.read_padded(region)
+    assert np.array_equal(got, padded(image, origin[1], origin[0], shape[1], shape[0]))
 
 
 def test_threads(levels):
