@@ -9,25 +9,13 @@ from daskdmed.core.errors import UsageError
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse what is none of several words.
-
-    Raises
-    ------
-    UsageError
-        Names the argument and the choices.
-    """
+    """Refuse what is none of several words."""
     if value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """Refuse what is no whole number, or too small a one.
-
-    Raises
-    ------
-    UsageError
-        Names the argument and the least number.
-    """
+    """Refuse what is no whole number, or too small a one."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise UsageError(f"{name} must be an integer >= {least}, got {value!r}")
     return int(value)

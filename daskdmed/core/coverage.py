@@ -20,21 +20,10 @@ from daskdmed.core.types import Array
 def covered(
     values: Array, boxes: Sequence[Sequence[tuple[int, int]]], spans: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    """Exact area-weighted mean of a mask over boxes.
+    """Exact area-weighted mean of a mask over boxes, one axis of the result per spatial axis.
 
-    Parameters
-    ----------
-    values : ndarray
-        The mask, bool or numbers.
-    boxes : per axis a sequence of (begin, stop)
-        In pixels; the boxes are all combinations. Not before the first pixel.
-    spans : sequence of float
-        Pixels that the mask covers along each axis; beyond them it is 0.
-
-    Returns
-    -------
-    ndarray of float64
-        One axis per spatial axis.
+    `boxes` are (begin, stop) in pixels per axis, all combinations of them; `spans` are the pixels
+    that the mask covers along each axis, beyond which it is 0.
     """
     share = values
     for axis_boxes, span in zip(boxes, spans, strict=True):
@@ -60,13 +49,7 @@ def _axis_means(values: Array, boxes: Sequence[tuple[int, int]], span: float) ->
 
 
 class SummedArea:
-    """The summed-area table of a mask (Crow 1984), with a leading zero along each axis.
-
-    Parameters
-    ----------
-    mask : ndarray of bool
-        Any number of axes.
-    """
+    """The summed-area table of a bool mask (Crow 1984), with a leading zero along each axis."""
 
     def __init__(self, mask: Array) -> None:
         count = np.int32 if mask.size < 2**31 else np.int64
@@ -85,10 +68,8 @@ class SummedArea:
     def means(
         self, ends: Sequence[tuple[Array, Array]], sizes: Sequence[float]
     ) -> npt.NDArray[np.float64]:
-        """Mean over boxes of one size, all combinations of (begins, stops) per axis.
-
-        Positions and sizes are in cells and may be fractional; beyond the mask it is 0.
-        """
+        """Mean over boxes of one size, all combinations of (begins, stops) per axis, in cells,
+        which may be fractional; beyond the mask it is 0."""
         total: Array = self.table
         for axis, ((begin, stop), size) in enumerate(zip(ends, sizes, strict=True)):
             total = (_at(total, axis, stop) - _at(total, axis, begin)) / size

@@ -25,15 +25,7 @@ class UsageError(DaskdmedError, ValueError):
 
 
 class ImageError(DaskdmedError, OSError):
-    """An image cannot be opened or read.
-
-    Parameters
-    ----------
-    message : str
-        What, where, the numbers, the remedy.
-    uri : str
-        The image.
-    """
+    """An image cannot be opened or read; `uri` says which."""
 
     def __init__(self, message: str, *, uri: str = "") -> None:
         super().__init__(message)
@@ -60,15 +52,8 @@ class CorruptImageError(ImageError):
 
 
 class TileError(ImageError):
-    """One storage tile cannot be read or decoded.
-
-    Attributes
-    ----------
-    level : int
-        Pyramid level of the tile.
-    tile : tuple of int
-        Position in the level's tile grid, in array order (row, column).
-    """
+    """One storage tile cannot be read or decoded: `tile` of `level`, in array order (row,
+    column)."""
 
     def __init__(
         self, message: str, *, uri: str = "", level: int = 0, tile: tuple[int, ...] = ()
@@ -99,13 +84,8 @@ class GeometryError(UsageError):
 
 
 class LoaderError(DaskdmedError, RuntimeError):
-    """A loader cannot go on: the message names the patient, the record and the region.
-
-    Attributes
-    ----------
-    patient, record : str
-        Where it happened, empty when it concerns no single patient.
-    """
+    """A loader cannot go on: the message names the patient, the record and the region. `patient`
+    and `record` are empty when it concerns no single patient."""
 
     def __init__(self, message: str, *, patient: str = "", record: str = "") -> None:
         super().__init__(message)
@@ -135,12 +115,8 @@ class SampleNotAvailableError(DaskdmedError, FileNotFoundError):
 class AnnotationError(DaskdmedError, ValueError):
     """Annotations or patch coordinates cannot be read, made or written.
 
-    Attributes
-    ----------
-    uri : str
-        The file, empty for text and for values made in memory.
-    index : int or None
-        Position of the feature within the file, counted from 0 in file order.
+    `uri` is empty for text and for values made in memory; `index` is the position of the feature
+    within the file, counted from 0 in file order, or None.
     """
 
     def __init__(self, message: str, *, uri: str = "", index: int | None = None) -> None:

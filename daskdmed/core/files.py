@@ -34,17 +34,8 @@ _REMEDIES = {
 
 
 def write_failure(where: object, error: BaseException, then: str = "") -> StoreError:
-    """The error for a write that failed, with its remedy.
-
-    Parameters
-    ----------
-    where : object
-        What was written; shown.
-    error : BaseException
-        What the system or a store said.
-    then : str
-        What holds now and how to go on.
-    """
+    """The error for a write that failed, with its remedy; `then` says what holds now and how to go
+    on."""
     number = getattr(error, "errno", None)
     remedy = _REMEDIES.get(number, "") if number is not None else ""
     tail = "; ".join(part for part in (remedy, then) if part)
@@ -55,13 +46,8 @@ def write_failure(where: object, error: BaseException, then: str = "") -> StoreE
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths of one file system in a single step.
-
-    Returns
-    -------
-    bool
-        False, and nothing has changed, where the system has no such call.
-    """
+    """Exchange two paths of one file system in a single step; False, with nothing changed, where
+    the system has no such call."""
     a, b = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None, use_errno=True)
@@ -81,26 +67,9 @@ def exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def new_file(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """A file that takes its place when it is complete.
-
-    Parameters
-    ----------
-    path : path
-        Where the file shall be; its folder is made.
-    overwrite : bool
-        Replace a file that is there, which stays until the new one is complete.
-
-    Yields
-    ------
-    Path
-        A sibling to write into, of a name of its own, so that writers do not meet. It is
-        removed when the block ends in an error.
-
-    Raises
-    ------
-    StoreError
-        A file or folder is there, or writing failed.
-    """
+    """A sibling to write into, of a name of its own so that writers do not meet, that takes the
+    place of `path` when the block ends, and is removed when it ends in an error. The folder is
+    made; with `overwrite` a file that is there stays until the new one is complete."""
     place = local_path(path)
     if place is None:
         raise StoreError(f"{path} is a URL; this kind of file is written to local paths only")

@@ -24,19 +24,9 @@ _MAX_DEPTH = 12
 
 
 def fingerprint(value: Any) -> str:
-    """Hexadecimal digest of a model, transform or parameter.
-
-    Parameters
-    ----------
-    value : object
-        ``torch.nn.Module`` (its weights and structure), function (code, constants,
-        defaults, closure, and the globals it names), any object (type and attributes).
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
-    """
+    """32 hexadecimal digits for a ``torch.nn.Module`` (its weights and structure), a function
+    (code, constants, defaults, closure, and the globals it names) or any object (type and
+    attributes)."""
     digest = _Digest()
     digest.add(value, 0)
     return digest.hash.hexdigest()[:32]

@@ -15,13 +15,7 @@ V = TypeVar("V")
 
 
 class FrozenMapping(Mapping[str, V]):
-    """A mapping with string keys that cannot be changed; keeps the order it was given.
-
-    Parameters
-    ----------
-    items : mapping or iterable of pairs
-        Copied, one level deep.
-    """
+    """A mapping with string keys that cannot be changed; copies one level deep, keeps the order."""
 
     __slots__ = ("_items",)
     _items: dict[str, V]

@@ -13,11 +13,5 @@ _FULL = {"uint8": 255.0, "uint16": 65535.0}
 
 
 def full_scale(dtype: Any) -> float | None:
-    """The sample that becomes 1.0, or None where samples stay as they are.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype or torch.dtype
-        Of the samples as they are stored.
-    """
+    """The sample of a NumPy or torch type that becomes 1.0; None where samples stay as they are."""
     return _FULL.get(str(dtype).removeprefix("torch."))

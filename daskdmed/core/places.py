@@ -45,13 +45,8 @@ def local_path(place: PathLike) -> str | None:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path there.
-
-    Raises
-    ------
-    ImportError, ValueError
-        The file system needs a package, or there is no such one.
-    """
+    """The fsspec file system of a URL, and the path there; ImportError or ValueError where none
+    is."""
     from fsspec.core import url_to_fs
 
     fs, path = url_to_fs(url)

@@ -34,22 +34,8 @@ def seed_key(seed: int) -> int:
 
 
 def generator(key: int, purpose: Purpose, *place: int) -> np.random.Generator:
-    """Generator for one place.
-
-    Parameters
-    ----------
-    key : int
-        From `seed_key`.
-    purpose : Purpose
-        What the numbers are for.
-    place : int
-        At most three further coordinates (visit, draw...), each in [0, 2**64).
-
-    Returns
-    -------
-    numpy.random.Generator
-        Philox, with 2**64 blocks before it would meet the stream of another place.
-    """
+    """Philox generator of one place: at most three coordinates (visit, draw...) in [0, 2**64); it
+    has 2**64 blocks before it would meet the stream of another place."""
     coordinates = (*place, 0, 0, 0)[:3]
     # the lowest counter word is left to the stream itself
     return np.random.Generator(np.random.Philox(key=[key, int(purpose)], counter=[0, *coordinates]))

@@ -101,13 +101,7 @@ class Region:
         return Region.between(start, [e + a for e, a in zip(self.stop, after, strict=True)])
 
     def cells(self, cell: Sequence[int]) -> Region:
-        """Which cells of a grid through zero it touches, in units of cells.
-
-        Parameters
-        ----------
-        cell : sequence of int
-            Extent of a cell along each axis.
-        """
+        """Which cells of a grid through zero it touches, in units of cells of this extent."""
         first = tuple(o // c for o, c in zip(self.origin, cell, strict=True))
         return Region.between(first, [-(-e // c) for e, c in zip(self.stop, cell, strict=True)])
 
@@ -117,13 +111,7 @@ class Region:
         return Region(origin, tuple(s * c for s, c in zip(self.shape, cell, strict=True)))
 
     def tiles(self, tile: Sequence[int]) -> Iterator[Region]:
-        """Cut along a grid through zero, in C order: no tile of it is in two pieces.
-
-        Parameters
-        ----------
-        tile : sequence of int
-            Extent of a tile along each axis.
-        """
+        """Cut along a grid through zero, in C order: no tile of it is in two pieces."""
         if not self.size:
             return
         axes = []

@@ -14,10 +14,8 @@ from daskdmed.core.errors import ResolutionError
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """One of the three mutually exclusive ways to say the resolution.
-
-    Exactly one is set. ``mpp`` is (x, y) micrometers per pixel, as OpenSlide orders it.
-    """
+    """One of the three mutually exclusive ways to say the resolution, ``mpp`` as (x, y)
+    micrometers."""
 
     level: int | None = None
     mpp: tuple[float, float] | None = None
@@ -30,16 +28,8 @@ class Resolution:
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
     ) -> Resolution:
-        """Check and normalise the three keywords.
-
-        ``level=0`` counts as "not given" beside ``mpp`` or ``power``, because 0 is the
-        default of every public function.
-
-        Raises
-        ------
-        ResolutionError
-            More than one is given, or a value is not positive.
-        """
+        """Check and normalise the three keywords. ``level=0`` counts as "not given" beside the
+        others, because it is the default of every public function."""
         given = [n for n, v in (("mpp", mpp), ("power", power)) if v is not None]
         if level:
             given.append("level")

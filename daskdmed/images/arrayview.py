@@ -128,13 +128,8 @@ class ArrayView(ImageView):
 
     @property
     def background(self) -> Array:
-        """Value of pixels outside the image: shape (c,) or () without channels.
-
-        Raises
-        ------
-        UsageError
-            The array holds signed integers, and nobody said what is empty in it.
-        """
+        """Value of pixels outside the image: shape (c,) or () without channels. An error for signed
+        integers, when nobody said what is empty in them."""
         if self._background is not None:
             return self._background
         if self.dtype.kind == "i":
@@ -169,10 +164,8 @@ class ArrayView(ImageView):
         )
 
     def narrowed(self, region: Region) -> ArrayView:
-        """The same image with a graph that holds one region only: cheap to pickle.
-
-        Reading outside that region is an error.
-        """
+        """The same image with a graph that holds one region only, cheap to pickle; it cannot read
+        any other."""
         (culled,) = dask.optimize(self.array[self._local(region).slices])
         view = copy.copy(self)
         view.array = culled
@@ -207,10 +200,7 @@ class ArrayView(ImageView):
         return region.local_to(self._held)
 
     def _read(self, region: Region, out: Array | None) -> Array:
-        """Compute a region in the calling thread.
-
-        Never gives a view of memory that the array itself holds.
-        """
+        """Compute a region in the calling thread; never a view of memory that the array holds."""
         value = self._compute(self.array[self._local(region).slices])
         if out is not None:
             np.copyto(out, value)

@@ -27,33 +27,38 @@ DEFAULT_LIMIT = 128
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """What an open reader is known by."""
+    """What an open reader is known by; `image` is one of several in the file, "" the usual one."""
 
     uri: str
     backend: str
     fingerprint: str
+    image: str = ""
+
+    def __repr__(self) -> str:
+        # part of the names of results: those of the usual image stay what they were
+        extra = f", image={self.image!r}" if self.image else ""
+        return (
+            f"FileKey(uri={self.uri!r}, backend={self.backend!r}, "
+            f"fingerprint={self.fingerprint!r}{extra})"
+        )
 
 
 class _Entry:
     """One reader with the number of its users."""
 
-    __slots__ = ("closed", "lock", "reader", "users")
+    __slots__ = ("closed", "lock", "reader", "stamp", "users")
 
     def __init__(self) -> None:
         self.reader: Reader | None = None
+        self.stamp: object = None
         self.users = 0
         self.closed = False
         self.lock = threading.Lock()
 
 
 class FileCache:
-    """A bounded, thread-safe collection of open readers.
-
-    Parameters
-    ----------
-    limit : int, optional
-        Readers kept open; default: the configuration's, looked up at every opening.
-    """
+    """A bounded, thread-safe collection of open readers; without `limit` the configuration's,
+    looked up at every opening."""
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
@@ -75,23 +80,8 @@ class FileCache:
 
     @contextmanager
     def lease(self, key: FileKey) -> Iterator[Reader]:
-        """Use a reader; it stays open at least until the block ends.
-
-        Parameters
-        ----------
-        key : FileKey
-            Which file, by value.
-
-        Yields
-        ------
-        Reader
-            Open; opened now when it was not.
-
-        Raises
-        ------
-        ImageError
-            The file changed since the slide was opened, or cannot be opened.
-        """
+        """Use a reader, opened now when it was not; it stays open until the block ends. An error
+        where the file changed since the slide was opened."""
         entry = self._enter(key)
         try:
             reader = entry.reader
@@ -102,15 +92,21 @@ class FileCache:
             self._leave(key, entry)
 
     def put(self, key: FileKey, reader: Reader) -> None:
-        """Hand over a reader that is already open; closed when there is one for the key."""
+        """Hand over a reader that is already open; closed when there is one for the key.
+
+        Unless that one is of a file which was replaced since by another one of the same size and
+        time (rsync -t, cp -p).
+        """
+        stamp = _stamp(key.uri)
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                entry = self._entries[key] = _Entry()
-                entry.reader = reader
-                spare = self._overdue()
+            old = self._entries.get(key)
+            if old is not None and old.stamp == stamp:
+                spare = [reader] if old.reader is not reader else []
             else:
-                spare = [reader] if entry.reader is not reader else []
+                spare = [] if old is None else self._dropped(self._entries.pop(key))
+                entry = self._entries[key] = _Entry()
+                entry.reader, entry.stamp = reader, stamp
+                spare += self._overdue()
         _close(spare)
 
     def discard(self, uri: str) -> None:
@@ -118,10 +114,7 @@ class FileCache:
         with self._lock:
             spare = []
             for key in [k for k in self._entries if k.uri == uri]:
-                entry = self._entries.pop(key)
-                entry.closed = True
-                if entry.users == 0 and entry.reader is not None:
-                    spare.append(entry.reader)
+                spare += self._dropped(self._entries.pop(key))
         _close(spare)
 
     def clear(self) -> None:
@@ -143,6 +136,7 @@ class FileCache:
         with entry.lock:
             if entry.reader is None:
                 try:
+                    entry.stamp = _stamp(key.uri)
                     entry.reader = open_reader(key)
                 except BaseException:
                     with self._lock:
@@ -159,36 +153,27 @@ class FileCache:
     def _leave(self, key: FileKey, entry: _Entry) -> None:
         with self._lock:
             entry.users -= 1
-            done = entry.users == 0 and entry.closed
-            spare = [entry.reader] if done and entry.reader is not None else []
+            spare = self._dropped(entry) if entry.closed else []
             if len(self._entries) > self.limit:
                 spare += self._overdue()
-        if spare:
-            _close(spare)
+        _close(spare)
+
+    @staticmethod
+    def _dropped(entry: _Entry) -> list[Reader]:
+        """What to close now of an entry that was taken out; else its last user does it."""
+        entry.closed = True
+        return [entry.reader] if entry.users == 0 and entry.reader is not None else []
 
     def _overdue(self) -> list[Reader]:
         """Take out the longest unused readers above the limit. Called under the lock."""
-        spare: list[Reader] = []
-        excess = len(self._entries) - self.limit
-        if excess <= 0:
-            return spare
-        for key in [k for k, e in self._entries.items() if e.users == 0][:excess]:
-            entry = self._entries.pop(key)
-            entry.closed = True
-            if entry.reader is not None:
-                spare.append(entry.reader)
-        return spare
+        excess = max(0, len(self._entries) - self.limit)
+        unused = [k for k, e in self._entries.items() if e.users == 0] if excess else []
+        return [r for k in unused[:excess] for r in self._dropped(self._entries.pop(k))]
 
 
 def open_reader(key: FileKey) -> Reader:
-    """Open a file again, making sure that it is still the same.
-
-    Raises
-    ------
-    ImageError
-        Its fingerprint is another one.
-    """
-    from daskdmed.images.registry import get_backend
+    """Open a file again, making sure that it is still the same."""
+    from daskdmed.images.registry import get_backend, open_image
 
     backend = get_backend(key.backend)
     found = backend.fingerprint(key.uri)
@@ -198,7 +183,16 @@ def open_reader(key: FileKey) -> Reader:
             f"{key.fingerprint}, it is {found}); open the slide again",
             uri=key.uri,
         )
-    return backend.open(key.uri)
+    return open_image(backend, key.uri, key.image)
+
+
+def _stamp(uri: str) -> object:
+    """Which file it is on this machine, at its last change; None for a remote one."""
+    try:
+        facts = os.stat(uri)
+    except (OSError, ValueError):
+        return None
+    return facts.st_ino, facts.st_ctime_ns
 
 
 def _close(readers: list[Reader]) -> None:

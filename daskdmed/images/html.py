@@ -62,15 +62,7 @@ def _draw_overlays(slide: Slide, picture: Array) -> tuple[Array, list[str]]:
 
 
 def slide_html(slide: Slide, picture: Array | None) -> str:
-    """Thumbnail and a table of levels.
-
-    Parameters
-    ----------
-    slide : Slide
-        The slide.
-    picture : ndarray or None
-        (h, w, c) thumbnail of any dtype.
-    """
+    """Thumbnail (h, w, c) of any dtype, and a table of levels."""
     notes: list[str] = []
     if picture is not None:
         picture, notes = _draw_overlays(slide, display_rgb(picture))

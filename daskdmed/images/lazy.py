@@ -29,51 +29,19 @@ DEFAULT_CHUNKS = (256, 4096)
 
 
 def align_chunk(chunk: int, tile: int, extent: int) -> int:
-    """Chunk extent that lies on the grid of storage tiles.
-
-    Parameters
-    ----------
-    chunk : int
-        Extent asked for, in pixels; -1 for the whole axis.
-    tile : int
-        Storage tile along the axis.
-    extent : int
-        Extent of the image.
-
-    Returns
-    -------
-    int
-        The largest multiple of `tile` that is at most `chunk` (4080 for 4096 and tiles of
-        240), one tile at least, and never more than the image.
-    """
+    """Chunk extent on the grid of storage tiles: the largest multiple of `tile` that is at most
+    `chunk` (4080 for 4096 and tiles of 240), one tile at least, and never more than the image."""
     if chunk == -1 or chunk >= extent:
         return max(1, extent)
     return max(1, min(extent, max(1, chunk // tile) * tile))
 
 
 def to_dask(view: ImageView, chunks: Any = None) -> da.Array:
-    """A view as a Dask array, spatial axes first, channels last.
+    """A view as a Dask array, spatial axes first, channels last; an array's view gives that array.
 
-    Parameters
-    ----------
-    view : ImageView
-        Any; that of an array gives the array as it is.
-    chunks : int, tuple of int, or chunks of a Dask array, optional
-        Extent of a block along the spatial axes, rounded down to whole storage tiles; -1
-        for the whole axis; or every block's extent, as Dask has it. Default 4096 for planes
-        and 256 for volumes.
-
-    Returns
-    -------
-    dask.array.Array
-        Name and graph depend on the token of the view and `chunks` only.
-
-    Raises
-    ------
-    UsageError
-        `chunks` is wrong, or Dask's array expressions are switched on.
-    GeometryError
-        The chunks do not add up to the image, or it has no pixels.
+    `chunks` is the extent of a block along the spatial axes, rounded down to whole storage tiles,
+    -1 for the whole axis; or every block's extent, as Dask has it. Default 4096 for planes and 256
+    for volumes. Name and graph depend on the view's token and `chunks` only.
     """
     if isinstance(view, ArrayView):
         array: da.Array = view.array

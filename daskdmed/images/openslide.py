@@ -14,29 +14,25 @@ OpenSlide does it. Not covered: remote files (OpenSlide reads local ones only), 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import (
-    CorruptImageError,
-    ImageError,
-    MissingExtraError,
-    UnsupportedImageError,
-    UsageError,
-)
+from daskdmed.core.errors import CorruptImageError, MissingExtraError, UnsupportedImageError
 from daskdmed.core.places import local_path
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
-from daskdmed.core.view import FailedTile
-from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.readers import (
-    TileFailures,
+    BaseReader,
     check_readable,
     fingerprint_files,
+    level_infos,
     prepare_output,
 )
 
@@ -49,6 +45,10 @@ _TIFF_NAMES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide")
 _OTHER_NAMES = (".mrxs", ".vms", ".vmu", ".dcm", ".czi")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"SQLi")
 
+#: in the words of OpenSlide and the libraries below: it is not damaged
+_UNSUPPORTED = re.compile(
+    r"(?i)unsupported|not supported|unrecognized|can ?not handle|can't handle"
+)
 #: bytes of decoded tiles that all handles of the process share. A block read never needs a
 #: tile twice, so this only has to hold one row of tiles of a few concurrent reads.
 _CACHE_BYTES = 32 * 2**20
@@ -58,6 +58,9 @@ _PIECE = 2048
 _MAX_SKIP = 1024
 #: larger offsets than 1/512 of a pixel change pixels (found by trial; cairo counts in 1/256)
 _EXACT = 1 / 600
+
+#: (height, width) of storage tiles where OpenSlide does not tell
+_USUAL_TILE = 512
 
 _cache_lock = threading.Lock()
 _cache: Any = None
@@ -108,36 +111,23 @@ class OpenSlideBackend:
         return fingerprint_files(uri, [path, *_companions(path)])
 
 
-class OpenSlideReader:
+class OpenSlideReader(BaseReader):
     """An open slide. Reads from any number of threads share one OpenSlide handle.
 
-    An error makes an OpenSlide handle useless for good, for all threads; the reader then
-    takes a new one, and repeats the read on a handle of its own to learn whether the
-    error was its own.
+    An error makes such a handle useless for good, for all threads; the reader then takes a new
+    one, and repeats the read on a handle of its own to learn whether the error was its own.
     """
 
     def __init__(self, uri: str, path: str) -> None:
-        self._uri = uri
+        super().__init__(uri)
         self._path = path
         self._lock = threading.Lock()
         self._handle: Any = _open_handle(uri, path)
-        self._closed = False
-        self._failures = TileFailures(uri)
         try:
-            self._info = _describe(self._handle)
+            self.info = _describe(self._handle)
             self._downsamples: tuple[float, ...] = self._handle.level_downsamples
         except _openslide().OpenSlideError as error:
             raise CorruptImageError(f"{uri}: OpenSlide fails: {error}", uri=uri) from error
-
-    @property
-    def info(self) -> SlideInfo:
-        """Facts about the slide."""
-        return self._info
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """The last tiles that ``tile_error="fill"`` painted with the background."""
-        return self._failures.kept
 
     def read(
         self,
@@ -147,42 +137,23 @@ class OpenSlideReader:
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
-
-        Raises
-        ------
-        TileError
-            OpenSlide cannot decode a tile of the region.
-        ResolutionError, GeometryError
-            There is no such level, or the region is not inside it.
-        ImageError
-            The reader is closed.
-        """
-        target = prepare_output(self._uri, self._info, level, region, out)
-        tile = self._info.levels[level].tile_shape
+        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
+        target = prepare_output(self._uri, self.info, level, region, out)
+        tile = self.info.levels[level].tile_shape
         steps = tuple(max(1, _PIECE // t) * t if t <= _PIECE else _PIECE for t in tile)
+        read = functools.partial(self._read_piece, level)
         for piece in region.tiles(steps):
             part = target[piece.local_to(region).slices]
             try:
-                self._read_piece(level, piece, part)
+                read(piece, part)
             except _OpenSlideFailed:
-                self._read_tiles(level, piece, part, tile_error)
+                self._read_tiles(level, piece, part, tile_error, read)
         return target
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, 3) uint8, over the background.
-
-        Raises
-        ------
-        UsageError
-            There is no such image; the message names those that there are.
-        CorruptImageError
-            OpenSlide cannot decode it.
-        """
-        if name not in self._info.associated:
-            raise UsageError(
-                f"{self._uri} has no associated image {name!r}, it has {self._info.associated}"
-            )
+        """One associated image, (height, width, 3) uint8, over the background."""
+        if name not in self.info.associated:
+            raise self._no_associated(name)
         try:
             rgba = self._attempt(lambda handle: np.asarray(handle.associated_images[name]))
         except _OpenSlideFailed as error:
@@ -190,7 +161,7 @@ class OpenSlideReader:
                 f"{self._uri}: associated image {name!r} cannot be decoded: {error}", uri=self._uri
             ) from error
         out = np.empty((*rgba.shape[:2], 3), np.uint8)
-        _blend(rgba, self._info.background, out)
+        _blend(rgba, self.info.background, out)
         return out
 
     def close(self) -> None:
@@ -208,48 +179,30 @@ class OpenSlideReader:
         x, skip_x = _anchor(piece.origin[1], downsample)
         size = (piece.shape[1] + skip_x, piece.shape[0] + skip_y)
         rgba = self._attempt(lambda handle: np.asarray(handle.read_region((x, y), level, size)))
-        _blend(rgba[skip_y:, skip_x:], self._info.background, out)
-
-    def _read_tiles(self, level: int, piece: Region, out: Array, tile_error: OnTileError) -> None:
-        """Read tile by tile after a failure, to find which tile is bad and to keep the rest."""
-        tile = self._info.levels[level].tile_shape
-        for box in piece.tiles(tile):
-            part = out[box.local_to(piece).slices]
-            try:
-                self._read_piece(level, box, part)
-            except _OpenSlideFailed as error:
-                self._failures(level, box.cells(tile).origin, error, tile_error)
-                part[...] = self._info.background_value
+        _blend(rgba[skip_y:, skip_x:], self.info.background, out)
 
     def _attempt(self, action: Any) -> Array:
         """Run an action on the shared handle, and once more on a private one if that fails."""
         openslide = _openslide()
-        handle = self._shared()
+        with self._lock:
+            self._check_open()
+            if self._handle is None:
+                self._handle = _open_handle(self._uri, self._path)
+            handle = self._handle
         try:
             shared: Array = action(handle)
             return shared
         except openslide.OpenSlideError as error:
             logger.debug("%s: a handle failed (%s), opening another", self._uri, error)
-        self._replace(handle)
+        with self._lock:
+            # other threads may still hold the failed one, so it is not closed here
+            if self._handle is handle:
+                self._handle = None
         try:
             private: Array = action(_open_handle(self._uri, self._path))
         except openslide.OpenSlideError as error:
             raise _OpenSlideFailed(str(error)) from error
         return private
-
-    def _shared(self) -> Any:
-        with self._lock:
-            if self._closed:
-                raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
-            if self._handle is None:
-                self._handle = _open_handle(self._uri, self._path)
-            return self._handle
-
-    def _replace(self, failed: Any) -> None:
-        """Drop a failed handle; other threads may still hold it, so it is not closed here."""
-        with self._lock:
-            if self._handle is failed:
-                self._handle = None
 
 
 class _OpenSlideFailed(Exception):
@@ -278,6 +231,10 @@ def _open_handle(uri: str, path: str) -> Any:
             uri=uri,
         ) from error
     except openslide.OpenSlideError as error:
+        if _UNSUPPORTED.search(str(error)):
+            raise UnsupportedImageError(
+                f"{uri}: OpenSlide does not read it: {error}; convert it", uri=uri
+            ) from error
         raise CorruptImageError(
             f"{uri}: OpenSlide cannot open it: {error}; the file is truncated or damaged, "
             f"copy it again",
@@ -303,16 +260,16 @@ def _shared_cache(openslide: Any) -> Any:
 
 def _describe(handle: Any) -> SlideInfo:
     properties = dict(handle.properties)
-    width, height = handle.level_dimensions[0]
-    levels = []
-    for i, (w, h) in enumerate(handle.level_dimensions):
-        tile_width = _whole(properties.get(f"openslide.level[{i}].tile-width")) or 512
-        tile_height = _whole(properties.get(f"openslide.level[{i}].tile-height")) or 512
-        levels.append(LevelInfo((h, w, 3), (tile_height, tile_width), (height / h, width / w)))
-    mpp_x = _positive(properties.get("openslide.mpp-x"))
-    mpp_y = _positive(properties.get("openslide.mpp-y"))
+    tiles = [
+        tuple(
+            _whole(properties.get(f"openslide.level[{i}].tile-{axis}")) or _USUAL_TILE
+            for axis in ("height", "width")
+        )
+        for i in range(handle.level_count)
+    ]
+    mpp_x, mpp_y = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
     return SlideInfo(
-        levels=tuple(levels),
+        levels=level_infos([(h, w, 3) for w, h in handle.level_dimensions], tiles),
         dtype="uint8",
         background=_colour(properties.get("openslide.background-color")),
         mpp=(mpp_x, mpp_y) if mpp_x and mpp_y else None,
@@ -345,15 +302,8 @@ def _whole(text: str | None) -> int:
 
 
 def _anchor(start: int, downsample: float) -> tuple[int, int]:
-    """Where to start reading along one axis so that pixel `start` comes out untouched.
-
-    Returns
-    -------
-    location : int
-        Level-0 coordinate that OpenSlide maps onto a whole pixel at or before `start`.
-    skip : int
-        How many pixels of the level lie between the two.
-    """
+    """Level-0 coordinate that OpenSlide maps onto a whole pixel at or before `start`, and how many
+    pixels of the level lie between the two: pixel `start` then comes out untouched."""
     pixels = start - np.arange(min(start, _MAX_SKIP) + 1)
     locations = np.rint(pixels * downsample)
     good = np.flatnonzero(np.abs(locations / downsample - pixels) < _EXACT)

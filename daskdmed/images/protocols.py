@@ -62,6 +62,8 @@ class SlideInfo:
         Every property name that OpenSlide gives for such a file and the data allow, as str.
     associated : tuple of str
         Names of associated images ("label", "macro", "thumbnail").
+    images : tuple of str
+        Names of all images of the file, when it holds several that may be the slide.
     """
 
     levels: tuple[LevelInfo, ...]
@@ -72,6 +74,7 @@ class SlideInfo:
     vendor: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
     associated: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -146,7 +149,11 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Opens one family of files."""
+    """Opens one family of files.
+
+    One that knows several images in a file also has ``open_image(uri, image)``, which opens that
+    of a name or number, both as str (`daskdmed.images.readers.choose_image`).
+    """
 
     #: name under which users choose it, ``open_slide(uri, backend=name)``
     name: str

@@ -10,29 +10,32 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from daskdmed.core.buffers import empty
-from daskdmed.core.errors import GeometryError, ResolutionError, TileError
+from daskdmed.core.errors import GeometryError, ImageError, ResolutionError, TileError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import FailedTile
-from daskdmed.images.protocols import SlideInfo
+from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
 #: failed tiles remembered per open file
 _REPORTED = 1000
+#: an image so much coarser than the finest of its file is no scan of the slide
+_OVERVIEW = 4
+#: names of images beside the slide -> OpenSlide's
+ASSOCIATED_NAMES = {
+    "label": "label",
+    **dict.fromkeys(("label image", "label_image", "macro", "macro image", "overview"), "macro"),
+    "thumbnail": "thumbnail",
+    "map": "map",
+}
 
 
 def check_readable(uri: str, path: str) -> os.stat_result:
-    """Stat a local path and make sure that it may be read.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, ImageError
-        It does not exist, may not be read, or the disk fails.
-    """
+    """Stat a local path and make sure that it may be read; a typed error where it may not."""
     try:
         facts = os.stat(path)
         if os.path.isdir(path):
@@ -45,13 +48,7 @@ def check_readable(uri: str, path: str) -> os.stat_result:
 
 
 def fingerprint_files(uri: str, paths: Iterable[str]) -> str:
-    """Size and modification time of the files, short: changes when one of them does.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, ImageError
-        One of them cannot be statted.
-    """
+    """Short text that changes when size or modification time of one of the files does."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
@@ -62,14 +59,72 @@ def fingerprint_files(uri: str, paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-class TileFailures:
-    """What becomes of the tiles of one open file that cannot be decoded.
+def choose_image(
+    uri: str,
+    image: str,
+    names: Sequence[str],
+    pixels: Sequence[int],
+    spacing: Sequence[float | None],
+) -> int:
+    """Which of the images of a file is meant: the number or name asked for, else the scan.
 
-    Parameters
-    ----------
-    uri : str
-        The file.
+    That is the one with most pixels, the first of equals. Labels and such do not count, and
+    images much coarser than the finest (where the `spacing` is known) are overviews, however
+    many pixels they have.
     """
+    if image:
+        numbers = [i for i, name in enumerate(names) if image in (name, str(i))]
+        if not numbers:
+            raise UsageError(f"{uri} has no image={image!r}; there are {_shown(names, pixels)}")
+        return numbers[0]
+    scans = [i for i, name in enumerate(names) if name.strip().lower() not in ASSOCIATED_NAMES]
+    scans = scans or list(range(len(names)))
+    finest = min((s for i in scans if (s := spacing[i])), default=0.0)
+    likely = [i for i in scans if (spacing[i] or finest) <= _OVERVIEW * finest]
+    return max(likely, key=lambda i: pixels[i])
+
+
+def say_choice(uri: str, chosen: str, others: Sequence[str]) -> None:
+    """Tell that a file holds more images than the one that is read."""
+    if others:
+        names = ", ".join(map(repr, others))
+        logger.warning("%s: reads the image %r, not %s; image= chooses", uri, chosen, names)
+
+
+def _shown(names: Sequence[str], pixels: Sequence[int]) -> str:
+    images = enumerate(zip(names, pixels, strict=True))
+    return ", ".join(f"{i} {name!r} of {count} pixels" for i, (name, count) in images)
+
+
+def number_text(value: float) -> str:
+    """A float as OpenSlide prints it."""
+    return format(float(value), ".17g")
+
+
+def level_infos(
+    shapes: Sequence[tuple[int, ...]], tiles: Sequence[tuple[int, ...]]
+) -> tuple[LevelInfo, ...]:
+    """Levels of these shapes ``(*space, channels)``, largest first, and storage tiles."""
+    full = shapes[0][:-1]
+    return tuple(
+        LevelInfo(shape, tile, tuple(n / m for n, m in zip(full, shape, strict=False)))
+        for shape, tile in zip(shapes, tiles, strict=True)
+    )
+
+
+def level_properties(levels: Sequence[LevelInfo]) -> dict[str, str]:
+    """What OpenSlide's properties say of levels (y, x, c)."""
+    found = {"openslide.level-count": str(len(levels))}
+    for i, level in enumerate(levels):
+        name = f"openslide.level[{i}]"
+        found[f"{name}.height"], found[f"{name}.width"] = map(str, level.shape[:2])
+        found[f"{name}.tile-height"], found[f"{name}.tile-width"] = map(str, level.tile_shape)
+        found[f"{name}.downsample"] = number_text(sum(level.downsample) / 2)
+    return found
+
+
+class TileFailures:
+    """What becomes of the tiles of one open file that cannot be decoded."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -79,24 +134,8 @@ class TileFailures:
     def __call__(
         self, level: int, tile: tuple[int, ...], cause: Exception, tile_error: OnTileError
     ) -> None:
-        """Raise, or note and log that the caller paints the tile with the background.
-
-        Parameters
-        ----------
-        level : int
-            Level index.
-        tile : tuple of int
-            Which tile, counted from 0 along each axis in array order.
-        cause : Exception
-            What the decoder raised.
-        tile_error : {"raise", "fill"}
-            What the user asked for.
-
-        Raises
-        ------
-        TileError
-            For "raise".
-        """
+        """Raise a `TileError`, or note and log that the caller paints the tile with the background.
+        `tile` counts from 0 along each axis in array order."""
         text = f"{type(cause).__name__}: {cause}"
         axes = {2: " (row, column)", 3: " (z, y, x)"}.get(len(tile), "")
         what = f"{self._uri}: tile {tile}{axes} of level {level} cannot be decoded: {text}"
@@ -119,25 +158,55 @@ class TileFailures:
             return tuple(self._kept)
 
 
+class BaseReader:
+    """What readers share: whether they are open, failed tiles, and finding the tile that fails."""
+
+    #: set by who derives from it
+    info: SlideInfo
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._closed = uri, False
+        self._failures = TileFailures(uri)
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """The last tiles that ``tile_error="fill"`` painted with the background."""
+        return self._failures.kept
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
+
+    def _no_associated(self, name: str) -> UsageError:
+        there = ", ".join(self.info.associated) or "none"
+        return UsageError(f"{self._uri} has no associated image {name!r}; there are: {there}")
+
+    def _read_tiles(
+        self,
+        level: int,
+        region: Region,
+        out: Array,
+        tile_error: OnTileError,
+        read: Callable[[Region, Array], object],
+    ) -> None:
+        """Read tile by tile after a failure, to find which one is bad and to keep the rest."""
+        tile = self.info.levels[level].tile_shape
+        for box in region.tiles(tile):
+            part = out[box.local_to(region).slices]
+            try:
+                read(box, part)
+            except (MemoryError, ImageError):
+                raise
+            except Exception as error:  # codecs and stores raise all sorts
+                self._failures(level, box.cells(tile).origin, error, tile_error)
+                part[...] = self.info.background_value
+
+
 def prepare_output(
     uri: str, info: SlideInfo, level: int, region: Region, out: Array | None
 ) -> Array:
-    """Check what a reader is asked for, and make the array to read into.
-
-    Returns
-    -------
-    ndarray
-        `out`, or recycled memory of shape ``(*region.shape, channels)`` and the dtype of
-        `info`.
-
-    Raises
-    ------
-    ResolutionError
-        There is no such level.
-    GeometryError
-        The region has other axes than the image, or does not lie inside the level; or `out`
-        does not fit.
-    """
+    """Check what a reader is asked for, and make the array to read into: `out`, or recycled memory
+    of shape ``(*region.shape, channels)``."""
     if not 0 <= level < len(info.levels):
         raise ResolutionError(
             f"{uri} has levels 0 to {len(info.levels) - 1}, there is no level {level}"

@@ -12,16 +12,19 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from daskdmed.core.errors import (
     CorruptImageError,
     MissingExtraError,
+    TileError,
     UnsupportedImageError,
     UsageError,
 )
 from daskdmed.core.places import is_remote
+from daskdmed.core.region import Region
 from daskdmed.images.protocols import Backend, Reader
 from daskdmed.images.source import fingerprint
 
@@ -62,15 +65,7 @@ def refresh() -> None:
 
 
 def get_backend(name: str) -> Backend:
-    """A backend by its name.
-
-    Raises
-    ------
-    UsageError
-        There is none of that name.
-    MissingExtraError
-        Its module cannot be imported.
-    """
+    """A backend by its name; an error where there is none, or its module cannot be imported."""
     target = _targets().get(name)
     if target is None:
         raise UsageError(
@@ -100,27 +95,11 @@ def candidates(uri: str) -> list[tuple[str, Backend]]:
     return [(name, backend) for _, name, backend in sorted(found, key=lambda f: f[:2])]
 
 
-def choose_backend(uri: str) -> tuple[str, Reader]:
-    """Open a file with the first backend that can.
+def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
+    """The registered name and the open reader of the first backend that can open a file.
 
-    Parameters
-    ----------
-    uri : str
-        Normalised path or URL.
-
-    Returns
-    -------
-    name : str
-        The backend's registered name.
-    reader : Reader
-        Open.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, CorruptImageError
-        From the file, or from the first backend that knows its format.
-    UnsupportedImageError
-        No backend reads it; the message gives each one's reason.
+    The error of the first that knows the format counts; where none does, the message gives each
+    one's reason.
     """
     if not is_remote(uri):
         fingerprint(uri)  # says plainly that the file is not there
@@ -129,11 +108,20 @@ def choose_backend(uri: str) -> tuple[str, Reader]:
                 f"{uri}: the file is empty (0 bytes); fetch it again from where it came", uri=uri
             )
     reasons = []
+    is_known = False
     tried = candidates(uri)
     for name, backend in tried:
         try:
-            return name, backend.open(uri)
+            reader = open_image(backend, uri, image)
+            if is_known:
+                _try_out(reader, uri)
+            return name, reader
         except (UnsupportedImageError, MissingExtraError) as exc:
+            is_known = is_known or isinstance(exc, UnsupportedImageError)
+            reasons.append(f"{name}: {exc}")
+        except CorruptImageError as exc:
+            if not is_known:  # else it is sound, for a backend that knows the format better
+                raise
             reasons.append(f"{name}: {exc}")
     if not tried and is_remote(uri):
         fingerprint(uri)
@@ -149,8 +137,36 @@ def choose_backend(uri: str) -> tuple[str, Reader]:
     )
 
 
-def open_with(uri: str, backend: str | None) -> tuple[str, Reader]:
+def _try_out(reader: Reader, uri: str) -> None:
+    """Refuse a file that opens, and of which then no pixel can be read.
+
+    OpenSlide opens any tiled TIFF, also one whose kind of samples neither backend reads.
+    """
+    try:
+        for number, level in enumerate(reader.info.levels):
+            middle = tuple(n // 2 for n in level.shape[:-1])
+            reader.read(number, Region(middle, (1,) * len(middle)))
+    except TileError as exc:
+        reader.close()
+        raise UnsupportedImageError(f"{uri} opens, and cannot be read: {exc.__cause__}") from exc
+
+
+def open_image(backend: Backend, uri: str, image: str) -> Reader:
+    """Open a file, or one of the images in it, with a backend."""
+    if not image:
+        return backend.open(uri)
+    opener: Callable[[str, str], Reader] | None = getattr(backend, "open_image", None)
+    if opener is None:
+        raise UnsupportedImageError(
+            f"{uri}: the backend {backend.name!r} knows one image per file, image={image!r} is "
+            "none of it; leave image= away",
+            uri=uri,
+        )
+    return opener(uri, image)
+
+
+def open_with(uri: str, backend: str | None, image: str = "") -> tuple[str, Reader]:
     """Open a file with a named backend, or with the first that can."""
     if backend is None:
-        return choose_backend(uri)
-    return backend, get_backend(backend).open(uri)
+        return choose_backend(uri, image)
+    return backend, open_image(get_backend(backend), uri, image)

@@ -34,16 +34,9 @@ _CACHED = 2**18
 class Taps:
     """Weights of the source pixels under each output pixel of one axis.
 
-    Parameters
-    ----------
-    index : ndarray
-        (n, taps) source positions relative to `start`.
-    weight : ndarray
-        (n, taps) float32 that add up to one for each output pixel.
-    start, stop : int
-        Source range that the taps cover.
-    step : int
-        Whole number of source pixels per output pixel with equal weights, or 0.
+    `index` (n, taps) are source positions relative to `start`, `weight` (n, taps) add up to one for
+    each pixel; `start` to `stop` is what they cover. `step` is the whole number of source pixels
+    per output pixel with equal weights, or 0.
     """
 
     index: npt.NDArray[np.intp]
@@ -54,17 +47,8 @@ class Taps:
 
 
 def axis_taps(begin: int, end: int, scale: float, length: int) -> Taps:
-    """Taps of the output pixels [begin, end) of an axis.
-
-    Parameters
-    ----------
-    begin, end : int
-        Output pixels.
-    scale : float
-        Source pixels per output pixel.
-    length : int
-        Source extent; weights beyond it are zero.
-    """
+    """Taps of the output pixels [begin, end) of an axis, `scale` source pixels each; weights beyond
+    the source's `length` are zero."""
     position = np.arange(begin, end, dtype=np.float64)
     if scale < 1:
         return _linear_taps(position, scale, length)
@@ -119,27 +103,11 @@ def resample_region(
     read: Callable[[Region], Array],
     out: Array,
 ) -> Array:
-    """Compute a region of the resampled image.
+    """Compute a region of the resampled image into `out`, ``(*region.shape[, c])``.
 
-    Parameters
-    ----------
-    region : Region
-        In pixels of the result.
-    scale : sequence of float
-        Source pixels per result pixel along each spatial axis.
-    source_shape : sequence of int
-        Spatial extent of the source.
-    tile_rows : int
-        Extent of a storage tile along the first axis, of which whole ones are read.
-    read : callable
-        Gives a region of the source.
-    out : ndarray
-        ``(*region.shape[, c])``, written. Integers are rounded, halves to even.
-
-    Returns
-    -------
-    ndarray
-        `out`.
+    `scale` are source pixels per pixel of the result along each spatial axis; `read` gives a region
+    of the source, of whose storage tiles (`tile_rows` along the first axis) whole ones are read.
+    Integers are rounded, halves to even.
     """
     if not region.size:
         return out
@@ -173,20 +141,8 @@ def resample_region(
 
 
 def area_means(view: ImageView, shape: Sequence[int]) -> Array:
-    """A whole image averaged over areas, slab by slab, so that memory does not grow with it.
-
-    Parameters
-    ----------
-    view : ImageView
-        Any number of spatial axes, with or without channels.
-    shape : sequence of int
-        Spatial shape of the result; no finer than the view.
-
-    Returns
-    -------
-    ndarray
-        ``(*shape[, c])``; of the view's type for uint8, otherwise float32.
-    """
+    """A whole image averaged over areas to a spatial `shape`, slab by slab, so that memory does not
+    grow with it; of the view's type for uint8, otherwise float32."""
     extent = view.spatial_shape
     shape = tuple(min(n, e) for n, e in zip(shape, extent, strict=True))
     scale = [e / n for e, n in zip(extent, shape, strict=True)]
@@ -196,11 +152,8 @@ def area_means(view: ImageView, shape: Sequence[int]) -> Array:
 
 
 def _split(begin: int, end: int, scale: float, length: int, whole: bool) -> list[tuple[int, int]]:
-    """Cut off the pixels that reach over the end of the source.
-
-    With whole steps the others are computed in integers, so which way a pixel is computed
-    must depend on its position only.
-    """
+    """Cut off the pixels that reach over the end of the source: with whole steps the others are
+    computed in integers, and which way a pixel is computed must depend on its position only."""
     if not whole:
         return [(begin, end)]
     middle = min(max(begin, length // round(scale)), end)

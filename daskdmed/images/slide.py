@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,13 +33,17 @@ from daskdmed.images.view import SlideView, make_view
 if TYPE_CHECKING:
     import dask.array as da
 
+    from daskdmed.store.export.slides import slide_to_ome_zarr
+
 _log = logging.getLogger("daskdmed.images")
 #: most bytes that one `read_region` gives; larger areas are what `to_dask` is for
 MAX_REGION_BYTES = 2**34
 _THUMBNAIL_HTML = 192
 
 
-def open_slide(uri: PathLike, *, backend: str | None = None) -> Slide:
+def open_slide(
+    uri: PathLike, *, backend: str | None = None, image: int | str | None = None
+) -> Slide:
     """Open a slide.
 
     Parameters
@@ -47,6 +52,9 @@ def open_slide(uri: PathLike, *, backend: str | None = None) -> Slide:
         Local path (``~`` allowed), ``file://`` or any fsspec URL.
     backend : str, optional
         "tiff", "openslide", "zarr" or a registered one; default: the first that reads the file.
+    image : int or str, optional
+        Number or name of one of several images in the file, see `Slide.images`. Default: the
+        scan, which is the one with most pixels unless that is an overview.
 
     Returns
     -------
@@ -72,9 +80,10 @@ def open_slide(uri: PathLike, *, backend: str | None = None) -> Slide:
     (2220, 2967)
     """
     path = normalize_uri(uri)
-    name, reader = open_with(path, backend)
+    chosen = "" if image is None else str(image)
+    name, reader = open_with(path, backend, chosen)
     try:
-        key = FileKey(path, name, get_backend(name).fingerprint(path))
+        key = FileKey(path, name, get_backend(name).fingerprint(path), chosen)
         info = reader.info
     except BaseException:
         reader.close()
@@ -124,19 +133,24 @@ def open_slides(
         return [slide for slide in pool.map(attempt, uris) if slide is not None]
 
 
+class _FromAbove:
+    """A function of a higher layer as a method: found by its name when it is looked up.
+
+    Nothing in this layer imports it; signature and help are the function's own.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, slide: Slide | None, owner: type[Slide]) -> Any:
+        function = pkgutil.resolve_name(self._name)
+        return function if slide is None else MethodType(function, slide)
+
+
 class Slide:
     """A whole-slide image: facts, and ways to its pixels. Picklable, without open handles.
 
-    Made by `open_slide`. Equal when file, backend, fingerprint and mpp are equal.
-
-    Parameters
-    ----------
-    key : FileKey
-        The file, by value.
-    info : SlideInfo
-        Facts from the backend.
-    mpp : tuple of float, optional
-        (x, y) that replaces the file's, see `with_mpp`.
+    Made by `open_slide`. Equal when file, backend, fingerprint, image and mpp are equal.
     """
 
     __slots__ = ("_mpp", "info", "key")
@@ -229,19 +243,19 @@ class Slide:
         return _Associated(self.key, self.info.associated)
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images in the file, when it holds several: ``image=`` of `open_slide`."""
+        return self.info.images
+
+    @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
         """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
         with cache.lease(self.key) as reader:
             return reader.failed_tiles
 
     def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
-        """The same slide with its level-0 resolution given by the user.
-
-        Parameters
-        ----------
-        mpp : float or (float, float)
-            Micrometers per pixel, (x, y).
-        """
+        """The same slide with its level-0 resolution, micrometers per pixel (x, y), given by the
+        user."""
         pair = Resolution.of(mpp=mpp).mpp
         return Slide(self.key, self.info, pair)
 
@@ -376,66 +390,10 @@ class Slide:
         view = unit.view(mpp=ratio)
         return view.read(Region.of(view.spatial_shape))
 
-    def to_ome_zarr(
-        self,
-        path: PathLike,
-        *,
-        level: int | None = None,
-        mpp: float | tuple[float, float] | None = None,
-        pyramid: Literal["auto", "copy", "build", "none"] = "auto",
-        chunks: int | tuple[int, int] | None = None,
-        shards: int | tuple[int, int] | bool | None = None,
-        compressor: Any = "zstd",
-        version: str = "0.5",
-        associated: bool = True,
-        tile_error: OnTileError = "raise",
-        resume: bool = False,
-        overwrite: bool = False,
-        client: Any = None,
-        progress: bool = False,
-    ) -> Slide:
-        """Convert to OME-Zarr: sharded, streaming, resumable.
-
-        Parameters
-        ----------
-        path : path or URL
-            Where to write.
-        level, mpp, pyramid, chunks, shards, compressor, version, associated, tile_error
-            What is written, see `daskdmed.store.slide_to_ome_zarr`.
-        resume, overwrite, client, progress
-            How, see there too.
-
-        Returns
-        -------
-        Slide
-            The converted slide, open.
-
-        Raises
-        ------
-        StoreError, ImageError, UsageError
-            See `daskdmed.store.slide_to_ome_zarr`.
-        """
-        # stores lie above images in the house; the method reaches up when it is called, and
-        # through the public name only, so that nothing here needs them to be imported
-        import daskdmed
-
-        return daskdmed.store.slide_to_ome_zarr(
-            self,
-            path,
-            level=level,
-            mpp=mpp,
-            pyramid=pyramid,
-            chunks=chunks,
-            shards=shards,
-            compressor=compressor,
-            version=version,
-            associated=associated,
-            tile_error=tile_error,
-            resume=resume,
-            overwrite=overwrite,
-            client=client,
-            progress=progress,
-        )
+    if TYPE_CHECKING:
+        to_ome_zarr = slide_to_ome_zarr
+    else:
+        to_ome_zarr = _FromAbove("daskdmed.store:slide_to_ome_zarr")
 
     def close(self) -> None:
         """Close the file in this process; reading opens it again."""
@@ -448,7 +406,8 @@ class Slide:
         self.close()
 
     def _identity(self) -> tuple[Any, ...]:
-        return self.key.uri, self.key.backend, self.key.fingerprint, self._mpp
+        image = (self.key.image,) if self.key.image else ()
+        return self.key.uri, self.key.backend, self.key.fingerprint, self._mpp, *image
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Slide) and self._identity() == other._identity()

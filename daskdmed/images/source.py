@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,23 +56,7 @@ class Source(Protocol):
 
 
 def normalize_uri(uri: PathLike) -> str:
-    """Absolute path of a local file, or the URL of a remote one.
-
-    Parameters
-    ----------
-    uri : str or path-like
-        ``slide.svs``, ``~/slide.svs``, ``file:///data/slide.svs``, ``s3://bucket/slide.svs``.
-
-    Returns
-    -------
-    str
-        An absolute path without ``~``, or the URL as it is.
-
-    Raises
-    ------
-    UsageError
-        `uri` is empty or no path.
-    """
+    """Absolute path of a local file, without ``~`` and ``file://``, or a URL as it is."""
     try:
         text = os.fsdecode(os.fspath(uri))
     except TypeError:
@@ -84,16 +69,8 @@ def normalize_uri(uri: PathLike) -> str:
 
 
 def fingerprint(uri: str) -> str:
-    """Text that changes when the content of a file does.
-
-    Size and modification time in nanoseconds for local files, otherwise the etag or what
-    else the file system knows.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, ImageError
-        The file cannot be looked at.
-    """
+    """Text that changes when the content of a file does: size and modification time of local files,
+    otherwise the etag or what else the file system knows."""
     if not is_remote(uri):
         try:
             stat = os.stat(uri)
@@ -111,13 +88,7 @@ def fingerprint(uri: str) -> str:
 
 
 def open_source(uri: str) -> Source:
-    """Open the bytes of a local or remote file.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, ImageError
-        The file cannot be opened; the message names it.
-    """
+    """Open the bytes of a local or remote file."""
     try:
         return RemoteSource(uri) if is_remote(uri) else LocalSource(uri)
     except ImageError:
@@ -147,6 +118,10 @@ def explain_os_error(exc: BaseException, uri: str) -> ImageError:
     return ImageError(f"{uri}: cannot be opened: {type(exc).__name__}: {exc}", uri=uri)
 
 
+class RangeError(UnsupportedImageError):
+    """A server sends other bytes than the range it was asked for, as a rule the whole file."""
+
+
 class LocalSource:
     """A local file read with ``pread``: no position, no lock."""
 
@@ -161,35 +136,24 @@ class LocalSource:
     def read(self, offset: int, count: int) -> bytes:
         """Bytes at an offset."""
         if self._lock is not None:
-            return self._seek_read(offset, count)
+            with self._lock:
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, count)
         if count > MAX_READ:
             raise CorruptImageError(f"{self.uri}: a single read of {count} bytes", uri=self.uri)
         data = os.pread(self._fd, count, offset)
         if len(data) == count or offset + len(data) >= self.size:
             return data
-        return self._read_rest(offset, count, data)
+        while len(data) < count:
+            more = os.pread(self._fd, count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
 
     def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
         """Several ranges, one after the other."""
-        read = self.read
-        return [read(o, c) for o, c in zip(offsets, counts, strict=True)]
-
-    def _read_rest(self, offset: int, count: int, data: bytes) -> bytes:
-        parts = [data]
-        got = len(data)
-        while got < count:
-            more = os.pread(self._fd, count - got, offset + got)
-            if not more:
-                break
-            parts.append(more)
-            got += len(more)
-        return b"".join(parts)
-
-    def _seek_read(self, offset: int, count: int) -> bytes:
-        assert self._lock is not None
-        with self._lock:
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            return os.read(self._fd, count)
+        return list(map(self.read, offsets, counts))
 
     def open_file(self) -> Any:
         """A second, buffered handle for the parser."""
@@ -222,19 +186,29 @@ class RemoteSource:
 
     def read(self, offset: int, count: int) -> bytes:
         """Bytes at an offset."""
-        stop = min(offset + count, self.size)
-        if offset >= stop:
-            return b""
-        return bytes(self._fs.cat_file(self._path, start=offset, end=stop))
+        return self.read_many([offset], [count])[0]
 
     def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
         """All ranges in one request where the file system is asynchronous."""
-        if not offsets:
-            return []
-        stops = [min(o + c, self.size) for o, c in zip(offsets, counts, strict=True)]
-        starts = [min(o, s) for o, s in zip(offsets, stops, strict=True)]
-        found = self._fs.cat_ranges([self._path] * len(starts), starts, stops)
-        return [bytes(part) for part in found]
+        ranges = [(o, min(o + c, self.size)) for o, c in zip(offsets, counts, strict=True)]
+        asked = [(start, stop) for start, stop in ranges if start < stop]
+        found: Iterator[Any] = iter(())
+        if asked:
+            starts, stops = map(list, zip(*asked, strict=True))
+            paths = [self._path] * len(asked)
+            found = iter(self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
+        return [self._checked(bytes(next(found)), a, b) if a < b else b"" for a, b in ranges]
+
+    def _checked(self, data: bytes, start: int, stop: int) -> bytes:
+        """Servers and proxies without ranges answer with the whole file, from its beginning."""
+        if len(data) <= stop - start:
+            return data
+        raise RangeError(
+            f"{self.uri}: asked for the range of {stop - start} bytes at {start}, the server sent "
+            f"{len(data)}, as those that ignore ranges send the whole file ({self.size} bytes); "
+            f"download it, or open simplecache::{self.uri}, which downloads it once",
+            uri=self.uri,
+        )
 
     def open_file(self) -> Any:
         """A buffered file object."""

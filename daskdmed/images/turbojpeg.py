@@ -36,27 +36,14 @@ _NAMES = {
     "darwin": ("libturbojpeg.0.dylib", "libturbojpeg.dylib"),
     "win32": ("turbojpeg.dll", "libturbojpeg.dll"),
 }
-_FOLDERS = {
-    "darwin": ("lib", "/opt/homebrew/lib", "/usr/local/lib"),
-    "win32": ("Library/bin",),
-}
+_FOLDERS = {"darwin": ("lib", "/opt/homebrew/lib", "/usr/local/lib"), "win32": ("Library/bin",)}
 #: TJPF_RGB of turbojpeg.h
 _RGB = 0
 
 
 class TurboJpeg:
-    """A loaded library. Safe to use from any thread.
-
-    Parameters
-    ----------
-    path : str
-        Path, or a name that the system's loader finds.
-
-    Raises
-    ------
-    OSError
-        There is no such library, or it is another one.
-    """
+    """A loaded library, by its path or a name that the loader finds. Safe to use from any
+    thread."""
 
     def __init__(self, path: str) -> None:
         library = ctypes.CDLL(path)
@@ -79,24 +66,11 @@ class TurboJpeg:
         self._local = threading.local()
 
     def decode(self, stream: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
-        """Decode a JPEG of known size as RGB.
+        """Decode a whole JPEG stream, known to be of `rows` x `width` pixels, as RGB.
 
-        Parameters
-        ----------
-        stream : bytes
-            A whole JPEG stream of `rows` x `width` pixels; the caller has made sure of that.
-        address : int
-            Where the first sample goes.
-        pitch : int
-            Bytes from one row to the next.
-        rows, width : int
-            Pixels.
-
-        Returns
-        -------
-        bool
-            False if the library refuses the stream or finds any fault in it, however small.
-            Some rows may have been written then.
+        The first sample goes to `address`, `pitch` bytes lie from one row to the next. False if the
+        library refuses the stream or finds any fault in it, however small; some rows may have been
+        written then.
         """
         handle = getattr(self._local, "handle", None)
         if handle is None:
@@ -125,13 +99,7 @@ class _Handle:
 
 @functools.cache
 def library() -> TurboJpeg | None:
-    """The library of this process, found and checked once; None where there is none.
-
-    Raises
-    ------
-    UsageError
-        ``DASKDMED_TURBOJPEG`` names something else than a TurboJPEG library.
-    """
+    """The library of this process, found and checked once; None where there is none."""
     named = os.environ.get(VARIABLE, "")
     if named.lower() in ("off", "0"):
         return None

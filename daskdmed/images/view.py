@@ -24,7 +24,6 @@ from daskdmed.images.filecache import FileKey, cache
 from daskdmed.images.resample import resample_region
 
 if TYPE_CHECKING:
-    from daskdmed.images.protocols import LevelInfo
     from daskdmed.images.slide import Slide
 
 #: a level whose mpp agrees with the one asked for to this fraction is used as it is
@@ -33,34 +32,11 @@ SAME_RESOLUTION = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class SlideView(ImageView):
-    """One slide at one resolution. Picklable, without open handles.
+    """One slide at one resolution, made by ``Slide.view``. Picklable, without open handles.
 
-    Made by ``Slide.view(...)``.
-
-    Parameters
-    ----------
-    key : FileKey
-        The file, by value.
-    level : int
-        Level that is read.
-    shape : tuple of int
-        Of the view, (height, width, channels) for slides.
-    source_shape : tuple of int
-        Of the level that is read.
-    source_tile : tuple of int
-        Storage tile of that level.
-    scale : tuple of float or None
-        Level pixels per view pixel along each spatial axis; None for a level as it is.
-    downsample : tuple of float
-        Level-0 pixels per view pixel along each spatial axis.
-    dtype_name : str
-        Sample type.
-    background_value : tuple of int
-        Outside the image, one per channel.
-    mpp : tuple of float or None
-        (x, y) micrometers per pixel of the view.
-    tile_error : {"raise", "fill"}
-        What a storage tile that cannot be decoded becomes.
+    Level `level` of shape `source_shape` and storage tile `source_tile` is read; `scale` are its
+    pixels per view pixel along each spatial axis, None for a level as it is. `downsample` are
+    level-0 pixels per view pixel, `mpp` is (x, y) of the view.
     """
 
     key: FileKey
@@ -152,13 +128,7 @@ class SlideView(ImageView):
 
 
 def make_view(slide: Slide, resolution: Resolution, tile_error: OnTileError) -> SlideView:
-    """The view of a slide at a resolution.
-
-    Raises
-    ------
-    ResolutionError
-        There is no such level, or the file tells no mpp or power.
-    """
+    """The view of a slide at a resolution."""
     levels = slide.levels
     if resolution.level is not None:
         if resolution.level >= len(levels):
@@ -178,19 +148,7 @@ def make_view(slide: Slide, resolution: Resolution, tile_error: OnTileError) -> 
 
 def _level_view(slide: Slide, number: int, tile_error: OnTileError) -> SlideView:
     level = slide.levels[number]
-    return SlideView(
-        key=slide.key,
-        level=number,
-        shape=level.shape,
-        source_shape=level.shape,
-        source_tile=level.tile_shape,
-        scale=None,
-        downsample=level.downsample,
-        dtype_name=slide.info.dtype,
-        background_value=tuple(slide.info.background),
-        mpp=_mpp(slide, level.downsample),
-        tile_error=tile_error,
-    )
+    return _view(slide, number, tile_error, level.shape, None, level.downsample)
 
 
 def _resampled_view(
@@ -203,20 +161,33 @@ def _resampled_view(
             d <= w * (1 + SAME_RESOLUTION) for d, w in zip(level.downsample, wanted, strict=True)
         ):
             number = candidate
-    source: LevelInfo = slide.levels[number]
-    full = slide.levels[0].shape
-    spatial = (max(1, round(n / w)) for n, w in zip(full[:-1], wanted, strict=True))
+    *full, channels = slide.levels[0].shape
+    spatial = (max(1, round(n / w)) for n, w in zip(full, wanted, strict=True))
+    scale = (w / d for w, d in zip(wanted, slide.levels[number].downsample, strict=True))
+    return _view(slide, number, tile_error, (*spatial, channels), tuple(scale), wanted)
+
+
+def _view(
+    slide: Slide,
+    number: int,
+    tile_error: OnTileError,
+    shape: tuple[int, ...],
+    scale: tuple[float, ...] | None,
+    downsample: tuple[float, ...],
+) -> SlideView:
+    source = slide.levels[number]
+    x, y = slide.mpp or (0.0, 0.0)
     return SlideView(
         key=slide.key,
         level=number,
-        shape=(*spatial, source.shape[-1]),
+        shape=shape,
         source_shape=source.shape,
         source_tile=source.tile_shape,
-        scale=tuple(w / d for w, d in zip(wanted, source.downsample, strict=True)),
-        downsample=wanted,
+        scale=scale,
+        downsample=downsample,
         dtype_name=slide.info.dtype,
         background_value=tuple(slide.info.background),
-        mpp=_mpp(slide, wanted),
+        mpp=slide.mpp and (x * downsample[1], y * downsample[0]),
         tile_error=tile_error,
     )
 
@@ -239,9 +210,3 @@ def _wanted_downsample(slide: Slide, resolution: Resolution) -> tuple[float, flo
         )
     ratio = slide.power / resolution.power
     return ratio, ratio
-
-
-def _mpp(slide: Slide, downsample: tuple[float, ...]) -> tuple[float, float] | None:
-    if slide.mpp is None:
-        return None
-    return slide.mpp[0] * downsample[1], slide.mpp[1] * downsample[0]

@@ -17,20 +17,8 @@ _CHUNK_BYTES = 4 * 2**20
 
 
 def as_dask(array: Any, spatial_ndim: int | None) -> Any:
-    """A lazy Dask array with a deterministic name over whatever the user has.
-
-    Parameters
-    ----------
-    array : dask.array.Array, numpy.ndarray, zarr.Array or h5py.Dataset
-        Spatial axes first.
-    spatial_ndim : int or None
-        How many of them there are, when it is known.
-
-    Raises
-    ------
-    DatasetError
-        It is of another kind, or has too few axes.
-    """
+    """A lazy Dask array with a deterministic name over a Dask, NumPy, Zarr or h5py array, spatial
+    axes first; `spatial_ndim` says how many these are, when it is known."""
     import dask.array as da
 
     if isinstance(array, da.Array):
@@ -74,11 +62,7 @@ def _stored(values: Any, array: Any, kind: str, named: Any) -> Any:
     from dask.base import tokenize
 
     chunks = da.core.normalize_chunks(
-        "auto",
-        array.shape,
-        limit=_CHUNK_BYTES,
-        dtype=array.dtype,
-        previous_chunks=array.chunks,
+        "auto", array.shape, limit=_CHUNK_BYTES, dtype=array.dtype, previous_chunks=array.chunks
     )
     name = f"{kind}-{tokenize('record', named)}"
     return da.from_array(values, chunks=chunks, name=name, inline_array=True)

@@ -27,7 +27,7 @@ from daskdmed.core.view import ImageView
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.models.window import Model
-from daskdmed.store.location import Location, result_path
+from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.tiling.grid import PerAxis, spatial_axes
 
@@ -235,7 +235,8 @@ def infer(
     images = images_of(dataset, request)
     scans = _scans(images, record, target, images.each(mask, "mask"))
     options = {"kernel_size": kernel_size, "client": client, **options}
-    return Scans(scans, _Run(model, out, target_classes, options), on_error)
+    names = file_names(image.key for image in images)
+    return Scans(scans, _Run(model, out, target_classes, options, names), on_error)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -290,6 +291,8 @@ class _Run:
     out: PathLike | None
     target_classes: Any
     options: Mapping[str, Any]
+    #: of the folders of all patients
+    names: Mapping[str, str]
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
         patient, record, view = scan.image.patient, scan.image.record, scan.image.view()
@@ -328,7 +331,7 @@ class _Run:
     def _place(self, patient: Patient, record: Record) -> Any:
         if self.out is None:
             return zarr.storage.MemoryStore()
-        return result_path(self.out, patient.key, record.name)
+        return result_path(self.out, patient.key, record.name, self.names)
 
 
 def spacing_of(view: ImageView) -> tuple[tuple[float, ...], str]:

@@ -14,7 +14,7 @@ import numpy as np
 from daskdmed.core.errors import DatasetError, GeometryError, StoreError, UsageError
 from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
-from daskdmed.store.location import Location, result_path
+from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
 from daskdmed.tiling.mask import kept_windows
@@ -40,7 +40,7 @@ def as_location(out: PathLike | Store | None, client: Client | None) -> Location
         out = zarr.storage.MemoryStore()
     elif not isinstance(out, (str, os.PathLike)) and not hasattr(out, "supports_writes"):
         raise UsageError(f"out must be a path, a URL or a Zarr store, got {type(out).__name__}")
-    location = Location.of(out)
+    location = Location.of(out).writable()
     if client is not None and location.in_memory:
         raise UsageError(
             "workers of a cluster cannot write into this process's memory; "
@@ -90,6 +90,7 @@ def locations_of(
             f"{type(out).__name__}"
         )
     places = {}
+    names = file_names(image.key for image in images)
     for image in images:
         try:
             name = image.record.name
@@ -97,7 +98,7 @@ def locations_of(
             if on_error == "raise":
                 raise
             continue
-        path = None if out is None else result_path(out, image.key, name)
+        path = None if out is None else result_path(out, image.key, name, names)
         places[image.key] = as_location(path, client)
     there = [] if replaces else [key for key, place in places.items() if place.holds_group()]
     if there:

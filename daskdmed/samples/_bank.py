@@ -76,25 +76,8 @@ class Tile:
 
 
 class TileBank:
-    """Draws and encodes the level-0 tiles.
-
-    Parameters
-    ----------
-    textures : ndarray
-        uint8 (labels, period, period, 3), periodic.
-    label_classes : tuple of int
-        Class of each label.
-    tile : int
-        Side of a tile in pixels; divides the period.
-    encoder : JpegEncoder
-        Encodes tiles.
-    factor : int
-        Downsample from one level to the next.
-    seed : int
-        Seed of the border noise.
-    capacity : int
-        Number of tiles kept in memory.
-    """
+    """Draws and encodes the level-0 tiles from periodic uint8 `textures` (labels, period, period,
+    3), whose period is whole tiles; `factor` is the downsample from one level to the next."""
 
     def __init__(
         self,

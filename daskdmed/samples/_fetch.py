@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from daskdmed.core.errors import CorruptImageError, SampleNotAvailableError
@@ -20,19 +19,14 @@ logger = logging.getLogger("daskdmed.samples")
 DATA_DIR_VARIABLE = "DASKDMED_DATA_DIR"
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    url: str
-    sha256: str
-
-
 _OPENSLIDE = "https://openslide.cdn.cs.cmu.edu/download/openslide-testdata"
-_SAMPLES: dict[str, _Sample] = {
+#: name -> (URL, sha256)
+_SAMPLES = {
     # H&E, 2220 x 2967, JPEG tiles of 240, 0.499 um/px, CC0 1.0
-    "CMU-1-Small-Region.svs": _Sample(
+    "CMU-1-Small-Region.svs": (
         f"{_OPENSLIDE}/Aperio/CMU-1-Small-Region.svs",
         "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
-    ),
+    )
 }
 
 
@@ -65,43 +59,36 @@ def fetch(name: str) -> Path:
         The file in the folder is not the published one.
     """
     try:
-        sample = _SAMPLES[name]
+        url, sha256 = _SAMPLES[name]
     except KeyError:
         raise SampleNotAvailableError(
             f"no sample slide is called {name!r}; there are: {', '.join(_SAMPLES)}"
         ) from None
     folder = os.environ.get(DATA_DIR_VARIABLE)
-    if folder and (path := Path(folder, name)).is_file():
-        _verify(path, sample)
-        return path
-    return _download(name, sample, folder)
-
-
-def _verify(path: Path, sample: _Sample) -> None:
+    if not folder or not (path := Path(folder, name).expanduser()).is_file():
+        return _download(name, url, sha256, folder or "(not set)")
     with path.open("rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
-    if found != sample.sha256:
+    if found != sha256:
         raise CorruptImageError(
-            f"{path} is not the published file: sha256 is {found}, expected {sample.sha256}; "
-            f"delete it, or copy it again from {sample.url}",
+            f"{path} is not the published file: sha256 is {found}, expected {sha256}; "
+            f"delete it, or copy it again from {url}",
             uri=str(path),
         )
+    return path
 
 
-def _download(name: str, sample: _Sample, folder: str | None) -> Path:
+def _download(name: str, url: str, sha256: str, folder: str) -> Path:
     import pooch
 
     cache = pooch.os_cache("daskdmed")
     try:
-        found = pooch.retrieve(
-            sample.url, known_hash=f"sha256:{sample.sha256}", fname=name, path=cache
-        )
+        found = pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=cache)
     # requests' errors are OSErrors, pooch's own for a wrong checksum is a ValueError
     except (OSError, ValueError) as error:
-        place = folder or "(not set)"
         raise SampleNotAvailableError(
-            f"sample slide {name!r} is not in the folder {DATA_DIR_VARIABLE}={place}, not in "
-            f"the cache {cache}, and could not be downloaded from {sample.url} ({error}). "
+            f"sample slide {name!r} is not in the folder {DATA_DIR_VARIABLE}={folder}, not in "
+            f"the cache {cache}, and could not be downloaded from {url} ({error}). "
             f"Connect to the network, or download that file elsewhere, put it into a folder, "
             f"and set {DATA_DIR_VARIABLE} to that folder"
         ) from error

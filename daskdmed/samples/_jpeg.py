@@ -23,10 +23,8 @@ _APP0, _DQT, _DHT, _SOS = 0xE0, 0xDB, 0xC4, 0xDA
 
 
 def split_tables(stream: bytes) -> tuple[bytes, bytes]:
-    """Split a complete JPEG stream into (tables, abbreviated stream).
-
-    The JFIF header is dropped: inside a TIFF the photometric tag says the colour space.
-    """
+    """Split a JPEG stream into (tables, abbreviated stream). The JFIF header is dropped: inside a
+    TIFF the photometric tag says the colour space."""
     tables, rest = [_SOI], [_SOI]
     at = 2
     while True:
@@ -44,25 +42,7 @@ def split_tables(stream: bytes) -> tuple[bytes, bytes]:
 
 
 class JpegEncoder:
-    """Encodes RGB tiles into abbreviated YCbCr streams with common tables.
-
-    Parameters
-    ----------
-    quality : int
-        JPEG quality, 1 to 100.
-    subsampling : {"444", "422", "420"}
-        Chroma subsampling.
-
-    Attributes
-    ----------
-    tables : bytes
-        Value of TIFF tag 347 (JPEGTables).
-
-    Raises
-    ------
-    UsageError
-        A parameter is outside its range.
-    """
+    """Encodes RGB tiles into abbreviated YCbCr streams with common `tables`, TIFF tag 347."""
 
     def __init__(self, quality: int, subsampling: str) -> None:
         if subsampling not in SUBSAMPLINGS:

@@ -39,24 +39,8 @@ def _top(field: Array, candidates: Array, fraction: float) -> Array:
 
 
 def corner_labels(seed: int, tiles: tuple[int, int], *, tissue: float, second: float) -> Array:
-    """Label of every corner of the tile grid.
-
-    Parameters
-    ----------
-    seed : int
-        Seed.
-    tiles : tuple of int
-        (rows, columns) of level-0 tiles.
-    tissue : float
-        Fraction of the corners that are tissue, 0 to 1.
-    second : float
-        Fraction of the tissue that is of class 2, 0 to 1.
-
-    Returns
-    -------
-    ndarray
-        uint8 (rows + 1, columns + 1), indices into `LABEL_CLASSES`.
-    """
+    """Label of every corner of the tile grid, uint8 (rows + 1, columns + 1): indices into
+    `LABEL_CLASSES`. Of the corners a fraction is `tissue`, of which a fraction is of class 2."""
     shape = (tiles[0] + 1, tiles[1] + 1)
     islands, classes, looks = np.random.default_rng((seed, 2)).spawn(3)
     extent = float(max(shape))

@@ -25,22 +25,9 @@ CLASS_NAMES: tuple[str, ...] = ("background", "benign", "tumour")
 class MadeSlide:
     """A slide made by `make_slide`, with its ground truth. Small and picklable.
 
-    Parameters
-    ----------
-    path : Path
-        The TIFF.
-    mask_path : Path
-        ``<stem>.mask.npy`` beside it: the ground truth, uint8 (rows, columns).
-    size : tuple of int
-        (width, height) at level 0.
-    tile : int
-        Side of a storage tile.
-    cell : int
-        Level-0 pixels per pixel of the ground truth.
-    mpp : float
-        Micrometers per pixel at level 0.
-    level_dimensions : tuple
-        (width, height) of each level.
+    `mask_path`, ``<stem>.mask.npy`` beside it, is the ground truth, uint8 (rows, columns) with one
+    pixel per `cell` level-0 pixels. Sizes are (width, height); `tile` is the side of a storage
+    tile.
     """
 
     path: Path
@@ -53,35 +40,16 @@ class MadeSlide:
 
     @cached_property
     def class_map(self) -> Array:
-        """Majority class of each cell: uint8 (ceil(height / cell), ceil(width / cell)).
-
-        0 background, 1 benign, 2 tumour; mapped from `mask_path`, read-only.
-        """
+        """Majority class of each cell, uint8 (ceil(height / cell), ceil(width / cell)): 0
+        background, 1 benign, 2 tumour. Mapped from `mask_path`, read-only."""
         return np.asarray(np.load(self.mask_path, mmap_mode="r"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "class_map"}
 
     def mask(self, downsample: float | None = None) -> Array:
-        """Ground truth at a downsample, nearest neighbour.
-
-        Parameters
-        ----------
-        downsample : float, optional
-            Level-0 pixels per pixel of the result, for instance the downsample of a level;
-            `cell` by default.
-
-        Returns
-        -------
-        ndarray
-            uint8 (ceil(height / downsample), ceil(width / downsample)): 0 background,
-            1 benign, 2 tumour.
-
-        Raises
-        ------
-        UsageError
-            `downsample` is not positive.
-        """
+        """Ground truth, uint8: 0 background, 1 benign, 2 tumour; by nearest neighbour at a
+        downsample (level-0 pixels per pixel of the result), `cell` by default."""
         if downsample is None or downsample == self.cell:
             return np.array(self.class_map)
         if not downsample > 0:
@@ -94,13 +62,7 @@ class MadeSlide:
         return np.array(self.class_map[np.ix_(rows, columns)])
 
     def label_at(self, x: float, y: float) -> int:
-        """Class of the cell under a level-0 location (x, y).
-
-        Raises
-        ------
-        UsageError
-            The location lies outside the slide.
-        """
+        """Class of the cell under a level-0 location (x, y) on the slide."""
         if not (0 <= x < self.size[0] and 0 <= y < self.size[1]):
             raise UsageError(f"({x}, {y}) lies outside the slide of size {self.size}")
         return int(self.class_map[int(y) // self.cell, int(x) // self.cell])

@@ -95,7 +95,7 @@ def make_slide(
     UsageError
         An argument is outside its range.
     """
-    plan = SlidePlan.check(
+    plan = SlidePlan(
         size,
         tile=tile,
         levels=levels,
@@ -111,7 +111,7 @@ def make_slide(
     textures = plan.textures(seed, tiles_from)
     bank = plan.bank(textures, seed)
     return plan.write(
-        Path(path), bank, seed=seed, share=share_tiles, big=bigtiff, progress=progress
+        Path(path).expanduser(), bank, seed=seed, share=share_tiles, big=bigtiff, progress=progress
     )
 
 
@@ -165,14 +165,14 @@ def make_cohort(
         raise UsageError(f"purity must satisfy 0.5 < low <= high <= 1, got {purity!r}")
     source = options.pop("tiles_from", None)
     share, big = bool(options.pop("share_tiles", False)), options.pop("bigtiff", None)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     made: list[MadeSlide] = []
     bank: TileBank | None = None
     own = np.random.default_rng((seed, 4)).uniform(low, high, n)
     for i in range(n):
         tumour = float(own[i]) if i % 2 else 1 - float(own[i])
-        plan = SlidePlan.check(size, tissue=tissue, tumour=tumour, **options)
+        plan = SlidePlan(size, tissue=tissue, tumour=tumour, **options)
         if bank is None:
             bank = plan.bank(plan.textures(seed, source), seed)
         path = folder / f"slide_{i:03d}.tif"

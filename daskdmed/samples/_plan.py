@@ -8,6 +8,7 @@ functions are in `daskdmed.samples._make`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,68 +26,49 @@ if TYPE_CHECKING:
     from daskdmed.core.types import Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SlidePlan:
-    """Checked arguments of `make_slide`."""
+    """Arguments of `make_slide`, whose defaults these are, checked."""
 
-    size: tuple[int, int]
-    tile: int
-    sizes: tuple[tuple[int, int], ...]
-    downsample: int
-    quality: int
-    subsampling: str
-    tissue: float
-    tumour: float
-    mpp: float
-    power: float
+    size: Any
+    tile: int = 256
+    levels: int | None = None
+    downsample: int = 4
+    quality: int = 80
+    subsampling: str = "420"
+    tissue: float = 0.5
+    classes: int = 2
+    tumour: float = 0.5
+    mpp: float = 0.5
+    power: float = 20
 
-    @classmethod
-    def check(
-        cls,
-        size: int | tuple[int, int],
-        *,
-        tile: int = 256,
-        levels: int | None = None,
-        downsample: int = 4,
-        quality: int = 80,
-        subsampling: str = "420",
-        tissue: float = 0.5,
-        classes: int = 2,
-        tumour: float = 0.5,
-        mpp: float = 0.5,
-        power: float = 20,
-    ) -> SlidePlan:
-        """Check the arguments of `make_slide`, whose defaults these are."""
+    def __post_init__(self) -> None:
+        size = self.size
         pair: tuple[Any, ...] = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         whole = all(isinstance(n, (int, np.integer)) and n >= 1 for n in pair)
         if len(pair) != 2 or not whole:
             raise UsageError(f"size must be one or two positive integers, got {size!r}")
-        if int(tile) != tile or not 16 <= tile <= 4096 or tile % 16:
-            raise UsageError(f"tile must be a multiple of 16 from 16 to 4096, got {tile!r}")
-        if downsample not in (2, 4, 8):
-            raise UsageError(f"downsample must be 2, 4 or 8, got {downsample!r}")
-        if classes not in (1, 2):
-            raise UsageError(f"classes must be 1 or 2, got {classes!r}")
-        for name, value in (("tissue", tissue), ("tumour", tumour)):
-            if not 0 <= value <= 1:
-                raise UsageError(f"{name} is a fraction from 0 to 1, got {value!r}")
-        for name, value in (("mpp", mpp), ("power", power)):
-            if not (np.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be a positive number, got {value!r}")
-        JpegEncoder(quality, subsampling)
-        extent = (int(pair[0]), int(pair[1]))
-        return cls(
-            size=extent,
-            tile=int(tile),
-            sizes=_level_sizes(extent, levels, downsample),
-            downsample=downsample,
-            quality=quality,
-            subsampling=subsampling,
-            tissue=float(tissue),
-            tumour=float(tumour) if classes == 2 else 0.0,
-            mpp=float(mpp),
-            power=float(power),
-        )
+        if int(self.tile) != self.tile or not 16 <= self.tile <= 4096 or self.tile % 16:
+            raise UsageError(f"tile must be a multiple of 16 from 16 to 4096, got {self.tile!r}")
+        for name, choices in (("downsample", (2, 4, 8)), ("classes", (1, 2))):
+            if getattr(self, name) not in choices:
+                *first, last = choices
+                shown = f"{', '.join(map(str, first))} or {last}"
+                raise UsageError(f"{name} must be {shown}, got {getattr(self, name)!r}")
+        for name in ("tissue", "tumour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is a fraction from 0 to 1, got {getattr(self, name)!r}")
+        for name in ("mpp", "power"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UsageError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        JpegEncoder(self.quality, self.subsampling)
+        object.__setattr__(self, "size", (int(pair[0]), int(pair[1])))
+        self.sizes  # noqa: B018  too many levels are refused now
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level."""
+        return _level_sizes(self.size, self.levels, self.downsample)
 
     def textures(self, seed: int, source: Any) -> Array:
         """Textures of all labels, about 1024 pixels long or as the slide, in whole tiles."""
@@ -130,7 +112,8 @@ class SlidePlan:
     ) -> MadeSlide:
         """Write the slide and its ground truth."""
         rows, columns = grid(self.size, self.tile)
-        corners = corner_labels(seed, (rows, columns), tissue=self.tissue, second=self.tumour)
+        second = self.tumour if self.classes == 2 else 0.0
+        corners = corner_labels(seed, (rows, columns), tissue=self.tissue, second=second)
         if big is None:
             big = not share and self._estimate(bank, corners) > CLASSIC_LIMIT // 2
         path.parent.mkdir(parents=True, exist_ok=True)

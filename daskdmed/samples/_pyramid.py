@@ -38,22 +38,9 @@ def grid(size: tuple[int, int], tile: int) -> tuple[int, int]:
 
 
 class PyramidWriter:
-    """Writes encoded tiles in order, the directories last.
+    """Writes encoded tiles in order, the directories last; the file then takes its name.
 
-    The file appears under its name only when it is complete.
-
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    sizes : sequence of tuple of int
-        (width, height) of each level, largest first.
-    tile : int
-        Side of a tile.
-    big : bool
-        BigTIFF (64-bit offsets).
-    share : bool
-        Store tiles of equal id once and point to them from every place.
+    `sizes` are (width, height) of the levels, largest first. `share` stores tiles of equal id once.
     """
 
     def __init__(
@@ -194,17 +181,7 @@ class PyramidWriter:
 
 
 class LevelAssembler:
-    """Makes the tiles of one level out of shrunken tiles of the level below.
-
-    Parameters
-    ----------
-    size : tuple of int
-        (width, height) of the level.
-    tile, factor : int
-        Side of a tile; downsample against the level below.
-    encoder : JpegEncoder
-        Encodes tiles.
-    """
+    """Makes the tiles of one level out of shrunken tiles of the level below."""
 
     def __init__(self, size: tuple[int, int], tile: int, factor: int, encoder: JpegEncoder) -> None:
         self.rows, self.columns = grid(size, tile)

@@ -57,22 +57,8 @@ _LOOKS: tuple[_Look, ...] = (
 def smooth_noise(
     rng: np.random.Generator, shape: tuple[int, int], wavelength: tuple[float, float]
 ) -> Array:
-    """Periodic noise without structure below a wavelength.
-
-    Parameters
-    ----------
-    rng : Generator
-        Source of randomness.
-    shape : tuple of int
-        (height, width).
-    wavelength : tuple of float
-        Pixels, along (y, x).
-
-    Returns
-    -------
-    ndarray
-        float32, mean 0 and standard deviation 1.
-    """
+    """Periodic float32 noise (height, width), mean 0 and deviation 1, without structure below a
+    wavelength in pixels along (y, x)."""
     spectrum = np.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
     fy = np.fft.fftfreq(shape[0]).astype(np.float32)[:, None] * wavelength[0]
     fx = np.fft.rfftfreq(shape[1]).astype(np.float32)[None, :] * wavelength[1]
@@ -170,22 +156,8 @@ def _glass(rng: np.random.Generator, period: int) -> Array:
 
 @lru_cache(maxsize=1)
 def synthetic_textures(seed: int, period: int, mpp: float) -> Array:
-    """Textures of all labels; the last ones made are kept, read-only.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the texture, independent of the layout.
-    period : int
-        Pixels after which a texture repeats.
-    mpp : float
-        Micrometers per pixel; nuclei have their natural size.
-
-    Returns
-    -------
-    ndarray
-        uint8 (labels, period, period, 3); see `LABEL_CLASSES`.
-    """
+    """Textures of all labels, uint8 (labels, period, period, 3); the last ones made are kept.
+    `seed` is independent of the layout, nuclei have their natural size at `mpp`."""
     out = np.empty((len(LABEL_CLASSES), period, period, 3), np.uint8)
     for label, rng in enumerate(np.random.default_rng((seed, 1)).spawn(len(LABEL_CLASSES))):
         out[label] = (
@@ -195,29 +167,11 @@ def synthetic_textures(seed: int, period: int, mpp: float) -> Array:
 
 
 def textures_from_slide(source: Any, seed: int, period: int, tile: int) -> Array:
-    """Textures put together from tiles of a real slide.
+    """Textures of all labels put together from level-0 tiles of a real slide, or of anything with
+    `dimensions` and `read_region`.
 
-    Tiles are told apart as OpenSlide users do by hand: glass is bright and unsaturated,
-    tissue is not; tissue with more haematoxylin (bluer) counts as class 2.
-
-    Parameters
-    ----------
-    source : path or Slide
-        The slide; anything with `dimensions` and `read_region(location, level, size)`.
-    seed : int
-        Seed of which tile goes where.
-    period, tile : int
-        As in `synthetic_textures`, and the side of a tile; level 0 is read.
-
-    Returns
-    -------
-    ndarray
-        uint8 (labels, period, period, 3).
-
-    Raises
-    ------
-    UsageError
-        The slide shows too little tissue at the size of a tile.
+    Tiles are told apart as OpenSlide users do by hand: glass is bright and unsaturated, tissue is
+    not; tissue with more haematoxylin (bluer) counts as class 2.
     """
     if not hasattr(source, "read_region"):
         from daskdmed.images.slide import open_slide

@@ -12,14 +12,19 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import zarr
 from zarr.abc.store import Store
+from zarr.storage import LocalStore, MemoryStore
 
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import exchange
@@ -30,49 +35,91 @@ from daskdmed.core.types import PathLike
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 #: characters of a name that stay in a file name on every system
 _SAFE = " !#$&'()+,-.;=@[]_{}~"
+#: bytes of a name, of 255 that file systems allow; the rest is for suffixes and siblings
+_LONGEST = 180
+_HASHED = re.compile(r"~[0-9a-f]{16}$")
+#: file systems of URLs that take no objects, or none in place of others
+_FIXED = {"zip", "tar", "libarchive", "http", "https", "github", "git", "reference"}
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, *, hashed: bool = False) -> str:
     """A text as the name of one file or folder; different texts give different names.
 
     Characters that some system does not allow are percent-encoded, and so are a dot at the
-    beginning (hidden) and a dot or blank at the end (dropped by Windows).
+    beginning (hidden) and a dot or blank at the end (dropped by Windows). Of what is too long
+    then, the beginning is kept and a hash of the text takes the place of the rest.
     """
     name = quote(text, safe=_SAFE)
     if name.endswith((".", " ")):
         name = f"{name[:-1]}%{ord(name[-1]):02X}"
-    return "%2E" + name[1:] if name.startswith(".") else name
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    # what looks as if it had a hash gets one too, so that it meets no other
+    if hashed or len(name) > _LONGEST or _HASHED.search(name):
+        digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+        name = f"{re.sub('%.?$', '', name[: _LONGEST - 17])}~{digest}"
+    return name
 
 
-def result_path(out: PathLike, patient: str, record: str) -> str:
+def file_names(texts: Iterable[str]) -> dict[str, str]:
+    """Names of several files in one folder, by text, that differ where case does not count too."""
+    names = {text: file_name(text) for text in texts}
+    meeting = Counter(name.casefold() for name in names.values())
+    return {
+        text: file_name(text, hashed=True) if meeting[name.casefold()] > 1 else name
+        for text, name in names.items()
+    }
+
+
+def result_path(
+    out: PathLike, patient: str, record: str, names: Mapping[str, str] | None = None
+) -> str:
     """Where the result of one image of a dataset lies: ``<out>/<patient>/<record>.zarr``.
 
     The same for heatmaps and predictions. A folder per patient, so that no two images share
-    a store whatever they are called.
+    a store whatever they are called; `names` are the `file_names` of all patients.
     """
-    return f"{os.fspath(out).rstrip('/')}/{file_name(patient)}/{file_name(record)}.zarr"
+    folder = names[patient] if names else file_name(patient)
+    return f"{os.fspath(out).rstrip('/')}/{folder}/{file_name(record)}.zarr"
 
 
 @dataclass(frozen=True)
 class Location:
-    """A place for a store. Make it with `Location.of`.
-
-    Parameters
-    ----------
-    target : str or zarr store
-        Absolute path, URL, or store object.
-    """
+    """A place for a store: absolute path, URL, or store object. Make it with `Location.of`."""
 
     target: str | Store
 
     @classmethod
     def of(cls, out: PathLike | Store) -> Location:
         """From what users give: a path, a URL, or a Zarr store."""
-        if isinstance(out, Store):
-            if isinstance(out, zarr.storage.LocalStore):
-                return cls(str(out.root.absolute()))
-            return cls(out)
-        return cls(local_path(out) or os.fspath(out))
+        if not isinstance(out, Store):
+            return cls(local_path(out) or os.fspath(out))
+        if isinstance(out, LocalStore) and not out.read_only:
+            return cls(str(out.root.absolute()))
+        return cls(out)
+
+    def writable(self) -> Location:
+        """Itself; an error where a run cannot write block by block, and change what is there."""
+        target, reason = self.target, ""
+        if isinstance(target, Store):
+            if target.read_only:
+                reason = "this store is read-only"
+            elif not (target.supports_writes and target.supports_deletes):
+                reason = f"a {type(target).__name__} cannot replace what it holds"
+        else:
+            protocols = target.partition("://")[0].split("::") if is_remote(target) else ()
+            fixed = _FIXED.intersection(protocols)
+            if target.rstrip("/").lower().endswith((".zip", ".ozx")) and not os.path.isdir(target):
+                reason = "a zip file cannot replace what it holds"
+            elif fixed:
+                reason = f"{fixed.pop()}:// is for reading"
+        if reason:
+            raise StoreError(
+                f"{self}: {reason}, and results are written block by block; give a folder, the "
+                "URL of an object store or a zarr MemoryStore, and pack it when it is complete "
+                "(in the folder: zip -r0 ../result.zarr.zip .)"
+            )
+        return self
 
     def __str__(self) -> str:
         return str(self.target)
@@ -89,14 +136,18 @@ class Location:
         """Whether other processes cannot see it."""
         if isinstance(self.target, str):
             return self.target.startswith("memory://")
-        return isinstance(self.target, zarr.storage.MemoryStore)
+        inner: Any = getattr(self.target, "store", None)  # of an ObjectStore
+        protocols = getattr(getattr(self.target, "fs", None), "protocol", ())
+        return (
+            isinstance(self.target, MemoryStore)
+            or "memory" in protocols
+            or type(inner).__name__ == "MemoryStore"
+        )
 
     @property
     def staging(self) -> Location:
-        """Where a store is built that shall replace this one.
-
-        A sibling with a hidden name; a store object has no siblings and is its own staging.
-        """
+        """Where a store is built that shall replace this one: a sibling with a hidden name; a store
+        object has no siblings and is its own staging."""
         return self._sibling("new")
 
     def _sibling(self, word: str) -> Location:
@@ -106,13 +157,7 @@ class Location:
         return Location(f"{parent}/.{name}.{word}")
 
     def open(self, mode: Any = "r+", zarr_format: Any = 3) -> zarr.Group:
-        """The group that is there.
-
-        Raises
-        ------
-        StoreError
-            What is there is no Zarr group, or cannot be read.
-        """
+        """The group that is there."""
         try:
             return zarr.open_group(self.target, mode=mode, zarr_format=zarr_format)
         except (OSError, ValueError, KeyError) as error:
@@ -122,13 +167,8 @@ class Location:
             ) from error
 
     def holds_group(self) -> bool:
-        """Whether a group is there; a replacement that a crash interrupted is ended first.
-
-        Raises
-        ------
-        StoreError
-            Something else is there: a file, or a folder with other content.
-        """
+        """Whether a group is there; a replacement that a crash interrupted is ended first. A
+        `StoreError` where something else is: a file, or a folder with other content."""
         self._recover()
         path = self.path
         if path is None:
@@ -151,36 +191,24 @@ class Location:
         return True
 
     def remove(self) -> None:
-        """Delete what is there, if anything.
-
-        Killed half-way, it leaves nothing that opens as a store with holes: a folder is
-        renamed before it is deleted, elsewhere the metadata of the root go first.
-        """
+        """Delete what is there, if anything. Killed half-way, it leaves nothing that opens as a
+        store with holes: a folder is renamed before it is deleted, elsewhere the metadata of the
+        root go first."""
         path = self.path
         if path is not None:
-            trash = self._sibling("trash").path
-            assert trash is not None
-            if trash.exists():
-                shutil.rmtree(trash)
+            trash = self._beside("trash")
+            _remove_folder(trash)
             if path.exists():
                 os.rename(path, trash)
                 shutil.rmtree(trash)
-            return
-        if isinstance(self.target, Store):
+        elif isinstance(self.target, Store):
             zarr.core.sync.sync(self.target.clear())
-            return
-        fs, inner = filesystem(self.target)
-        _remove_objects(fs, inner)
+        else:
+            _remove_objects(*filesystem(self.target))
 
     def sweep(self, *, before: float = math.inf) -> None:
-        """Delete objects of a folder that a killed run left half-written.
-
-        Parameters
-        ----------
-        before : float
-            Those last written before this time (`time.time`). Default: all, for a store that
-            nobody else writes to at the time.
-        """
+        """Delete objects of a folder that a killed run left half-written, last written before a
+        time; default all, for a store that nobody else writes to."""
         for partial in self.path.rglob("*.partial") if self.path is not None else ():
             # a write that ended just now takes its file away
             with contextlib.suppress(FileNotFoundError):
@@ -206,23 +234,30 @@ class Location:
             self._swap(self.path, newer.path)
             return
         fs, inner = filesystem(str(self.target))
-        fs.pipe_file(filesystem(str(self._sibling("ready").target))[1], b"replace")
+        fs.pipe_file(self._marker, b"replace")
         self._move_objects(fs, inner, filesystem(str(newer.target))[1])
 
+    def _beside(self, word: str) -> Path:
+        return Path(str(self._sibling(word).target))
+
+    @property
+    def _marker(self) -> str:
+        """The object that says that the newer store is complete."""
+        path: str = filesystem(str(self._sibling("ready").target))[1]
+        return path
+
     def _swap(self, path: Path, newer: Path) -> None:
-        old = self._sibling("old").path
-        assert old is not None
-        if old.exists():
-            shutil.rmtree(old)
+        old = self._beside("old")
+        _remove_folder(old)
         if not path.exists():
             os.rename(newer, path)
-        elif exchange(newer, path):
+            return
+        if exchange(newer, path):
             os.rename(newer, old)
-            shutil.rmtree(old)
         else:
             os.rename(path, old)
             os.rename(newer, path)
-            shutil.rmtree(old)
+        shutil.rmtree(old)
 
     def _move_objects(self, fs: Any, inner: str, newer: str) -> None:
         """Idempotent as long as the marker is there."""
@@ -232,22 +267,25 @@ class Location:
         roots = [f"{prefix}/{name}" for name in _METADATA if f"{prefix}/{name}" in names]
         for name in [n for n in names if n not in roots] + roots:
             fs.cp_file(name, f"{inner.rstrip('/')}{name[len(prefix) :]}")
-        fs.rm_file(filesystem(str(self._sibling("ready").target))[1])
+        fs.rm_file(self._marker)
         _remove_objects(fs, newer)
 
     def _recover(self) -> None:
         """End a replacement that a crash interrupted."""
         path = self.path
         if path is not None:
-            old = self._sibling("old").path
-            if not path.exists() and old is not None and old.exists():
+            old = self._beside("old")
+            if not path.exists() and old.exists():
                 os.rename(old, path)
-            return
-        if isinstance(self.target, Store):
-            return
-        fs, inner = filesystem(self.target)
-        if fs.exists(filesystem(str(self._sibling("ready").target))[1]):
-            self._move_objects(fs, inner, filesystem(str(self.staging.target))[1])
+        elif isinstance(self.target, str):
+            fs, inner = filesystem(self.target)
+            if fs.exists(self._marker):
+                self._move_objects(fs, inner, filesystem(str(self.staging.target))[1])
+
+
+def _remove_folder(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def _remove_objects(fs: Any, inner: str) -> None:

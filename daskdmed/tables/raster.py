@@ -100,7 +100,7 @@ def windows_to_heatmap(
     outputs = int(np.prod(rows.value_shape, dtype=int)) if rows.value_shape else 0
     values = rows.values.reshape(len(rows), outputs or 1)
     spec = _spec(image, outputs, dtype, block_windows, tokenize(indices, values))
-    location = Location.of(_in_memory() if out is None else out)
+    location = Location.of(_in_memory() if out is None else out).writable()
     store, place = open_result(location, spec, resume=False, overwrite=overwrite)
     try:
         for index, picked in _by_block(indices, spec.block_windows):

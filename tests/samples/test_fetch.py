@@ -23,7 +23,7 @@ def small_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
     monkeypatch.setitem(
         _fetch._SAMPLES,
         "tiny.svs",
-        _fetch._Sample("https://example.invalid/tiny.svs", hashlib.sha256(content).hexdigest()),
+        ("https://example.invalid/tiny.svs", hashlib.sha256(content).hexdigest()),
     )
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.delenv("DASKDMED_DATA_DIR", raising=False)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from daskdmed import heatmap
+from daskdmed import Dataset, Patient, Record, export_heatmap, heatmap, open_slide
 from daskdmed.core import files
 from daskdmed.core.files import exchange, new_file, write_failure
 from daskdmed.errors import ImageError, StoreError
-from daskdmed.store import location
-from daskdmed.store.location import Location, file_name, result_path
+from daskdmed.samples import make_slide
+from daskdmed.store import add_pyramid, location, open_heatmap
+from daskdmed.store.location import Location, file_name, file_names, result_path
 
 
 def write(target, value):
@@ -319,3 +324,107 @@ def test_names_of_results_are_safe_and_differ():
     assert file_name("p 1-b.c") == "p 1-b.c"
     assert result_path("s3://bucket/maps/", "a/b", "wsi") == "s3://bucket/maps/a%2Fb/wsi.zarr"
     assert result_path(Path("maps"), "a", "b.c") == "maps/a/b.c.zarr"
+
+
+IDS = st.one_of(
+    st.text(max_size=80),
+    st.text("aA%~. e\u00e9\u60a3", max_size=300),
+    st.from_regex(r"[ab]{0,170}~[0-9a-f]{16}", fullmatch=True),
+)
+
+
+@given(st.lists(IDS, unique=True, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_no_two_ids_meet_and_every_name_fits(ids):
+    alone = [file_name(text) for text in ids]
+    assert len(set(alone)) == len(ids)
+    together = file_names(ids)
+    assert len({name.casefold() for name in together.values()}) == len(ids)
+    for text, name in [*zip(ids, alone, strict=True), *together.items()]:
+        # room for suffixes, and for siblings that are written first
+        assert len(f".{name}-part.geojson.{'0' * 32}.partial".encode()) <= 255
+        assert not set(name) & set('/\\:*?"<>|')
+        assert text or not name
+
+
+def test_long_and_alike_ids_have_results_of_their_own(tmp_path):
+    long = "\u60a3\u8005\u7f16\u53f7" * 9
+    ids = [long, long + "x", "case", "Case", "CASE", "short"]
+    arrays = {name: np.full((64, 64, 3), i, np.uint8) for i, name in enumerate(ids)}
+    data = Dataset("d", [Patient(n, {"wsi": Record(array=a)}) for n, a in arrays.items()])
+    found = heatmap(data, lambda x: x.mean((1, 2, 3)), kernel_size=64, out=tmp_path / "out")
+    assert {name: float(np.asarray(a)) for name, a in found.items()} == dict(
+        zip(ids, map(float, range(6)), strict=True)
+    )
+    folders = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len({name.casefold() for name in folders}) == len(ids)
+    assert "short" in folders
+
+
+STORES = {
+    "zip": lambda folder: zarr.storage.ZipStore(folder / "a.zip", mode="w"),
+    "zip path": lambda folder: folder / "a.zarr.zip",
+    "ozx path": lambda folder: folder / "a.ozx",
+    "zip url": lambda folder: f"zip://a.zarr::{folder / 'a.zip'}",
+    "http url": lambda folder: "https://example.invalid/a.zarr",
+    "read-only folder": lambda folder: zarr.storage.LocalStore(folder / "a", read_only=True),
+    "read-only memory": lambda folder: zarr.storage.MemoryStore(read_only=True),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_places_that_cannot_be_written_block_by_block(tmp_path, kind):
+    computed = []
+
+    def model(windows):
+        computed.append(len(windows))
+        return windows.mean((1, 2, 3))
+
+    image = np.zeros((128, 128, 3), np.uint8)
+    with pytest.raises(StoreError, match=r"read-only|zip|is for reading|ZipStore"):
+        heatmap(image, model, kernel_size=64, out=STORES[kind](tmp_path))
+    assert not computed
+
+
+def test_stores_of_every_kind_that_can_be_written(tmp_path):
+    image = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
+    inner = fsspec.filesystem("memory")
+    stores = [
+        zarr.storage.MemoryStore(),
+        zarr.storage.LocalStore(tmp_path / "local"),
+        zarr.storage.FsspecStore(AsyncFileSystemWrapper(inner), path="/of-a-test/a.zarr"),
+        f"memory://{tmp_path.name}/a.zarr",
+        str(tmp_path / "a.zarr"),
+    ]
+    expected = None
+    for store in stores:
+        found = np.asarray(heatmap(image, lambda x: x.mean((1, 2, 3)), kernel_size=64, out=store))
+        expected = found if expected is None else expected
+        assert np.array_equal(found, expected)
+    in_memory = [Location.of(store).in_memory for store in stores]
+    assert in_memory == [True, False, True, True, False]
+
+
+def test_a_packed_result_opens(tmp_path):
+    image = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
+    found = heatmap(image, lambda x: x.mean((1, 2, 3)), kernel_size=64, out=tmp_path / "a.zarr")
+    shutil.make_archive(str(tmp_path / "a.zarr"), "zip", tmp_path / "a.zarr")
+    packed = open_heatmap(tmp_path / "a.zarr.zip")
+    assert np.array_equal(packed.lazy().compute(), found.compute())
+    with pytest.raises(StoreError, match="zip"):
+        add_pyramid(tmp_path / "a.zarr.zip")
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image = np.zeros((128, 128, 3), np.uint8)
+    heatmap(image, lambda x: x.mean((1, 2, 3)), kernel_size=64, out="~/a.zarr")
+    assert open_heatmap("~/a.zarr").counts == (2, 2)
+    add_pyramid("~/a.zarr", smallest=1)
+    export_heatmap("~/a.zarr", "~/a.geojson", kind="tiles")
+    export_heatmap("~/a.zarr", "~/a.tif")
+    made = make_slide("~/a.svs", 64, tile=16)
+    open_slide("~/a.svs").to_ome_zarr("~/b.zarr")
+    assert made.class_map.shape == (32, 32)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"a.zarr", "a.geojson", "a.tif", "a.svs", "a.mask.npy", "b.zarr"}

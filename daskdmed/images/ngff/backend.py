@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import ImageError, TileError, UsageError
+from daskdmed.core.errors import TileError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
-from daskdmed.core.view import FailedTile
-from daskdmed.images.ngff.planes import Plane, read_pyramid
+from daskdmed.images.ngff.planes import read_pyramid
 from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
-from daskdmed.images.protocols import SlideInfo
-from daskdmed.images.readers import TileFailures, prepare_output
+from daskdmed.images.readers import BaseReader, prepare_output
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader
@@ -41,9 +39,13 @@ class ZarrBackend:
 
     def open(self, uri: str) -> Reader:
         """Open a Zarr group or array."""
+        return self.open_image(uri, "")
+
+    def open_image(self, uri: str, image: str) -> Reader:
+        """One of the images that bioformats2raw writes into one group, by number or name."""
         store = open_store(uri)
         try:
-            return ZarrReader(uri, store)
+            return ZarrReader(uri, store, image)
         except BaseException:
             store.close()
             raise
@@ -53,25 +55,14 @@ class ZarrBackend:
         return fingerprint(uri)
 
 
-class ZarrReader:
+class ZarrReader(BaseReader):
     """An open Zarr image. Reads from any number of threads."""
 
-    def __init__(self, uri: str, store: Any) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, store: Any, image: str = "") -> None:
+        super().__init__(uri)
         self._store = store
-        self._closed = False
-        self._failures = TileFailures(uri)
-        self._pyramid = read_pyramid(uri, open_node(uri, store))
-
-    @property
-    def info(self) -> SlideInfo:
-        """Facts about the image."""
-        return self._pyramid.info
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """The last chunks that ``tile_error="fill"`` painted with the background."""
-        return self._failures.kept
+        self._pyramid = read_pyramid(uri, open_node(uri, store), image)
+        self.info = self._pyramid.info
 
     def read(
         self,
@@ -81,17 +72,7 @@ class ZarrReader:
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
-
-        Raises
-        ------
-        TileError
-            A chunk cannot be fetched or decoded.
-        ResolutionError, GeometryError
-            There is no such level, or the region is not inside it.
-        ImageError
-            The reader is closed.
-        """
+        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
         self._check_open()
         target = prepare_output(self._uri, self.info, level, region, out)
         if target.size == 0:
@@ -103,25 +84,15 @@ class ZarrReader:
             raise
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
-            self._read_chunks(level, plane, region, target, tile_error)
+            self._read_tiles(level, region, target, tile_error, plane.read)
         return target
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, channels) uint8.
-
-        Raises
-        ------
-        UsageError
-            There is no such image; the message names those that there are.
-        TileError
-            It cannot be decoded.
-        """
+        """One associated image, (height, width, channels) uint8."""
         self._check_open()
         plane = self._pyramid.associated.get(name)
         if plane is None:
-            raise UsageError(
-                f"{self._uri} has no associated image {name!r}, it has {self.info.associated}"
-            )
+            raise self._no_associated(name)
         out = np.empty(plane.shape, np.uint8)
         try:
             plane.read(Region((0, 0), plane.shape[:2]), out)
@@ -138,21 +109,3 @@ class ZarrReader:
         if not self._closed:
             self._closed = True
             self._store.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
-
-    def _read_chunks(
-        self, level: int, plane: Plane, region: Region, out: Array, tile_error: OnTileError
-    ) -> None:
-        """Read chunk by chunk after a failure, to find the bad ones and to keep the rest."""
-        for box in region.tiles(plane.tile_shape):
-            part = out[box.local_to(region).slices]
-            try:
-                plane.read(box, part)
-            except MemoryError:
-                raise
-            except Exception as error:
-                self._failures(level, box.cells(plane.tile_shape).origin, error, tile_error)
-                part[...] = self.info.background_value

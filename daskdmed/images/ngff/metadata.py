@@ -43,17 +43,8 @@ _SPACE = ("z", "y", "x")
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of an image.
-
-    Parameters
-    ----------
-    name : str
-        "t", "c", "z", "y", "x", or another.
-    type : str
-        "time", "channel" or "space".
-    unit : str, optional
-        Of the scale along it.
-    """
+    """One axis of an image: "t", "c", "z", "y", "x" or another; of type "time", "channel" or
+    "space"."""
 
     name: str
     type: str
@@ -90,15 +81,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class LevelPlace:
-    """One level of a multiscale image.
+    """One level of a multiscale image: the array at `path` within the group.
 
-    Parameters
-    ----------
-    path : str
-        Of the array within the group.
-    scale, translation : tuple of float
-        One per axis: extent of a pixel, and centre of the first one, in the axes' units.
-        Empty when the metadata do not say.
+    `scale` and `translation`, one number per axis in the axes' units, are the extent of a pixel and
+    the centre of the first one; empty when the metadata do not say.
     """
 
     path: str
@@ -107,10 +93,8 @@ class LevelPlace:
 
     @classmethod
     def parse(cls, dataset: Mapping[str, Any], shared: Sequence[Any], ndim: int) -> LevelPlace:
-        """From ``multiscales.datasets`` and the transformations that all levels share.
-
-        Those of the level come first, the shared ones upon them.
-        """
+        """From ``multiscales.datasets`` and the transformations that all levels share, which come
+        upon those of the level."""
         path = str(dataset["path"])
         scale, translation = (1.0,) * ndim, (0.0,) * ndim
         is_known = False
@@ -151,21 +135,8 @@ class LevelPlace:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """How viewers show a channel.
-
-    Parameters
-    ----------
-    label : str
-        Its name.
-    color : str
-        Six hexadecimal digits, of the highest value.
-    window : (float, float), optional
-        Values shown darkest and brightest.
-    limits : (float, float), optional
-        Values that occur at most.
-    active : bool, optional
-        Whether it is shown at first.
-    """
+    """How viewers show a channel: six hexadecimal digits for its highest value, the `window` of
+    values shown darkest and brightest, the `limits` that occur at most."""
 
     label: str = ""
     color: str = ""
@@ -207,15 +178,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class ImageLabel:
-    """What makes an image a label image: colours and names of its values.
-
-    Parameters
-    ----------
-    colors : mapping of int to (int, int, int, int)
-        Red, green, blue and opacity, 0 to 255, per label value.
-    names : mapping of int to str
-        What values mean, of those with a colour.
-    """
+    """Colours (red, green, blue, opacity, 0 to 255) and names of the values of a label image."""
 
     colors: Mapping[int, tuple[int, int, int, int]]
     names: Mapping[int, str] = field(default_factory=dict)
@@ -240,29 +203,10 @@ class ImageLabel:
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """An image with any number of levels.
+    """An image with any number of levels, finest first, at least one.
 
-    Parameters
-    ----------
-    axes : tuple of Axis
-        In the order of the arrays.
-    levels : tuple of LevelPlace
-        Finest first, at least one.
-    name : str
-        Shown by viewers.
-    method : str
-        How coarser levels were made: "mean", "mode", "nearest".
-    channels : tuple of Channel
-        How they are shown.
-    label : ImageLabel, optional
-        Of label images. Written only.
-    version : str
-        Of OME-Zarr, "" when the metadata do not say.
-
-    Raises
-    ------
-    UsageError
-        No level, or one that has not a scale and a translation for each axis.
+    `method` is how coarser levels were made ("mean", "mode", "nearest"). `label` is written only.
+    `version` is that of OME-Zarr, "" when the metadata do not say.
     """
 
     axes: tuple[Axis, ...]
@@ -286,13 +230,7 @@ class Multiscale:
 
     @classmethod
     def parse(cls, attributes: Mapping[str, Any]) -> Multiscale | None:
-        """The first image that the attributes of a group describe, None when there is none.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError, AttributeError, IndexError
-            The metadata are malformed, see `MALFORMED`.
-        """
+        """The first image that a group's attributes describe, or None; raises `MALFORMED`."""
         ome = ome_of(attributes)
         if "multiscales" not in ome:
             return None
@@ -315,29 +253,18 @@ class Multiscale:
         """Position of the channel axis."""
         return next((i for i, axis in enumerate(self.axes) if axis.type == "channel"), None)
 
-    @property
-    def spacing(self) -> tuple[float | None, ...]:
-        """Micrometers per pixel of the first level, per axis; None where they are not known."""
-        scale = self.levels[0].scale or (math.nan,) * len(self.axes)
+    def spacing(self, path: str) -> tuple[float | None, ...]:
+        """Micrometers per pixel of a level, per axis; None where they are not known."""
+        level = next(level for level in self.levels if level.path == path)
+        scale = level.scale or (math.nan,) * len(self.axes)
         return tuple(
             s * axis.micrometers if axis.micrometers and math.isfinite(s) and s > 0 else None
             for s, axis in zip(scale, self.axes, strict=True)
         )
 
     def attributes(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As attributes of the group.
-
-        Parameters
-        ----------
-        before : mapping, optional
-            Its attributes until now: what OME-Zarr or another writer says there beside this
-            image, and of it, is kept.
-
-        Raises
-        ------
-        UsageError
-            This version is not written.
-        """
+        """As attributes of the group. What OME-Zarr or another writer says in those that were there
+        `before`, beside this image and of it, is kept."""
         version = check_version(self.version)
         old = ome_of(before or {})
         first, *others = old.get("multiscales") or [{}]
@@ -392,13 +319,7 @@ def axis_names(spatial_ndim: int, channels: bool) -> tuple[str, ...]:
 
 
 def check_version(version: str) -> Version:
-    """A version of OME-Zarr that can be written.
-
-    Raises
-    ------
-    UsageError
-        It is none.
-    """
+    """A version of OME-Zarr that can be written."""
     if version not in ZARR_FORMATS:
         raise UsageError(f"version must be one of {sorted(ZARR_FORMATS)}, got {version!r}")
     return version  # type: ignore[return-value]
@@ -410,13 +331,7 @@ def version_of(group: Any) -> Version:
 
 
 def hex_color(value: str) -> str:
-    """Six upper-case hexadecimal digits from "#ff8000" or "FF8000".
-
-    Raises
-    ------
-    UsageError
-        It is neither.
-    """
+    """Six upper-case hexadecimal digits from "#ff8000" or "FF8000"."""
     digits = _hex_digits(value)
     if digits is None:
         raise UsageError(f"a colour is six hexadecimal digits like 'FF8000', got {value!r}")

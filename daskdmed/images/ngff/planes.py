@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError, DaskdmedError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of
 from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.readers import choose_image, level_infos, level_properties, say_choice
 
 logger = logging.getLogger("daskdmed.images")
 
@@ -36,19 +37,8 @@ _AS_ARRAY = "open it as a Dask array (dask.array.from_zarr) and use Record(array
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A Zarr array seen as (y, x, c).
-
-    Parameters
-    ----------
-    array : zarr.Array
-        The array.
-    path : str
-        Its path in the hierarchy, "" for the root.
-    y, x : int
-        Positions of the spatial axes.
-    c : int or None
-        Position of the channel axis. Every other axis has extent 1.
-    """
+    """A Zarr array, `path` in its hierarchy ("" for the root), seen as (y, x, c): where these axes
+    are among its own. Every other axis has extent 1."""
 
     array: Any
     path: str
@@ -91,29 +81,24 @@ class Pyramid:
     info: SlideInfo
 
 
-def read_pyramid(uri: str, node: Any) -> Pyramid:
-    """Interpret a Zarr group or array.
-
-    Raises
-    ------
-    UnsupportedImageError
-        It holds no single 2-D image (a plate, a volume, a time series, odd dtypes).
-    CorruptImageError
-        The metadata contradict themselves, or name an array that is not there.
-    """
+def read_pyramid(uri: str, node: Any, image: str = "") -> Pyramid:
+    """Interpret a Zarr group or array; an error where it holds no single 2-D image."""
     try:
         if not hasattr(node, "members"):
+            _check_single(uri, image)
             only = _plane(uri, node, "", _named_axes(node))
             return _assemble(uri, (only,), {}, None)
-        node = _image_group(uri, node)
+        node, images = _image_group(uri, node, image)
         own = _own_facts(uri, node)
         associated = _associated(uri, node)
-        image = Multiscale.parse(node.attrs.asdict())
-        if image is None:
+        described = Multiscale.parse(node.attrs.asdict())
+        if described is None:
             return _assemble(uri, _plain_levels(uri, node), associated, None)
-        planes = tuple(_ome_levels(uri, node, image))
-        return _assemble(uri, planes, associated, image, own)
+        planes = tuple(_ome_levels(uri, node, described))
+        return _assemble(uri, planes, associated, described, own, images)
     except MALFORMED as error:
+        if image and isinstance(error, UsageError):
+            raise
         raise CorruptImageError(
             f"{uri}: the image metadata are malformed ({type(error).__name__}: {error}); "
             f"check them with an OME-Zarr validator",
@@ -121,8 +106,17 @@ def read_pyramid(uri: str, node: Any) -> Pyramid:
         ) from error
 
 
-def _image_group(uri: str, group: Any) -> Any:
-    """The group that holds the image."""
+def _check_single(uri: str, image: str) -> None:
+    if image not in ("", "0"):
+        raise UsageError(f"{uri} holds one image, there is no image={image!r}")
+
+
+def _image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]]:
+    """The group that holds the image, and the names of all images when there are several.
+
+    bioformats2raw writes every image of a file; in VSI and some CZI and SCN files the first
+    is the label or an overview.
+    """
     ome = ome_of(group.attrs.asdict())
     if "plate" in ome or "well" in ome:
         raise UnsupportedImageError(
@@ -130,9 +124,32 @@ def _image_group(uri: str, group: Any) -> Any:
             f"{uri.rstrip('/')}/A/1/0",
             uri=uri,
         )
-    if "bioformats2raw.layout" in ome and "multiscales" not in ome:
-        return _image_group(uri, _child(uri, group, "0", "the first image"))
-    return group
+    if "bioformats2raw.layout" not in ome or "multiscales" in ome:
+        _check_single(uri, image)
+        return group, ()
+    groups = [_child(uri, group, path, "the image") for path in _series(group)]
+    names, pixels, spacing = [], [], []
+    for one in groups:
+        described = Multiscale.parse(one.attrs.asdict())
+        levels = () if described is None else tuple(_ome_levels(uri, one, described))
+        plane = max(levels, key=lambda p: p.shape[0] * p.shape[1], default=None)
+        names.append((described and described.name) or one.basename)
+        pixels.append(0 if plane is None else plane.shape[0] * plane.shape[1])
+        mpp = None if plane is None or described is None else _mpp(described, plane)
+        spacing.append(mpp and mpp[0])
+    chosen = choose_image(uri, image, names, pixels, spacing)
+    if not image:
+        say_choice(uri, names[chosen], [*names[:chosen], *names[chosen + 1 :]])
+    return groups[chosen], tuple(names) if len(names) > 1 else ()
+
+
+def _series(group: Any) -> list[str]:
+    """Paths of the images, as listed beside their OME-XML, else numbered from 0."""
+    listed = ome_of(group["OME"].attrs.asdict()).get("series") if "OME" in group else None
+    if listed:
+        return [str(path) for path in listed]
+    found = itertools.takewhile(lambda path: path in group, map(str, itertools.count()))
+    return list(found) or ["0"]
 
 
 def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
@@ -294,12 +311,12 @@ def _assemble(
     associated: Mapping[str, Plane],
     image: Multiscale | None,
     own: Mapping[str, Any] | None = None,
+    images: tuple[str, ...] = (),
 ) -> Pyramid:
     """Put levels and facts together, largest level first; `image` where OME-Zarr describes it."""
-    mpp = None if image is None else _mpp(image, planes[0])
     planes = tuple(sorted(planes, key=lambda p: -p.shape[0] * p.shape[1]))
     first = planes[0]
-    height, width, channels = first.shape
+    channels = first.shape[2]
     for plane in planes[1:]:
         if plane.shape[2] != channels or plane.array.dtype != first.array.dtype:
             raise CorruptImageError(
@@ -307,10 +324,9 @@ def _assemble(
                 f"{plane.array.dtype}, level {first.path!r} {channels} of {first.array.dtype}",
                 uri=uri,
             )
+    mpp = None if image is None else _mpp(image, first)
     background = _background(first, image)
-    levels = tuple(
-        LevelInfo(p.shape, p.tile_shape, (height / p.shape[0], width / p.shape[1])) for p in planes
-    )
+    levels = level_infos([p.shape for p in planes], [p.tile_shape for p in planes])
     power = (own or {}).get("power")
     vendor = "zarr" if image is None else "ome-zarr"
     properties = _properties(levels, mpp, vendor, first, image)
@@ -325,6 +341,7 @@ def _assemble(
         vendor=vendor,
         properties=properties,
         associated=tuple(sorted(associated)),
+        images=images,
     )
     planes = tuple(_with_fill(p, background) for p in planes)
     return Pyramid(planes, dict(associated), info)
@@ -355,8 +372,9 @@ def _background(plane: Plane, image: Multiscale | None) -> int:
 
 
 def _mpp(image: Multiscale, plane: Plane) -> tuple[float, float] | None:
-    """(x, y) of level 0."""
-    x, y = (image.spacing[axis] for axis in (plane.x, plane.y))
+    """(x, y) of a level."""
+    spacing = image.spacing(plane.path)
+    x, y = spacing[plane.x], spacing[plane.y]
     return None if x is None or y is None else (x, y)
 
 
@@ -368,12 +386,7 @@ def _properties(
     image: Multiscale | None,
 ) -> dict[str, str]:
     """OpenSlide's names for what they fit, and the channels as OMERO describes them."""
-    found = {"openslide.vendor": vendor, "openslide.level-count": str(len(levels))}
-    for i, level in enumerate(levels):
-        name = f"openslide.level[{i}]"
-        found[f"{name}.height"], found[f"{name}.width"] = map(str, level.shape[:2])
-        found[f"{name}.tile-height"], found[f"{name}.tile-width"] = map(str, level.tile_shape)
-        found[f"{name}.downsample"] = repr(sum(level.downsample) / 2)
+    found = {"openslide.vendor": vendor, **level_properties(levels)}
     if mpp:
         found["openslide.mpp-x"], found["openslide.mpp-y"] = map(repr, mpp)
     found["zarr.format"] = str(plane.array.metadata.zarr_format)

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zipfile
-from typing import Any, Protocol
+from typing import Any
 
 from daskdmed.core.errors import (
     CorruptImageError,
@@ -22,7 +22,7 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
 )
 from daskdmed.core.places import filesystem, local_path
-from daskdmed.images.ngff.metadata import Multiscale
+from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
 from daskdmed.images.readers import check_readable, fingerprint_files
 from daskdmed.images.source import explain_os_error
 
@@ -38,15 +38,7 @@ _VERSION_KEYS = (
     *("mtime", "LastModified", "last_modified", "updated", "created"),
 )
 #: what parsers of metadata raise
-_PARSING = (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
-
-
-class _Place(Protocol):
-    """The few questions asked of a folder, local or remote."""
-
-    def read(self, name: str) -> bytes | None: ...
-    def facts(self, name: str) -> str | None: ...
-    def folders(self) -> list[str]: ...
+_PARSING = (*MALFORMED, AssertionError)
 
 
 def looks_like_zarr(uri: str) -> bool:
@@ -59,28 +51,18 @@ def looks_like_zarr(uri: str) -> bool:
         if os.path.splitext(name)[1]:
             return False  # some other kind of file, no need to ask the server
         try:
-            place = _remote(uri)
+            place = _Folder(uri)
             return any(place.facts(name) for name in METADATA_NAMES[:3])
-        except ImageError as error:
-            logger.debug("%s", error)
-        except MissingExtraError as error:
+        except (ImageError, MissingExtraError) as error:
             logger.debug("%s", error)
         return False
     if os.path.isdir(path):
         return any(os.path.isfile(os.path.join(path, name)) for name in METADATA_NAMES[:3])
-    return _is_zip_store(path)
+    return _zip_root(path) is not None
 
 
 def open_store(uri: str) -> Any:
-    """A read-only Zarr store for a directory, a zip file, or a URL.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
-        There is nothing there, it may not be read, or it is no Zarr store.
-    MissingExtraError
-        The file system behind the URL needs a package that is not installed.
-    """
+    """A read-only Zarr store for a directory, a zip file, or a URL."""
     from zarr.storage import FsspecStore, LocalStore, ZipStore
 
     path = local_path(uri)
@@ -112,19 +94,14 @@ def open_store(uri: str) -> Any:
 
 
 def open_node(uri: str, store: Any) -> Any:
-    """The Zarr group or array at the root of a store.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
-        There is no node, it may not be read, a codec is missing, or its metadata are broken.
-    """
+    """The Zarr group or array at the root of a store."""
     import zarr
 
+    root = _zip_root(uri) if isinstance(store, zarr.storage.ZipStore) else ""
     try:
-        return zarr.open(store=store, mode="r")
+        return zarr.open(store=store, path=root, mode="r")
     except FileNotFoundError as error:
-        if local_path(uri) is None and not _remote_exists(uri):
+        if local_path(uri) is None and _Folder(uri).facts("") is None:
             raise ImageNotFoundError(f"{uri}: nothing is there; check the URL", uri=uri) from error
         raise UnsupportedImageError(
             f"{uri} has no Zarr metadata ({', '.join(METADATA_NAMES[:3])}); give the folder that "
@@ -138,10 +115,8 @@ def open_node(uri: str, store: Any) -> Any:
 
 
 def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
-    """The typed error for what Zarr raised while it parsed metadata.
-
-    Zarr lets through whatever its parsers raise (KeyError, TypeError, JSON errors...).
-    """
+    """The typed error for what Zarr raised while it parsed metadata: it lets through whatever its
+    parsers raise (KeyError, TypeError, JSON errors...)."""
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return explain_os_error(error, uri)
     if local_path(uri) is None and not isinstance(error, _PARSING):
@@ -159,70 +134,53 @@ def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
 
 
 def fingerprint(uri: str) -> str:
-    """Changes when the metadata of the image or of one of its levels are written anew.
-
-    Size and modification time for local files, what the server tells of the object
-    (etag, size, time) for remote ones. Chunks are not looked at: there are too many.
-    """
+    """Changes when the metadata of the image or of one of its levels are written anew: size and
+    time of local files, etag, size and time of remote ones. Chunks are too many to be looked at."""
     path = local_path(uri)
     if path is not None:
         check_readable(uri, path)
         if not os.path.isdir(path):
             return fingerprint_files(uri, [path])
-    place: _Place = _remote(uri) if path is None else _Folder(uri, path)
-    facts = _facts_of(place)
+    facts = _facts_of(_Folder(uri))
     if not facts:
         raise ImageNotFoundError(f"{uri}: no Zarr metadata there", uri=uri)
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
 
 class _Folder:
-    def __init__(self, uri: str, path: str) -> None:
-        self._uri, self._path = uri, path
+    """The few questions asked of a folder, local or remote."""
 
-    def read(self, name: str) -> bytes | None:
+    def __init__(self, uri: str) -> None:
+        from fsspec.implementations.local import LocalFileSystem
+
+        self._uri, path = uri, local_path(uri)
         try:
-            with open(os.path.join(self._path, name), "rb") as file:
-                return file.read(_MAX_METADATA)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise explain_os_error(error, self._uri) from error
+            self._fs, root = filesystem(uri) if path is None else (LocalFileSystem(), path)
+        except (ImportError, ValueError) as error:
+            raise _no_filesystem(uri, error) from error
+        except Exception as error:
+            raise explain_os_error(error, uri) from error
+        self._root = root.rstrip("/")
 
-    def facts(self, name: str) -> str | None:
+    def _ask(self, question: Any, name: str) -> Any:
         try:
-            status = os.stat(os.path.join(self._path, name))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise explain_os_error(error, self._uri) from error
-        return f"{status.st_size}:{status.st_mtime_ns}"
-
-    def folders(self) -> list[str]:
-        with os.scandir(self._path) as entries:
-            return sorted(e.name for e in entries if e.is_dir())
-
-
-class _RemoteFolder:
-    def __init__(self, uri: str, fs: Any, root: str) -> None:
-        self._uri, self._fs, self._root = uri, fs, root.rstrip("/")
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            return question(f"{self._root}/{name}")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except Exception as error:  # clients of object stores have their own
             raise explain_os_error(error, self._uri) from error
-        return data
+
+    def read(self, name: str) -> bytes | None:
+        found: bytes | None = self._ask(self._fs.cat_file, name)
+        return found
 
     def facts(self, name: str) -> str | None:
-        try:
-            info = self._fs.info(f"{self._root}/{name}")
-        except (FileNotFoundError, NotADirectoryError):
+        if local_path(self._uri) is not None:
+            status = self._ask(os.stat, name)
+            return None if status is None else f"{status.st_size}:{status.st_mtime_ns}"
+        info = self._ask(self._fs.info, name)
+        if info is None:
             return None
-        except Exception as error:  # clients of object stores have their own
-            raise explain_os_error(error, self._uri) from error
         return ":".join(f"{key}={info[key]}" for key in _VERSION_KEYS if key in info)
 
     def folders(self) -> list[str]:
@@ -235,28 +193,13 @@ class _RemoteFolder:
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in folders)
 
 
-def _remote(uri: str) -> _RemoteFolder:
-    try:
-        fs, root = filesystem(uri)
-    except (ImportError, ValueError) as error:
-        raise _no_filesystem(uri, error) from error
-    except Exception as error:
-        raise explain_os_error(error, uri) from error
-    return _RemoteFolder(uri, fs, root)
-
-
-def _remote_exists(uri: str) -> bool:
-    place = _remote(uri)
-    return place.facts("") is not None
-
-
 def _no_filesystem(uri: str, error: Exception) -> Exception:
     if isinstance(error, ImportError):
         return MissingExtraError(f"{uri}: the file system needs a package: {error}")
     return UnsupportedImageError(f"{uri}: fsspec knows no such file system: {error}", uri=uri)
 
 
-def _facts_of(place: _Place) -> list[str]:
+def _facts_of(place: _Folder) -> list[str]:
     """Name and version of every metadata file of the image, root first."""
     names = list(METADATA_NAMES)
     for child in _children(place):
@@ -265,7 +208,7 @@ def _facts_of(place: _Place) -> list[str]:
     return [f"{name} {fact}" for name, fact in facts if fact is not None]
 
 
-def _children(place: _Place) -> list[str]:
+def _children(place: _Folder) -> list[str]:
     """Levels that the metadata name, else the folders of a group."""
     root = place.read("zarr.json")
     text = root if root is not None else place.read(".zattrs")
@@ -277,18 +220,21 @@ def _children(place: _Place) -> list[str]:
         image = Multiscale.parse(attributes)
         if image is not None:
             return [level.path for level in image.levels]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except MALFORMED as error:
         logger.debug("metadata of a Zarr group cannot be parsed: %s", error)
         return []
     return place.folders()
 
 
-def _is_zip_store(path: str) -> bool:
+def _zip_root(path: str) -> str | None:
+    """Folder of an archive in which the Zarr metadata lie: "" as a rule, None without any."""
     if not path.lower().endswith((".zip", ".ozx")):
-        return False
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            return not set(METADATA_NAMES[:3]).isdisjoint(archive.namelist())
+            names = [name.rpartition("/") for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile) as error:
         logger.debug("%s: %s", path, error)
-        return False
+        return None
+    homes = [home for home, _, name in names if name in METADATA_NAMES[:3]]
+    return min(homes, key=len, default=None)

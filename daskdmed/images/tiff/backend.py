@@ -11,43 +11,36 @@ import threading
 
 import numpy as np
 
-from daskdmed.core.errors import DaskdmedError, ImageError, UsageError
+from daskdmed.core.errors import DaskdmedError, ImageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
-from daskdmed.core.view import FailedTile
 from daskdmed.images import source as sources
-from daskdmed.images.protocols import LevelInfo, SlideInfo
-from daskdmed.images.readers import TileFailures, prepare_output
+from daskdmed.images.protocols import SlideInfo
+from daskdmed.images.readers import (
+    BaseReader,
+    level_infos,
+    level_properties,
+    number_text,
+    prepare_output,
+)
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
-from daskdmed.images.tiff.metadata import number_text
 
 _log = logging.getLogger("daskdmed.images")
 
 
-class TiffReader:
+class TiffReader(BaseReader):
     """An open TIFF slide. Thread-safe; holds a descriptor and plain arrays."""
 
     def __init__(self, source: Source, index: TiffIndex) -> None:
+        super().__init__(source.uri)
         self._source = source
         self._plans = tuple(index.levels)
         self._associated = index.associated
-        self._info = make_info(index)
+        self.info = make_info(index)
         self._background = np.asarray(index.background, index.dtype)
         self._lock = threading.Lock()
-        self._failures = TileFailures(source.uri)
-        self._closed = False
-
-    @property
-    def info(self) -> SlideInfo:
-        """Facts about the slide."""
-        return self._info
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """The last tiles that ``tile_error="fill"`` painted with the background."""
-        return self._failures.kept
 
     def read(
         self,
@@ -57,41 +50,19 @@ class TiffReader:
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`.
-
-        Raises
-        ------
-        TileError
-            A tile cannot be decoded.
-        ResolutionError, GeometryError
-            There is no such level, or the region is not inside it.
-        ImageError
-            The reader is closed.
-        """
-        if self._closed:
-            raise ImageError(f"{self._source.uri}: the reader is closed", uri=self._source.uri)
-        out = prepare_output(self._source.uri, self._info, level, region, out)
-        plan = self._plans[level]
-        return self._fill(plan, region, out, self._background, tile_error)
+        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
+        self._check_open()
+        out = prepare_output(self._uri, self.info, level, region, out)
+        return self._fill(self._plans[level], region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, channels) uint8.
-
-        Raises
-        ------
-        UsageError
-            There is none of that name.
-        """
+        """One associated image, (height, width, channels) uint8."""
         plan = self._associated.get(name)
         if plan is None:
-            raise UsageError(
-                f"{self._source.uri}: no associated image {name!r}; there are "
-                f"{sorted(self._associated)}"
-            )
-        height, width, channels = plan.shape
+            raise self._no_associated(name)
         out = np.empty(plan.shape, plan.dtype)
-        white = np.full(channels, 255, plan.dtype)
-        return self._fill(plan, Region((0, 0), (height, width)), out, white, "raise")
+        white = np.full(plan.shape[2], 255, plan.dtype)
+        return self._fill(plan, Region.of(plan.shape[:2]), out, white, "raise")
 
     def close(self) -> None:
         """Release the descriptor. Idempotent."""
@@ -129,6 +100,8 @@ class TiffBackend:
             return False
         try:
             head = source.read(0, 4)
+        except sources.RangeError:
+            return True  # what it is cannot be seen from here: `open` says why
         except Exception:
             _log.debug("%s: the first bytes cannot be read", uri, exc_info=True)
             return False
@@ -137,21 +110,18 @@ class TiffBackend:
         return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def open(self, uri: str) -> TiffReader:
-        """Open a file.
+        """Open a file."""
+        return self.open_image(uri, "")
 
-        Raises
-        ------
-        ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
-            Naming the file and a remedy.
-        """
+    def open_image(self, uri: str, image: str) -> TiffReader:
+        """One of the images (series) that a file holds, by number or name."""
         source = sources.open_source(uri)
         try:
-            return TiffReader(source, parse(source))
-        except DaskdmedError:
+            return TiffReader(source, parse(source, image))
+        except BaseException as exc:
             source.close()
-            raise
-        except Exception as exc:
-            source.close()
+            if isinstance(exc, DaskdmedError) or not isinstance(exc, Exception):
+                raise
             raise sources.explain_os_error(exc, uri) from exc
 
     def fingerprint(self, uri: str) -> str:
@@ -161,35 +131,21 @@ class TiffBackend:
 
 def make_info(index: TiffIndex) -> SlideInfo:
     """Facts about the slide, with OpenSlide's property names."""
-    height, width = index.levels[0].shape[:2]
-    levels = tuple(
-        LevelInfo(
-            shape=plan.shape,
-            tile_shape=plan.tile,
-            downsample=(height / plan.shape[0], width / plan.shape[1]),
-        )
-        for plan in index.levels
-    )
-    about = index.metadata
-    properties = dict(about.properties)
-    properties["openslide.vendor"] = about.vendor
+    about, shapes = index.metadata, [plan.shape for plan in index.levels]
+    properties = {**about.properties, "openslide.vendor": about.vendor}
     if about.mpp is not None:
-        properties["openslide.mpp-x"] = number_text(about.mpp[0])
-        properties["openslide.mpp-y"] = number_text(about.mpp[1])
+        properties["openslide.mpp-x"], properties["openslide.mpp-y"] = map(number_text, about.mpp)
     if about.power is not None:
         properties["openslide.objective-power"] = number_text(about.power)
-    properties["openslide.level-count"] = str(len(levels))
-    for i, level in enumerate(levels):
-        name = f"openslide.level[{i}]."
-        properties[name + "width"] = str(level.shape[1])
-        properties[name + "height"] = str(level.shape[0])
-        properties[name + "downsample"] = number_text(sum(level.downsample) / 2)
-        if isinstance(index.levels[i], LevelPlan) and not index.levels[i].short_tiles:
-            properties[name + "tile-width"] = str(level.tile_shape[1])
-            properties[name + "tile-height"] = str(level.tile_shape[0])
-    for name, plan in index.associated.items():
-        properties[f"openslide.associated.{name}.width"] = str(plan.shape[1])
-        properties[f"openslide.associated.{name}.height"] = str(plan.shape[0])
+    levels = level_infos(shapes, [plan.tile for plan in index.levels])
+    properties |= level_properties(levels)
+    for i, plan in enumerate(index.levels):
+        if isinstance(plan, Canvas) or plan.short_tiles:  # no tiles to speak of
+            for axis in ("width", "height"):
+                del properties[f"openslide.level[{i}].tile-{axis}"]
+    for name, one in index.associated.items():
+        properties[f"openslide.associated.{name}.width"] = str(one.shape[1])
+        properties[f"openslide.associated.{name}.height"] = str(one.shape[0])
     return SlideInfo(
         levels=levels,
         dtype=index.dtype.name,
@@ -199,4 +155,5 @@ def make_info(index: TiffIndex) -> SlideInfo:
         vendor=about.vendor,
         properties=dict(sorted(properties.items())),
         associated=tuple(sorted(index.associated)),
+        images=index.images,
     )

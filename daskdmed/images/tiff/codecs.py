@@ -27,39 +27,37 @@ from daskdmed.images.tiff.jpeg import Paint
 Decode = Callable[[bytes, Array], Array]
 Convert = Callable[[Array], Array]
 
-_JPEG = {7}
-_BYTES: dict[int, tuple[str, Any]] = {
-    5: ("LZW", imagecodecs.lzw_decode),
-    8: ("deflate", imagecodecs.zlib_decode),
-    32946: ("deflate", imagecodecs.zlib_decode),
-    32773: ("PackBits", imagecodecs.packbits_decode),
-    34926: ("zstd", imagecodecs.zstd_decode),
-    50000: ("zstd", imagecodecs.zstd_decode),
+_JPEG = 7
+#: compression -> decoder to bytes
+_BYTES: dict[int, Any] = {
+    5: imagecodecs.lzw_decode,
+    8: imagecodecs.zlib_decode,
+    32946: imagecodecs.zlib_decode,
+    32773: imagecodecs.packbits_decode,
+    34925: imagecodecs.lzma_decode,
+    34926: imagecodecs.zstd_decode,
+    50000: imagecodecs.zstd_decode,
 }
-_IMAGES: dict[int, tuple[str, Any]] = {
-    33003: ("JPEG 2000 (Aperio YCbCr)", imagecodecs.jpeg2k_decode),
-    33004: ("JPEG 2000", imagecodecs.jpeg2k_decode),
-    33005: ("JPEG 2000 (Aperio RGB)", imagecodecs.jpeg2k_decode),
-    34712: ("JPEG 2000", imagecodecs.jpeg2k_decode),
-    34892: ("JPEG", imagecodecs.jpeg8_decode),
-    22610: ("JPEG XR", imagecodecs.jpegxr_decode),
-    34934: ("JPEG XR", imagecodecs.jpegxr_decode),
-    50001: ("WebP", imagecodecs.webp_decode),
-    34927: ("WebP", imagecodecs.webp_decode),
-    50002: ("JPEG XL", imagecodecs.jpegxl_decode),
-    52546: ("JPEG XL", imagecodecs.jpegxl_decode),
+#: compression -> decoder to pixels; 33003 to 33005 are Aperio's numbers
+_IMAGES: dict[int, Any] = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), imagecodecs.jpeg2k_decode),
+    34892: imagecodecs.jpeg8_decode,
+    **dict.fromkeys((22610, 34934), imagecodecs.jpegxr_decode),
+    34887: imagecodecs.lerc_decode,
+    34933: imagecodecs.png_decode,
+    **dict.fromkeys((50001, 34927), imagecodecs.webp_decode),
+    **dict.fromkeys((50002, 52546), imagecodecs.jpegxl_decode),
 }
+#: bytes that a tile may decode to beyond its own, of which the rest is cut off
+_SURPLUS = 2**26
 _DTYPES = ("uint8", "uint16", "int8", "int16", "uint32", "int32", "float32")
-_MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 
 
 @dataclass(frozen=True, slots=True)
 class PageFormat:
-    """What the decoder of a page depends on, as plain values.
-
-    Pages with equal formats share a decoder, whatever their extents. `writer` is whose
-    habits hold where the tags leave two readings.
-    """
+    """What the decoder of a page depends on; pages with equal formats share one, whatever their
+    extents. `writer` is whose habits hold where the tags leave two readings."""
 
     compression: int
     photometric: int
@@ -78,28 +76,7 @@ class PageFormat:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Decodes the tiles of one level.
-
-    Parameters
-    ----------
-    decode : callable
-        (bytes, scratch (rows, width, stored samples)) -> (rows, width, stored samples).
-    convert : callable or None
-        From stored samples to the samples that are given out.
-    stored : int
-        Samples per pixel in one stored tile.
-    given : int
-        Samples per pixel given out.
-    raw : bool
-        Tiles are not compressed and need no change, so a part of one can be read.
-    direct : bool
-        Decoding into the destination, when that is contiguous, is the fastest way.
-    grouped : bool
-        Decoding into scratch tiles that are copied together is the fastest way.
-    paint : callable or None
-        Decodes a whole tile to its place in a large array; there is nothing faster, but it
-        may decline.
-    """
+    """Decodes the tiles of one level."""
 
     decode: Decode
     convert: Convert | None
@@ -112,30 +89,24 @@ class Decoder:
 
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
-    """Choose how the tiles of a page are decoded.
-
-    Raises
-    ------
-    UnsupportedImageError
-        The compression, sample type or colour model is not covered.
-    """
+    """Choose how the tiles of a page are decoded; an error for what is not covered."""
     if fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize:
         raise _unsupported(uri, f"{fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}")
     stored = 1 if fmt.planar else fmt.samples
     code = fmt.compression
     convert, given = _colours(fmt, background, uri)
-    if code in _JPEG:
+    if code == _JPEG:
         decode, paint = _jpeg(fmt, uri)
         return Decoder(decode, convert, stored, given, grouped=True, paint=paint)
     if code in _IMAGES:
-        return Decoder(_image(_IMAGES[code][1], fmt), convert, stored, given)
+        return Decoder(_image(_IMAGES[code], fmt), convert, stored, given)
     if code == 1 or code in _BYTES:
         if fmt.photometric == _YCBCR and fmt.samples == 3:
             raise _unsupported(uri, "YCbCr pixels without JPEG compression")
         if fmt.predictor not in (1, 2):
             raise _unsupported(uri, f"TIFF predictor {fmt.predictor}")
         raw = code == 1 and fmt.predictor == 1 and fmt.fillorder != 2
-        unpack = None if code == 1 else _BYTES[code][1]
+        unpack = _BYTES.get(code)
         return Decoder(_plain(unpack, fmt), convert, stored, given, raw, direct=not raw)
     raise _unsupported(uri, f"TIFF compression {code}")
 
@@ -148,8 +119,8 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
     """Change from stored to given samples, and their number."""
     photometric, samples = fmt.photometric, 1 if fmt.planar else fmt.samples
     dtype = np.dtype(fmt.dtype)
-    if photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _YCBCR):
-        names = {3: "palette colours", 5: "CMYK", 8: "CIELab"}
+    if photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR):
+        names = {5: "CMYK", 8: "CIELab"}
         raise _unsupported(uri, names.get(photometric, f"photometric interpretation {photometric}"))
     if photometric == _MINISWHITE:
         if samples != 1 or dtype.kind != "u":
@@ -162,15 +133,14 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
             raise _unsupported(uri, f"an alpha channel of type {dtype}")
         associated = fmt.extrasamples[:1] != (2,)
         return colour.blend_alpha(background, dtype, associated=associated), samples - 1
+    # of a palette the stored values: of label maps they are the labels, of a channel's lookup
+    # table the intensities
     return None, samples
 
 
 def has_alpha(fmt: PageFormat) -> bool:
-    """Whether the last sample is alpha.
-
-    A sample of unspecified meaning (0) is a channel, as TIFF 6.0, GDAL and Pillow have it:
-    near infrared or a mask beside RGB. (libtiff takes it for alpha.)
-    """
+    """Whether the last sample is alpha. One of unspecified meaning (0) is a channel, as TIFF 6.0,
+    GDAL and Pillow have it: near infrared or a mask beside RGB. (libtiff takes it for alpha.)"""
     return len(fmt.extrasamples) == 1 and fmt.extrasamples[0] in (1, 2)
 
 
@@ -231,10 +201,8 @@ def _check_codestream_size(data: bytes, shape: tuple[int, ...]) -> None:
 
 
 def _subsampled(data: bytes) -> bool:
-    """Whether a JPEG 2000 codestream has subsampled chroma.
-
-    Its colours are then converted while decoding (within 1 of OpenSlide's rounding).
-    """
+    """Whether a JPEG 2000 codestream has subsampled chroma: its colours are then converted while
+    decoding (within 1 of OpenSlide's rounding)."""
     return data[:4] == b"\xff\x4f\xff\x51" and data[46:48] != b"\x01\x01"
 
 
@@ -249,7 +217,7 @@ def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
             data = bytes(imagecodecs.bitorder_decode(data))
         flat: Any = data
         if unpack is not None:
-            flat = unpack(data, out=out.view(np.uint8).reshape(-1))
+            flat = _unpacked(unpack, data, out.view(np.uint8).reshape(-1))
         got = len(flat)
         if got < out.nbytes:
             raise DecodeError(f"the tile decodes to {got} bytes, expected {out.nbytes}")
@@ -265,3 +233,25 @@ def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
         return out
 
     return decode
+
+
+def _unpacked(unpack: Callable[..., Any], data: bytes, out: Array) -> Any:
+    """Decoded into `out`; of what decodes to more the beginning.
+
+    Some writers compress the last strip at full height.
+    """
+    try:
+        return unpack(data, out=out)
+    except Exception:
+        size = 4 * len(out)
+        while size <= 4 * len(out) + _SURPLUS:
+            try:
+                found = unpack(data, out=size)
+            except Exception:
+                size *= 4
+                continue
+            if len(found) < len(out):
+                break
+            out[...] = np.frombuffer(found, np.uint8, len(out))
+            return out
+        raise

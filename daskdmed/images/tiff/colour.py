@@ -39,22 +39,8 @@ def ycbcr_to_rgb(tile: Array) -> Array:
 def blend_alpha(
     background: tuple[int, ...], dtype: np.dtype[Any], *, associated: bool
 ) -> Callable[[Array], Array]:
-    """Function that lays pixels with alpha on the background.
-
-    Parameters
-    ----------
-    background : tuple of int
-        One value per colour channel.
-    dtype : dtype
-        uint8 or uint16.
-    associated : bool
-        Colours are already multiplied by alpha.
-
-    Returns
-    -------
-    callable
-        (h, w, c + 1) -> (h, w, c), rounded to nearest.
-    """
+    """Function that lays pixels (h, w, c + 1) of unsigned integers with alpha on the background,
+    rounded to nearest. With `associated` alpha colours are already multiplied by it."""
     top = int(np.iinfo(dtype).max)
     ground = np.asarray(background, np.uint64)
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.resample import resample_region
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch
@@ -61,13 +62,8 @@ _local = threading.local()
 
 @contextmanager
 def count_tiles() -> Iterator[TileCount]:
-    """Count the storage tiles that this process decodes, in all threads.
-
-    Yields
-    ------
-    TileCount
-        `tiles` in all and `by_level`. Missing tiles are not decoded, so not counted.
-    """
+    """Count the storage tiles that this process decodes, in all threads. Missing tiles are not
+    decoded, so not counted."""
     global _counters
     count = TileCount()
     with _counters_lock:
@@ -83,24 +79,9 @@ def count_tiles() -> Iterator[TileCount]:
 class LevelPlan:
     """Where the tiles of one level lie and how they are decoded.
 
-    Parameters
-    ----------
-    level : int
-        Index in the pyramid.
-    shape : tuple of int
-        (height, width, channels) given out.
-    tile : tuple of int
-        (height, width) of a storage tile.
-    grid : tuple of int
-        (rows, columns) of tiles.
-    offsets, counts : ndarray
-        (planes, rows * columns) int64, bytes.
-    decoder : Decoder
-        Decodes one tile of one plane.
-    dtype : dtype
-        Sample type given out.
-    short_tiles : bool
-        The last row of tiles holds only the rows that are left (strips).
+    `shape` is (height, width, channels), `tile` (height, width) of a storage tile, `grid` (rows,
+    columns) of tiles; `offsets` and `counts` are (planes, rows * columns), in bytes. With
+    `short_tiles` the last row of tiles holds only the rows that are left (strips).
     """
 
     level: int
@@ -112,6 +93,9 @@ class LevelPlan:
     decoder: Decoder
     dtype: np.dtype[np.generic]
     short_tiles: bool = False
+    #: what tiles without data are rendered from, of a level where such stand for more than
+    #: background
+    finer: LevelPlan | None = None
 
     def stored_rows(self, row: int) -> int:
         """Pixel rows that the tiles of a tile row hold."""
@@ -122,15 +106,8 @@ class LevelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A level composed of separately scanned areas on a background.
-
-    Parameters
-    ----------
-    level, shape, tile, dtype, short_tiles
-        As in `LevelPlan`, of the whole.
-    parts : tuple
-        ((y, x), plan) of each area, at its place in pixels of the level.
-    """
+    """A level composed of separately scanned areas on a background: ((y, x), plan) of each at its
+    place."""
 
     level: int
     shape: tuple[int, int, int]
@@ -151,42 +128,49 @@ def read_level(
     """Fill `out` with a region of a level; see `read_region`."""
     if isinstance(plan, LevelPlan):
         read_region(plan, source, region, out, background, fail)
+        if plan.finer is not None:
+            _render_missing(plan, source, region, out, background, fail)
         return
     out[...] = background
-    for (top, left), part in plan.parts:
-        y0, x0 = max(region.origin[0], top), max(region.origin[1], left)
-        y1 = min(region.stop[0], top + part.shape[0])
-        x1 = min(region.stop[1], left + part.shape[1])
-        if y0 < y1 and x0 < x1:
-            inner = Region((y0 - top, x0 - left), (y1 - y0, x1 - x0))
-            target = Region((y0 - region.origin[0], x0 - region.origin[1]), inner.shape)
-            read_region(part, source, inner, out[target.slices], background, fail)
+    for corner, part in plan.parts:
+        inside = Region(corner, part.shape[:2]).intersect(region)
+        if inside.size:
+            target = out[inside.local_to(region).slices]
+            inner = inside.shift((-corner[0], -corner[1]))
+            read_region(part, source, inner, target, background, fail)
+
+
+def _render_missing(
+    plan: LevelPlan, source: Source, region: Region, out: Array, background: Array, fail: OnFailure
+) -> None:
+    """Tiles without data from the finer level, as OpenSlide does it.
+
+    Aperio writes none at the edges of lower levels, where the finer one may have tissue.
+    """
+    finer = plan.finer
+    assert finer is not None
+
+    def read(part: Region) -> Array:
+        values = np.empty((*part.shape, finer.shape[2]), finer.dtype)
+        read_level(finer, source, part, values, background, fail)
+        return values
+
+    extent = finer.shape[:2]
+    scale = [n / m for n, m in zip(extent, plan.shape, strict=False)]
+    for box in region.tiles(plan.tile):
+        row, column = box.cells(plan.tile).origin
+        at = row * plan.grid[1] + column
+        if not (plan.counts[:, at].all() and plan.offsets[:, at].all()):
+            target = out[box.local_to(region).slices]
+            resample_region(box, scale, extent, finer.tile[0], read, target)
 
 
 def read_region(
-    plan: LevelPlan,
-    source: Source,
-    region: Region,
-    out: Array,
-    background: Array,
-    fail: OnFailure,
+    plan: LevelPlan, source: Source, region: Region, out: Array, background: Array, fail: OnFailure
 ) -> None:
-    """Fill `out` with a region that lies inside the level.
+    """Fill `out`, (height, width, channels) of any strides, with a region inside the level.
 
-    Parameters
-    ----------
-    plan : LevelPlan
-        The level.
-    source : Source
-        The file.
-    region : Region
-        (y, x) in pixels of the level.
-    out : ndarray
-        (height, width, channels) of the level's dtype, any strides.
-    background : ndarray
-        (channels,) for missing and failed tiles.
-    fail : callable
-        Told of tiles that cannot be decoded.
+    Missing tiles and those that `fail` was told of become the background (channels,).
     """
     (top, left), (bottom, right) = region.origin, region.stop
     if bottom <= top or right <= left:
@@ -199,23 +183,19 @@ def read_region(
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
         target = out if given == out.shape[2] else out[:, :, channels]
-        ground = background[channels]
         in_place = out.nbytes >= IN_PLACE and _rows_apart(target)
         for row in rows:
             y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
-            _read_row(
-                plan,
-                source,
-                plane,
-                row,
-                first,
-                pieces,
-                (y0 - row * tile_h, y1 - row * tile_h),
-                target[y0 - top : y1 - top],
-                ground,
-                fail,
-                in_place,
-            )
+            stored, band = plan.stored_rows(row), (y0 - row * tile_h, y1 - row * tile_h)
+            begin = row * plan.grid[1] + first
+            offsets = plan.offsets[plane, begin : begin + len(pieces)].tolist()
+            counts = plan.counts[plane, begin : begin + len(pieces)].tolist()
+            if plan.decoder.raw:
+                _skip_rows(plan, offsets, counts, stored, band)
+                stored, band = y1 - y0, (0, y1 - y0)
+            job = _Row(plan, row, first, stored, band, background[channels], fail)
+            parts = fetch(source, offsets, counts, plan_limit(plan))
+            _read_row(job, parts, pieces, target[y0 - top : y1 - top], in_place)
 
 
 def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:
@@ -225,46 +205,6 @@ def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[
         x0, x1 = max(column * tile_w, left), min((column + 1) * tile_w, right)
         pieces.append((x0 - column * tile_w, x1 - column * tile_w, x0 - left, x1 - left))
     return pieces
-
-
-def _read_row(
-    plan: LevelPlan,
-    source: Source,
-    plane: int,
-    row: int,
-    first: int,
-    pieces: list[Piece],
-    band: tuple[int, int],
-    target: Array,
-    ground: Array,
-    fail: OnFailure,
-    in_place: bool,
-) -> None:
-    """One row of tiles."""
-    begin = row * plan.grid[1] + first
-    end = begin + len(pieces)
-    offsets = plan.offsets[plane, begin:end].tolist()
-    counts = plan.counts[plane, begin:end].tolist()
-    stored = plan.stored_rows(row)
-    ty0, ty1 = band
-    decoder = plan.decoder
-    if decoder.raw:
-        _skip_rows(plan, offsets, counts, stored, band)
-        stored, ty0, ty1 = ty1 - ty0, 0, ty1 - ty0
-    parts = fetch(source, offsets, counts, plan_limit(plan))
-    job = _Row(plan, row, first, stored, (ty0, ty1), ground, fail)
-    done = [False] * len(pieces)
-    if in_place and decoder.convert is None:
-        done = _decode_in_place(job, parts, pieces, target)
-    if all(done):
-        decoded = len(pieces)
-    elif decoder.grouped and decoder.convert is None and len(pieces) > 1:
-        decoded = _decode_grouped(job, parts, pieces, target, done)
-    else:
-        decoded = _decode_singly(job, parts, pieces, target)
-    if _counters:
-        for counter in _counters:
-            counter.add(plan.level, decoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +218,27 @@ class _Row:
     band: tuple[int, int]
     ground: Array
     fail: OnFailure
+
+
+def _read_row(
+    job: _Row,
+    parts: list[bytes | Exception | None],
+    pieces: list[Piece],
+    target: Array,
+    in_place: bool,
+) -> None:
+    decoder = job.plan.decoder
+    done = [False] * len(pieces)
+    if in_place and decoder.convert is None:
+        done = _decode_in_place(job, parts, pieces, target)
+    if all(done):
+        decoded = len(pieces)
+    elif decoder.grouped and decoder.convert is None and len(pieces) > 1:
+        decoded = _decode_grouped(job, parts, pieces, target, done)
+    else:
+        decoded = _decode_singly(job, parts, pieces, target)
+    for counter in _counters:
+        counter.add(job.plan.level, decoded)
 
 
 def _decode_singly(
@@ -294,7 +255,7 @@ def _decode_singly(
             destination[...] = job.ground
             continue
         decoded += 1
-        whole = direct and tx1 - tx0 == tile_w and _fits(destination)
+        whole = direct and tx1 - tx0 == tile_w and destination.flags.c_contiguous
         space = destination if whole else scratch
         try:
             if isinstance(data, Exception):
@@ -347,10 +308,8 @@ def _decode_grouped(
     target: Array,
     done: list[bool],
 ) -> int:
-    """Some tiles at a time, then one copy with long runs of memory for all of them.
-
-    Tiles that are done already are only counted.
-    """
+    """Some tiles at a time, then one copy with long runs of memory for all of them; those that are
+    done already are only counted."""
     decode, tile_w, (ty0, ty1) = job.plan.decoder.decode, job.plan.tile[1], job.band
     slots = _scratch((GROUP, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)
     rows, channels = ty1 - ty0, slots.shape[3]
@@ -397,10 +356,6 @@ def _check_extent(tile: Array, rows: int, columns: int, job: _Row) -> None:
         )
 
 
-def _fits(destination: Array) -> bool:
-    return destination.flags.c_contiguous and destination.flags.writeable
-
-
 def plan_limit(plan: LevelPlan) -> int:
     """Most bytes that one encoded tile can sensibly have."""
     plain = plan.tile[0] * plan.tile[1] * plan.decoder.stored * plan.dtype.itemsize
@@ -438,11 +393,9 @@ def _scratch(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> A
 
 
 def _misaligned(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> Array:
-    """An array that begins 8 bytes behind a cache line.
-
-    libjpeg-turbo writes past the cache when rows are aligned to 16 or 32 bytes, after which
-    clearing and copying the tile costs more than half of the decoding again.
-    """
+    """An array that begins 8 bytes behind a cache line: libjpeg-turbo writes past the cache when
+    rows are aligned to 16 or 32 bytes, after which clearing and copying the tile costs more than
+    half of the decoding again."""
     count = shape[0] * shape[1] * shape[2] * shape[3] * dtype.itemsize
     memory = np.empty(count + 128, np.uint8)
     start = (-memory.ctypes.data) % 64 + 8

@@ -22,10 +22,8 @@ RUN = 8 * 2**20
 def fetch(
     source: Source, offsets: list[int], counts: list[int], limit: int
 ) -> list[bytes | Exception | None]:
-    """Bytes of several tiles: None for a missing tile, an exception for an unreadable one.
-
-    Tiles that lie next to each other in the file are read with one call.
-    """
+    """Bytes of several tiles, with one call for neighbours in the file: None for a missing tile, an
+    exception for an unreadable one."""
     found: list[bytes | Exception | None] = [None] * len(offsets)
     runs: list[tuple[int, int, list[int]]] = []
     size = source.size

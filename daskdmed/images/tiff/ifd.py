@@ -29,7 +29,7 @@ MAX_SEGMENT_BYTES = 2**30
 _MAX_SIDE = 2**31 - 1
 _WIDTH, _LENGTH, _SAMPLES, _ROWS, _TILE_W, _TILE_H, _SUBIFD = 256, 257, 277, 278, 322, 323, 330
 _STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS = 273, 324, 279, 325
-_PLANAR, _BITS, _NDPI = 284, 258, 65420
+_PLANAR, _BITS, _COMPRESSION, _NDPI = 284, 258, 259, 65420
 
 
 @dataclass(slots=True)
@@ -61,25 +61,10 @@ class _Layout:
 
 
 def walk(source: Source) -> list[IFD]:
-    """Visit every directory of a TIFF file once.
+    """Visit every directory of a TIFF file once: top-level and sub-directories in the order found.
 
-    Parameters
-    ----------
-    source : Source
-        The file.
-
-    Returns
-    -------
-    list of IFD
-        Top-level directories and sub-directories, in the order found.
-
-    Raises
-    ------
-    UnsupportedImageError
-        No TIFF file.
-    CorruptImageError
-        A directory or its values lie outside the file, directories form a cycle, or the
-        declared sizes cannot be true.
+    An error where one or its values lie outside the file, directories form a cycle, or the declared
+    sizes cannot be true.
     """
     layout, offset = _header(source)
     found: dict[int, IFD] = {}
@@ -257,7 +242,9 @@ def _check_sizes(source: Source, ifd: IFD) -> None:
         )
     bits = ifd.first(_BITS, 1)
     segment = tile_w * tile_h * (samples // planes) * max(1, bits // 8)
-    if segment > MAX_SEGMENT_BYTES and _NDPI not in ifd.tags:
+    # a single strip of raw pixels is read in parts
+    parts = not tiled and expected == planes and ifd.first(_COMPRESSION, 1) == 1
+    if segment > MAX_SEGMENT_BYTES and _NDPI not in ifd.tags and not parts:
         _corrupt(
             source,
             f"{where} claims tiles of {tile_w} x {tile_h} pixels, {segment} bytes each, more "

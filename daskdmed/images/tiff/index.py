@@ -10,7 +10,8 @@ Not covered: vendor metadata (`daskdmed.images.tiff.vendors`) and decoding.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from daskdmed.core.errors import (
     DaskdmedError,
     ImageError,
     UnsupportedImageError,
+    listing,
 )
+from daskdmed.images.readers import say_choice
 from daskdmed.images.source import Source
 from daskdmed.images.tiff import ifd, leica, metadata, vendors
 from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
@@ -52,50 +55,23 @@ class PageIndex:
 
 @dataclass(slots=True)
 class TiffIndex:
-    """All that is kept of a TIFF file.
+    """All that is kept of a TIFF file."""
 
-    Parameters
-    ----------
-    kind : str
-        tifffile's name of the arrangement: "svs", "ome", "generic"...
-    levels : list of LevelPlan or Canvas
-        Largest first.
-    dtype, background
-        Of the levels.
-    metadata : Metadata
-        What the vendor says of the slide.
-    associated : dict
-        Name -> plan of an associated image.
-    """
-
-    kind: str
     levels: list[LevelPlan | Canvas]
     dtype: np.dtype[np.generic]
     background: tuple[int, ...]
     metadata: Metadata
     associated: dict[str, LevelPlan] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
 
 
-def parse(source: Source) -> TiffIndex:
-    """Read the structure of a TIFF file.
-
-    Parameters
-    ----------
-    source : Source
-        The file; not kept.
-
-    Raises
-    ------
-    UnsupportedImageError
-        No TIFF, or pixels of a kind that is not covered.
-    CorruptImageError
-        The structure is broken; found before memory is spent on it.
-    """
+def parse(source: Source, image: str = "") -> TiffIndex:
+    """Read the structure of a TIFF file; a broken one is found before memory is spent on it."""
     ifd.walk(source)
     handle = source.open_file()
     try:
         with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
-            return _parse(tif, source)
+            return _parse(tif, source, image)
     except DaskdmedError:
         raise
     except (MemoryError, RecursionError, Exception) as exc:
@@ -108,15 +84,15 @@ def parse(source: Source) -> TiffIndex:
         handle.close()
 
 
-def _parse(tif: Any, source: Source) -> TiffIndex:
-    series = list(tif.series)
+def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
+    series = vendors.all_series(tif)
     if not series:
         raise UnsupportedImageError(f"{source.uri}: the TIFF file holds no image", uri=source.uri)
-    main = vendors.main_series(series, metadata.ome_spacing(tif))
+    scans = vendors.scans(series)
+    main = vendors.main_series(source.uri, scans, metadata.ome_spacing(tif), image)
     vendors.check_readable(tif, main, source.uri)
-    stages = [_planes(level, source) for level in main.levels]
-    stages += [_planes(extra, source) for extra in vendors.more_levels(main, series)]
-    stages = _ordered(stages)
+    more = vendors.more_levels(main, series)
+    stages = _ordered([_planes(level, source) for level in (*main.levels, *more)])
     channels = sum(_given(p.format) for p in stages[0])
     dtype = np.dtype(stages[0][0].format.dtype)
     background = vendors.background(tif, channels, dtype, stages[0][0].format.photometric)
@@ -126,18 +102,18 @@ def _parse(tif: Any, source: Source) -> TiffIndex:
         if number and (plan.shape[2] != levels[0].shape[2] or plan.dtype != levels[0].dtype):
             _log.info("%s: level %d has other channels and is left out", source.uri, number)
             continue
+        if main.kind == "svs" and levels and not (plan.counts.all() and plan.offsets.all()):
+            plan = replace(plan, finer=levels[-1])
         levels.append(plan)
     about = metadata.describe(tif, main)
-    final: list[LevelPlan | Canvas] = [_renumber(p, i) for i, p in enumerate(levels)]
+    final: list[LevelPlan | Canvas] = [replace(p, level=i) for i, p in enumerate(levels)]
+    others = [s for s in scans if s is not main and not any(lv in more for lv in s.levels)]
     if main.kind == "scn":
         final = _compose(tif, main, levels, about, source)
-    index = TiffIndex(
-        kind=main.kind,
-        levels=final,
-        dtype=dtype,
-        background=background,
-        metadata=about,
-    )
+    elif not image:
+        say_choice(source.uri, str(main.name), [str(s.name) for s in others])
+    names = tuple(str(s.name) for s in scans) if others else ()
+    index = TiffIndex(final, dtype, background, about, images=names)
     for name, page in vendors.associated_pages(tif, main, series).items():
         _add_associated(index, name, page, source)
     return index
@@ -163,11 +139,11 @@ def _compose(
         scale = levels[0].shape[1] / plan.shape[1], levels[0].shape[0] / plan.shape[0]
         height, width = canvas.size_at(scale)
         parts = tuple(
-            (area.origin_at(scale), _renumber(own[number], number))
+            (area.origin_at(scale), replace(own[number], level=number))
             for area, own in zip(canvas.areas, areas, strict=True)
         )
         if len(parts) == 1 and parts[0][0] == (0, 0) and plan.shape[:2] == (height, width):
-            composed.append(_renumber(plan, number))
+            composed.append(replace(plan, level=number))
         else:
             shape = (height, width, plan.shape[2])
             composed.append(Canvas(number, shape, plan.tile, plan.dtype, parts))
@@ -182,15 +158,6 @@ def _add_associated(index: TiffIndex, name: str, page: Any, source: Source) -> N
     except (ImageError, ValueError) as exc:
         # a label that cannot be read is no reason to refuse the slide
         _log.warning("%s: associated image %r is left out: %s", source.uri, name, exc)
-
-
-def _renumber(plan: LevelPlan, level: int) -> LevelPlan:
-    if plan.level == level:
-        return plan
-    return LevelPlan(
-        level, plan.shape, plan.tile, plan.grid, plan.offsets, plan.counts, plan.decoder,
-        plan.dtype, plan.short_tiles,
-    )  # fmt: skip
 
 
 def _ordered(stages: list[list[PageIndex]]) -> list[list[PageIndex]]:
@@ -240,6 +207,13 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
                 uri=source.uri,
             )
         page = level[number]
+        if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
+            named = re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or "")
+            raise UnsupportedImageError(
+                f"{source.uri}: plane {number} of the image lies in another file: its OME-XML names "
+                f"{listing(sorted(set(named)))}; convert them to one file (bfconvert)",
+                uri=source.uri,
+            )
         if page is None:
             raise CorruptImageError(f"{source.uri}: plane {number} is missing", uri=source.uri)
         planes.extend(_page_planes(page, source))
@@ -256,11 +230,6 @@ def _plane_in_focus(level: Any, pages: npt.NDArray[Any], axis: int) -> int:
 def _page_planes(page: Any, source: Source) -> list[PageIndex]:
     """One index per separately stored plane of a page."""
     key = page.keyframe
-    if page.parent is not None and page.parent.filehandle.closed:
-        raise UnsupportedImageError(
-            f"{source.uri}: a part of the image lies in another file; convert it to one file",
-            uri=source.uri,
-        )
     if key.imagedepth != 1 or (key.is_tiled and key.tiledepth != 1):
         raise UnsupportedImageError(
             f"{source.uri}: the tiff backend does not read volumes stored in one page",
@@ -288,13 +257,18 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
             "listed; fetch the file again",
             uri=source.uri,
         )
-    if tile[0] * tile[1] * fmt.samples * max(1, fmt.bits // 8) > ifd.MAX_SEGMENT_BYTES:
+    short = not key.is_tiled and getattr(key, "jpegheader", None) is None
+    nbytes = tile[0] * tile[1] * fmt.samples * max(1, fmt.bits // 8)
+    # a single strip of raw pixels is read in parts
+    parts = (
+        short and grid == (1, 1) and (fmt.compression, fmt.predictor, fmt.fillorder) == (1, 1, 1)
+    )
+    if nbytes > ifd.MAX_SEGMENT_BYTES and not parts:
         raise CorruptImageError(
             f"{source.uri}: tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
             f"{ifd.MAX_SEGMENT_BYTES} bytes",
             uri=source.uri,
         )
-    short = not key.is_tiled and getattr(key, "jpegheader", None) is None
     area = grid[0] * grid[1]
     return [
         PageIndex(
@@ -343,27 +317,13 @@ def _given(fmt: PageFormat) -> int:
 def make_plan(
     planes: list[PageIndex], level: int, background: tuple[int, ...], source: Source
 ) -> LevelPlan:
-    """Join the planes of a level.
-
-    Raises
-    ------
-    UnsupportedImageError
-        The planes differ in extent or format.
-    """
+    """Join the planes of a level, which must not differ in extent or format."""
     first = planes[0]
-    same = all(
+    kinds = {
         (p.width, p.height, p.tile, p.format.dtype, p.format.compression, p.format.samples)
-        == (
-            first.width,
-            first.height,
-            first.tile,
-            first.format.dtype,
-            first.format.compression,
-            first.format.samples,
-        )
         for p in planes
-    )
-    if not same or any(p.format.tables != first.format.tables for p in planes):
+    }
+    if len(kinds) > 1 or any(p.format.tables != first.format.tables for p in planes):
         raise UnsupportedImageError(
             f"{source.uri}: the channels of the image differ in size or encoding", uri=source.uri
         )

@@ -40,27 +40,13 @@ def make_jpeg(
     *, samples: int, space: int | None, outspace: int | None,
     tables: bytes | None, header: bytes | None, trust_jfif: bool = False,
 ) -> tuple[_Decode, Paint | None]:  # fmt: skip
-    """How the JPEG tiles of a page are decoded.
+    """How the JPEG tiles of a page are decoded: (into an array without gaps, to its place).
 
-    Parameters
-    ----------
-    samples : int
-        Per pixel of a stored tile, 1 or 3.
-    space, outspace : int or None
-        libjpeg's colour spaces of the stream, whatever its markers say, and of the pixels.
-    tables : bytes or None
-        The stream of tables that all tiles share.
-    header : bytes or None
-        Begins every tile; the file holds only what comes behind it.
-    trust_jfif : bool
-        Tiles that begin with a JFIF marker are YCbCr, whatever `space` says.
-
-    Returns
-    -------
-    decode : callable
-        (bytes, scratch (rows, width, samples)) -> (rows, width, samples).
-    paint : callable or None
-        None where the TurboJPEG library is missing, or of no use for such tiles.
+    `space` and `outspace` are libjpeg's colour spaces of the stream, whatever its markers say, and
+    of the pixels. `tables` is the stream of tables that all tiles share; `header` begins every
+    tile, of which the file holds only what comes behind. With `trust_jfif` tiles that begin with a
+    JFIF marker are YCbCr, whatever `space` says. The second way is None where TurboJPEG is missing,
+    or of no use.
     """
     if trust_jfif and space == RGB:
         return _by_marker(
@@ -124,22 +110,11 @@ def _by_marker(
 
 
 class Painter:
-    """Decodes whole tiles to where they belong, in rows at any distance.
-
-    Parameters
-    ----------
-    library : TurboJpeg
-        Decodes.
-    space, tables, header
-        As of `make_jpeg`.
-    """
+    """Decodes whole tiles to where they belong, in rows at any distance; arguments as of
+    `make_jpeg`."""
 
     def __init__(
-        self,
-        library: turbojpeg.TurboJpeg,
-        space: int,
-        tables: bytes | None,
-        header: bytes | None,
+        self, library: turbojpeg.TurboJpeg, space: int, tables: bytes | None, header: bytes | None
     ) -> None:
         self._library = library
         self._space = space
@@ -152,24 +127,8 @@ class Painter:
         self._known: tuple[bytes, int, int] | None = None
 
     def __call__(self, data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
-        """Decode a tile.
-
-        Parameters
-        ----------
-        data : bytes
-            The tile as it is in the file.
-        address : int
-            Of the first sample.
-        pitch : int
-            Bytes from one row to the next.
-        rows, width : int
-            Of the tile, in pixels: all of them are written.
-
-        Returns
-        -------
-        bool
-            False if the tile was not decoded, and has to be by other means.
-        """
+        """Decode a tile as it is in the file; arguments as of `TurboJpeg.decode`. False if it was
+        not decoded, and has to be by other means."""
         header = self._header
         known = self._known
         if header is not None:
@@ -212,24 +171,11 @@ class Painter:
 class Header:
     """A JPEG stream up to its first scan.
 
-    Parameters
-    ----------
-    length : int
-        Bytes, with the header of the first scan.
-    frame : int
-        Second byte of the frame's marker: 0xC0 baseline, 0xC2 progressive...
-    precision : int
-        Bits per sample.
-    rows, width : int
-        Pixels.
-    sampling : tuple of int
-        Per component, horizontal factor times 16 plus vertical factor.
-    space : int or None
-        Colour space that the stream's own markers name; 0 for one that is not covered.
-    scanned : int
-        Components of the first scan.
-    needs, brings : frozenset
-        Tables that the frame and the scan name, and those that come with them.
+    `length` counts the header of that scan too, `frame` is the second byte of the frame's marker
+    (0xC0 baseline, 0xC2 progressive...), `sampling` has per component the horizontal factor times
+    16 plus the vertical one. `space` is what the stream's own markers name, 0 for one that is not
+    covered. `scanned` are components of the scan, `needs` the tables that it and the frame name,
+    `brings` those that come with them.
     """
 
     length: int
@@ -333,20 +279,34 @@ def _adobe(space: int) -> bytes:
 
 
 def _trimmed(data: bytes) -> bytes:
-    """Drop padding behind the end marker; libjpeg would paint a cut-off stream grey."""
+    """Up to the end marker; libjpeg would paint a stream without one, that is cut off, grey."""
     end = data.rfind(_END)
-    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
+    if end >= 0 and data[end + 2 :].strip(b"\0\xff"):
+        end = _end_of(data)  # what lies behind is no padding, and may hold what looks like one
+    if end < 0:
         raise DecodeError(
             f"the JPEG stream of {len(data)} bytes has no end marker, so it is cut off"
         )
     return data[: end + 2]
 
 
-def _check_size(data: bytes, shape: tuple[int, ...]) -> None:
-    """Refuse a JPEG larger than its tile before memory is spent on it.
+def _end_of(data: bytes) -> int:
+    """Where the end marker is, found from the beginning; -1 without one."""
+    position = 2
+    while 0 <= position < len(data) - 1:
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:
+            position = data.find(b"\xff", position + 1)  # entropy-coded data
+        elif marker == 0xD9:
+            return position
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return -1
 
-    Some writers store edge tiles at the size of what is left of the image; those pass.
-    """
+
+def _check_size(data: bytes, shape: tuple[int, ...]) -> None:
+    """Refuse a JPEG larger than its tile before memory is spent on it. Smaller ones pass: some
+    writers store edge tiles at the size of what is left of the image."""
     head = Header.parse(data)
     if head is None:
         raise DecodeError("the JPEG stream has no frame header")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
-from daskdmed.images.tiff.vendors import xml_root
+from daskdmed.images.tiff.vendors import local_name, xml_root
 
 _MAX_SIDE = 2**31
+#: areas scanned at one power agree in the size of a pixel to this fraction
+_SAME_POWER = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +48,7 @@ class Layout:
 
 
 def slide_layout(tif: Any, main: Any, uri: str) -> Layout:
-    """Read the layout from the file's XML.
-
-    Parameters
-    ----------
-    tif : tifffile.TiffFile
-        Open file.
-    main : tifffile.TiffPageSeries
-        The largest area.
-
-    Raises
-    ------
-    UnsupportedImageError
-        The areas differ in resolution.
-    CorruptImageError
-        The XML does not say where they are.
-    """
+    """Read the layout from the file's XML; `main` is the series of the largest area."""
     root = xml_root(tif.pages.first.description)
     series = [s for s in tif.series if s.kind == "scn"]
     images = [] if root is None else _images(root)
@@ -71,13 +58,15 @@ def slide_layout(tif: Any, main: Any, uri: str) -> Layout:
             "fetch it again",
             uri=uri,
         )
-    chosen, collection = next((v, c) for s, v, c in _pairs(series, images) if s is main)
+    pairs = [(s, view, where) for s, (view, where) in zip(series, images, strict=True)]
+    chosen, collection = next((v, c) for s, v, c in pairs if s is main)
     step_x = chosen["sizeX"] / main.keyframe.imagewidth
     step_y = chosen["sizeY"] / main.keyframe.imagelength
     areas: list[Area] = []
     properties: dict[str, str] = {}
-    for one, view, where in _pairs(series, images):
-        if where is not collection or not _same_power(one, view, main, chosen):
+    for one, view, where in pairs:
+        step = view["sizeX"] / one.keyframe.imagewidth
+        if where is not collection or abs(step / step_x - 1) >= _SAME_POWER:
             continue
         if len(one.levels) != len(main.levels):
             raise UnsupportedImageError(
@@ -119,32 +108,15 @@ def _bounds(areas: list[Area]) -> dict[str, str]:
 def _images(root: Any) -> list[tuple[dict[str, float], Any]]:
     """View and collection of every image that has pixels, in the order of the file."""
     found = []
-    for collection in (e for e in root if _local(e) == "collection"):
-        for image in (e for e in collection if _local(e) == "image"):
-            views = [e for e in image if _local(e) == "view"]
-            for pixels in (e for e in image if _local(e) == "pixels"):
-                if views and any(_local(e) == "dimension" for e in pixels):
+    for collection in (e for e in root if local_name(e) == "collection"):
+        for image in (e for e in collection if local_name(e) == "image"):
+            views = [e for e in image if local_name(e) == "view"]
+            for pixels in (e for e in image if local_name(e) == "pixels"):
+                if views and any(local_name(e) == "dimension" for e in pixels):
                     names = ("sizeX", "sizeY", "offsetX", "offsetY")
                     view = {n: _number(views[0].attrib.get(n)) for n in names}
                     found.append((view, collection))
     return found
-
-
-def _pairs(
-    series: list[Any], images: list[tuple[dict[str, float], Any]]
-) -> list[tuple[Any, dict[str, float], Any]]:
-    return [(s, view, where) for s, (view, where) in zip(series, images, strict=True)]
-
-
-def _same_power(one: Any, view: dict[str, float], main: Any, chosen: dict[str, float]) -> bool:
-    """Whether an image has the resolution of the main one."""
-    ours = view["sizeX"] / one.keyframe.imagewidth
-    theirs = chosen["sizeX"] / main.keyframe.imagewidth
-    return bool(abs(ours / theirs - 1) < 0.01)
-
-
-def _local(element: Any) -> str:
-    return str(element.tag).rpartition("}")[2]
 
 
 def _number(text: str | None) -> float:

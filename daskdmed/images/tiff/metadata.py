@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from daskdmed.images.tiff.vendors import xml_root
+from daskdmed.images.readers import number_text
+from daskdmed.images.tiff.vendors import named, xml_root, xmp_texts
 
 _TEXT_TAGS = {
     269: "DocumentName", 270: "ImageDescription", 271: "Make", 272: "Model", 305: "Software",
@@ -56,15 +56,7 @@ class Metadata:
 
 
 def describe(tif: Any, main: Any) -> Metadata:
-    """Collect the metadata of the slide.
-
-    Parameters
-    ----------
-    tif : tifffile.TiffFile
-        Open file.
-    main : tifffile.TiffPageSeries
-        The slide's series.
-    """
+    """The metadata of the slide in a file that tifffile has open; `main` is its series."""
     first = tif.pages.first
     about = Metadata(_VENDORS.get(main.kind, "generic-tiff"))
     about.properties.update(tiff_properties(first))
@@ -83,13 +75,8 @@ def describe(tif: Any, main: Any) -> Metadata:
     elif main.kind == "ome":
         _ome(about, tif.ome_metadata or "", main)
     if about.mpp is None:
-        about.mpp = resolution_mpp(main.keyframe)
+        about.mpp = resolution_mpp(main.keyframe, (tif.imagej_metadata or {}).get("unit"))
     return about
-
-
-def number_text(value: float) -> str:
-    """A float as OpenSlide prints it."""
-    return format(float(value), ".17g")
 
 
 def tiff_properties(page: Any) -> dict[str, str]:
@@ -117,9 +104,15 @@ def _ratio(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def resolution_mpp(page: Any) -> Mpp | None:
-    """(x, y) micrometers per pixel from the resolution tags, None when implausible."""
+def resolution_mpp(page: Any, imagej_unit: object = None) -> Mpp | None:
+    """(x, y) micrometers per pixel from the resolution tags, None when implausible.
+
+    ImageJ writes the unit of its tags into the description instead.
+    """
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
+    if imagej_unit:
+        name = str(imagej_unit).replace("\\u00B5", "µ")
+        unit = _MICROMETERS.get(name) or _MICROMETERS.get(name.lower())
     x, y = (_ratio(page.tags.valueof(code)) for code in (282, 283))
     if unit is None or not x or not y:
         return None
@@ -135,8 +128,8 @@ def plausible(x: float | None, y: float | None) -> Mpp | None:
 
 
 def _float(text: Any) -> float | None:
-    try:
-        value = float(text)
+    try:  # some scanners write the comma of their country
+        value = float(text.replace(",", ".") if isinstance(text, str) else text)
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None
@@ -218,15 +211,15 @@ def _leica(about: Metadata, text: str, page: Any) -> None:
     if root is None:
         return
     _drop_description(about)
-    for image in _named(root, "image"):
-        pixels = next(_named(image, "pixels"), None)
+    for image in named(root, "image"):
+        pixels = next(named(image, "pixels"), None)
         if pixels is None or _float(pixels.attrib.get("sizeX")) != page.imagewidth:
             continue
-        for view in _named(image, "view"):
+        for view in named(image, "view"):
             x = _spacing(view.attrib.get("sizeX"), page.imagewidth)
             y = _spacing(view.attrib.get("sizeY"), page.imagelength)
             about.mpp = plausible(x, y)
-        device = next(_named(image, "device"), None)
+        device = next(named(image, "device"), None)
         if device is not None:
             for key, value in device.attrib.items():
                 about.properties[f"leica.device-{key}"] = value
@@ -236,7 +229,7 @@ def _leica(about: Metadata, text: str, page: Any) -> None:
             ("illuminationSource", "illumination-source"),
             ("creationDate", "creation-date"),
         ):
-            element = next(_named(image, tag), None)
+            element = next(named(image, tag), None)
             if element is not None and element.text:
                 about.properties[f"leica.{name}"] = element.text.strip()
         about.power = _float(about.properties.get("leica.objective"))
@@ -248,27 +241,15 @@ def _spacing(nanometers: Any, pixels: int) -> float | None:
     return size / 1000 / pixels if size else None
 
 
-def _named(root: Any, name: str) -> Iterator[Any]:
-    """Descendants by local name, whatever the namespace."""
-    return (e for e in root.iter() if str(e.tag).rpartition("}")[2] == name)
-
-
 def _ventana(about: Metadata, tif: Any) -> None:
-    for page in tif.pages:
-        xmp = page.tags.valueof(700)
-        if xmp is None:
-            continue
-        text = xmp if isinstance(xmp, str) else bytes(xmp).decode("utf-8", "replace")
+    for text in xmp_texts(tif):
         root = xml_root(text)
-        scan = None if root is None else next(_named(root, "iScan"), None)
-        if scan is None:
-            continue
-        for key, value in scan.attrib.items():
-            about.properties[f"ventana.{key}"] = value
-        mpp = _float(scan.attrib.get("ScanRes"))
-        about.mpp = (mpp, mpp) if mpp else None
-        about.power = _float(scan.attrib.get("Magnification"))
-        return
+        for scan in () if root is None else named(root, "iScan"):
+            about.properties |= {f"ventana.{key}": value for key, value in scan.attrib.items()}
+            mpp = _float(scan.attrib.get("ScanRes"))
+            about.mpp = (mpp, mpp) if mpp else None
+            about.power = _float(scan.attrib.get("Magnification"))
+            return
 
 
 def _qptiff(about: Metadata, text: str) -> None:
@@ -282,30 +263,37 @@ def _ome(about: Metadata, text: str, main: Any) -> None:
     root = xml_root(text)
     if root is None:
         return
-    for image in _named(root, "Image"):
-        pixels = next(_named(image, "Pixels"), None)
+    chosen = root
+    for image in named(root, "Image"):
+        pixels = next(named(image, "Pixels"), None)
         size = (main.keyframe.imagewidth, main.keyframe.imagelength)
         if pixels is None or tuple(_float(pixels.attrib.get(f"Size{a}")) for a in "XY") != size:
             continue
+        chosen = image
         x, y = (_physical(pixels.attrib, axis) for axis in "XY")
         about.mpp = plausible(x, y)
         for key in ("ID", "Name"):
             if image.attrib.get(key):
                 about.properties[f"ome.Image.{key}"] = image.attrib[key]
-        for number, channel in enumerate(_named(pixels, "Channel")):
+        for number, channel in enumerate(named(pixels, "Channel")):
             if channel.attrib.get("Name"):
                 about.properties[f"ome.Channel[{number}].Name"] = channel.attrib["Name"]
         break
-    for objective in _named(root, "Objective"):
-        about.power = _float(objective.attrib.get("NominalMagnification"))
-        break
+    powers = {
+        o.attrib.get("ID"): _float(o.attrib.get("NominalMagnification"))
+        for o in named(root, "Objective")
+    }
+    used = next((e.attrib.get("ID") for e in named(chosen, "ObjectiveSettings")), None)
+    possible = {powers[used]} if used in powers else set(powers.values())
+    if len(possible) == 1:  # of a scanner with several objectives the image must say which
+        (about.power,) = possible
 
 
 def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
     """(width, height) of the images of OME-XML -> micrometres per pixel, where it is told."""
     root = xml_root(tif.ome_metadata or "") if tif.is_ome else None
     found: dict[tuple[int, int], float] = {}
-    for pixels in [] if root is None else _named(root, "Pixels"):
+    for pixels in [] if root is None else named(root, "Pixels"):
         width, height = (_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
         size = _physical(pixels.attrib, "X")
         if width and height and size:

@@ -9,46 +9,57 @@ Not covered: what vendors write about the slide (`daskdmed.images.tiff.metadata`
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from daskdmed.core.errors import UnsupportedImageError
+from daskdmed.images.readers import ASSOCIATED_NAMES, choose_image
 
-_ASSOCIATED_NAMES = {
-    "label": "label",
-    "label image": "macro",
-    "label_image": "macro",
-    "macro": "macro",
-    "macro image": "macro",
-    "overview": "macro",
-    "thumbnail": "thumbnail",
-    "map": "map",
-}
-#: an image so much coarser than the finest of its file is no scan of the slide
-_OVERVIEW = 4
 #: nanometres from the plane of best focus, in NDPI
 _Z_OFFSET = 65424
 #: aspect ratios of two levels of a pyramid differ by rounding only
 _ASPECT_TOLERANCE = 0.05
 
 
-def main_series(series: list[Any], spacing: dict[tuple[int, int], float]) -> Any:
-    """The series that is the slide: the one with most pixels, the first of equals.
+def all_series(tif: Any) -> list[Any]:
+    """Series as tifffile arranges them, or plain ones where pages contradict a description.
 
-    Images whose `spacing` ((width, height) -> micrometres per pixel, where it is known) is
-    much coarser than the finest are overviews, however many pixels they have.
+    A pyramid keeps the text of ImageJ, ScanImage or a vendor that its first page came with.
     """
-    candidates = [s for s in series if not _is_associated(s)] or series
-    sizes = [(s.keyframe.imagewidth, s.keyframe.imagelength) for s in candidates]
-    finest = min((spacing[size] for size in sizes if size in spacing), default=0.0)
-    scans = [
-        (width * height, one)
-        for (width, height), one in zip(sizes, candidates, strict=True)
-        if spacing.get((width, height), finest) <= _OVERVIEW * finest
-    ]
-    return max(scans, key=lambda scan: scan[0])[1]
+    try:
+        series = list(tif.series)
+    except Exception:
+        series = []
+        if len(tif.pages) < 2:
+            raise
+    believed = not series or series[0].kind in ("imagej", "scanimage", "qpi")
+    if believed and len(tif.pages) > 1 and all(len(s.levels) == 1 for s in series):
+        plain = tif._series_generic() or []
+        if not series or any(len(s.levels) > 1 for s in plain):
+            return list(plain)
+    return series
+
+
+def scans(series: list[Any]) -> list[Any]:
+    """The series that may be the slide."""
+    return [s for s in series if _name(s).lower() not in ASSOCIATED_NAMES] or series
+
+
+def main_series(
+    uri: str, series: list[Any], spacing: dict[tuple[int, int], float], image: str
+) -> Any:
+    """The series that is the slide, or the one asked for; `spacing` is micrometres by size."""
+    sizes = [(s.keyframe.imagewidth, s.keyframe.imagelength) for s in series]
+    known = [spacing.get(size) for size in sizes]
+    pixels = [w * h for w, h in sizes]
+    return series[choose_image(uri, image, [_name(s) for s in series], pixels, known)]
+
+
+def _name(series: Any) -> str:
+    return str(series.name).strip()
 
 
 def plane_in_focus(pages: list[Any]) -> int:
@@ -58,19 +69,9 @@ def plane_in_focus(pages: list[Any]) -> int:
     return distances.index(min(distances)) if len(distances) == len(pages) else 0
 
 
-def _is_associated(series: Any) -> bool:
-    return str(series.name).strip().lower() in _ASSOCIATED_NAMES
-
-
 def check_readable(tif: Any, main: Any, uri: str) -> None:
-    """Refuse arrangements whose tiles would have to be stitched.
-
-    Raises
-    ------
-    UnsupportedImageError
-        Ventana slides with overlapping tiles or with several scanned areas, which belong
-        elsewhere than their tiles lie; Trestle slides with overlapping tiles.
-    """
+    """Refuse arrangements whose tiles would have to be stitched: overlapping tiles, or several
+    scanned areas, which belong elsewhere than their tiles lie."""
     if main.kind == "bif":
         vendor, found = "Ventana", _ventana_stitching(tif)
     else:
@@ -83,13 +84,17 @@ def check_readable(tif: Any, main: Any, uri: str) -> None:
         )
 
 
-def _ventana_stitching(tif: Any) -> str:
-    """What a Ventana slide's stitching table asks for; empty when tiles lie side by side."""
+def xmp_texts(tif: Any) -> Iterator[str]:
+    """The XMP of each page that has some, in which Ventana keeps its XML."""
     for page in tif.pages:
         xmp = page.tags.valueof(700)
-        if xmp is None:
-            continue
-        text = bytes(xmp).decode("utf-8", "replace") if not isinstance(xmp, str) else xmp
+        if xmp is not None:
+            yield xmp if isinstance(xmp, str) else bytes(xmp).decode("utf-8", "replace")
+
+
+def _ventana_stitching(tif: Any) -> str:
+    """What a Ventana slide's stitching table asks for; empty when tiles lie side by side."""
+    for text in xmp_texts(tif):
         overlaps = re.findall(r'Overlap[XY]\s*=\s*"(-?[0-9.]+)"', text)
         if any(float(o) != 0 for o in overlaps):
             return "overlap"
@@ -108,11 +113,9 @@ def _trestle_overlap(page: Any) -> str:
 
 
 def more_levels(main: Any, series: list[Any]) -> list[Any]:
-    """Reduced pages that belong to the pyramid although tifffile leaves them out.
-
-    Their factor is unusual; or they are the second page of an Aperio file without a
-    thumbnail, which tifffile takes for it. Aperio's thumbnails are striped, its levels tiled.
-    """
+    """Reduced pages that belong to the pyramid although tifffile leaves them out: their factor is
+    unusual, or they are the second page of an Aperio file without a thumbnail, which tifffile takes
+    for it. Aperio's thumbnails are striped, its levels tiled."""
     if main.kind not in ("generic", "uniform", "shaped", "svs"):
         return []
     key = main.keyframe
@@ -148,15 +151,15 @@ def associated_pages(tif: Any, main: Any, series: list[Any]) -> dict[str, Any]:
     if main.kind == "qpi":
         for page in tif.pages:
             kind = re.search(r"<ImageType>\s*(\w+)\s*</ImageType>", page.description or "")
-            name = _ASSOCIATED_NAMES.get(kind.group(1).lower()) if kind else None
+            name = ASSOCIATED_NAMES.get(kind.group(1).lower()) if kind else None
             if name:
                 found.setdefault(name, page)
         return found
     for other in series:
         if other is main:
             continue
-        text = str(other.name).strip().lower()
-        name = _ASSOCIATED_NAMES.get(text)
+        text = _name(other).lower()
+        name = ASSOCIATED_NAMES.get(text)
         if name is None and main.kind == "scn" and not other.is_pyramidal:
             name = "macro"
         if name and len(other._pages) == 1:
@@ -165,18 +168,33 @@ def associated_pages(tif: Any, main: Any, series: list[Any]) -> dict[str, Any]:
 
 
 def _aperio_associated(tif: Any) -> dict[str, Any]:
-    """Striped pages: named by the second line of their description, else the thumbnail."""
+    """Striped pages: named by the second line of their description, else by their subfile type.
+
+    GT450 scanners leave these descriptions empty. Without either it is the thumbnail.
+    """
     found: dict[str, Any] = {}
     for number, page in enumerate(tif.pages):
         if page.is_tiled:
             continue
         lines = str(page.description).splitlines()
         word = lines[1].split(" ")[0].strip() if len(lines) > 1 else ""
+        if not str(page.description).strip():
+            word = {1: "label", 9: "macro"}.get(int(page.subfiletype), "")
         if word in ("label", "macro"):
             found.setdefault(word, page)
         elif number == 1:
             found.setdefault("thumbnail", page)
     return found
+
+
+def named(root: Any, name: str) -> Iterator[Any]:
+    """Elements of an XML tree by local name, whatever the namespace."""
+    return (e for e in root.iter() if local_name(e) == name)
+
+
+def local_name(element: Any) -> str:
+    """Name of an XML element without its namespace."""
+    return str(element.tag).rpartition("}")[2]
 
 
 def xml_root(text: str) -> Any | None:

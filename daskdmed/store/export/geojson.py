@@ -111,44 +111,15 @@ def export_contours(
     path: PathLike,
     thresholds: float | Sequence[float] = 0.5,
     *,
-    channel: int | Sequence[int] | None = None,
-    smooth: bool = True,
-    min_area: float = 0.0,
-    colors: Sequence[str] | None = None,
-    georeference: Georeference | None = None,
     overwrite: bool = False,
+    **options: Any,
 ) -> int:
-    """Write the regions where a result is at least a threshold as GeoJSON.
+    """Write what `heatmap_contours` with these `options` gives as GeoJSON.
 
-    Parameters
-    ----------
-    heatmap, thresholds, channel, smooth, min_area, colors, georeference
-        As in `heatmap_contours`.
-    path : path
-        The file (.geojson), which appears when it is complete.
-    overwrite : bool
-        Replace a file.
-
-    Returns
-    -------
-    int
-        Number of regions.
-
-    Raises
-    ------
-    StoreError
-        Something is there, or it cannot be written.
+    The file appears when it is complete. Returns the number of regions.
     """
     with new_file(path, overwrite=overwrite) as partial:
-        shapes = heatmap_contours(
-            heatmap,
-            thresholds,
-            channel=channel,
-            smooth=smooth,
-            min_area=min_area,
-            colors=colors,
-            georeference=georeference,
-        )
+        shapes = heatmap_contours(heatmap, thresholds, **options)
         partial.write_text(shapes.to_geojson(), encoding="utf-8")
     return len(shapes)
 
@@ -165,17 +136,13 @@ def export_tiles(
 ) -> int:
     """Write one rectangle per window with its values, as GeoJSON tiles of QuPath.
 
-    Written row by row, so that memory does not grow with the result. Windows that were not
-    computed are left out.
+    Written row by row, so that memory does not grow with the result; the file appears when it
+    is complete. Windows that were not computed are left out. Returns the number of rectangles.
 
     Parameters
     ----------
-    heatmap, georeference
+    heatmap, channel, georeference
         As in `heatmap_contours`.
-    path : path
-        The file (.geojson), which appears when it is complete.
-    channel : int or sequence of int, optional
-        Values that become measurements, default all.
     above : float, optional
         Leave out windows of which no such value is at least this.
     extent : {"window", "cell"}
@@ -183,18 +150,6 @@ def export_tiles(
         wide (cells of a result never overlap).
     overwrite : bool
         Replace a file.
-
-    Returns
-    -------
-    int
-        Number of rectangles.
-
-    Raises
-    ------
-    StoreError
-        Something is there, or it cannot be written.
-    UsageError, GeometryError
-        Arguments that do not fit the result.
     """
     if extent not in ("window", "cell"):
         raise UsageError(f"extent must be 'window' or 'cell', got {extent!r}")

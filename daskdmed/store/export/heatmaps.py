@@ -20,7 +20,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import PathLike
 from daskdmed.core.work import run_all
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Multiscale, check_version
-from daskdmed.store.export.geojson import export_contours, export_tiles
+from daskdmed.store.export.geojson import export_contours, export_tiles, heatmap_contours
 from daskdmed.store.export.tiff import export_tiff
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level, write_units
@@ -85,7 +85,9 @@ def export_heatmap(
         )
     if kind is not None:
         raise UsageError(f"kind={kind!r} is for .geojson, not for {path}")
-    known = writer.__kwdefaults__.keys() | {"thresholds"} & set(writer.__code__.co_varnames)
+    known = set(writer.__kwdefaults__)
+    if writer is export_contours:
+        known |= {"thresholds", *(heatmap_contours.__kwdefaults__ or ())}
     unknown = sorted(set(options) - known)
     if unknown:
         raise UsageError(
@@ -148,7 +150,7 @@ def export_ome_zarr(
             f"OME-Zarr describes images over two or three axes of space, this result has "
             f"{len(source.counts)}"
         )
-    location = Location.of(path)
+    location = Location.of(path).writable()
     try:
         there = location.holds_group()
         if there and not overwrite:

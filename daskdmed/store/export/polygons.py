@@ -17,26 +17,12 @@ from daskdmed.core.types import Array
 
 
 def isolines(values: Array, level: float) -> list[Any]:
-    """Regions where linear interpolation between cell centres is above a level.
+    """Polygons (y, x) of the regions where linear interpolation between cell centres is above a
+    level.
 
-    Parameters
-    ----------
-    values : ndarray of float
-        (rows, columns), NaN where unknown.
-    level : float
-        Finite. Values equal to it count as above; lines and points have no area and are left
-        out.
-
-    Returns
-    -------
-    list of shapely.Polygon
-        In (y, x), in cells: the centre of the first cell is (0.5, 0.5). Next to unknown cells
-        and at the border of the grid regions end half-way, which is the border of the cell.
-
-    Raises
-    ------
-    MissingExtraError
-        shapely is not installed.
+    Values equal to it count as above; lines and points have no area and are left out. The centre of
+    the first cell is (0.5, 0.5). Next to unknown cells (NaN) and at the border of the grid regions
+    end half-way, which is the border of the cell.
     """
     try:
         import shapely

@@ -45,24 +45,11 @@ _SMALLEST_CHUNK, _LARGEST_BLOCK = 16, 2**31
 
 @dataclass(frozen=True)
 class PlannedLevel:
-    """One level of the store that is written.
+    """One level of the store that is written, (channels, height, width).
 
-    Parameters
-    ----------
-    place : LevelPlace
-        Path and position.
-    shape : tuple of int
-        (channels, height, width).
-    chunks : tuple of int
-        What is decoded at once.
-    shards : tuple of int or None
-        What is one object; None when chunks are.
-    block : tuple of int
-        (height, width) of a block of work: whole shards.
-    view : SlideView or None
-        What is copied; None for a level that is built from the one before.
-    factor : int
-        Between the level before and this, for built ones.
+    `chunks` is what is decoded at once, `shards` what is one object (None when chunks are), `block`
+    (height, width) of a block of work: whole shards. A level without `view` is built from the one
+    before, `factor` times smaller.
     """
 
     place: LevelPlace
@@ -104,20 +91,8 @@ def plan_levels(
     sharded: bool,
     tile_error: OnTileError,
 ) -> list[PlannedLevel]:
-    """The levels to be written, largest first.
-
-    Parameters
-    ----------
-    slide, level, mpp, pyramid, chunks, shards, tile_error
-        As in `daskdmed.store.export.slides.slide_to_ome_zarr`.
-    sharded : bool
-        Whether the format has shards.
-
-    Raises
-    ------
-    UsageError, ResolutionError, GeometryError
-        Arguments that contradict each other or the slide.
-    """
+    """The levels to be written, largest first; arguments as of `daskdmed.store.slide_to_ome_zarr`,
+    and whether the format has shards."""
     if pyramid not in _PYRAMIDS:
         raise UsageError(f"pyramid must be one of {_PYRAMIDS}, got {pyramid!r}")
     if level is not None and mpp is not None:
@@ -245,10 +220,8 @@ def _check_sizes(
 
 
 def _towards(unit: int, aligned: int, goal: int, extent: int) -> int:
-    """A multiple of `unit` near `goal`, of `aligned` too when that is not much larger.
-
-    One that covers the whole extent needs no alignment, and is no larger than needed.
-    """
+    """A multiple of `unit` near `goal`, of `aligned` too when that is not much larger. One that
+    covers the whole extent needs no alignment, and is no larger than needed."""
     covering = -(-extent // unit) * unit
     if extent <= goal:
         return covering
@@ -279,13 +252,7 @@ def _shards(value: Extent | bool) -> tuple[int, int] | bool | None:
 
 
 def _pair(value: Extent, name: str) -> tuple[int, int] | None:
-    """(y, x) from one number or two.
-
-    Raises
-    ------
-    UsageError
-        It is neither, or not positive.
-    """
+    """(y, x) from one number or two."""
     if value is None:
         return None
     try:

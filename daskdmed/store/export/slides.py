@@ -169,7 +169,7 @@ def _opened(image: ImageLike) -> Slide:
 
 
 def _target(path: PathLike, client: Client | None) -> Location:
-    location = Location.of(path)
+    location = Location.of(path).writable()
     if not isinstance(location.target, str):
         raise UsageError(
             f"path must be a path or a URL, got {type(path).__name__}; slides open by name only"
@@ -184,15 +184,8 @@ def _target(path: PathLike, client: Client | None) -> Location:
 
 @dataclass(frozen=True)
 class CopyTask:
-    """Copies one block of a slide. Picklable, for clusters.
-
-    Parameters
-    ----------
-    view : SlideView
-        What is read.
-    target : zarr.Array
-        (c, y, x); blocks are whole shards of it.
-    """
+    """Copies one block of a slide's view to a zarr.Array (c, y, x), of which blocks are whole
+    shards."""
 
     view: Any
     target: Any

@@ -149,7 +149,7 @@ def write_labels(
     if not name or name.startswith(".") or "/" in name:
         raise UsageError(f"name must be one word without slashes, got {name!r}")
     _shown(classes, colors, 0)  # wrong ones are refused before anything is written
-    location = Location.of(store)
+    location = Location.of(store).writable()
     group = location.open(zarr_format=None)
     image = stored_image(location, group)
     finest: Any = group[image.levels[0].path]
@@ -282,9 +282,7 @@ def _chunk(finest: Any, axis: int) -> int:
 
 def _spatial(place: LevelPlace, kept: Sequence[int]) -> LevelPlace:
     return LevelPlace(
-        place.path,
-        tuple(place.scale[i] for i in kept),
-        tuple(place.translation[i] for i in kept),
+        place.path, tuple(place.scale[i] for i in kept), tuple(place.translation[i] for i in kept)
     )
 
 

@@ -23,21 +23,8 @@ _ZSTD_LEVEL, _GZIP_LEVEL = 3, 5
 
 
 def compressors_for(compressor: Compressor, version: str) -> Any:
-    """What ``zarr.Group.create_array(compressors=...)`` takes.
-
-    Parameters
-    ----------
-    compressor : {"zstd", "blosc", "gzip"}, None or codec
-        By name: Zstandard at level 3; the same with bytes shuffled, for samples of several
-        bytes; gzip at level 5, which every reader has.
-    version : {"0.4", "0.5"}
-        Of OME-Zarr.
-
-    Raises
-    ------
-    UsageError
-        An unknown name.
-    """
+    """What ``create_array(compressors=...)`` takes. By name: Zstandard at level 3; the same with
+    bytes shuffled, for samples of several bytes; gzip at level 5, which every reader has."""
     if compressor is None:
         return None
     if not isinstance(compressor, str):
@@ -74,11 +61,8 @@ def create_level(
     compressors: Any = "auto",
     overwrite: bool = False,
 ) -> zarr.Array[Any]:
-    """The array of one level.
-
-    In Zarr v3 its dimension names are the axes; in v2 its chunks are named as OME-Zarr 0.4
-    wants it.
-    """
+    """The array of one level. In Zarr v3 its dimension names are the axes; in v2 its chunks are
+    named as OME-Zarr 0.4 wants it."""
     optional: dict[str, Any] = {}
     if group.metadata.zarr_format == 2:
         optional["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
@@ -104,13 +88,7 @@ def write_units(array: Any) -> Iterator[Region]:
 
 
 def stored_image(location: Location, group: zarr.Group) -> Multiscale:
-    """The first multiscale image of a group, whose levels are there and say where they lie.
-
-    Raises
-    ------
-    StoreError
-        The group is no OME-Zarr image with named axes.
-    """
+    """The first multiscale image of a group, whose levels are there and say where they lie."""
     try:
         image = Multiscale.parse(group.attrs.asdict())
         if image is None:

@@ -24,14 +24,7 @@ from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.work import run_all
-from daskdmed.images.ngff.metadata import (
-    PALETTE,
-    Axis,
-    Channel,
-    LevelPlace,
-    hex_color,
-    version_of,
-)
+from daskdmed.images.ngff.metadata import PALETTE, Axis, Channel, LevelPlace, hex_color, version_of
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level, stored_image, write_units
 from daskdmed.store.ngff.reduction import METHODS, Method, reduce_block
@@ -48,15 +41,8 @@ _MAX_LEVELS = 32
 
 
 def level_factors(extents: Sequence[int], factor: int, smallest: int) -> list[int]:
-    """Factors, relative to the finest level, of the levels to be built: [2, 4, 8]...
-
-    Parameters
-    ----------
-    extents : sequence of int
-        Of the finest level, along its axes of space.
-    factor, smallest : int
-        Factor between levels, longest axis of the coarsest level at most.
-    """
+    """Factors, relative to the finest level with these extents of space, of the levels to be built
+    ([2, 4, 8]...) until no axis is longer than `smallest`."""
     found: list[int] = []
     total = 1
     while max(-(-n // total) for n in extents) > smallest and len(found) < _MAX_LEVELS:
@@ -67,17 +53,7 @@ def level_factors(extents: Sequence[int], factor: int, smallest: int) -> list[in
 
 @dataclass(frozen=True)
 class ReduceTask:
-    """Computes one write unit of a coarser level. Picklable, for clusters.
-
-    Parameters
-    ----------
-    source, target : zarr.Array
-        Finer and coarser level.
-    factors : tuple of int
-        Between them, per axis.
-    method : str
-        As in `reduce_block`.
-    """
+    """Computes one write unit of a coarser level from the finer one. Picklable, for clusters."""
 
     source: Any
     target: Any
@@ -128,13 +104,7 @@ def make_channels(
     names: Sequence[str] | None,
     colors: Sequence[str] | None,
 ) -> list[Channel]:
-    """How `count` channels are shown.
-
-    Raises
-    ------
-    UsageError
-        Names or colours are not as many as channels, or a colour is none.
-    """
+    """How `count` channels are shown."""
     for word, given in (("channels", names), ("colors", colors)):
         if given is not None and len(given) != count:
             raise UsageError(
@@ -164,25 +134,8 @@ def build_levels(
     names: Sequence[str],
     client: Client | None = None,
 ) -> None:
-    """Write coarser levels of an array, each from the one before.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        Where they are written; arrays of the same names are replaced.
-    source : zarr.Array or alike
-        The finest level.
-    totals : sequence of int
-        Factors relative to it, each a multiple of the one before.
-    axes : sequence of Axis
-        Those of space are reduced.
-    method : {"mean", "nearest", "mode"}
-        As in `reduce_block`.
-    names : sequence of str
-        Of the levels.
-    client : distributed.Client, optional
-        Compute on a cluster.
-    """
+    """Write coarser levels of an array into a group, each from the one before; arrays of the same
+    names are replaced. `totals` are factors relative to `source` along its axes of space."""
     before = 1
     for total, name in zip(totals, names, strict=True):
         step = _per_axis(total // before, axes)
@@ -270,7 +223,7 @@ def add_pyramid(
     >>> daskdmed.store.add_pyramid("a.zarr", channels=["tumour"])  # doctest: +SKIP
     """
     _check_arguments(method, factor, smallest, window)
-    location = Location.of(store)
+    location = Location.of(store).writable()
     group = location.open(zarr_format=None)
     image = stored_image(location, group)
     finest = image.levels[0]
@@ -287,11 +240,7 @@ def add_pyramid(
 
     def describe(levels: Sequence[LevelPlace]) -> None:
         new = replace(
-            image,
-            levels=tuple(levels),
-            method=method,
-            channels=shown,
-            version=version_of(group),
+            image, levels=tuple(levels), method=method, channels=shown, version=version_of(group)
         )
         group.attrs.update(new.attributes(group.attrs.asdict()))
 

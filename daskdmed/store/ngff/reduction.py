@@ -20,28 +20,11 @@ METHODS: tuple[Method, ...] = ("mean", "nearest", "mode")
 
 
 def reduce_block(block: Array, factors: Sequence[int], method: Method) -> Array:
-    """Shrink an array by whole factors.
+    """Shrink an array by whole factors per axis, to ceil(n / factor) pixels of the same dtype.
 
-    Parameters
-    ----------
-    block : ndarray
-        Any number of axes.
-    factors : sequence of int
-        Per axis, 1 to leave it.
-    method : {"mean", "nearest", "mode"}
-        The mean of the pixels that are not NaN (NaN where none is; integers are rounded,
-        halves to even), the first pixel, or the most frequent one (of equally frequent ones
-        the smallest).
-
-    Returns
-    -------
-    ndarray
-        Extent ceil(n / factor) per axis, of the same dtype.
-
-    Raises
-    ------
-    UsageError
-        The method is unknown.
+    "mean": of the pixels that are not NaN (NaN where none is; integers are rounded, halves to
+    even). "nearest": the first pixel. "mode": the most frequent one, of equally frequent ones the
+    smallest.
     """
     if method == "mean":
         return _mean(block, factors)

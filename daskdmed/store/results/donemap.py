@@ -25,23 +25,15 @@ _FLUSH_EVERY = 1.0
 
 
 class DoneMap:
-    """The map of one store.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        Holds the map; it is made when it is missing.
-    shape : sequence of int
-        Blocks per axis.
-    """
+    """The map of one store, `shape` blocks per axis, within its group; made when it is missing."""
 
     def __init__(self, group: zarr.Group, shape: Sequence[int]) -> None:
         if DONE not in group:
             group.create_array(
                 DONE, shape=tuple(shape), chunks=tuple(shape), dtype="uint8", fill_value=0
             )
-        self._array: Any = group[DONE]
-        self._done: Array = self._array[...].astype(bool)
+        self._map: Any = group[DONE]
+        self._done: Array = self._map[...].astype(bool)
         self._dirty = False
         self._written_at = time.monotonic()
 
@@ -72,16 +64,10 @@ class DoneMap:
             self.flush()
 
     def flush(self) -> None:
-        """Write the map.
-
-        Raises
-        ------
-        StoreError
-            It cannot be written (disk full...). Blocks whose mark is lost are made again.
-        """
+        """Write the map; blocks whose mark is lost, because that fails, are made again."""
         if self._dirty:
             try:
-                self._array[...] = self._done.astype(np.uint8)
+                self._map[...] = self._done.astype(np.uint8)
             except OSError as error:
                 then = "blocks done since its last state are made again by resume=True"
                 raise write_failure("the map of finished blocks", error, then) from error

@@ -26,24 +26,10 @@ from daskdmed.store.results.resumable import lazy_array
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Values of windows and their place. Made by `open_heatmap`.
+    """Values of windows (*space) or (k, *space), and their place. Made by `open_heatmap`.
 
-    Parameters
-    ----------
-    array : zarr.Array, dask.array.Array or ndarray
-        (*space) or (k, *space).
-    georeference : Georeference
-        Where the cells lie.
-    has_channels : bool
-        Whether the first axis is the channel.
-    shape0 : tuple of int or None
-        Level-0 extent of the image, (y, x), when it is known: cells end there.
-    name : str
-        Of the image.
-    channel_names : tuple of str
-        One per channel; numbers when they have no names.
-    edge : str
-        How windows lie at the far border, see `daskdmed.heatmap`.
+    `shape0` is the level-0 extent of the image, (y, x), when it is known: cells end there. `edge`
+    says how windows lie at the far border, see `daskdmed.heatmap`.
     """
 
     array: Any
@@ -88,13 +74,7 @@ class Heatmap:
         return lazy_array(self.array)
 
     def plane(self) -> Heatmap:
-        """Itself, checked to be flat.
-
-        Raises
-        ------
-        GeometryError
-            It has not two axes of space.
-        """
+        """Itself, checked to be flat."""
         if len(self.counts) != 2:
             raise GeometryError(
                 f"this is for results over (y, x), got {len(self.counts)} axes of space of shape "
@@ -103,13 +83,7 @@ class Heatmap:
         return self
 
     def pick(self, channel: int | None) -> Heatmap:
-        """One channel.
-
-        Raises
-        ------
-        UsageError
-            There are several and `channel` does not say which, or there is none such.
-        """
+        """One channel; which one must be said where there are several."""
         if channel is None:
             if self.channels > 1:
                 raise UsageError(
@@ -125,16 +99,9 @@ class Heatmap:
         return replace(self, array=self.lazy()[channel], has_channels=False, channel_names=names)
 
     def spans(self, axis: int, extent: str = "window") -> Array:
-        """Where windows begin and end along an axis of space, (count, 2), level-0 pixels.
-
-        Parameters
-        ----------
-        axis : int
-            Of space.
-        extent : {"window", "cell"}
-            The window, or the part one stride wide around its centre. Both end at the
-            slide's border, where it is known.
-        """
+        """Where windows begin and end along an axis of space, (count, 2), in level-0 pixels: the
+        "window", or the "cell" one stride wide around its centre. Both end at the slide's border,
+        where it is known."""
         place = self.georeference
         kernel, stride, down = (
             v[axis] for v in (place.kernel_size, place.stride, place.downsample)
@@ -198,15 +165,7 @@ def open_heatmap(
 
 
 def values_of(heatmap: Any) -> tuple[Any, zarr.Group | None]:
-    """The array of a result or of another image, not read, and its group where it has one.
-
-    Raises
-    ------
-    StoreError
-        There is no image in the store.
-    UsageError
-        It is no array and names no store.
-    """
+    """The array of a result or of another image, not read, and its group where it has one."""
     if isinstance(heatmap, da.Array):
         return heatmap, group_of(heatmap)
     if isinstance(heatmap, (np.ndarray, zarr.Array)):
@@ -240,11 +199,9 @@ def place_of(group: zarr.Group | None) -> Georeference | None:
 
 
 def group_of(array: da.Array) -> zarr.Group | None:
-    """The Zarr group of a Dask array that `daskdmed.heatmap` returned, None for another.
-
-    Arithmetic on such a result, and one of its k values, keep the group; a part of its rows
-    or columns has none, because it lies elsewhere.
-    """
+    """The Zarr group of a Dask array that `daskdmed.heatmap` returned, None for another. Arithmetic
+    on such a result, and one of its k values, keep the group; a part of its rows or columns has
+    none, because it lies elsewhere."""
     for value in dict(array.__dask_graph__()).values():
         source = getattr(value, "value", value)
         if not isinstance(source, zarr.Array) or source.shape[-2:] != array.shape[-2:]:
@@ -257,13 +214,7 @@ def group_of(array: da.Array) -> zarr.Group | None:
 
 
 def described(array: Any, group: zarr.Group | None, place: Georeference) -> Heatmap:
-    """An array that lies at a place, with what its group tells about it.
-
-    Raises
-    ------
-    GeometryError
-        The array has another number of axes.
-    """
+    """An array that lies at a place, with what its group tells about it."""
     own: Any = {} if group is None else group.attrs.get("daskdmed", {})
     space = len(place.stride)
     if array.ndim not in (space, space + 1):

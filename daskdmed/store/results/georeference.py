@@ -18,18 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Georeference:
-    """Where the cells of a window result lie on the image.
+    """Where the cells of a window result lie on the image, in array order.
 
-    Parameters
-    ----------
-    kernel_size, stride : tuple of int
-        Of the windows, in pixels at the result's resolution, array order.
-    downsample : tuple of float
-        Level-0 pixels per pixel at that resolution, per axis.
-    mpp : (float, float), optional
-        (x, y) micrometers per pixel at that resolution, of planes.
-    spacing : tuple of float, optional
-        Millimeters per pixel at that resolution, per axis, of volumes; not beside `mpp`.
+    `kernel_size` and `stride` of the windows are in pixels at the result's resolution, `downsample`
+    are level-0 pixels per such pixel. `mpp` is (x, y) micrometers per pixel, of planes; `spacing`
+    millimeters per pixel and axis, of volumes, not beside `mpp`.
     """
 
     kernel_size: tuple[int, ...]
@@ -69,10 +62,8 @@ class Georeference:
         return (None,) * (ndim - 2) + ("micrometer",) * min(ndim, 2)
 
     def extent(self, counts: Sequence[int]) -> tuple[tuple[float, float], ...]:
-        """(begin, end) per axis in level-0 pixels of `counts` cells, each one stride wide.
-
-        Cells are centred on their windows.
-        """
+        """(begin, end) per axis in level-0 pixels of `counts` cells, one stride wide and centred on
+        their windows."""
         edges = []
         for k, s, d, n in zip(self.kernel_size, self.stride, self.downsample, counts, strict=True):
             begin = (k - s) / 2 * d
@@ -82,10 +73,8 @@ class Georeference:
     def image(
         self, path: str, *, channels: bool, name: str, version: str = OME_VERSION
     ) -> Multiscale | None:
-        """A result that lies here as an OME-Zarr image with one level, the channel first.
-
-        None over one axis or more than three, which that format cannot describe.
-        """
+        """A result that lies here as an OME-Zarr image with one level, the channel first; None over
+        one axis or more than three, which that format cannot describe."""
         ndim = len(self.stride)
         if not 2 <= ndim <= 3:
             return None

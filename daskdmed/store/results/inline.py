@@ -58,22 +58,8 @@ _local = threading.local()
 
 
 def write(array: zarr.Array[Any], key: tuple[slice, ...], values: Array) -> None:
-    """``array[key] = values``, in this thread where the store allows it.
-
-    Parameters
-    ----------
-    array : zarr.Array
-        Of any store; local and in-memory ones are written in this thread.
-    key : tuple of slice
-        One per axis.
-    values : ndarray
-        Of that shape.
-
-    Raises
-    ------
-    OSError
-        As the assignment does.
-    """
+    """``array[key] = values``, in this thread where the store allows it (local and in-memory
+    ones)."""
     inner = getattr(array, "async_array", None)  # older versions of zarr have none
     if inner is None or not isinstance(array.store, (LocalStore, MemoryStore)) or _in_loop():
         array[key] = values

@@ -7,7 +7,7 @@ blocks are done is in `daskdmed.store.results.donemap`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,26 +36,10 @@ _LAZY_BLOCK = 2048
 class ResultSpec:
     """What a result store holds.
 
-    Parameters
-    ----------
-    kind : str
-        "heatmap" or "predict".
-    counts : tuple of int
-        Windows per axis.
-    outputs : int
-        Values per window; 0 for one plain value, without a channel axis.
-    block_windows : tuple of int
-        Windows per block, which is the chunk of the array.
-    georeference : Georeference
-        Where the cells lie.
-    image : str
-        Name of the image, for people.
-    parameters : mapping
-        Everything that the values depend on; JSON types.
-    dtype : str
-        Of the array.
-    fill_value : float
-        Of cells that are not computed; NaN only where `dtype` has it.
+    `kind` is "heatmap" or "predict", `outputs` are values per window (0 for one plain value,
+    without a channel axis), a block of `block_windows` is a chunk of the array. `image` is a name
+    for people, `parameters` everything that the values depend on, in JSON types. Cells that are not
+    computed have the `fill_value`.
     """
 
     kind: str
@@ -105,16 +89,8 @@ class ResultSpec:
         }
 
 
-class ResultStore:
-    """An open result store: the array, and which of its blocks are done.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        With the attributes of `spec`; arrays that are missing are created.
-    spec : ResultSpec
-        What it holds.
-    """
+class ResultStore(DoneMap):
+    """An open result store: the array, and which of its blocks are done."""
 
     def __init__(self, group: zarr.Group, spec: ResultSpec) -> None:
         self.spec = spec
@@ -129,68 +105,18 @@ class ResultStore:
                 axes=spec.axes,
             )
         self.array: Any = group[LEVEL]
-        self._map = DoneMap(group, spec.blocks)
-
-    @property
-    def total(self) -> int:
-        """Number of blocks."""
-        return self._map.total
-
-    @property
-    def finished(self) -> int:
-        """Number of blocks that are done."""
-        return self._map.finished
-
-    def pending(self) -> Iterator[tuple[int, ...]]:
-        """Blocks that are not done, in C order."""
-        return self._map.pending()
-
-    def mark(self, index: Sequence[int]) -> None:
-        """A block's data are in the store. The map is written at most once a second."""
-        self._map.mark(index)
-
-    def flush(self) -> None:
-        """Write the map.
-
-        Raises
-        ------
-        StoreError
-            It cannot be written. Blocks whose mark is lost are computed again.
-        """
-        self._map.flush()
+        super().__init__(group, spec.blocks)
 
 
 def open_result(
     location: Location, spec: ResultSpec, *, resume: bool, overwrite: bool
 ) -> tuple[ResultStore, Location]:
-    """Create a result store, or go on with the one that is there.
+    """Create a result store, or go on with the one that is there; where it is written is the second
+    value, to be put in place by ``location.replace(written)``.
 
-    Parameters
-    ----------
-    location : Location
-        Where the result shall be.
-    spec : ResultSpec
-        What it shall hold.
-    resume : bool
-        Go on with a store that an earlier run with the same parameters left there. With
-        `overwrite` too: go on with an interrupted replacement.
-    overwrite : bool
-        Replace a store that is there. It stays until the new one is finished (store objects
-        other than paths and URLs are emptied at once).
-
-    Returns
-    -------
-    store : ResultStore
-        Ready to be written.
-    written : Location
-        Where it is: `location`, or its staging place, to be put in place by
-        ``location.replace(written)``.
-
-    Raises
-    ------
-    StoreError
-        A store is there and neither `resume` nor `overwrite` is set; the parameters differ;
-        or it cannot be created.
+    `resume` goes on with what a run with the same parameters left, `overwrite` replaces it: it
+    stays until the new one is finished (store objects other than paths and URLs are emptied at
+    once). Both: go on with an interrupted replacement.
     """
     place = location
     if location.holds_group():
@@ -214,10 +140,8 @@ def open_result(
 
 
 def lazy_result(location: Location, spec: ResultSpec) -> da.Array:
-    """A stored result as a Dask array, always of the same name.
-
-    Its blocks are whole chunks of the store, about `_LAZY_BLOCK` cells along each axis.
-    """
+    """A stored result as a Dask array, always of the same name; blocks are whole chunks of the
+    store, about `_LAZY_BLOCK` cells along each axis."""
     array: Any = location.open("r")[LEVEL]
     # a store object has no name that says which one it is
     which = str(location) if isinstance(location.target, str) else id(location.target)
@@ -276,13 +200,8 @@ def _check_same(group: zarr.Group, spec: ResultSpec, place: Location) -> None:
 def check_parameters(
     place: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any], hint: str = ""
 ) -> None:
-    """That a run was begun with the same parameters.
-
-    Raises
-    ------
-    StoreError
-        It was not; one line per parameter that differs.
-    """
+    """That a run was begun with the same parameters; else an error with a line for each that
+    differs."""
     wanted = _plain(wanted)
     lines = []
     for name in sorted({*stored, *wanted}):
