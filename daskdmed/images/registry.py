@@ -26,7 +26,7 @@ from daskdmed.core.errors import (
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
 from daskdmed.images.protocols import Backend, Reader
-from daskdmed.images.source import fingerprint
+from daskdmed.images.source import FinalError, fingerprint
 
 _log = logging.getLogger("daskdmed.images")
 GROUP = "daskdmed.readers"
@@ -117,6 +117,8 @@ def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
                 _try_out(reader, uri)
             return name, reader
         except (UnsupportedImageError, MissingExtraError) as exc:
+            if isinstance(exc, FinalError):
+                raise
             is_known = is_known or isinstance(exc, UnsupportedImageError)
             reasons.append(f"{name}: {exc}")
         except CorruptImageError as exc:

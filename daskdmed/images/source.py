@@ -118,7 +118,11 @@ def explain_os_error(exc: BaseException, uri: str) -> ImageError:
     return ImageError(f"{uri}: cannot be opened: {type(exc).__name__}: {exc}", uri=uri)
 
 
-class RangeError(UnsupportedImageError):
+class FinalError(UnsupportedImageError):
+    """What no other backend is asked, because it would open the file and give other pixels."""
+
+
+class RangeError(FinalError):
     """A server sends other bytes than the range it was asked for, as a rule the whole file."""
 
 

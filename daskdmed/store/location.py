@@ -24,12 +24,13 @@ from urllib.parse import quote
 
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import exchange
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
+from daskdmed.images.ngff.storage import zip_root
 
 #: without these nothing is a Zarr node: removed first, and written last
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
@@ -136,12 +137,13 @@ class Location:
         """Whether other processes cannot see it."""
         if isinstance(self.target, str):
             return self.target.startswith("memory://")
-        inner: Any = getattr(self.target, "store", None)  # of an ObjectStore
-        protocols = getattr(getattr(self.target, "fs", None), "protocol", ())
+        # that of an ObjectStore, and of an FsspecStore below its wrapper
+        inner: Any = getattr(self.target, "store", None)
+        fs: Any = getattr(self.target, "fs", None)
         return (
             isinstance(self.target, MemoryStore)
-            or "memory" in protocols
             or type(inner).__name__ == "MemoryStore"
+            or "memory" in getattr(getattr(fs, "sync_fs", fs), "protocol", ())
         )
 
     @property
@@ -158,8 +160,12 @@ class Location:
 
     def open(self, mode: Any = "r+", zarr_format: Any = 3) -> zarr.Group:
         """The group that is there."""
+        target: Any = self.target
+        root = zip_root(target) if isinstance(target, str) else None
         try:
-            return zarr.open_group(self.target, mode=mode, zarr_format=zarr_format)
+            if root is not None:
+                target = ZipStore(target, mode="r")
+            return zarr.open_group(target, path=root, mode=mode, zarr_format=zarr_format)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"{self}: cannot open it as a Zarr v{zarr_format or '2 or v3'} group "

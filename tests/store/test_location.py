@@ -353,7 +353,7 @@ def test_long_and_alike_ids_have_results_of_their_own(tmp_path):
     arrays = {name: np.full((64, 64, 3), i, np.uint8) for i, name in enumerate(ids)}
     data = Dataset("d", [Patient(n, {"wsi": Record(array=a)}) for n, a in arrays.items()])
     found = heatmap(data, lambda x: x.mean((1, 2, 3)), kernel_size=64, out=tmp_path / "out")
-    assert {name: float(np.asarray(a)) for name, a in found.items()} == dict(
+    assert {name: np.asarray(a).item() for name, a in found.items()} == dict(
         zip(ids, map(float, range(6)), strict=True)
     )
     folders = [path.name for path in (tmp_path / "out").iterdir()]
@@ -388,11 +388,13 @@ def test_places_that_cannot_be_written_block_by_block(tmp_path, kind):
 
 def test_stores_of_every_kind_that_can_be_written(tmp_path):
     image = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
-    inner = fsspec.filesystem("memory")
+    wrapped = AsyncFileSystemWrapper(fsspec.filesystem("memory"), asynchronous=True)
     stores = [
         zarr.storage.MemoryStore(),
         zarr.storage.LocalStore(tmp_path / "local"),
-        zarr.storage.FsspecStore(AsyncFileSystemWrapper(inner), path="/of-a-test/a.zarr"),
+        zarr.storage.FsspecStore(
+            AsyncFileSystemWrapper(inner, asynchronous=True), path="/of-a-test/a.zarr"
+        ),
         f"memory://{tmp_path.name}/a.zarr",
         str(tmp_path / "a.zarr"),
     ]

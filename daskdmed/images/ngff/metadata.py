@@ -253,9 +253,9 @@ class Multiscale:
         """Position of the channel axis."""
         return next((i for i, axis in enumerate(self.axes) if axis.type == "channel"), None)
 
-    def spacing(self, path: str) -> tuple[float | None, ...]:
-        """Micrometers per pixel of a level, per axis; None where they are not known."""
-        level = next(level for level in self.levels if level.path == path)
+    def spacing(self, path: str | None = None) -> tuple[float | None, ...]:
+        """Micrometers per pixel of a level, else the first, per axis; None where not known."""
+        level = next(lv for lv in self.levels if path in (None, lv.path))
         scale = level.scale or (math.nan,) * len(self.axes)
         return tuple(
             s * axis.micrometers if axis.micrometers and math.isfinite(s) and s > 0 else None

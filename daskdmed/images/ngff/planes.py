@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, DaskdmedError, UnsupportedImageError, UsageError
+from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of

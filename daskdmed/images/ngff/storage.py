@@ -58,7 +58,7 @@ def looks_like_zarr(uri: str) -> bool:
         return False
     if os.path.isdir(path):
         return any(os.path.isfile(os.path.join(path, name)) for name in METADATA_NAMES[:3])
-    return _zip_root(path) is not None
+    return zip_root(path) is not None
 
 
 def open_store(uri: str) -> Any:
@@ -97,7 +97,7 @@ def open_node(uri: str, store: Any) -> Any:
     """The Zarr group or array at the root of a store."""
     import zarr
 
-    root = _zip_root(uri) if isinstance(store, zarr.storage.ZipStore) else ""
+    root = zip_root(uri) if isinstance(store, zarr.storage.ZipStore) else ""
     try:
         return zarr.open(store=store, path=root, mode="r")
     except FileNotFoundError as error:
@@ -226,7 +226,7 @@ def _children(place: _Folder) -> list[str]:
     return place.folders()
 
 
-def _zip_root(path: str) -> str | None:
+def zip_root(path: str) -> str | None:
     """Folder of an archive in which the Zarr metadata lie: "" as a rule, None without any."""
     if not path.lower().endswith((".zip", ".ozx")):
         return None

@@ -19,6 +19,7 @@ import numpy as np
 
 from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.core.types import Array
+from daskdmed.images.source import FinalError
 from daskdmed.images.tiff import colour, jpeg
 from daskdmed.images.tiff.fetch import DecodeError
 from daskdmed.images.tiff.jpeg import Paint
@@ -91,7 +92,12 @@ class Decoder:
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
     """Choose how the tiles of a page are decoded; an error for what is not covered."""
     if fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize:
-        raise _unsupported(uri, f"{fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}")
+        # OpenSlide would make 8-bit colours of them
+        raise FinalError(
+            f"{uri}: no backend reads {fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}; "
+            f"convert them to one of {', '.join(_DTYPES)}",
+            uri=uri,
+        )
     stored = 1 if fmt.planar else fmt.samples
     code = fmt.compression
     convert, given = _colours(fmt, background, uri)

@@ -26,7 +26,7 @@ from daskdmed.core.errors import (
     listing,
 )
 from daskdmed.images.readers import say_choice
-from daskdmed.images.source import Source
+from daskdmed.images.source import FinalError, Source
 from daskdmed.images.tiff import ifd, leica, metadata, vendors
 from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
 from daskdmed.images.tiff.decode import Canvas, LevelPlan
@@ -209,9 +209,9 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
         page = level[number]
         if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
             named = re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or "")
-            raise UnsupportedImageError(
-                f"{source.uri}: plane {number} of the image lies in another file: its OME-XML names "
-                f"{listing(sorted(set(named)))}; convert them to one file (bfconvert)",
+            raise FinalError(
+                f"{source.uri}: plane {number} of the image lies in another file; its OME-XML "
+                f"names {listing(sorted(set(named)))}; convert them to one file (bfconvert)",
                 uri=source.uri,
             )
         if page is None:
