@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, overload
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.splits import check_fractions, fold_indices, split_indices
 from daskdmed.core.errors import DatasetError, listing
-from daskdmed.core.frozen import plain
+from daskdmed.core.frozen import missing, plain
 from daskdmed.core.types import PathLike
 
 By: TypeAlias = str | Callable[[Patient], Hashable] | None
@@ -121,23 +121,19 @@ class Dataset(Sequence[Patient]):
         MissingExtraError
             A Parquet table without the extra "tables".
         """
-        from daskdmed.cohort.folder import read_folder
+        from daskdmed.cohort.folder import read_slides
 
-        return read_folder(
-            cls,
-            folder,
-            pattern,
-            name=name,
-            labels=labels,
-            id_column=id_column,
-            label_columns=label_columns,
-            missing_labels=missing_labels,
-            record=record,
-            recursive=recursive,
-            patient=patient,
-            mpp=mpp,
-            backend=backend,
-        )
+        told = (labels, id_column, label_columns, missing_labels)
+        own_name, found = read_slides(folder, pattern, recursive, patient, told)
+        patients = []
+        for patient_id, paths, row in found:
+            one = len(paths) == 1
+            names = [record] if one else [f"{record}-{i}" for i, _ in enumerate(paths, start=1)]
+            slides = {
+                n: Record(p, mpp=mpp, backend=backend) for n, p in zip(names, paths, strict=True)
+            }
+            patients.append(Patient(patient_id, slides, row))
+        return cls(own_name if name is None else name, patients)
 
     @classmethod
     def from_arrays(
@@ -174,9 +170,9 @@ class Dataset(Sequence[Patient]):
             rows: list[Any] = [{}] * len(arrays)
         elif isinstance(labels, Mapping):
             by_text = {str(k): v for k, v in labels.items()}
-            missing = [i for i in ids if str(i) not in by_text]
-            if missing:
-                raise DatasetError(f"labels= has no entry for {listing(missing)}")
+            without = [i for i in ids if str(i) not in by_text]
+            if without:
+                raise DatasetError(f"labels= has no entry for {listing(without)}")
             rows = [by_text[str(i)] for i in ids]
         else:
             rows = list(labels)
@@ -299,11 +295,11 @@ class Dataset(Sequence[Patient]):
         DatasetError
             Patients lack it and no `default` is given; lists them.
         """
-        missing = [p.key for p in self.patients if name not in p.labels]
-        if missing and default is _NO_DEFAULT:
+        without = [p.key for p in self.patients if name not in p.labels]
+        if without and default is _NO_DEFAULT:
             raise DatasetError(
-                f"dataset {self.name!r}: {len(missing)} of {len(self)} patients have no label "
-                f"{name!r}: {listing(missing)}; known labels are {self.label_names}; "
+                f"dataset {self.name!r}: {len(without)} of {len(self)} patients have no label "
+                f"{name!r}: {listing(without)}; known labels are {self.label_names}; "
                 "filter them out or pass default="
             )
         return [p.labels.get(name, default) for p in self.patients]
@@ -413,12 +409,11 @@ class Dataset(Sequence[Patient]):
                 f"by={by!r} gives a {type(odd).__name__}, which cannot name a class; "
                 "give a function of the patient that returns a number or a text"
             )
-        # NaN differs from itself, and is what tables make of an empty cell
-        missing = [k for k, c in zip(self.ids, classes, strict=True) if c is None or c != c]
-        if missing:
+        without = [k for k, c in zip(self.ids, classes, strict=True) if missing(c)]
+        if without:
             raise DatasetError(
-                f"dataset {self.name!r}: {len(missing)} of {len(self)} patients have no class by "
-                f"{by!r}: {listing(missing)}; known labels are {self.label_names}; "
+                f"dataset {self.name!r}: {len(without)} of {len(self)} patients have no class by "
+                f"{by!r}: {listing(without)}; known labels are {self.label_names}; "
                 "filter them out first"
             )
         return classes

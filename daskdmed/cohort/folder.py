@@ -11,93 +11,49 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import read_labels
 from daskdmed.core.errors import DatasetError, listing
-from daskdmed.core.places import is_remote
+from daskdmed.core.places import is_remote, local
 from daskdmed.core.types import PathLike
-
-if TYPE_CHECKING:
-    from daskdmed.cohort.dataset import Dataset
 
 logger = logging.getLogger("daskdmed.cohort")
 
 #: longest first, so that "a.ome.tif" gives the id "a"
 SLIDE_SUFFIXES = (
-    ".ome.tiff",
-    ".ome.zarr",
-    ".ome.tif",
-    ".ome.tf2",
-    ".ome.tf8",
-    ".ome.btf",
-    ".qptiff",
-    ".svslide",
-    ".tiff",
-    ".mrxs",
-    ".ndpi",
-    ".zarr",
-    ".svs",
-    ".tif",
-    ".scn",
-    ".bif",
-    ".btf",
-    ".vms",
-    ".vmu",
+    *(".ome.tiff", ".ome.zarr", ".ome.tif", ".ome.tf2", ".ome.tf8", ".ome.btf"),
+    *(".qptiff", ".svslide", ".tiff", ".mrxs", ".ndpi", ".zarr", ".svs", ".tif"),
+    *(".scn", ".bif", ".btf", ".vms", ".vmu"),
 )
 _ZARR_SUFFIX = ".zarr"
 #: what is behind the suffix of a compressed file
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
-def read_folder(
-    cls: type[Dataset],
+def read_slides(
     folder: PathLike,
     pattern: str,
-    *,
-    name: str | None,
-    labels: Any,
-    id_column: str | None,
-    label_columns: Sequence[str] | None,
-    missing_labels: str,
-    record: str,
     recursive: bool,
     patient: Callable[[Any], str | int] | None,
-    mpp: float | tuple[float, float] | None,
-    backend: str | None,
-) -> Dataset:
-    """See `Dataset.from_folder`."""
-    if missing_labels not in ("raise", "allow"):
-        raise DatasetError(f'missing_labels is "raise" or "allow", got {missing_labels!r}')
+    labels: tuple[Any, str | None, Sequence[str] | None, str],
+) -> tuple[str, list[tuple[str | int, list[Path], Mapping[str, Any]]]]:
+    """Name of a folder; id, files and labels of the patients in it. See `Dataset.from_folder`."""
+    if labels[-1] not in ("raise", "allow"):
+        raise DatasetError(f'missing_labels is "raise" or "allow", got {labels[-1]!r}')
     if is_remote(folder):
         raise DatasetError(
             f"{folder}: only local folders are listed; write a manifest with the uris and read "
             "it with Dataset.from_manifest"
         )
-    root = Path(os.path.abspath(folder))
+    root = local(folder, "the folder", DatasetError)
     groups = _group(find_slides(root, pattern, recursive), patient, root)
-    rows: Mapping[str, Mapping[str, Any]] = {}
-    if labels is not None:
-        rows = _match_labels(groups, labels, id_column, label_columns, missing_labels)
-    patients = []
-    for key, (patient_id, paths) in groups.items():
-        names = [record] if len(paths) == 1 else [f"{record}-{i}" for i in range(1, len(paths) + 1)]
-        records = {
-            n: Record(p, mpp=mpp, backend=backend) for n, p in zip(names, paths, strict=True)
-        }
-        patients.append(Patient(patient_id, records, rows.get(key, {})))
-    return cls(root.name if name is None else name, patients)
+    rows = {} if labels[0] is None else _match_labels(groups, *labels)
+    return root.name, [(own, paths, rows.get(key, {})) for key, (own, paths) in groups.items()]
 
 
 def find_slides(root: Path, pattern: str = "*", recursive: bool = True) -> list[Path]:
-    """Paths of slides below a folder, sorted.
-
-    Raises
-    ------
-    DatasetError
-        The folder does not exist, is no folder, or holds no slide.
-    """
+    """Paths of slides below a folder, sorted."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "there is no such folder"
         raise DatasetError(f"{root}: {what}")

@@ -20,22 +20,8 @@ from daskdmed.images.slide import Slide
 class Request:
     """Which record of each patient, at which resolution, and what damaged tiles do.
 
-    Parameters
-    ----------
-    record : str, optional
-        Name of the record, see `Patient.record`.
-    level, mpp, power
-        The resolution, at most one of them; values or functions of the patient.
-    spatial_ndim : int, optional
-        How many axes of the image must be space; None: as many as it says.
-    tile_error : {"raise", "fill"}
-        What a storage tile that cannot be decoded becomes: an error, or background and a
-        warning.
-
-    Raises
-    ------
-    UsageError, ResolutionError
-        Several records, another `tile_error`, or resolutions that exclude each other.
+    Of level, mpp and power at most one is given, a value or a function of the patient.
+    `spatial_ndim` is how many axes must be space; None: as many as the image says.
     """
 
     record: str | None = None
@@ -58,30 +44,14 @@ class Request:
             Resolution.of(*said)
 
     def resolution(self, patient: Patient) -> Resolution:
-        """The resolution of one patient's image.
-
-        Raises
-        ------
-        ResolutionError
-            The values exclude each other, or are none.
-        """
+        """The resolution of one patient's image."""
         said: list[Any] = [self.level, self.mpp, self.power]
         return Resolution.of(*(v(patient) if callable(v) else v for v in said))
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a patient, not opened yet. Made by `images_of`.
-
-    Parameters
-    ----------
-    patient : Patient
-        Whose. What has no patient gets one of its own.
-    request : Request
-        Which record, at which resolution.
-    given : Slide or ImageView, optional
-        What the user had open already.
-    """
+    """One image of a patient, not opened yet; `given` is what the user had open already."""
 
     patient: Patient
     request: Request
@@ -94,13 +64,7 @@ class Image:
 
     @property
     def record(self) -> Record:
-        """The record.
-
-        Raises
-        ------
-        DatasetError
-            The patient has no such record, or several and none is named.
-        """
+        """The record."""
         return self.patient.record(self.request.record)
 
     @property
@@ -109,15 +73,7 @@ class Image:
         return self.request.resolution(self.patient)
 
     def open(self) -> Slide | ImageView:
-        """The slide, or the view of what is none, whatever resolution is asked for.
-
-        Raises
-        ------
-        GeometryError
-            The image has another number of spatial axes.
-        DatasetError, ImageError
-            See `Record.open` and `Record.view`.
-        """
+        """The slide, or the view of what is none, whatever resolution is asked for."""
         opened, axes = self.given, self.request.spatial_ndim
         if opened is None:
             record = self.record
@@ -133,17 +89,7 @@ class Image:
         return opened
 
     def view(self) -> ImageView:
-        """The image at the resolution asked for, ready to be read.
-
-        Raises
-        ------
-        UsageError
-            A resolution beside a view, which has its own.
-        GeometryError, DatasetError, ImageError
-            See `open`.
-        ResolutionError
-            The image does not have this resolution.
-        """
+        """The image at the resolution asked for, ready to be read."""
         wanted, opened = self.resolution, self.open()
         level, mpp, power = wanted.level or 0, wanted.mpp, wanted.power
         if isinstance(opened, Slide):

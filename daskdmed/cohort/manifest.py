@@ -19,7 +19,7 @@ from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
-from daskdmed.core.places import is_url
+from daskdmed.core.places import is_url, local, local_path
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _ABSENT: Any = object()
 
 def write_manifest(dataset: Dataset, path: PathLike) -> None:
     """See `Dataset.to_manifest`."""
-    target = Path(os.path.abspath(path))
+    target = local(path, "a manifest", DatasetError)
     _check_writable(dataset)
     text = _to_json(dataset, target) if _is_json(target) else _to_csv(dataset, target)
     try:
@@ -47,7 +47,7 @@ def write_manifest(dataset: Dataset, path: PathLike) -> None:
 
 def read_manifest(cls: type[Dataset], path: PathLike, name: str | None) -> Dataset:
     """See `Dataset.from_manifest`."""
-    source = Path(os.path.abspath(path))
+    source = local(path, "a manifest", DatasetError)
     if _is_json(source):
         return _from_json(cls, source, name)
     return _from_csv(cls, source, source.stem if name is None else name)
@@ -64,7 +64,7 @@ def _written(uri: str, folder: Path) -> str:
     """Relative when the slide lies below the manifest, so that the folder can be moved."""
     if is_url(uri):
         return uri
-    absolute = os.path.abspath(uri)
+    absolute = str(local_path(uri))
     try:
         relative = Path(absolute).relative_to(folder).as_posix()
     except ValueError:
@@ -73,7 +73,8 @@ def _written(uri: str, folder: Path) -> str:
 
 
 def _resolved(uri: str, folder: Path) -> str:
-    return uri if is_url(uri) or os.path.isabs(uri) else os.path.join(folder, uri)
+    own = is_url(uri) or os.path.isabs(os.path.expanduser(uri))
+    return uri if own else os.path.join(folder, uri)
 
 
 # -------------------------------------------------------------------- JSON

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
-from daskdmed.core.frozen import FrozenMapping, plain
+from daskdmed.core.frozen import FrozenMapping, missing, plain
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: the record that `Patient.record` takes when a patient has several and none is named
 DEFAULT_RECORD = "wsi"
 #: files of these names hold annotations, not an image
-ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz")
+ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz", ".ndpa")
 #: what a record says of its image beside what it is; None or "" when it does not
 _OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background")
 _NO_GRID = (
@@ -53,7 +53,7 @@ class Record:
     ----------
     uri : path or str, optional
         A file or URL that some backend of `daskdmed.images` reads; or a file of annotations
-        (``.geojson``, ``.json``, ``.xml``, each also ``.gz``).
+        (``.geojson``, ``.json``, ``.xml``, each also ``.gz``; ``.ndpa`` beside its slide).
     array : dask.array.Array, numpy.ndarray, zarr.Array or h5py.Dataset, optional
         Spatial axes first, (y, x[, c]) or (z, y, x[, c]). All become lazy Dask arrays.
     annotations : Annotations, optional
@@ -212,7 +212,7 @@ class Record:
             return self._drawn
         if not self.is_annotations:
             raise DatasetError(
-                f"{self!r} is an image; annotations are a .geojson, .json or .xml file, or "
+                f"{self!r} is an image; annotations are a .geojson, .json, .xml or .ndpa file, or "
                 "Record(annotations=read_annotations(...))"
             )
         from daskdmed.cohort.annotations.reading import annotations_of
@@ -356,7 +356,8 @@ class Patient:
     records : mapping of str to Record
         At least one. Each record's `name` becomes its key here.
     labels : mapping, optional
-        What is known of the patient: {"grade": 2, "site": "A"}.
+        What is known of the patient: {"grade": 2, "site": "A"}. A value that is missing
+        (None, NaN, pandas' NA) is no label.
 
     Raises
     ------
@@ -386,7 +387,7 @@ class Patient:
                 raise DatasetError(f"patient {self.id!r}: the record name {name!r} is not a text")
         named = {k: r if r.name == k else r.renamed(k) for k, r in given.items()}
         object.__setattr__(self, "records", FrozenMapping(named))
-        labels = {str(k): plain(v) for k, v in self.labels.items()}
+        labels = {str(k): plain(v) for k, v in self.labels.items() if not missing(v)}
         object.__setattr__(self, "labels", FrozenMapping(labels))
 
     @property

@@ -142,23 +142,7 @@ class Images(Sequence[Image]):
 
 
 def images_of(source: ImagesLike, request: Request | None = None) -> Images:
-    """Whatever the user has, as images. Opens nothing.
-
-    Parameters
-    ----------
-    source : Dataset, Patient, Record, Slide, view, path, URL, array, or sequence of these
-        A bare image becomes the only record of a patient, whose id is the name of the file
-        without its suffixes, or "image"; in a list of arrays their positions.
-    request : Request, optional
-        What is asked of each; default level 0 of the only record.
-
-    Raises
-    ------
-    UsageError
-        It is none of these; says what can be given.
-    DatasetError
-        There are no images, or two of a list have the same name.
-    """
+    """Whatever the user has, as images. Opens nothing."""
     request = request or Request()
     if isinstance(source, Dataset):
         if not len(source):
@@ -277,13 +261,6 @@ class Results(dict[str, T]):
 class LeftOut:
     """What becomes of images that cannot be used: an error, or a report.
 
-    Parameters
-    ----------
-    on_error : {"raise", "skip"}
-        Which.
-    total : int
-        How many images there are. When none can be used it is an error in any case.
-
     Attributes
     ----------
     failures : list of Failure
@@ -338,31 +315,7 @@ def check_on_error(on_error: Any) -> None:
 def open_all(
     images: Images, use: Callable[[Image], T], on_error: OnError
 ) -> tuple[list[T], list[Failure]]:
-    """Open images for a loader, in parallel threads.
-
-    Parameters
-    ----------
-    images : Images
-        Which.
-    use : callable
-        What is made of each.
-    on_error : {"raise", "skip"}
-        See `LeftOut`.
-
-    Returns
-    -------
-    made, failures : list
-        In the order of the dataset.
-
-    Raises
-    ------
-    DatasetError
-        None can be used.
-    UsageError, BudgetError
-        Under "raise": what is asked for does not fit the first such image.
-    LoaderError
-        Under "raise": the first image that cannot be opened.
-    """
+    """Open images for a loader, in parallel threads."""
     left_out = LeftOut(on_error, len(images))
 
     def attempt(image: Image) -> tuple[Literal[True], T] | tuple[Literal[False], Exception]:

@@ -23,13 +23,7 @@ _TOLERANCE = 1e-6
 
 
 def check_fractions(fractions: Sequence[float]) -> list[float]:
-    """Fractions as floats, after checking that they are parts of one whole.
-
-    Raises
-    ------
-    DatasetError
-        Not finite, negative, none at all, or the sum is not 1 (tolerance 1e-6).
-    """
+    """Fractions as floats, after checking that they are parts of one whole."""
     values = [float(f) for f in fractions]
     if not values or not all(math.isfinite(f) and f >= 0 for f in values):
         raise DatasetError(f"fractions must be one or more numbers >= 0, got {values}")
@@ -46,27 +40,12 @@ def check_fractions(fractions: Sequence[float]) -> list[float]:
 def split_indices(
     ids: Sequence[str], classes: Sequence[Hashable], fractions: Sequence[float], seed: int
 ) -> list[list[int]]:
-    """Deal patients into parts, class by class.
+    """Deal patients into parts, class by class: ascending positions in `ids` of each part.
 
-    Parameters
-    ----------
-    ids : sequence of str
-        Unique.
-    classes : sequence of hashable
-        The class of each id; one and the same for an unstratified split.
-    fractions : sequence of float
-        Of each part; they sum to 1.
-    seed : int
-        Of the permutation within each class.
-
-    Returns
-    -------
-    list of list of int
-        Ascending positions in `ids`, one list per part. In each class a part holds the
-        floor or the ceiling of its exact share, except that every part with a fraction
-        above 0 gets at least one patient of each class with as many patients as such parts.
-        Which parts get the leftovers follows what they lack in all classes so far, so that
-        many small classes do not all fall into the largest part.
+    In each class a part holds the floor or the ceiling of its exact share, except that every
+    part with a fraction above 0 gets at least one patient of each class with as many patients
+    as such parts. Which parts get the leftovers follows what they lack in all classes so far,
+    so that many small classes do not all fall into the largest part.
     """
     shares = check_fractions(fractions)
     parts: list[list[int]] = [[] for _ in shares]
@@ -88,11 +67,6 @@ def fold_indices(
     """The validation positions of each of k folds, stratified and of equal size.
 
     Sizes differ by at most one, in total and within each class.
-
-    Raises
-    ------
-    DatasetError
-        `k` is below 2 or above the number of patients.
     """
     if int(k) != k or not 2 <= k <= len(ids):
         raise DatasetError(

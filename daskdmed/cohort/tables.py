@@ -13,26 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from daskdmed.core.errors import DatasetError, MissingExtraError
-from daskdmed.core.frozen import plain
+from daskdmed.core.frozen import missing, plain
+from daskdmed.core.places import local
 
 #: cells that say "not known"
 MISSING = frozenset({"", "NA", "N/A", "NaN", "nan"})
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _ID_COLUMNS = (
-    "patient",
-    "patient_id",
-    "patientid",
-    "id",
-    "case",
-    "case_id",
-    "slide",
-    "slide_id",
-    "image",
-    "image_id",
-    "filename",
-    "file",
-    "uri",
+    *("patient", "patient_id", "patientid", "id", "case", "case_id", "slide", "slide_id"),
+    *("image", "image_id", "filename", "file", "uri"),
 )
 
 
@@ -52,13 +42,7 @@ def parse_column(cells: Sequence[str]) -> list[Any]:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV or TSV; every row as long as the header.
-
-    Raises
-    ------
-    DatasetError
-        Not text in UTF-8, no header, a column twice, or a row of another length.
-    """
+    """Header and rows of a CSV or TSV; every row as long as the header."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -88,22 +72,7 @@ LabelTable = dict[str, dict[str, Any]]
 def read_labels(
     source: Any, id_column: str | None, label_columns: Sequence[str] | None
 ) -> tuple[LabelTable, list[str], str]:
-    """Labels by id (as text) from whatever `Dataset.from_folder` accepts.
-
-    Returns
-    -------
-    tuple
-        ``{id: {name: value}}``, the label names, and what to call the source in messages.
-        Values that are missing are left out.
-
-    Raises
-    ------
-    DatasetError
-        The source is of no known kind, a column is missing, or an id has two rows that
-        differ.
-    MissingExtraError
-        A Parquet file without pandas.
-    """
+    """Labels by id (as text) from whatever `Dataset.from_folder` accepts."""
     if isinstance(source, Mapping):
         return _from_mapping(source, label_columns)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
@@ -113,7 +82,7 @@ def read_labels(
             f"labels= takes a CSV or Parquet path, a mapping or a DataFrame, got "
             f"{type(source).__name__}"
         )
-    path = Path(source)
+    path = local(source, "labels", DatasetError)
     if path.suffix.lower() in {".parquet", ".pq"}:
         frame = _read_parquet(path)
         return (*_from_frame(frame, id_column, label_columns, str(path)), str(path))
@@ -134,7 +103,7 @@ def _from_mapping(
         row = dict(value) if isinstance(value, Mapping) else {scalar: value}
         if label_columns is not None:
             row = {k: v for k, v in row.items() if k in label_columns}
-        table[str(key)] = {str(k): v for k, v in row.items() if not _unknown(v)}
+        table[str(key)] = {str(k): v for k, v in row.items() if not missing(v)}
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     return table, list(label_columns or names), "labels="
 
@@ -180,16 +149,9 @@ def _choose(
 def _rows(ids: Iterable[str], columns: Mapping[str, Sequence[Any]], where: str) -> LabelTable:
     table: LabelTable = {}
     for position, key in enumerate(ids):
-        row = {name: c[position] for name, c in columns.items() if not _unknown(c[position])}
+        row = {name: c[position] for name, c in columns.items() if not missing(c[position])}
         if table.setdefault(key, row) != row:
             raise DatasetError(
                 f"{where}: {key!r} has two rows that differ, {table[key]} and {row}; keep one"
             )
     return table
-
-
-def _unknown(value: Any) -> bool:
-    """None, and the NaN or NaT that tables use for an empty cell."""
-    if value is None:
-        return True
-    return not hasattr(value, "__len__") and bool(value != value)

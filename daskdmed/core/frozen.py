@@ -50,3 +50,13 @@ class FrozenMapping(Mapping[str, V]):
 def plain(value: Any) -> Any:
     """NumPy scalars as Python's own, so that labels from pandas compare, hash and print well."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def missing(value: Any) -> bool:
+    """Whether a value says "not known": None, NaN, NaT, or pandas' NA.
+
+    The one rule for labels: tables write an empty cell in any of these ways.
+    """
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return not hasattr(value, "__len__") and bool(value != value)

@@ -7,9 +7,11 @@ Not covered: whether something is there, and how it is read or written.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from daskdmed.core.errors import DaskdmedError, UsageError
 from daskdmed.core.types import PathLike
 
 
@@ -42,6 +44,16 @@ def local_path(place: PathLike) -> str | None:
         if os.name == "nt" and text[2:3] == ":":  # /C:/data
             text = text[1:]
     return os.path.abspath(os.path.expanduser(text))
+
+
+def local(place: PathLike, what: str, error: type[DaskdmedError] = UsageError) -> Path:
+    """Absolute path of what has to be on this machine; an `error` for a URL of another one."""
+    path = local_path(place)
+    if path is None:
+        raise error(
+            f"{os.fspath(place)}: {what} must be local, not behind a URL; copy it here first"
+        )
+    return Path(path)
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import dask.array as da
 import zarr
 
+from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
 from daskdmed.core.errors import DatasetError, UsageError
@@ -265,9 +266,10 @@ def _scans(
         names = sorted({n for p in patients for n in p.records})
         raise DatasetError(f"no patient has the target {target!r}; the records are {names}")
     scans = []
+    empty = None if target is None else stand_in(patients, target)
     for image in images:
         patient = image.patient
-        truth = None if target is None else patient.records.get(target)
+        truth = None if target is None else patient.records.get(target, empty)
         names = list(wanted or ())
         if wanted is None:
             names = [n for n, r in patient.records.items() if n != target and not r.is_annotations]

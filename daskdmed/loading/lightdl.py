@@ -34,7 +34,7 @@ from daskdmed.loading.loader import Loader
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import DrawProgress
-from daskdmed.loading.quotas import Quota, as_quotas
+from daskdmed.loading.quotas import Quota, as_quotas, asked_classes
 from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.stats import LoaderStats
 from daskdmed.loading.torchbridge import Preparation
@@ -245,7 +245,9 @@ class LightDL(Loader[SmallChunks]):
         collect = as_collector(smallchunk_collector)
         catalogue = catalogues.build(images, geometry, target=labelled, on_error=on_error)
         wish = Wish(tissue, min_tissue, annotations)
-        areas = AreaSource(catalogue, wish, geometry, on_error=on_error)
+        anywhere = chooser is not None
+        areas = AreaSource(catalogue, wish, geometry, on_error=on_error, anywhere=anywhere)
+        areas.check(asked_classes(shares, catalogue, classes))
         planning = Planning(
             catalogue,
             allot(budget, catalogue.block_bytes),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.frozen import missing
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.strata import Stratum
 from daskdmed.persistence.where import AreaSource
@@ -87,8 +88,9 @@ class Quota:
         if self.patients is None:
             return True
         if isinstance(self.patients, Mapping):
-            missing = object()
-            return all(patient.labels.get(k, missing) == v for k, v in self.patients.items())
+            labels, asked = patient.labels, self.patients.items()
+            # a value that is missing asks for those without the label
+            return all(k not in labels if missing(v) else labels.get(k) == v for k, v in asked)
         return bool(self.patients(patient))
 
 
@@ -159,6 +161,19 @@ def strata_of(
         strata.append(_stratum("all others", batch_size - asked, everyone, areas, rest))
         classes.append(rest)
     return strata, classes
+
+
+def asked_classes(
+    quotas: Sequence[Quota], catalogue: Catalogue, rest: tuple[str, ...]
+) -> list[tuple[str, tuple[int, ...], tuple[str, ...]]]:
+    """Who asks for classes of annotations: its name, the records that it means, the classes."""
+    entries = list(enumerate(catalogue.entries))
+    asked = [
+        (q.title, tuple(n for n, e in entries if q.admits(e.patient)), q.classes)
+        for q in quotas
+        if q.classes
+    ]
+    return [*asked, ("labels=", tuple(n for n, _ in entries), rest)] if rest else asked
 
 
 def _stratum(

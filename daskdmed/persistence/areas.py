@@ -27,6 +27,7 @@ from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.persistence.blockgrid import Span
 
 #: covered fractions are sums of rounded products; a chunk that is short by less passes
 _TOLERANCE = 1e-6
@@ -159,6 +160,24 @@ class Area:
         end = self.mask.shape[axis] - 1
         low = np.clip(np.floor((first + s / 2) / scale) - origin, 0, end)
         return low, np.clip(np.floor((last + s / 2) / scale) - origin, 0, end) + 1
+
+    def centres(
+        self, axis: int, spans: Sequence[Span], size: tuple[int, ...]
+    ) -> list[tuple[int, int]]:
+        """Along an axis, which pixels of the whole mask hold the centre of a small chunk.
+
+        First and one past the last, for each of the spans that small chunks lie in, in order;
+        one for those that meet.
+        """
+        s, m, scale = size[axis], self.multiple[axis], self.scale[axis]
+        found: list[tuple[int, int]] = []
+        for span in spans:
+            first, last = -(-span.start // m) * m, (span.start + span.length - s) // m * m
+            low, high = int((first + s / 2) // scale), int((last + s / 2) // scale) + 1
+            if found and low <= found[-1][1]:
+                low = found.pop()[0]
+            found.append((low, high))
+        return found
 
     def _needed(self, size: tuple[int, ...]) -> float:
         """Mask pixels that a small chunk must hold."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from daskdmed.cohort.annotations.categories import Categories
+from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.annotations.view import CollatedView, target_view
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Failure, Image, Images, open_all
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
@@ -217,6 +218,8 @@ class Target:
     mpp: MppLike | None = None
     classes: Any = None
     channels: bool = False
+    #: stands for the record where a patient lacks it
+    empty: Record | None = None
 
     def view(self, image: Image, view: ImageView) -> ImageView:
         """The target of an image that is open."""
@@ -225,14 +228,14 @@ class Target:
             request = replace(request, level=self.level or 0, mpp=self.mpp, power=None)
             view = replace(image, request=request).view()
         own = replace(image, request=replace(request, record=self.record), given=None)
-        if own.record.is_annotations:
-            return target_view(own.record, view, self.classes, multichannel=self.channels)
+        held = self.record in image.patient.records
+        record = self.empty if self.empty is not None and not held else own.record
+        if record.is_annotations:
+            return target_view(record, view, self.classes, multichannel=self.channels)
         labelmap = own.view().as_labels()
         if self.classes is None:
             return labelmap
-        classes = self.classes
-        categories = classes if isinstance(classes, Categories) else Categories(classes)
-        return CollatedView(labelmap, categories, self.channels)
+        return CollatedView(labelmap, Categories.of(self.classes), self.channels)
 
 
 def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
@@ -303,6 +306,8 @@ def build(
     UsageError
         Images differ in channels or sample type.
     """
+    if target is not None:
+        target = replace(target, empty=stand_in(images.dataset, target.record))
     entries, failures = open_all(images, lambda i: _entry(i, geometry, target), on_error)
     _check_uniform(entries)
     return Catalogue(tuple(entries), tuple(failures))

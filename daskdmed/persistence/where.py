@@ -8,6 +8,8 @@ it (`daskdmed.persistence.areas`).
 from __future__ import annotations
 
 import contextlib
+import difflib
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -20,17 +22,21 @@ import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
 
+from daskdmed.cohort.annotations.undrawn import check_annotated, drawn_on, undrawn
 from daskdmed.cohort.sources import Failure
-from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError
+from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError, listing
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.view import SlideView
 from daskdmed.persistence.areas import Area, Places
+from daskdmed.persistence.blockgrid import Span
 from daskdmed.persistence.catalogue import Catalogue, Entry, Geometry
 
 if TYPE_CHECKING:
+    from daskdmed.cohort.annotations import Annotations
     from daskdmed.cohort.tissue.find import TissueMask
 
+logger = logging.getLogger("daskdmed.loading")
 
 #: areas kept in memory; a mask of a large slide has some megabytes, and is soon unpacked
 _KEPT = 16
@@ -82,6 +88,8 @@ class AreaSource:
         Extent of a small chunk, and how images are cut.
     on_error : {"raise", "skip"}
         What a slide without tissue, or without a readable mask, does.
+    anywhere : bool
+        Whether big chunks may lie anywhere, not only on the grid.
     """
 
     def __init__(
@@ -91,7 +99,9 @@ class AreaSource:
         geometry: Geometry,
         *,
         on_error: Literal["raise", "skip"],
+        anywhere: bool = False,
     ) -> None:
+        self._anywhere = anywhere
         self._catalogue = catalogue
         self._wish = wish
         self._size = geometry.smallchunk
@@ -156,7 +166,8 @@ class AreaSource:
         """Where in one big chunk small chunks may lie; for classes finer than `area`.
 
         Outlines are painted anew at this place, so that a centre lies in its class to within
-        a 64th of a small chunk. What is too thin for that counts as `area` has it.
+        a 64th of a small chunk. Where no centre can come as near, for instance at the edge of
+        the slide, a pixel of `area` counts as a whole.
         """
         whole = self.area(record, classes)
         if whole is None:
@@ -164,8 +175,7 @@ class AreaSource:
         coarse = whole.cut(region)
         if not classes:
             return coarse
-        fine = self._painted(record, classes, coarse)
-        return fine if Places(fine, [region], self._size).any() else coarse
+        return self._painted(record, classes, coarse)
 
     def _painted(self, record: int, classes: tuple[str, ...], coarse: Area) -> Area:
         """A part of the mask of a class, each pixel divided into some."""
@@ -177,13 +187,35 @@ class AreaSource:
         )
         scale = tuple(s / n for s, n in zip(coarse.scale, parts, strict=True))
         origin = tuple(o * n for o, n in zip(coarse.origin, parts, strict=True))
-        painted = annotations_of(entry, self._wish.annotations).rasterize(
+        painted = self._drawn(entry).rasterize(
             origin,
             tuple(m * n for m, n in zip(coarse.mask.shape, parts, strict=True)),
             tuple(d * s for d, s in zip(entry.view.downsample, scale, strict=True)),
             classes=dict.fromkeys(classes, 1),
+            all_touched=True,
         )
-        return Area(painted > 0, scale, None, origin, coarse.multiple)
+        fine = Area(painted > 0, scale, None, origin, coarse.multiple)
+        held = fine.mask
+        for axis, (spans, first) in enumerate(zip(self._spans(entry), origin, strict=True)):
+            hit = np.zeros(held.shape[axis], bool)
+            for low, high in fine.centres(axis, spans, self._size):
+                hit[max(0, low - first) : max(0, high - first)] = True
+            held = held & (hit[:, None] if axis == 0 else hit)
+        (rows, columns), (down, across) = coarse.mask.shape, parts
+        held = held.reshape(rows, down, columns, across).any(axis=(1, 3))
+        lost = coarse.mask & ~held
+        if lost.any():
+            fine.mask[np.repeat(np.repeat(lost, down, axis=0), across, axis=1)] = True
+        return fine
+
+    def _spans(self, entry: Entry) -> Sequence[tuple[Span, ...]]:
+        """What small chunks lie in, along each axis."""
+        if self._anywhere:
+            return [(Span(0, n),) for n in entry.view.spatial_shape]
+        return entry.grid.axes
+
+    def _drawn(self, entry: Entry) -> Annotations:
+        return drawn_on(entry.patient, self._wish.annotations)
 
     def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
         """No less than how many places each big chunk of a record has; None: all alike.
@@ -322,47 +354,110 @@ class AreaSource:
     def _class_mask(
         self, entry: Entry, classes: Sequence[str]
     ) -> tuple[npt.NDArray[np.bool_], tuple[float, ...]]:
-        annotations = annotations_of(entry, self._wish.annotations)
+        extent0, scale = self._class_scale(entry)
+        scale0 = tuple(s * d for s, d in zip(scale, entry.view.downsample, strict=True))
+        drawn = self._drawn(entry)
+        return drawn.mask(list(classes), extent0=extent0, scale=scale0, all_touched=True), scale
+
+    def _class_scale(self, entry: Entry) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Level-0 extent of the image; pixels of the view per pixel of a class' mask."""
         view = entry.view
-        shape = view.spatial_shape
-        extent0 = tuple(round(s * d) for s, d in zip(shape, view.downsample, strict=True))
-        scale0 = tuple(
-            max(1.0, size * d / _CLASS_PARTS, extent / _CLASS_EXTENT)
+        sizes = zip(view.spatial_shape, view.downsample, strict=True)
+        extent0 = tuple(round(s * d) for s, d in sizes)
+        scale = tuple(
+            max(1.0, size * d / _CLASS_PARTS, extent / _CLASS_EXTENT) / d
             for size, d, extent in zip(self._size, view.downsample, extent0, strict=True)
         )
-        mask = annotations.mask(list(classes), extent0=extent0, scale=scale0, all_touched=True)
-        return mask, tuple(s / d for s, d in zip(scale0, view.downsample, strict=True))
+        return extent0, scale
 
+    # -- what can be drawn ----------------------------------------------------------
 
-def annotations_of(entry: Entry, name: str | None) -> Any:
-    """The annotations of an entry's patient.
+    def check(self, asked: Sequence[tuple[str, Sequence[int], tuple[str, ...]]]) -> None:
+        """Say which shapes of the classes asked for no small chunk can be centred in.
 
-    Parameters
-    ----------
-    entry : Entry
-        Whose.
-    name : str or None
-        Record that holds them; None: the only record that holds annotations.
+        Parameters
+        ----------
+        asked : sequence of (str, sequence of int, tuple of str)
+            Who asks; the records and the classes that are meant.
 
-    Raises
-    ------
-    UsageError
-        None or several do, or the named one does not.
-    """
-    patient = entry.patient
-    if name is not None:
-        record = patient.record(name)
-        if not record.is_annotations:
-            raise UsageError(
-                f"patient {str(patient.id)!r}: record {name!r} holds no annotations; give a "
-                ".geojson or .xml record, or Record(annotations=...)"
-            )
-        return record.annotations()
-    holding = [r for r in patient.records.values() if r.is_annotations]
-    if len(holding) != 1:
-        names = ", ".join(r.name for r in holding) or "none"
-        raise UsageError(
-            f"patient {str(patient.id)!r} has {len(holding)} records with annotations ({names}); "
-            "name one with annotations="
+        Raises
+        ------
+        UsageError
+            Nobody has annotations, or none of a class can be drawn; names these.
+        LoaderError
+            Under ``on_error="raise"``: annotations cannot be read.
+        """
+        if not asked:
+            return
+        entries, name = self._catalogue.entries, self._wish.annotations
+        check_annotated([entry.patient for entry in entries], name)
+        wanted = sorted({(record, classes) for _, members, classes in asked for record in members})
+        with ThreadPoolExecutor(min(16, len(wanted) or 1)) as pool:
+            found = dict(zip(wanted, pool.map(lambda w: self._undrawn(*w), wanted), strict=True))
+        for (record, classes), result in found.items():
+            if isinstance(result, Exception):
+                self._weights[record, classes] = self._failed(entries[record], result)
+        said: set[str] = set()
+        for title, members, classes in asked:
+            held = [found[m, classes] for m in members]
+            tables = [h for h in held if not isinstance(h, Exception)]
+            for at, label in enumerate(classes):
+                total = sum(table[at][0] for table in tables)
+                lost = [note for table in tables for note in table[at][1]]
+                self._tell(title, label, total, lost, said)
+            if members and not any(t[at][0] for t in tables for at in range(len(classes))):
+                self._absent(title, members, classes)
+
+    def _undrawn(
+        self, record: int, classes: tuple[str, ...]
+    ) -> list[tuple[int, list[str]]] | Exception:
+        """Of each class how many shapes a record has, and which cannot be drawn."""
+        entry = self._catalogue.entries[record]
+        try:
+            table = self._drawn(entry)
+            if not len(table):
+                return [(0, [])] * len(classes)
+            down, shape = entry.view.downsample, entry.view.spatial_shape
+            _, scale = self._class_scale(entry)
+            area = Area(np.zeros((1, 1), bool), scale, None, (0, 0), entry.target_ratio)
+            centres = [
+                [(a * d * s, b * d * s) for a, b in area.centres(axis, spans, self._size)]
+                for axis, (d, s, spans) in enumerate(
+                    zip(down, scale, self._spans(entry), strict=True)
+                )
+            ]
+            extent = tuple(n * d for n, d in zip(shape, down, strict=True))
+            half = tuple(s * d / 2 for s, d in zip(self._size, down, strict=True))
+            whose = f"patient {str(entry.patient.id)!r}: "
+            found = [undrawn(table, label, centres, extent, half) for label in classes]
+            return [(number, [whose + note for note in notes]) for number, notes in found]
+        except (DaskdmedError, OSError) as error:
+            return error
+
+    def _tell(self, title: str, label: str, total: int, lost: list[str], said: set[str]) -> None:
+        if not lost:
+            return
+        many = (
+            f"none of the {total}" if len(lost) == total else f"{len(lost)} of the {total} do not"
         )
-    return holding[0].annotations()
+        message = (
+            f"{title}: annotations of the class {label!r} have to lie where a small chunk of "
+            f"{self._size} pixels can be centred, and {many}: {'; '.join(lost[:10])}"
+            f"{'; ...' if len(lost) > 10 else ''}; make smallchunk_size smaller, ask for a finer "
+            "resolution, or leave them out (Annotations.select)"
+        )
+        if len(lost) == total:
+            raise UsageError(message)
+        if message not in said:
+            said.add(message)
+            logger.warning("%s", message)
+
+    def _absent(self, title: str, members: Sequence[int], classes: tuple[str, ...]) -> None:
+        patients = [self._catalogue.entries[m].patient for m in members]
+        there = sorted({x for p in patients for x in drawn_on(p, self._wish.annotations).labels})
+        near = difflib.get_close_matches(classes[0], there, n=1)
+        hint = f"; is {near[0]!r} meant?" if near else ""
+        raise UsageError(
+            f"{title}: none of {len(patients)} patients has an annotation of {listing(classes)}; "
+            f"the classes there are {there[:20]}{hint}"
+        )

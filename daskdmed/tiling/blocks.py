@@ -28,15 +28,6 @@ def tile_reads(grid: WindowGrid, tile_shape: Sequence[int], block_shape: Sequenc
 
     Exact: 1.0 means that no tile is read by two blocks. Tiles that no window needs
     (stride larger than kernel, edge policy "drop") count as tiles that are there.
-
-    Parameters
-    ----------
-    grid : WindowGrid
-        The windows.
-    tile_shape : sequence of int
-        Storage tile along each axis, in pixels.
-    block_shape : sequence of int
-        Windows per block along each axis.
     """
     ratio = 1.0
     for axis, (tile, per_block) in enumerate(zip(tile_shape, block_shape, strict=True)):
@@ -60,20 +51,6 @@ def choose_block(
     Blocks begin on storage tiles where the geometry allows it: 224-pixel windows side by
     side over 256-pixel tiles meet every 1792 pixels. Otherwise blocks grow until tiles are
     read at most 1.15 times on average, or the memory for one block is used up.
-
-    Parameters
-    ----------
-    grid : WindowGrid
-        The windows; must not be empty.
-    tile_shape : sequence of int
-        Storage tile along each spatial axis, in pixels.
-    bytes_per_pixel : int
-        Bytes of all channels of one pixel.
-
-    Returns
-    -------
-    tuple of int
-        Never more windows than the grid has.
     """
     budget = max(_MAX_BYTES // max(bytes_per_pixel, 1), 1)
     best: tuple[float, tuple[int, ...]] | None = None

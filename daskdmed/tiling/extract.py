@@ -28,38 +28,13 @@ Convert = Callable[[Array, Array], None]
 
 
 def read_block(view: ImageView, block: WindowBlock) -> Array:
-    """Pixels that the windows of a block span.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    block : WindowBlock
-        Which windows.
-
-    Returns
-    -------
-    ndarray
-        Shape ``(*block.extent[, c])``; outside the image the background of the view.
-    """
+    """Pixels that the windows of a block span; the background of the view outside the image."""
     return view.read_padded(Region(block.region.origin, block.extent))
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one block, over its pixels.
-
-    Parameters
-    ----------
-    pixels : ndarray
-        From `read_block`.
-    block : WindowBlock
-        Which windows.
-    grid : WindowGrid
-        Where they come from.
-    keep : ndarray of bool, optional
-        Shape ``block.shape``; False is left out.
-    """
+    """The windows of one block, over its pixels; where `keep` is False they are left out."""
 
     pixels: Array
     block: WindowBlock

@@ -50,20 +50,10 @@ def axis_count(size: int, kernel: int, stride: int, edge: Edge) -> int:
 class WindowBlock:
     """A box of neighbouring windows, and the pixels that they need.
 
-    Parameters
-    ----------
-    start, shape : tuple of int
-        First window and number of windows along each axis.
-    origins : tuple of tuple of int
-        For each axis, the first pixel of each window, relative to `region.origin`.
-    region : Region
-        The pixels to read: the union of the windows, clipped to the image.
-    extent : tuple of int
-        Pixels that the windows span, those outside the image included: at least
-        ``region.shape``; the difference is padding at the far side of each axis.
-    regular : bool
-        Whether neighbouring windows are one stride apart along every axis. Only the edge
-        policy "shift" makes it False, for blocks that hold a shifted window.
+    `origins` are the first pixels of the windows along each axis, relative to
+    ``region.origin``. `region` is the union of the windows, clipped to the image, and `extent`
+    what they span with the padding at the far side of each axis. Not `regular` are blocks with
+    a window that the edge policy "shift" moved: elsewhere neighbours are a stride apart.
     """
 
     start: tuple[int, ...]
@@ -309,13 +299,7 @@ class WindowGrid:
 
 
 def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
-    """One integer per axis, from one integer for all or a sequence.
-
-    Raises
-    ------
-    GeometryError
-        The number of values differs from `ndim`, or one is not a whole number.
-    """
+    """One integer per axis, from one integer for all or a sequence."""
     values = _each(value, ndim, name)
     if any(isinstance(v, (bool, np.bool_)) or not math.isfinite(v) or int(v) != v for v in values):
         raise GeometryError(f"{name} must be whole pixels, got {value!r}")

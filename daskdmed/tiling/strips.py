@@ -31,15 +31,7 @@ STRIP_BYTES = 12 << 20
 
 @dataclass(frozen=True)
 class Strip:
-    """Some rows of windows of a block.
-
-    Parameters
-    ----------
-    first : int
-        Flat position in the block of the strip's first window.
-    windows : Windows
-        The windows over their pixels.
-    """
+    """Some rows of windows of a block; `first` is the flat position in it of the first window."""
 
     first: int
     windows: Windows
@@ -62,19 +54,6 @@ def read_strips(
     """The windows of a block, in order, each once.
 
     Images that are not read by storage tiles (arrays, resampled slides) give one strip.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    block : WindowBlock
-        Which windows.
-    grid : WindowGrid
-        Where they come from.
-    keep : ndarray of bool, optional
-        Shape ``block.shape``; False is left out.
-    strip_bytes : int
-        What a strip aims at; one row of windows is the least.
     """
     if not view.cheap_to_cut or grid.ndim < 2:
         yield Strip(0, Windows(read_block(view, block), block, grid, keep))
@@ -187,15 +166,8 @@ def batches(
 ) -> Iterator[tuple[Array, Array]]:
     """Windows of the strips of one block in batches: (flat positions in the block, windows).
 
-    Parameters
-    ----------
-    strips, total, batch_size, allocate, convert
-        As for `copies`.
-    grid : WindowGrid
-        Of the windows.
-    in_place : bool
-        Whether strided views of the pixels will do. They are given where no two windows
-        share a pixel, of at most one row of windows.
+    `in_place`: strided views of the pixels will do. They are given where no two windows share
+    a pixel, of at most one row of windows.
     """
     if in_place and not grid.overlapping and grid.edge != "shift":
         return views(strips, batch_size)
@@ -220,17 +192,8 @@ def copies(
 ) -> Iterator[tuple[Array, Array]]:
     """Full batches across strips (the last may be smaller), each window copied once.
 
-    Parameters
-    ----------
-    strips : iterable of Strip
-        From `read_strips`, in order; a strip's memory may be used again when the next is
-        asked for.
-    total : int
-        Windows that all strips keep.
-    batch_size : callable
-        Asked before each batch.
-    allocate, convert : callable
-        As in `daskdmed.tiling.extract`.
+    A strip's memory may be used again when the next is asked for. `total` is what all strips
+    keep; `batch_size` is asked before each batch.
     """
     where: list[Array] = []
     batch, filled, given = None, 0, 0

@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 import zarr
 
-from daskdmed.cohort import Patient, Record
+from daskdmed.cohort import Dataset, Patient, Record
 from daskdmed.core.frozen import FrozenMapping
 from daskdmed.core.region import Region
-from daskdmed.errors import DatasetError, GeometryError, ImageNotFoundError, ResolutionError
+from daskdmed.errors import (
+    DatasetError,
+    GeometryError,
+    ImageNotFoundError,
+    ResolutionError,
+    UsageError,
+)
+from daskdmed.persistence.policy import LabelBalanced, Situation
 
 
 @pytest.fixture
@@ -200,3 +207,30 @@ def test_frozen_mapping_behaves_as_a_mapping() -> None:
     assert mapping == {"a": 2, "b": 1}
     assert pickle.loads(pickle.dumps(mapping)) == mapping
     assert repr(mapping) == "{'b': 1, 'a': 2}"
+
+
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), np.float32("nan"), np.datetime64("NaT"), "pandas"]
+)
+def test_a_label_that_is_missing_is_no_label(value):
+    """One rule for splits, tables and policies, whatever an empty cell is written as."""
+    if value == "pandas":
+        value = pytest.importorskip("pandas").NA
+    known = Patient("a", {"x": Record("a.svs")}, {"y": 0, "z": "", "w": False})
+    assert dict(known.labels) == {"y": 0, "z": "", "w": False}
+    patient = Patient("b", {"x": Record("b.svs")}, {"y": value, "z": "s"})
+    assert dict(patient.labels) == {"z": "s"}
+    data = Dataset("d", [known, patient])
+    assert data.labels("y", default=-1) == [0, -1]
+    for call in (
+        lambda: data.labels("y"),
+        lambda: data.split([0.5, 0.5], by="y"),
+        lambda: data.kfold(2, by=lambda p: value if p.id == "b" else 1),
+    ):
+        with pytest.raises(DatasetError, match="1 of 2 patients have no .*'b'"):
+            call()
+    situation = Situation(
+        0, np.zeros(2), np.ones(2), np.ones(2), np.zeros(0), data.ids, [p.labels for p in data]
+    )
+    with pytest.raises(UsageError, match="'b' has no label 'y'"):
+        LabelBalanced("y").admit(situation, np.random.default_rng(0))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from daskdmed import Dataset, LightDL, Patient, Quota, Record
+from daskdmed import Dataset, LightDL, Patient, Quota, Record, read_annotations
 from daskdmed.errors import BudgetError, LoaderError, UsageError
+from daskdmed.policies import OnePass
 from tests.loading.conftest import (
     SMALL,
     assert_same_batches,
@@ -203,3 +204,145 @@ def test_quotas_that_cannot_be(quotas, error, message):
 def test_shares_that_are_none(share):
     with pytest.raises(UsageError, match="share of a quota"):
         Quota(share)
+
+
+# -- what can be drawn, and what cannot -----------------------------------------------------
+
+
+def drawn(*features):
+    text = json.dumps({"type": "FeatureCollection", "features": list(features)})
+    return Record(annotations=read_annotations(text))
+
+
+def dot(label, x, y):
+    feature = square(label, 0, 0, 1)
+    return {**feature, "geometry": {"type": "Point", "coordinates": [x, y]}}
+
+
+def one_slide(*features, **more):
+    image = Record(array=coordinate_array(1024, 1024))
+    return Dataset("one", [Patient("p0", {"wsi": image, "shapes": drawn(*features)}, **more)])
+
+
+def centres_of(dataset, batches=4, **options):
+    with LightDL(dataset, **{**OPTIONS, **options}) as loader:
+        return np.concatenate([centres(next(loader)[2]) for _ in range(batches)])
+
+
+@pytest.mark.parametrize("at", [(508, 300), (512, 512), (32, 32), (992, 500), (448, 991)])
+def test_a_point_near_the_edge_of_a_big_chunk_is_drawn(at):
+    points = centres_of(one_slide(dot("mitosis", *at)), labels="mitosis")
+    assert (np.abs(points - at[::-1]) <= 1).all()
+
+
+@pytest.mark.parametrize("size", [(0.3, 0.3), (200, 0.01), (0.01, 90)])
+def test_what_is_smaller_than_a_pixel_is_drawn_beside_what_is_not(size):
+    """A shape that holds no pixel's centre, near a large one of the same class."""
+    width, height = size
+    x, y = 300.1, 700.1
+    ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+    tiny = square("a", 0, 0, 1)
+    tiny["geometry"]["coordinates"] = [ring]
+    points = centres_of(one_slide(tiny, square("a", 340, 760, 90)), 20, labels="a")
+    near = ((points >= (y - 1, x - 1)) & (points <= (y + height + 1, x + width + 1))).all(axis=1)
+    assert near.any()
+    assert (near | in_square(points, 760, 340, 90)).all()
+
+
+def test_what_lies_too_near_to_the_edge_is_named_and_the_rest_is_drawn(caplog):
+    features = [dot("a", 20, 500), dot("a", 500, 500), dot("a", -7, 500), square("a", 0, 900, 500)]
+    points = centres_of(one_slide(*features), labels="a")
+    shape = in_square(points, 900, 0, 500)
+    assert (shape | (np.abs(points - 500) <= 1).all(axis=1)).all()
+    (record,) = [r for r in caplog.records if "centred" in r.message]
+    assert record.levelname == "WARNING"
+    for said in (
+        "class 'a'",
+        "2 of the 4",
+        "'p0': annotation 0 lies 20 level-0 pixels from the edge",
+        "annotation 2 lies 7 level-0 pixels outside the edge of the slide",
+        "smallchunk_size",
+    ):
+        assert said in record.message
+
+
+@pytest.mark.parametrize("form", ["labels", "quotas"])
+def test_a_class_that_cannot_be_drawn_at_all_is_an_error_at_once(form):
+    asked = {"labels": "a"} if form == "labels" else {"quotas": [Quota(2, labels="a")]}
+    with pytest.raises(UsageError, match=r"'a'.*none of the 1: patient 'p0': annotation 0 lies 20"):
+        LightDL(one_slide(dot("a", 20, 500), dot("b", 500, 500)), **OPTIONS, **asked)
+    at_an_edge = one_slide(dot("a", 508, 500))
+    with pytest.raises(UsageError, match="edge between two big chunks"):
+        LightDL(at_an_edge, **OPTIONS, **asked, policy=OnePass())
+    with pytest.raises(UsageError, match=r"none of 1 patients has an annotation of 'A'.*'a' meant"):
+        LightDL(at_an_edge, **OPTIONS, labels="A")
+
+
+def test_a_volume_or_padded_image_is_measured_as_it_is():
+    small = Record(array=coordinate_array(50, 200))
+    data = Dataset("x", [Patient("p0", {"wsi": small, "shapes": drawn(dot("a", 90, 32))})])
+    points = centres_of(data, labels="a", pad=True)
+    assert (np.abs(points - (32, 90)) <= 1).all()
+
+
+# -- slides that nobody annotated -----------------------------------------------------------
+
+
+def with_normal(*records):
+    """One slide with tumour, and normal ones that have no annotations."""
+    image = [Record(array=coordinate_array(number=i)) for i in range(3)]
+    tumour = {"wsi": image[0], "shapes": drawn(square("Tumor", 300, 300, 600))}
+    normal = [Patient(f"p{i}", {"wsi": image[i]}) for i in (1, 2)]
+    return Dataset("camelyon", [Patient("p0", tumour), *normal])
+
+
+@pytest.mark.parametrize("name", [None, "shapes"])
+def test_slides_without_annotations_serve_the_rest(name):
+    quotas = [Quota(0.5, labels="Tumor")]
+    with LightDL(with_normal(), **OPTIONS, quotas=quotas, annotations=name) as loader:
+        seen = Counter()
+        for _ in range(12):
+            _, patients, chunks = next(loader)
+            inside = in_square(centres(chunks), 300, 300, 600)
+            assert np.count_nonzero(inside & np.array([p.id == "p0" for p in patients])) >= 8
+            seen.update(p.id for p in patients)
+    assert set(seen) == {"p0", "p1", "p2"}
+    with LightDL(with_normal(), **OPTIONS, labels="Tumor", annotations=name) as loader:
+        assert {p.id for _ in range(3) for p in next(loader)[1]} == {"p0"}
+
+
+def test_a_record_of_annotations_that_nobody_has_is_misspelt():
+    with pytest.raises(
+        UsageError, match=r"none of 3 patients has the record 'shape'.*'shapes' mean"
+    ):
+        LightDL(with_normal(), **OPTIONS, labels="Tumor", annotations="shape")
+    with pytest.raises(UsageError, match="'wsi' holds no annotations"):
+        LightDL(with_normal(), **OPTIONS, labels="Tumor", annotations="wsi")
+    with pytest.raises(UsageError, match="0 records with annotations"):
+        LightDL(with_normal()[1:], **OPTIONS, labels="Tumor")
+    two = one_slide(square("a", 100, 100, 300))["p0"]
+    both = Patient("p0", {**two.records, "more": two.records["shapes"]})
+    with pytest.raises(UsageError, match=r"2 records with annotations \(shapes, more\)"):
+        LightDL(Dataset("x", [both]), **OPTIONS, labels="a")
+
+
+def test_annotations_that_cannot_be_read_are_told_once(tmp_path):
+    path = tmp_path / "bad.geojson"
+    path.write_text("{")
+    bad = Patient("p9", {"wsi": Record(array=coordinate_array()), "shapes": Record(path)})
+    data = Dataset("x", [*with_normal(), bad])
+    with pytest.raises(LoaderError, match=r"'p9'.*not complete JSON"):
+        LightDL(data, **OPTIONS, labels="Tumor")
+    with LightDL(data, **OPTIONS, labels="Tumor", on_error="skip") as loader:
+        assert {p.id for _ in range(3) for p in next(loader)[1]} == {"p0"}
+        assert [f.patient for f in loader.stats().failed] == ["p9"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), np.float32("nan")])
+def test_a_quota_of_those_without_a_label(value):
+    data = Dataset(
+        "x", [Patient(p.id, p.records, {"y": value if p.id == "p1" else 1}) for p in with_normal()]
+    )
+    assert data.labels("y", "none") == [1, "none", 1]
+    with LightDL(data, **OPTIONS, quotas=[Quota(4, {"y": value}), Quota(12, {"y": 1})]) as loader:
+        assert sum(p.id == "p1" for p in next(loader)[1]) == 4

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from daskdmed import Categories, Dataset, LightDL, Patient, Record
-from daskdmed.errors import GeometryError, LoaderError
+from daskdmed import Categories, Dataset, LightDL, Patient, Record, read_annotations
+from daskdmed.errors import GeometryError, LoaderError, UsageError
 from daskdmed.samples import make_slide
 from tests.loading.conftest import SMALL
 
@@ -179,3 +179,63 @@ def test_targets_of_differing_resolution():
     ]
     with pytest.raises(GeometryError, match="must agree in resolution"):
         LightDL(Dataset("x", patients), **SMALL, target="t")
+
+
+# -- classes as they are written, and slides without the target ------------------------------
+
+
+def drawn_dataset(*, normal=0):
+    def square(x, label):
+        ring = [[x, 100], [x + 250, 100], [x + 250, 400], [x, 400], [x, 100]]
+        name = {"classification": {"name": label}}
+        return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": name}  # fmt: skip
+
+    drawn = Record(annotations=read_annotations(json.dumps([square(50, "T"), square(330, "S")])))
+    image = Record(array=da.zeros((500, 600, 3), dtype="u1", chunks=200))
+    patients = [Patient("p", {"wsi": image, "drawn": drawn})]
+    return Dataset("d", [*patients, *(Patient(f"n{i}", {"wsi": image}) for i in range(normal))])
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("spec", [{"a": ["T"], "b": "S"}, ["T", "S"], {"ab": ["T", "S"], "b": "S"}])
+def test_target_classes_are_categories_or_what_makes_them(spec, channels):
+    options = {**SMALL, "target": "drawn", "target_channels": channels}
+    found = []
+    for classes in (spec, Categories(spec)):
+        with LightDL(drawn_dataset(), **options, target_classes=classes) as loader:
+            found.append(np.concatenate([next(loader)[2].targets for _ in range(3)]))
+    np.testing.assert_array_equal(*found)
+    assert found[0].any()
+
+
+@pytest.mark.parametrize("spec", [{"T": 1, "b": ["S"]}, {"T": 1.5}, "T", 7, {"a": [["T"], 1.5]}])
+def test_target_classes_that_are_none(spec):
+    with pytest.raises((UsageError, LoaderError), match="classes|categories|label is"):
+        LightDL(drawn_dataset(), **SMALL, target="drawn", target_classes=spec)
+
+
+def test_slides_without_the_target_are_background():
+    options = {**SMALL, "target": "drawn", "target_classes": {"T": 1, "S": 2}}
+    with LightDL(drawn_dataset(normal=2), **options) as loader:
+        seen = set()
+        for _ in range(8):
+            _, patients, chunks = next(loader)
+            for patient, target in zip(patients, chunks.targets, strict=True):
+                seen.add((patient.id, bool(target.any())))
+    assert seen == {("p", True), ("p", False), ("n0", False), ("n1", False)}
+    first = Categories(["T", "S"], background="first")
+    more = {"target_classes": first, "target_channels": True}
+    with LightDL(drawn_dataset(normal=2), **{**options, **more}) as loader:
+        _, patients, chunks = next(loader)
+        for patient, target in zip(patients, chunks.targets, strict=True):
+            assert patient.id == "p" or (target[..., 0] == 1).all()
+
+
+def test_a_target_that_nobody_has_or_a_label_map_that_one_lacks_is_an_error():
+    with pytest.raises(LoaderError, match="no record 'draw'"):
+        LightDL(drawn_dataset(normal=1), **SMALL, target="draw", target_classes=["T"])
+    (patient,) = label_map_dataset()[0]
+    lacking = Patient("b", {"wsi": patient.records["wsi"]})
+    with pytest.raises(LoaderError, match="patient 'b' has no record 'labels'"):
+        LightDL(Dataset("x", [patient, lacking]), **SMALL, target="labels")

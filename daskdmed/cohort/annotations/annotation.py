@@ -75,6 +75,15 @@ class Annotation:
         object.__setattr__(self, "group", tuple(self.group))
         object.__setattr__(self, "properties", FrozenMapping(self.properties))
 
+    @classmethod
+    def of_checked(cls, geometry: Any, facts: Mapping[str, Any]) -> Annotation:
+        """Of a shape in two dimensions and facts that are known to be right: files have many."""
+        new = cls.__new__(cls)
+        properties = FrozenMapping(facts.get("properties", ()))
+        new.__dict__.update(_NOTHING, geometry=geometry)
+        new.__dict__.update(facts, properties=properties)
+        return new
+
     def __hash__(self) -> int:
         return hash((self.geometry, self.label, self.name))
 
@@ -83,3 +92,13 @@ class Annotation:
         """Everything but the geometry, in the order of the parameters."""
         own = (self.label, self.name, self.group, self.colour, self.kind, self.id)
         return (*own, dict(self.properties))
+
+
+_NOTHING = {
+    "label": None,
+    "name": "",
+    "group": (),
+    "colour": None,
+    "kind": "annotation",
+    "id": "",
+}

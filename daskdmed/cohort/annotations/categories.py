@@ -104,6 +104,11 @@ class Categories:
         ):
             object.__setattr__(self, attribute, value)
 
+    @classmethod
+    def of(cls, classes: Any) -> Categories:
+        """What an argument takes: `Categories`, or the mapping or sequence that makes them."""
+        return classes if isinstance(classes, Categories) else cls(classes)
+
     def __len__(self) -> int:
         """Number of categories, without the background."""
         return len(self.names)

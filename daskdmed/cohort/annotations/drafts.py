@@ -1,18 +1,20 @@
 """From what a file says to annotations that can be trusted: checking and repairing shapes.
 
-A reader of a format yields `Draft`s, one per object of the file; here each becomes an
-`Annotation`, is repaired, is left out with a note, or is an error, as the user asked. Not
-covered: the formats (`daskdmed.cohort.annotations.geojson`, `.asap`).
+A reader of a format gives its objects and how one of them becomes a `Draft`; here each becomes
+an `Annotation`, is repaired, is left out with a note, or is an error, as the user asked. Shapes
+that a reader has made all at once are checked all at once, and only those in which something
+is wrong one by one. Not covered: the formats (`daskdmed.cohort.annotations.reading`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE, Annotation
 from daskdmed.cohort.annotations.shapes import Floats, require_shapely
@@ -29,45 +31,38 @@ class DraftError(ValueError):
     """An object of a file makes no sense. Never leaves this package."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
-    """One object of a file.
+    """One object of a file: its shape, and the other arguments of `Annotation`.
 
-    Parameters
-    ----------
-    index : int
-        Position in the file.
-    geometry : shapely.Geometry or None
-        As the file says; None when it says that there is none.
-    facts : dict
-        Other arguments of `Annotation`.
-    flaws : list of str
-        What was wrong and has been put right already (an open ring...).
+    `flaws` were put right already (an open ring...); `holes` is still to be cut out;
+    `left_out` says why there is no shape.
     """
 
-    index: int
     geometry: Any
     facts: dict[str, Any] = field(default_factory=dict)
     flaws: list[str] = field(default_factory=list)
+    holes: Any = None
+    left_out: str = "it has no geometry"
+
+
+@dataclass(slots=True)
+class Parsed:
+    """The objects of a document, in order.
+
+    `draft` makes that of one object, of the shape that is ready or of what the object says;
+    None is none of its own. It raises `DraftError`. `shapes` are those of the objects that can
+    be read as they are, None for the others; None: of no object.
+    """
+
+    objects: Sequence[Any]
+    draft: Callable[[Any, Any], Draft | None]
+    shapes: npt.NDArray[np.object_] | None = None
 
 
 @dataclass
 class Checker:
-    """Turns drafts into annotations.
-
-    Parameters
-    ----------
-    uri : str
-        The file, for messages.
-    on_invalid : {"repair", "raise", "skip"}
-        See `daskdmed.read_annotations`.
-    offset : (float, float)
-        Added to every coordinate.
-    extent : (float, float) or None
-        (width, height) of the slide at level 0.
-    label_map : mapping
-        New labels; None leaves an object out.
-    """
+    """Turns drafts into annotations; parameters as of `daskdmed.read_annotations`."""
 
     uri: str
     on_invalid: OnInvalid
@@ -77,23 +72,14 @@ class Checker:
     notes: list[str] = field(default_factory=list)
     noted: int = 0
 
-    def collect(self, builders: Iterable[tuple[int, Callable[[], Draft]]]) -> list[Annotation]:
-        """All annotations of a file; `notes` then says what was repaired or left out.
-
-        Parameters
-        ----------
-        builders : iterable of (int, callable)
-            Position, and what makes the draft of that object or raises `DraftError`.
-
-        Raises
-        ------
-        AnnotationError
-            Names the file, the object's position, the cause and the remedy.
-        """
+    def collect(self, parsed: Parsed) -> list[Annotation]:
+        """All annotations of a file; `notes` then says what was repaired or left out."""
         items = []
-        for index, build in builders:
+        ready = self._ready(parsed)
+        for index, (given, shape) in enumerate(zip(parsed.objects, ready, strict=True)):
             try:
-                item = self._annotation(build())
+                draft = parsed.draft(given, shape)
+                item = None if draft is None else self._annotation(index, draft, shape is not None)
             except DraftError as error:
                 if self.on_invalid != "skip":
                     raise self._error(index, str(error)) from error
@@ -108,54 +94,80 @@ class Checker:
             self.notes.append(f"and {self.noted - len(self.notes)} more")
         return items
 
-    def _annotation(self, draft: Draft) -> Annotation | None:
-        label = draft.facts.get("label")
+    def _ready(self, parsed: Parsed) -> Sequence[Any]:
+        """The shapes in which nothing is wrong, moved; None where it has to be looked at."""
+        shapes, shapely = parsed.shapes, require_shapely()
+        if shapes is None:
+            return [None] * len(parsed.objects)
+        moved = self._moved(shapes)
+        sound = shapely.is_valid(moved) & ~shapely.is_empty(moved)
+        sound &= (shapely.get_dimensions(moved) < 2) | (shapely.area(moved) > 0)
+        if self.extent is not None:
+            sound &= self._on_slide(shapely.bounds(moved))
+        moved[~sound] = None
+        ready: list[Any] = moved.tolist()
+        return ready
+
+    def _moved(self, shapes: Any) -> Any:
+        if not any(self.offset):
+            return shapes
+        return require_shapely().transform(shapes, lambda xy: xy + np.asarray(self.offset))
+
+    def _on_slide(self, bounds: Floats) -> npt.NDArray[np.bool_]:
+        assert self.extent is not None
+        inside: npt.NDArray[np.bool_] = (bounds[..., :2] >= 0).all(axis=-1)
+        return inside & (bounds[..., 2:] <= self.extent).all(axis=-1)
+
+    def _annotation(self, index: int, draft: Draft, sound: bool) -> Annotation | None:
+        label = draft.facts["label"]
         if label in self.label_map:
             label = self.label_map[label]
             if label is None:
                 return None
             draft.facts["label"] = label
-        if draft.geometry is None:
-            self._note(f"object {draft.index} is left out: it has no geometry")
-            return None
-        shape = self._valid(draft)
-        shape = None if shape is None else self._inside(shape, draft)
+        shape = draft.geometry
         if shape is None:
+            self._note(f"object {index} is left out: {draft.left_out}")
             return None
-        for flaw in draft.flaws:
-            self._note(f"object {draft.index} was repaired: {flaw}")
-        return Annotation(shape, **draft.facts)
+        if not sound:
+            shape = self._valid(index, draft)
+            shape = None if shape is None else self._inside(index, shape, draft)
+            if shape is None:
+                return None
+        if draft.flaws:
+            self._check_repair(draft)
+            for flaw in draft.flaws:
+                self._note(f"object {index} was repaired: {flaw}")
+        return Annotation.of_checked(shape, draft.facts)
 
-    def _valid(self, draft: Draft) -> Any:
+    def _check_repair(self, draft: Draft) -> None:
+        if draft.flaws and self.on_invalid != "repair":
+            raise DraftError(draft.flaws[0])
+
+    def _valid(self, index: int, draft: Draft) -> Any:
         """The shape, made valid and moved; None when nothing is left of it."""
         shapely = require_shapely()
         shape, drawn = draft.geometry, shapely.get_dimensions(draft.geometry)
         if not shape.is_empty and not shapely.is_valid(shape):
             draft.flaws.append(shapely.is_valid_reason(shape))
-            # "structure" joins what overlaps, as a hand-drawn stroke that crosses itself means
-            shape = shapely.make_valid(shape, method="structure", keep_collapsed=False)
-            shape = of_dimension(shape, drawn)
-        if draft.flaws and self.on_invalid != "repair":
-            raise DraftError(draft.flaws[0])
+            shape = mended(shape)
+        self._check_repair(draft)
+        if draft.holes is not None and drawn == 2:
+            shape = of_dimension(shapely.difference(shape, draft.holes), 2)
         if shape.is_empty or (drawn == 2 and shape.area == 0):
             if self.on_invalid == "raise":
                 raise DraftError("the shape is empty")
-            self._note(f"object {draft.index} is left out: the shape is empty or has no area")
+            self._note(f"object {index} is left out: the shape is empty or has no area")
             return None
-        if not any(self.offset):
-            return shape
-        return shapely.transform(shape, lambda xy: xy + np.asarray(self.offset))
+        return self._moved(shape)
 
-    def _inside(self, shape: Any, draft: Draft) -> Any:
+    def _inside(self, index: int, shape: Any, draft: Draft) -> Any:
         """The part of the shape on the slide; None when there is none."""
-        if self.extent is None:
+        if self.extent is None or self._on_slide(np.array(shape.bounds)):
             return shape
-        x0, y0, x1, y1 = shape.bounds
         width, height = self.extent
-        if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
-            return shape
         flaw = (
-            f"its bounds {(x0, y0, x1, y1)} reach beyond the slide of {width:g} x {height:g} "
+            f"its bounds {shape.bounds} reach beyond the slide of {width:g} x {height:g} "
             "level-0 pixels; is an offset missing?"
         )
         if self.on_invalid != "repair":
@@ -164,7 +176,7 @@ class Checker:
         cut = shapely.intersection(shape, shapely.box(0, 0, width, height))
         cut = of_dimension(cut, shapely.get_dimensions(shape))
         if cut.is_empty:
-            self._note(f"object {draft.index} is left out: {flaw}")
+            self._note(f"object {index} is left out: {flaw}")
             return None
         draft.flaws.append(f"cut at the border, {flaw}")
         return cut
@@ -187,6 +199,17 @@ class Checker:
         )
 
 
+# ------------------------------------------------------------------------------- shapes
+def mended(shape: Any) -> Any:
+    """A valid shape of the same dimension.
+
+    "structure" joins what overlaps, as a hand-drawn stroke that crosses itself means.
+    """
+    shapely = require_shapely()
+    valid = shapely.make_valid(shape, method="structure", keep_collapsed=False)
+    return of_dimension(valid, shapely.get_dimensions(shape))
+
+
 def of_dimension(shape: Any, dimension: int) -> Any:
     """The parts of a shape of one dimension: 2 for areas, 1 for lines, 0 for points."""
     shapely = require_shapely()
@@ -199,13 +222,7 @@ def of_dimension(shape: Any, dimension: int) -> Any:
 
 
 def positions(value: Any, what: str, least: int) -> Floats:
-    """Coordinates as (n, 2), checked.
-
-    Raises
-    ------
-    DraftError
-        Not numbers in pairs, not finite, absurdly large, or fewer than `least`.
-    """
+    """Coordinates as (n, 2): numbers that can lie on a slide, at least so many or none."""
     try:
         xy = np.asarray(value)
     except ValueError:
@@ -228,21 +245,11 @@ def positions(value: Any, what: str, least: int) -> Floats:
 
 
 def ring(value: Any, flaws: list[str], *, closed: bool = True) -> Floats:
-    """One ring of a polygon, closed.
-
-    Parameters
-    ----------
-    value : list or ndarray
-        Positions.
-    flaws : list of str
-        Told when the ring was open though the format says `closed`.
-    closed : bool
-        Whether the format repeats the first position at the end.
-    """
+    """One ring of a polygon, closed; `closed`: the format repeats the first position."""
     xy = positions(value, "ring", 0)
-    if len(xy) and closed and (xy[0] != xy[-1]).any():
-        flaws.append("a ring was not closed")
     if len(xy) and (xy[0] != xy[-1]).any():
+        if closed:
+            flaws.append("a ring was not closed")
         xy = np.vstack([xy, xy[:1]])
     if 0 < len(xy) < 4:
         # a line drawn to and fro: valid to shapely's constructor, without area
@@ -251,14 +258,78 @@ def ring(value: Any, flaws: list[str], *, closed: bool = True) -> Floats:
     return xy
 
 
-def offset_of(offset: Any) -> tuple[float, float]:
-    """(x, y) of an offset, or of the bounds of a slide.
+def shape_of(xy: Any, kind: Literal["points", "line", "box", "ellipse", "area"], flaws: list[str],
+             what: str) -> Any:  # fmt: skip
+    """A shape of the positions that formats in XML give; `what` they call it."""
+    shapely = require_shapely()
+    xy = positions(xy, what, 2 if kind in ("line", "ellipse") else 1)
+    if len(xy) == 0:
+        return shapely.Polygon()
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    if kind == "points":
+        return shapely.points(xy[0]) if len(xy) == 1 else shapely.multipoints(shapely.points(xy))
+    if kind == "line":
+        return shapely.linestrings(xy)
+    if kind == "box" and len(xy) == 2:
+        return shapely.box(*low, *high)
+    if kind == "ellipse":
+        circle = shapely.get_coordinates(shapely.Point(0, 0).buffer(1, quad_segs=32))
+        return shapely.polygons((low + high) / 2 + circle * (high - low) / 2)
+    return shapely.Polygon(ring(xy, flaws, closed=False))
 
-    Raises
-    ------
-    UsageError
-        Neither two finite numbers nor a slide.
-    """
+
+# ------------------------------------------------------------------------------- classes
+def property_at(properties: Mapping[str, Any], path: str) -> Any:
+    """The value of a dotted path (``properties.`` before it or not); None where there is none."""
+    name = path.removeprefix("properties.")
+    if name in properties:
+        return properties[name]
+    head, _, rest = name.partition(".")
+    inner = properties.get(head)
+    return property_at(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def class_name(value: Any, what: str = "classification") -> str | None:
+    """The name of a class as files say it: a text, a number, QuPath's object."""
+    if isinstance(value, Mapping):
+        names = value.get("names")
+        value = value.get("name")
+        if value is None and isinstance(names, list):
+            value = ": ".join(str(n) for n in names)
+        if not isinstance(value, str | None):
+            raise DraftError(f"the name of a {what} is a text, got {value!r}")
+    elif not isinstance(value, str | None):
+        raise DraftError(f"a {what} is a text or an object, got {type(value).__name__}")
+    return value or None
+
+
+def label_at(properties: Mapping[str, Any], path: str) -> str | None:
+    """The class that a property names; numbers, as other programs write them, become texts."""
+    value = property_at(properties, path)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:.15g}"
+    return class_name(value, f"class_property {path!r}")
+
+
+def check_class_property(path: str, found: Iterable[Mapping[str, Any]], uri: str) -> None:
+    """Make sure that some object has the property that names the class."""
+    names: dict[str, None] = {}
+    number = 0
+    for number, properties in enumerate(found, start=1):
+        if property_at(properties, path) is not None:
+            return
+        names.update(dict.fromkeys(properties))
+    if number:
+        raise AnnotationError(
+            f"{uri or 'annotations'}: none of {number} objects has the class_property {path!r}; "
+            f"their properties are {sorted(names)[:20]}",
+            uri=uri,
+        )
+
+
+# ------------------------------------------------------------------------------- arguments
+def offset_of(offset: Any) -> tuple[float, float]:
+    """(x, y) of an offset, or of the bounds of a slide; a `UsageError` when it is neither."""
     if offset is None:
         return 0.0, 0.0
     if hasattr(offset, "properties"):
@@ -269,13 +340,7 @@ def offset_of(offset: Any) -> tuple[float, float]:
 
 
 def extent_of(extent: Any) -> tuple[float, float] | None:
-    """(width, height) of an extent, or of a slide.
-
-    Raises
-    ------
-    UsageError
-        Neither two positive numbers nor a slide.
-    """
+    """(width, height) of an extent, or of a slide; a `UsageError` when it is neither."""
     if extent is None:
         return None
     pair = _two(

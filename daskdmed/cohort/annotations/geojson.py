@@ -1,27 +1,41 @@
-"""QuPath's GeoJSON: what it says about each object, and writing it.
+"""GeoJSON, of QuPath foremost: what it says about each object, and writing it.
 
 Read: a FeatureCollection, a list of features, one feature or one bare geometry; all
 geometry types of RFC 7946; classifications as text, as ``{"name", "color"}`` with
 ``[r, g, b]``, as ``{"name", "colorRGB"}`` with a packed integer (QuPath 0.2 and 0.3), or as
 ``{"names": [...]}``, joined with ": " as QuPath shows them; objects inside objects
-(``childObjects``), which come after, and paint over, the one that holds them. The nucleus of
-a cell (``nucleusGeometry``) is not read. Not covered: reading files, checking and repairing
+(``childObjects``), which come after, and paint over, the one that holds them. Where no object
+has a classification and none says that QuPath wrote it (``objectType``), the class is the
+property ``type``, as TIAToolbox and LazySlide write it. The nucleus of a cell
+(``nucleusGeometry``) is not read. Not covered: reading files, checking and repairing
 (`daskdmed.cohort.annotations.reading`, `.drafts`).
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from daskdmed.cohort.annotations.drafts import Draft, DraftError, offset_of, positions, ring
+from daskdmed.cohort.annotations.annotation import LARGEST_COORDINATE
+from daskdmed.cohort.annotations.drafts import (
+    Draft,
+    DraftError,
+    Parsed,
+    check_class_property,
+    class_name,
+    label_at,
+    offset_of,
+    positions,
+    ring,
+)
 from daskdmed.cohort.annotations.shapes import require_shapely
 from daskdmed.core.errors import AnnotationError
 from daskdmed.core.files import new_file
@@ -42,14 +56,8 @@ _GEOMETRIES = frozenset(
 _OWN = frozenset({"classification", "name", "color", "objectType", "object_type", "childObjects"})
 
 
-def parse_geojson(content: bytes, uri: str) -> Iterator[tuple[int, Callable[[], Draft]]]:
-    """Objects of a GeoJSON document, for `Checker.collect`.
-
-    Raises
-    ------
-    AnnotationError
-        It is not JSON (truncated, not UTF-8, nested too deep), or not GeoJSON.
-    """
+def parse_geojson(content: bytes, uri: str, class_property: str | None) -> Parsed:
+    """Objects of a GeoJSON document."""
     try:
         document = json.loads(content.decode("utf-8-sig"))
     except RecursionError:
@@ -60,8 +68,76 @@ def parse_geojson(content: bytes, uri: str) -> Iterator[tuple[int, Callable[[], 
         raise AnnotationError(
             f"{uri or 'annotations'}: is not complete JSON: {error}; export it again", uri=uri
         ) from error
-    for index, feature in enumerate(_features(document, uri)):
-        yield index, lambda index=index, feature=feature: _draft(index, feature)  # type: ignore[misc]
+    features = list(_features(document, uri))
+    told = [
+        p for f in features if isinstance(f, dict) and isinstance(p := f.get("properties"), dict)
+    ]
+    if class_property is not None:
+        check_class_property(class_property, told, uri)
+    elif _says_type(told):
+        class_property = "type"
+    return Parsed(
+        features, lambda feature, shape: _draft(feature, shape, class_property), _shapes(features)
+    )
+
+
+def _says_type(told: list[Mapping[str, Any]]) -> bool:
+    """Whether the class is the property ``type``, and can be nothing else."""
+    types = [p["type"] for p in told if "type" in p]
+    return (
+        bool(types)
+        and not any(p.get("classification") or "objectType" in p for p in told)
+        and all(isinstance(t, str | int | float) for t in types)
+        and not _GEOMETRIES.issuperset(types)
+    )
+
+
+def _shapes(features: list[Any]) -> npt.NDArray[np.object_]:
+    """Polygons and points that are written as they should be, made all at once; else None."""
+    shapes = np.full(len(features), None, object)
+    found: dict[str, list[tuple[int, list[Any]]]] = {"Polygon": [], "Point": []}
+    for number, feature in enumerate(features):
+        geometry = feature.get("geometry") if isinstance(feature, dict) else None
+        if isinstance(geometry, dict) and geometry.get("type") in ("Polygon", "Point"):
+            coordinates = geometry.get("coordinates")
+            if isinstance(coordinates, list) and coordinates:
+                found[geometry["type"]].append((number, coordinates))
+    shapely = require_shapely()
+    xy = _pairs([c for _, c in found["Point"]])
+    if xy is not None:
+        inside = (np.abs(xy) <= LARGEST_COORDINATE).all(axis=1)
+        shapes[np.array([n for n, _ in found["Point"]])[inside]] = shapely.points(xy[inside])
+    rings = [
+        (n, c) for n, c in found["Polygon"] if all(isinstance(r, list) and len(r) > 3 for r in c)
+    ]
+    xy = _pairs([position for _, c in rings for r in c for position in r])
+    if xy is None:
+        return shapes
+    sizes = np.array([len(r) for _, c in rings for r in c])
+    counts = np.array([len(c) for _, c in rings])
+    ends, firsts = np.cumsum(sizes), np.cumsum(counts) - counts
+    right = np.logical_and.reduceat((np.abs(xy) <= LARGEST_COORDINATE).all(axis=1), ends - sizes)
+    right &= (xy[ends - sizes] == xy[ends - 1]).all(axis=1)  # closed
+    right = np.logical_and.reduceat(right, firsts)
+    kept = np.repeat(right, counts)
+    stops = [np.append(0, np.cumsum(n)) for n in (sizes[kept], counts[right])]
+    kind = shapely.GeometryType.POLYGON
+    made = shapely.from_ragged_array(kind, xy[np.repeat(kept, sizes)], stops)
+    shapes[np.array([n for n, _ in rings])[right]] = made
+    return shapes
+
+
+def _pairs(given: list[Any]) -> npt.NDArray[np.float64] | None:
+    """Positions as (n, 2); None where there are none, or they are not all numbers, alike."""
+    try:
+        lengths = set(map(len, given))
+        kinds = set(map(type, itertools.chain.from_iterable(given)))
+        if len(lengths) != 1 or not lengths <= {2, 3, 4} or not kinds <= {int, float}:
+            return None
+        flat = np.fromiter(itertools.chain.from_iterable(given), np.float64)
+    except (TypeError, OverflowError):  # no list; an integer that no float holds
+        return None
+    return flat.reshape(len(given), -1)[:, :2]
 
 
 def _features(document: Any, uri: str) -> Iterator[Any]:
@@ -101,7 +177,7 @@ def _features(document: Any, uri: str) -> Iterator[Any]:
             yield entry
 
 
-def _draft(index: int, feature: Any) -> Draft:
+def _draft(feature: Any, shape: Any, class_property: str | None) -> Draft:
     if not isinstance(feature, dict):
         raise DraftError(f"a feature is a JSON object, got {type(feature).__name__}")
     if feature.get("type") in _GEOMETRIES:
@@ -113,34 +189,30 @@ def _draft(index: int, feature: Any) -> Draft:
         properties = {}
     if not isinstance(properties, dict):
         raise DraftError(f"properties are a JSON object, got {type(properties).__name__}")
-    draft = Draft(index, None)
-    draft.facts = _facts(feature, properties, draft.flaws)
+    draft = Draft(shape)
+    draft.facts = _facts(feature, properties, class_property, draft.flaws)
     geometry = feature.get("geometry")
     if geometry is not None:
-        draft.geometry = _geometry(geometry, draft.flaws)
+        draft.geometry = _geometry(geometry, draft.flaws) if shape is None else shape
         if isinstance(geometry.get("plane"), dict):
             draft.facts["properties"]["plane"] = geometry["plane"]
     return draft
 
 
-def _facts(feature: Any, properties: Any, flaws: list[str]) -> dict[str, Any]:
-    label, colour = None, properties.get("color")
-    given = properties.get("classification")
-    if isinstance(given, str):
-        label = given
-    elif isinstance(given, dict):
-        label = given.get("name")
-        if label is None and isinstance(given.get("names"), list):
-            label = ": ".join(str(n) for n in given["names"])
+def _facts(
+    feature: Any, properties: Mapping[str, Any], class_property: str | None, flaws: list[str]
+) -> dict[str, Any]:
+    given, colour = properties.get("classification"), properties.get("color")
+    if isinstance(given, dict):
         first = given.get("color", given.get("colorRGB"))
         colour = colour if first is None else first
-    elif given is not None:
-        raise DraftError(f"a classification is a text or an object, got {type(given).__name__}")
-    if label is not None and not isinstance(label, str):
-        raise DraftError(f"the name of a classification is a text, got {label!r}")
+    if class_property is None:
+        label = class_name(given)
+    else:
+        label = label_at(properties, class_property)
     name = properties.get("name")
     return {
-        "label": label or None,
+        "label": label,
         "name": "" if name is None else str(name),
         "colour": _colour(colour, flaws),
         "kind": str(properties.get("objectType", properties.get("object_type", "annotation"))),
@@ -227,11 +299,10 @@ def write_geojson(
     text = f'{{"type": "FeatureCollection", "features": [\n{body}\n]}}\n'
     if path is None:
         return text
-    target = Path(os.path.abspath(path))
     content = text.encode("utf-8")
-    if target.suffix.lower() == ".gz":
+    if os.fspath(path).lower().endswith(".gz"):
         content = gzip.compress(content, mtime=0)
-    with new_file(target, overwrite=True) as partial:
+    with new_file(path, overwrite=True) as partial:
         partial.write_bytes(content)
     return None
 

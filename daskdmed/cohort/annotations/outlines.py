@@ -26,20 +26,7 @@ def outlines(
     labels: str | Mapping[int, str] | Sequence[str],
     origin: tuple[float, float],
 ) -> Iterator[tuple[Any, str]]:
-    """Polygons of a mask with their labels, see ``Annotations.from_mask``.
-
-    Yields
-    ------
-    (shapely.Polygon, str)
-        Ordered by the first pixel of each region, row by row.
-
-    Raises
-    ------
-    GeometryError
-        The mask has not two axes, or `scale` is not positive.
-    UsageError
-        The mask is not of bool or integers, or `labels` does not fit it.
-    """
+    """Polygons of a mask with their labels, see ``Annotations.from_mask``."""
     values = np.asarray(mask)
     if values.ndim != 2 or 0 in values.shape:
         raise GeometryError(f"a mask is (rows, columns) with pixels, got shape {values.shape}")

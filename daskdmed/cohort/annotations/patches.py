@@ -27,6 +27,7 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.files import new_file
 from daskdmed.core.frozen import FrozenMapping, plain
+from daskdmed.core.places import local
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class PatchCoordinates:
         MissingExtraError
             h5py is not installed.
         """
-        uri = os.fspath(path)
+        uri = str(local(path, "patch coordinates", AnnotationError))
         h5py = _h5py()
         try:
             with h5py.File(uri, "r") as file:

@@ -23,22 +23,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from daskdmed.cohort.annotations.categories import Background, Categories
+from daskdmed.cohort.annotations.shapes import Floats, Ints, ShapeTable
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.types import Array
 
-if TYPE_CHECKING:
-    from daskdmed.cohort.annotations.shapes import ShapeTable
-
-Floats: TypeAlias = npt.NDArray[np.float64]
-Ints: TypeAlias = npt.NDArray[np.int64]
 #: what `rasterize` and views take as `classes`
-ClassesLike: TypeAlias = Categories | Mapping[Any, int] | Sequence[Any]
+ClassesLike: TypeAlias = Categories | Mapping[Any, Any] | Sequence[Any]
 
 #: crossings worked on at a time: bounds the memory, whatever is painted
 _EVENTS = 2**19
@@ -50,16 +46,9 @@ _SHORT = 24
 
 @dataclass(frozen=True)
 class ClassTable:
-    """What each label paints.
+    """What each label (None: shapes without one) paints: class numbers; (0,) erases.
 
-    Parameters
-    ----------
-    numbers : mapping
-        Label (None for shapes without one) to class numbers; (0,) erases.
-    count : int
-        Largest class number.
-    background : {"first", "last"} or None
-        Whether multi-channel results have a background channel.
+    `count` is the largest class number.
     """
 
     numbers: Mapping[Any, tuple[int, ...]]
@@ -68,47 +57,42 @@ class ClassTable:
 
     @classmethod
     def of(cls, classes: ClassesLike, present: Sequence[Any] = ()) -> ClassTable:
-        """Check and normalise.
+        """From `Categories` or what makes them, or a mapping of label to number.
 
-        Parameters
-        ----------
-        classes : Categories, mapping of label to int, or sequence
-            A sequence is `Categories(sequence)`. In a mapping several labels may share a
-            number, 0 erases, and None names shapes without a label.
-        present : sequence
-            Labels that there are, for the message.
-
-        Raises
-        ------
-        UsageError
-            Class numbers are not integers from 0, or there is none.
+        There several labels may share a number, 0 erases, and None names shapes without a
+        label. `present` are the labels that there are, for the message.
         """
         if isinstance(classes, Mapping):
-            return cls._of_mapping(classes, present)
-        if not isinstance(classes, Categories):
-            if isinstance(classes, str) or not isinstance(classes, Sequence):
-                example = {label: number for number, label in enumerate(present, start=1)}
+            whole = [_is_number(n) for n in classes.values()]
+            if all(whole):
+                return cls._of_numbers(classes, present)
+            if any(whole):
                 raise UsageError(
-                    f"classes= says which label becomes which number, got {classes!r}; for "
-                    f"example classes={example or {'tumour': 1}}"
+                    "classes are {label: number}, or {name: labels} as for Categories, but not "
+                    f"both: {dict(classes)!r}; the labels here are {list(present)}"
                 )
-            classes = Categories(classes)
-        labels = (*classes.labels, *classes.erase)
-        numbers = {label: classes.classes_of(label) for label in labels}
-        return cls(numbers, len(classes), classes.background)
+        elif isinstance(classes, str) or not isinstance(classes, (Categories, Sequence)):
+            example = {label: number for number, label in enumerate(present, start=1)}
+            raise UsageError(
+                f"classes say which label becomes which number, got {classes!r}; for "
+                f"example {example or {'tumour': 1}}"
+            )
+        made = Categories.of(classes)
+        labels = (*made.labels, *made.erase)
+        numbers = {label: made.classes_of(label) for label in labels}
+        return cls(numbers, len(made), made.background)
 
     @classmethod
-    def _of_mapping(cls, classes: Mapping[Any, Any], present: Sequence[Any]) -> ClassTable:
+    def _of_numbers(cls, classes: Mapping[Any, Any], present: Sequence[Any]) -> ClassTable:
         for label, number in classes.items():
-            whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-            if not whole or number < 0 or not isinstance(label, (str, type(None))):
+            if number < 0 or number != int(number) or not isinstance(label, (str, type(None))):
                 raise UsageError(
-                    f"classes= maps labels to integers from 1 (0 erases), got "
+                    f"classes map labels to integers from 1 (0 erases), got "
                     f"{label!r}: {number!r}; the labels here are {list(present)}"
                 )
         count = max((int(n) for n in classes.values()), default=0)
         if count == 0:
-            raise UsageError("classes= paints nothing: it names no number from 1")
+            raise UsageError("the classes paint nothing: they name no number from 1")
         return cls({label: (int(number),) for label, number in classes.items()}, count)
 
     @property
@@ -118,24 +102,16 @@ class ClassTable:
 
     def layers(self, labels: Sequence[Any], multichannel: bool) -> list[Ints]:
         """Per plane and shape: the value painted, -1 for none."""
+        found = [self.numbers.get(label, ()) for label in labels]
         if not multichannel:
-            found = [self.numbers.get(label, ()) for label in labels]
             return [np.array([f[-1] if f else -1 for f in found], np.int64)]
-        layers = []
-        for k in range(1, self.count + 1):
-            found = [self.numbers.get(label, ()) for label in labels]
-            values = [1 if k in f else 0 if f == (0,) else -1 for f in found]
-            layers.append(np.array(values, np.int64))
-        return layers
+        return [
+            np.array([1 if k in f else 0 if f == (0,) else -1 for f in found], np.int64)
+            for k in range(1, self.count + 1)
+        ]
 
     def check_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
-        """The dtype, when class numbers fit into it.
-
-        Raises
-        ------
-        UsageError
-            They do not.
-        """
+        """The dtype, when class numbers fit into it."""
         kind = np.dtype(dtype)
         top = 1 if kind.kind == "b" else np.iinfo(kind).max if kind.kind in "iu" else self.count
         if kind.kind not in "iubf" or self.count > top:
@@ -143,19 +119,13 @@ class ClassTable:
         return kind
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A region of a pixel grid.
-
-    Parameters
-    ----------
-    origin : (int, int)
-        First pixel (y, x).
-    shape : (int, int)
-        Pixels (y, x).
-    downsample : (float, float)
-        Level-0 pixels per pixel along (y, x).
-    """
+    """A region of a pixel grid, all (y, x); `downsample`: level-0 pixels per pixel."""
 
     origin: tuple[int, int]
     shape: tuple[int, int]
@@ -163,13 +133,7 @@ class Grid:
 
     @classmethod
     def of(cls, origin: Any, shape: Any, downsample: Any) -> Grid:
-        """Check what the user gave.
-
-        Raises
-        ------
-        GeometryError
-            Not two integers each, a negative extent, or a downsample that is not positive.
-        """
+        """Check what the user gave."""
         try:
             y, x = (operator.index(o) for o in origin)
             height, width = (operator.index(s) for s in shape)
@@ -190,13 +154,7 @@ class Grid:
 
 
 def pair_of(downsample: Any) -> tuple[float, float]:
-    """One or two positive numbers as (y, x).
-
-    Raises
-    ------
-    GeometryError
-        They are not.
-    """
+    """One or two positive numbers as (y, x)."""
     try:
         pair = tuple(float(d) for d in np.broadcast_to(downsample, 2))
     except (TypeError, ValueError):
@@ -231,25 +189,9 @@ def rasterize(
     all_touched: bool = False,
     dtype: npt.DTypeLike = "u1",
 ) -> Array:
-    """Paint shapes.
+    """Paint shapes, in their order: (planes, height, width), 0 where nothing paints.
 
-    Parameters
-    ----------
-    shapes : ShapeTable
-        What is painted, in painting order.
-    layers : sequence of ndarray
-        For each plane the value of each shape, -1 for none.
-    grid : Grid
-        Where.
-    all_touched : bool
-        Paint pixels that polygons cover in part.
-    dtype : dtype
-        Of the planes.
-
-    Returns
-    -------
-    ndarray
-        (planes, height, width), 0 where nothing paints.
+    `layers` say for each plane the value of each shape, -1 for none.
     """
     planes = np.zeros((len(layers), *grid.shape), dtype)
     used = np.any([layer >= 0 for layer in layers], axis=0)

@@ -1,7 +1,8 @@
 """`read_annotations`: files of annotations, by content, in bounded time and memory.
 
-Not covered: what the formats say (`daskdmed.cohort.annotations.geojson`, `.asap`), and how
-shapes are repaired (`.drafts`).
+Here it is decided whose a document is. Not covered: what the formats say
+(`daskdmed.cohort.annotations.geojson`, `.asap`, `.imagescope`, `.ndpa`), and how shapes are
+repaired (`.drafts`).
 """
 
 from __future__ import annotations
@@ -10,35 +11,44 @@ import functools
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from daskdmed.cohort.annotations.asap import parse_asap
-from daskdmed.cohort.annotations.drafts import Checker, OnInvalid, extent_of, offset_of
+from daskdmed.cohort.annotations.drafts import Checker, OnInvalid, Parsed, extent_of, offset_of
 from daskdmed.cohort.annotations.geojson import parse_geojson
+from daskdmed.cohort.annotations.imagescope import parse_imagescope
+from daskdmed.cohort.annotations.markup import root_of, walk
+from daskdmed.cohort.annotations.ndpa import frame_of, parse_ndpa
 from daskdmed.cohort.annotations.table import Annotations
 from daskdmed.core.errors import AnnotationError, AnnotationNotFoundError, UsageError
+from daskdmed.core.places import local
 from daskdmed.core.types import PathLike
 
 #: a file is refused when it holds, or unpacks to, more than this
 MAX_BYTES = 2**30
 _GZIP = b"\x1f\x8b"
+_READ = (
+    "GeoJSON (QuPath, TIAToolbox, LazySlide...), and the XML of ASAP (<ASAP_Annotations>), of "
+    "Aperio ImageScope (<Annotations>) and of Hamamatsu (NDPA, <annotations>)"
+)
 
 
 def read_annotations(
     source: PathLike | bytes,
     *,
     offset: Any = None,
+    mpp: float | tuple[float, float] | None = None,
+    class_property: str | None = None,
     label_map: Mapping[str | None, str | None] | None = None,
     on_invalid: OnInvalid = "repair",
     extent: Any = None,
     max_bytes: int = MAX_BYTES,
 ) -> Annotations:
-    """Read annotations of QuPath (GeoJSON) or ASAP (XML).
+    """Read annotations: GeoJSON, or the XML of ASAP, Aperio ImageScope, HALO or Hamamatsu.
 
-    The format is told from the content; gzip is unpacked. Coordinates are level-0 pixels,
+    The format is told from the content; gzip is unpacked. Coordinates become level-0 pixels,
     (x, y). The whole reading of the formats is described in
-    `daskdmed.cohort.annotations.geojson` and ``.asap``.
+    `daskdmed.cohort.annotations.geojson`, ``.asap``, ``.imagescope`` and ``.ndpa``.
 
     Parameters
     ----------
@@ -47,7 +57,15 @@ def read_annotations(
     offset : (x, y) or Slide, optional
         Added to every coordinate. QuPath crops MRXS and other slides to their
         ``openslide.bounds-x`` and ``-y``: give the slide, and these are taken from it (0
-        when it has none).
+        when it has none). NDPA needs the slide, unless it lies beside the file, or where the
+        centre of the glass lies together with `mpp`.
+    mpp : float or (float, float), optional
+        Micrometers per level-0 pixel, for NDPA without its slide.
+    class_property : str, optional
+        Which property names the class: "properties.type", "measurements.grade"... Default:
+        QuPath's ``classification``, or where no object of a GeoJSON document has one and
+        QuPath has not written it, ``type``; the group (ASAP), layer (ImageScope) or title
+        (NDPA). Numbers become texts.
     label_map : mapping, optional
         Label to new label; labels that it does not name stay, None as the new label leaves
         the objects out, None as the old one is "without a label".
@@ -90,6 +108,23 @@ def read_annotations(
     content, uri = _content(source, max_bytes)
     if extent is None and hasattr(offset, "dimensions"):
         extent = offset
+    start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    root = root_of(content, uri) if start == b"<" else ""
+    if root == "annotations":
+        scale, offset, slide = frame_of(uri, offset, mpp)
+        parsed = parse_ndpa(content, uri, class_property, scale)
+        extent = slide if extent is None else extent
+    elif mpp is not None:
+        raise UsageError(
+            f"{uri or 'annotations'}: mpp= is for NDPA, whose coordinates are lengths; these are "
+            "in level-0 pixels already"
+        )
+    elif start in (b"{", b"["):
+        parsed = parse_geojson(content, uri, class_property)
+    elif start == b"<":
+        parsed = _parse_xml(root, content, uri, class_property)
+    else:
+        raise _unknown(content, uri)
     checker = Checker(
         uri=uri,
         on_invalid=on_invalid,
@@ -97,27 +132,35 @@ def read_annotations(
         extent=extent_of(extent),
         label_map=dict(label_map or {}),
     )
-    start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if start in (b"{", b"["):
-        items = checker.collect(parse_geojson(content, uri))
-    elif start == b"<":
-        items = checker.collect(parse_asap(content, uri))
-    else:
-        raise _unknown(content, uri)
-    return Annotations(items, source=uri, notes=checker.notes)
+    return Annotations(checker.collect(parsed), source=uri, notes=checker.notes)
+
+
+def _parse_xml(root: str, content: bytes, uri: str, class_property: str | None) -> Parsed:
+    # programs that write ASAP's elements do not all write its root
+    if root == "ASAP_Annotations" or (root == "Annotations" and b"<Coordinate " in content):
+        return parse_asap(content, uri, class_property)
+    if root == "Annotations":
+        return parse_imagescope(content, uri, class_property)
+    for _ in walk(content, uri):  # XML that is wrong is called so first
+        pass
+    raise AnnotationError(
+        f"{uri or 'annotations'}: is XML, but no annotations that are known: the root is "
+        f"<{root}>; read are {_READ}",
+        uri=uri,
+    )
 
 
 def _unknown(content: bytes, uri: str) -> AnnotationError:
     what = "is empty" if not content.strip() else f"begins with {content[:16]!r}"
     return AnnotationError(
-        f"{uri or 'annotations'}: {what}, which is neither GeoJSON nor XML; export the "
-        "annotations as GeoJSON from QuPath, or as XML from ASAP",
+        f"{uri or 'annotations'}: {what}, which is neither GeoJSON nor XML; read are {_READ}",
         uri=uri,
     )
 
 
 def annotations_of(path: str) -> Annotations:
     """Annotations of a file with default options, kept while the file stays as it is."""
+    path = str(local(path, "annotations", AnnotationError))
     try:
         found = os.stat(path)
         state = (found.st_mtime_ns, found.st_size)
@@ -138,7 +181,7 @@ def _content(source: Any, limit: int) -> tuple[bytes, str]:
         return _unpacked(source.encode("utf-8"), "", limit), ""
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"annotations are read from a path or a text, got {source!r}")
-    path = Path(source)
+    path = local(source, "annotations", AnnotationError)
     uri = str(path)
     try:
         with path.open("rb") as file:

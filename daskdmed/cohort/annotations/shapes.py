@@ -24,13 +24,7 @@ _POINT, _LINE, _RING, _POLYGON, _FIRST_COLLECTION = 0, 1, 2, 3, 4
 
 @functools.cache
 def require_shapely() -> Any:
-    """The shapely module.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed.
-    """
+    """The shapely module."""
     try:
         import shapely
     except ImportError as error:
@@ -44,18 +38,9 @@ def require_shapely() -> Any:
 class ShapeTable:
     """Edges, lines and points of a list of geometries, ordered by geometry.
 
-    Parameters
-    ----------
-    bounds : ndarray
-        (n, 4) float64: x0, y0, x1, y1 of each geometry, NaN where it is empty.
-    edges : ndarray
-        (e, 4) float64: x0, y0, x1, y1 of each edge of each ring, y0 <= y1.
-    edge_stop, line_stop, point_stop : ndarray
-        (n + 1,): the edges of geometry k are ``edge_stop[k]`` to ``edge_stop[k + 1]``.
-    lines : ndarray
-        (l, 4): edges of lines.
-    points : ndarray
-        (p, 2): x, y.
+    `bounds` are (n, 4): x0, y0, x1, y1, NaN of empty ones. `edges` of rings and `lines` are
+    (e, 4): x0, y0, x1, y1, y0 <= y1; those of geometry k are ``edge_stop[k]`` to
+    ``edge_stop[k + 1]``. `points` are (p, 2).
     """
 
     bounds: Floats
@@ -101,17 +86,15 @@ class ShapeTable:
         return touching
 
     def edges_of(self, owners: Ints) -> tuple[Floats, Ints]:
-        """Edges of some geometries, and whose they are."""
+        """Edges of some geometries, and whose they are; so the next two."""
         index, owner = _gather(self.edge_stop, owners)
         return self.edges[index], owner
 
     def lines_of(self, owners: Ints) -> tuple[Floats, Ints]:
-        """Edges of the lines of some geometries, and whose they are."""
         index, owner = _gather(self.line_stop, owners)
         return self.lines[index], owner
 
     def points_of(self, owners: Ints) -> tuple[Floats, Ints]:
-        """Points of some geometries, and whose they are."""
         index, owner = _gather(self.point_stop, owners)
         return self.points[index], owner
 

@@ -34,31 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AnnotationView(ImageView):
-    """Annotations painted on an image's grid, read region by region.
-
-    Made by ``Annotations.view``.
-
-    Parameters
-    ----------
-    annotations : Annotations
-        What is painted.
-    table : ClassTable
-        Which label paints what.
-    extent : (int, int)
-        Of the image, (y, x).
-    tile_shape : (int, int)
-        Storage tile of the image.
-    downsample : (float, float)
-        Level-0 pixels per pixel along (y, x).
-    mpp : (float, float) or None
-        (x, y) micrometers per pixel.
-    multichannel, all_touched : bool
-        As in ``Annotations.rasterize``.
-    dtype_name : str
-        Sample type.
-    token : str
-        Deterministic name of content and grid.
-    """
+    """Annotations painted on an image's grid, read region by region; of ``Annotations.view``."""
 
     annotations: Annotations
     table: ClassTable
@@ -112,12 +88,10 @@ class AnnotationView(ImageView):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Sample type."""
         return np.dtype(self.dtype_name)
 
     @property
     def spatial_ndim(self) -> int:
-        """Two: (y, x)."""
         return 2
 
     @property
@@ -132,10 +106,7 @@ class AnnotationView(ImageView):
         return f"AnnotationView(shape={self.shape}, dtype={self.dtype}, {self.annotations!r})"
 
     def narrowed(self, region: Region) -> AnnotationView:
-        """The same image with only the shapes near a region: cheap to pickle.
-
-        It keeps its token, and reads the same as before inside the region only.
-        """
+        """With only the shapes near a region, to travel; elsewhere it reads other than before."""
         near = self.annotations.shapes.near(self._grid(region).bounds)
         chosen = [item for item, kept in zip(self.annotations, near, strict=True) if kept]
         return replace(self, annotations=type(self.annotations)(chosen))
@@ -153,17 +124,9 @@ class AnnotationView(ImageView):
 
 @dataclass(frozen=True, eq=False)
 class CollatedView(ImageView):
-    """An integer label map seen through `Categories`, read region by region.
+    """An integer label map, or a stack of masks, seen through `Categories`.
 
-    Parameters
-    ----------
-    source : ImageView
-        The label map: (..spatial..) or with one channel; with several channels of masks
-        the categories name channels.
-    categories : Categories
-        Which values (or channels) make which class.
-    multichannel : bool
-        One channel per class instead of class numbers. Masks always give channels.
+    `multichannel`: one channel per class instead of class numbers; masks always give channels.
     """
 
     source: ImageView
@@ -185,7 +148,6 @@ class CollatedView(ImageView):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Spatial axes, with the channels of a multi-channel target behind."""
         spatial = self.source.spatial_shape
         many = self.multichannel or self._masks
         return (*spatial, len(self.categories.channels)) if many else spatial
@@ -197,22 +159,18 @@ class CollatedView(ImageView):
 
     @property
     def spatial_ndim(self) -> int:
-        """That of the label map."""
         return self.source.spatial_ndim
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
-        """That of the label map."""
         return self.source.tile_shape
 
     @property
     def downsample(self) -> tuple[float, ...]:
-        """That of the label map."""
         return self.source.downsample
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """That of the label map."""
         return self.source.mpp
 
     @property
@@ -222,49 +180,39 @@ class CollatedView(ImageView):
 
     @functools.cached_property
     def token(self) -> str:
-        """Deterministic name of content and classes."""
         name = repr((self.source.token, self.categories, self.multichannel))
         return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
     @property
     def uri(self) -> str | None:
-        """That of the label map."""
         return self.source.uri
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """That of the label map."""
         return self.source.spacing
 
     @property
     def cheap_to_cut(self) -> bool:
-        """As of the label map."""
         return self.source.cheap_to_cut
 
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """Those of the label map."""
         return self.source.failed_tiles
 
     @property
     def remote(self) -> Any:
-        """That of the label map."""
         return self.source.remote
 
     def narrowed(self, region: Region) -> CollatedView:
-        """Over a narrowed label map."""
         return replace(self, source=self.source.narrowed(region))
 
     def detached(self, region: Region) -> CollatedView:
-        """Over a detached label map."""
         return replace(self, source=self.source.detached(region))
 
     def attached(self, values: Array) -> CollatedView:
-        """Over a label map that is given its values."""
         return replace(self, source=self.source.attached(values))
 
     def delivery(self, region: Region) -> da.Array:
-        """What the label map needs."""
         return self.source.delivery(region)
 
     def _read(self, region: Region, out: Array | None) -> Array:
@@ -318,8 +266,9 @@ def target_view(
         annotations = record.annotations()
         if classes is None:
             raise UsageError(
-                f"{record!r} needs classes=, the same for every patient, because slides need "
-                f"not have the same labels; this one has {list(annotations.labels)}"
+                f"{record!r} needs classes= (target_classes= of loaders), the same for every "
+                "patient, because slides need not have the same labels; this one has "
+                f"{list(annotations.labels)}"
             )
         return annotations.view(
             like, classes=classes, multichannel=multichannel, all_touched=all_touched
@@ -329,20 +278,11 @@ def target_view(
     labelmap = _matching(record, like).as_labels()
     if classes is None:
         if multichannel:
-            raise UsageError("multichannel= of a label map needs classes=")
+            raise UsageError(
+                "a label map needs classes to have channels, for example {'tumour': [1, 2]}"
+            )
         return labelmap
-    return CollatedView(labelmap, _as_categories(classes), multichannel)
-
-
-def _as_categories(classes: ClassesLike) -> Categories:
-    if isinstance(classes, Categories):
-        return classes
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        return Categories(classes)
-    raise UsageError(
-        f"classes= of a label map are Categories or a sequence of values, got {classes!r}; for "
-        "example Categories({'tumour': [1, 2], 'stroma': 3})"
-    )
+    return CollatedView(labelmap, Categories.of(classes), multichannel)
 
 
 def _matching(record: Record, like: ImageView) -> ImageView:

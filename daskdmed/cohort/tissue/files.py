@@ -21,7 +21,7 @@ from daskdmed.core.errors import (
     ImageNotFoundError,
     UnsupportedImageError,
 )
-from daskdmed.core.places import is_url
+from daskdmed.core.places import is_url, local_path
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.view import ImageView
@@ -37,31 +37,8 @@ _NPZ = b"PK\x03\x04"
 
 
 def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | TissueMask:
-    """A mask file, fitted to an image.
-
-    Parameters
-    ----------
-    path : path
-        PNG, TIFF, ``.npy``, Zarr, or what `TissueMask.save` wrote.
-    name : str
-        The image, for messages.
-    shape0 : tuple of int
-        Its level-0 extent.
-
-    Returns
-    -------
-    ndarray of bool or TissueMask
-
-    Raises
-    ------
-    ImageNotFoundError
-        No such file.
-    UnsupportedImageError, CorruptImageError
-        It is no image, or damaged.
-    GeometryError
-        Its aspect is not that of the image.
-    """
-    place = os.fspath(path)
+    """A mask file, fitted to an image."""
+    place = local_path(path) or os.fspath(path)
     if not is_url(place) and not os.path.exists(place):
         raise ImageNotFoundError(
             f"{place}: there is no such mask file, asked for as the tissue of {name}; the named "
@@ -88,13 +65,7 @@ def read_mask(path: PathLike, name: str, shape0: tuple[int, ...]) -> Array | Tis
 
 
 def fit(mask: Any, shape0: tuple[int, ...], where: str, name: str) -> Array:
-    """Check that a mask can lie over an image, and make it bool.
-
-    Raises
-    ------
-    GeometryError
-        Wrong number of axes, no pixels, or another aspect ratio.
-    """
+    """Check that a mask can lie over an image, and make it bool."""
     axes, shape = len(shape0), tuple(np.shape(mask))
     # colours of a picture lie behind the axes
     coloured = len(shape) == axes + 1 and shape[-1] <= 4
@@ -120,13 +91,7 @@ def _not_zero(values: Any, axes: int) -> Array:
 
 
 def check_aspect(shape: tuple[int, ...], shape0: tuple[int, ...], where: str, name: str) -> None:
-    """Make sure that one downsample explains both sizes, give or take a mask pixel.
-
-    Raises
-    ------
-    GeometryError
-        None does.
-    """
+    """Make sure that one downsample explains both sizes, give or take a mask pixel."""
     low = max(e / (n + 1) for e, n in zip(shape0, shape, strict=True))
     high = min(e / max(n - 1, 1e-9) for e, n in zip(shape0, shape, strict=True))
     if low > high * 1.01:

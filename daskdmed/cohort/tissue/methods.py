@@ -26,16 +26,10 @@ _GREYS = 32
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A score and what is known of its values.
+    """A score, from (h, w, 3) float32 in [0, 1] and micrometers per pixel, and its values.
 
-    Parameters
-    ----------
-    score : callable
-        From (h, w, 3) float32 in [0, 1] and micrometers per pixel to (h, w) float32.
-    low, high : float
-        Glass stays below `high`, tissue above `low`: the threshold is kept between.
-    gap : float
-        Means of the two classes that are closer than this are one class.
+    Glass stays below `high`, tissue above `low`: the threshold is kept between. Means of the
+    two classes that are closer than `gap` are one class.
     """
 
     score: Callable[[Array, float], Array]
@@ -45,13 +39,7 @@ class Rule:
 
 
 def skimage(module: str) -> Any:
-    """A module of scikit-image.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed.
-    """
+    """A module of scikit-image."""
     try:
         return importlib.import_module(f"skimage.{module}")
     except ImportError as error:
@@ -104,24 +92,7 @@ RULES: dict[str, Rule] = {
 
 # -------------------------------------------------------------------- from scores to masks
 def detect(rgb: Array, method: str, um: float, marks: bool) -> Array:
-    """Tissue on a bright-field thumbnail.
-
-    Parameters
-    ----------
-    rgb : ndarray
-        (h, w, 3) uint8.
-    method : str
-        One of `RULES`.
-    um : float
-        Micrometers per pixel.
-    marks : bool
-        Leave out near-black pixels and ink of pens.
-
-    Returns
-    -------
-    ndarray of bool
-        (h, w).
-    """
+    """Tissue on a bright-field thumbnail, uint8; `marks`: without near-black pixels and ink."""
     rule = RULES[method]
     scaled = rgb.astype(np.float32) / 255
     valid = ~pen_marks(scaled) if marks else np.ones(rgb.shape[:2], bool)
@@ -184,21 +155,9 @@ def threshold(score: Array, valid: Array, rule: Rule) -> Array:
 def detect_intensity(values: Array, background: Array, um: float | None) -> Array:
     """Tissue on anything that is not bright field: what differs from the background.
 
-    Parameters
-    ----------
-    values : ndarray
-        (*space) or (*space, c), any type.
-    background : ndarray
-        Value of empty places, () or (c,).
-    um : float or None
-        Micrometers per pixel, to smooth with; one pixel when unknown.
-
-    Returns
-    -------
-    ndarray of bool
-        (*space). Channels count alike, each over its own range. Nothing is found when the
-        two classes of Otsu explain too little of the variance: then there is one class, and
-        nothing says whether it is tissue.
+    Channels count alike, each over its own range. Nothing is found when the two classes of
+    Otsu explain too little of the variance: then there is one class, and nothing says whether
+    it is tissue. Without `um` it is smoothed by a pixel.
     """
     score = np.abs(values.astype(np.float32) - background.astype(np.float32))
     if background.ndim:
@@ -223,17 +182,7 @@ _EXPLAINED = 0.7
 
 
 def clean(mask: Array, min_pixels: float, max_hole_pixels: float) -> Array:
-    """Fill enclosed holes, then drop islands.
-
-    Parameters
-    ----------
-    mask : ndarray of bool
-        Any number of axes.
-    min_pixels : float
-        Islands below this many pixels are dropped (neighbours over corners belong).
-    max_hole_pixels : float
-        Holes below this that do not touch the border are filled.
-    """
+    """Fill enclosed holes, then drop islands (neighbours over corners belong), in pixels."""
     label = skimage("measure").label
     if max_hole_pixels > 0 and not mask.all():
         holes = label(~mask, connectivity=1)

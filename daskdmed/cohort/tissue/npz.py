@@ -17,6 +17,7 @@ import numpy as np
 
 from daskdmed.core.errors import CorruptImageError, ImageNotFoundError
 from daskdmed.core.files import new_file
+from daskdmed.core.places import local
 from daskdmed.core.types import Array, PathLike
 
 _MEMBER_BYTES = 2**26
@@ -30,13 +31,7 @@ def write_npz(
     method: str,
     picture: bytes,
 ) -> None:
-    """Write what makes up a mask, in place of a file that is there.
-
-    Raises
-    ------
-    StoreError
-        The file cannot be written.
-    """
+    """Write what makes up a mask, in place of a file that is there."""
     with new_file(path, overwrite=True) as partial, open(partial, "wb") as file:
         np.savez_compressed(
             file,
@@ -50,16 +45,8 @@ def write_npz(
 
 
 def read_npz(path: PathLike) -> dict[str, Any]:
-    """Read what `write_npz` wrote, as arguments of `TissueMask`.
-
-    Raises
-    ------
-    ImageNotFoundError
-        There is no such file.
-    CorruptImageError
-        It is no tissue mask, or damaged.
-    """
-    name = os.fspath(path)
+    """Read what `write_npz` wrote, as arguments of `TissueMask`."""
+    name = str(local(path, "a tissue mask"))
     if not os.path.exists(name):
         raise ImageNotFoundError(f"{name}: there is no such tissue mask", uri=str(name))
     try:

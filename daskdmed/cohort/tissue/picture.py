@@ -46,20 +46,7 @@ def preview(picture: Array, axes: int) -> bytes:
 
 
 def outlined(picture: Array, mask: Array) -> Array:
-    """A picture with the rest paled and the outline of the tissue drawn.
-
-    Parameters
-    ----------
-    picture : ndarray
-        (h, w, 3) uint8.
-    mask : ndarray of bool
-        (rows, columns) over the same field, any scale.
-
-    Returns
-    -------
-    ndarray
-        (h, w, 3) uint8, another array.
-    """
+    """A picture with the rest paled and the outline of the tissue drawn."""
     height, width = picture.shape[:2]
     rows = (np.arange(height) + 0.5) * mask.shape[0] / height
     columns = (np.arange(width) + 0.5) * mask.shape[1] / width

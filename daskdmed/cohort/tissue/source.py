@@ -40,24 +40,9 @@ VOLUME_PIXELS = 2**23
 class Source:
     """An image that a mask is made of.
 
-    Parameters
-    ----------
-    name : str
-        For messages.
-    shape0 : tuple of int
-        Level-0 extent, array order.
-    mpp : tuple of float or None
-        Micrometers per level-0 pixel, (x, y).
-    background : ndarray
-        Value of empty places.
-    bright : bool
-        Three uint8 channels on a bright background: a stained slide.
-    token : str or None
-        Name of the content for the cache; None: of no use in another process.
-    levels : tuple of tuple of float
-        Downsamples of the levels below level 0, finest first.
-    read : callable
-        From a shape to the picture of the whole image with about this shape.
+    `bright`: three uint8 channels on a bright background, a stained slide. `token` names the
+    content for the cache; None: of no use in another process. `levels` are the downsamples
+    below level 0, finest first. `read` makes a picture of about a shape of the whole image.
     """
 
     name: str
@@ -78,13 +63,7 @@ class Source:
 
 
 def source_of(image: Image) -> Source:
-    """An image as a source.
-
-    Raises
-    ------
-    GeometryError, DatasetError, ImageError
-        See `daskdmed.cohort.sources.Image.open`.
-    """
+    """An image as a source."""
     opened = image.open()
     if isinstance(opened, Slide):
         return _from_slide(opened, image.request.tile_error)
@@ -160,24 +139,7 @@ def _bright(dtype: np.dtype[Any], channels: int, background: Array) -> bool:
 def grid_shape(
     source: Source, resolution: float | None = None, downsample: float | None = None
 ) -> tuple[int, ...]:
-    """Shape of the mask.
-
-    Parameters
-    ----------
-    source : Source
-        The image.
-    resolution : float, optional
-        Micrometers per mask pixel.
-    downsample : float, optional
-        Level-0 pixels per mask pixel.
-
-    Raises
-    ------
-    ResolutionError
-        `resolution` without an mpp, or not positive.
-    UsageError
-        Both are given, or the mask would have more than `MAX_PIXELS`.
-    """
+    """Shape of the mask, from micrometers or level-0 pixels per mask pixel."""
     if resolution is not None and downsample is not None:
         raise UsageError("resolution= and downsample= say the same thing; give one of them")
     for name, value in (("resolution", resolution), ("downsample", downsample)):

@@ -222,6 +222,73 @@ def test_writing(tmp_path: Path) -> None:
         Annotations([Annotation(shapely.Point())]).to_geojson()
 
 
+# ------------------------------------------------------------------------------ classes
+@pytest.mark.parametrize(
+    ("path", "labels"),
+    [
+        (None, ["Tumor", "Stroma", None]),
+        ("properties.type", ["t", "3", None]),
+        ("type", ["t", "3", None]),
+        ("measurements.grade", ["2", None, None]),
+        ("properties.more.class", [None, "x", None]),
+        ("a.b", [None, None, "dotted"]),
+        ("classification", ["Tumor", "Stroma", None]),
+        ("properties.classification.name", ["Tumor", None, None]),
+    ],
+)
+def test_the_property_that_names_the_class(path, labels) -> None:
+    table = read(
+        polygon(SQUARE, classification={"name": "Tumor"}, type="t", measurements={"grade": 2.0}),
+        polygon(SQUARE, classification="Stroma", type=3, more={"class": "x"}),
+        polygon(SQUARE, **{"a.b": "dotted"}),
+        class_property=path,
+    )
+    assert [a.label for a in table] == labels
+
+
+def test_type_names_the_class_where_nothing_else_can() -> None:
+    foreign = [polygon(SQUARE, type="Tumor"), polygon(SQUARE, type=2), polygon(SQUARE)]
+    assert [a.label for a in read(*foreign)] == ["Tumor", "2", None]
+    for ambiguous in (
+        [polygon(SQUARE, type="Tumor", objectType="annotation")],
+        [polygon(SQUARE, type="Tumor"), polygon(SQUARE, classification="a")],
+        [polygon(SQUARE, type="Polygon")],
+        [polygon(SQUARE, type=["Tumor"])],
+    ):
+        assert read(*ambiguous)[0].label is None
+    # what this library writes stays as it was
+    plain = Annotations([Annotation(shapely.Point(1, 1), properties={"type": "Dot"})])
+    assert read_annotations(plain.to_geojson()) == plain
+
+
+def test_a_property_that_no_object_has() -> None:
+    with pytest.raises(AnnotationError, match=r"none of 2 objects has .*'typ'.*\['name', 'type'\]"):
+        read(polygon(SQUARE, type="a"), polygon(SQUARE, name="b"), class_property="typ")
+    with pytest.raises(AnnotationError, match="object 0: a class_property 'type' is a text"):
+        read(polygon(SQUARE, type=[1]), class_property="type")
+    assert len(read(class_property="type")) == 0
+
+
+# ------------------------------------------------------------- all at once, one by one
+@pytest.mark.parametrize("odd", [None, [["1", 1], [2, 2], [3, 1], ["1", 1]], SQUARE[:-1]])
+def test_many_shapes_are_read_as_one_by_one(odd) -> None:
+    """Those that are as they should be are made together, whatever lies between them."""
+    features = [polygon(SQUARE, HOLE, name="a"), feature({"type": "Point", "coordinates": [3, 4]})]
+    features += [polygon(BOW_TIE), polygon([[0, 0], [5, 5], [9, 9], [0, 0]]), polygon(SQUARE)]
+    features += [feature(None), polygon([[7, 7, 1], [9, 7, 1], [9, 9, 1], [7, 7, 1]])]
+    features += [polygon(odd)] * (odd is not None)
+    options = {"on_invalid": "skip" if odd and odd[0][0] == "1" else "repair", "offset": (2, 3)}
+    options["extent"] = (11, 12)
+    table = read(*features, **options)
+    single = [read(f, **options) for f in features]
+    assert [a.geometry for a in table] == [a.geometry for t in single for a in t]
+    assert [a.facts for a in table] == [a.facts for t in single for a in t]
+    notes = [n.replace("object 0", f"object {k}") for k, t in enumerate(single) for n in t.notes]
+    assert list(table.notes) == notes
+    with pytest.raises(AnnotationError, match="object 2: Self-intersection"):
+        read(*features, on_invalid="raise")
+
+
 # --------------------------------------------------------------------------------- ASAP
 def asap(*annotations: str, groups: str = "") -> str:
     body = "".join(annotations)

@@ -403,7 +403,9 @@ def test_label_maps_that_do_not_fit(made) -> None:
     with pytest.raises(UsageError, match="all_touched"):
         target_view(fits, view, [1], all_touched=True)
     with pytest.raises(UsageError, match="label map"):
-        target_view(fits, view, {"a": 1})
+        target_view(fits, view, {"a": "tumour"})
+    same = target_view(fits, view, {"a": [1, 2], "b": 3})
+    assert same.token == target_view(fits, view, Categories({"a": [1, 2], "b": 3})).token
     # a slide that is a label map: the level of the same extent is taken
     assert target_view(Record(made.path), view).shape[:2] == view.shape[:2]
 
