@@ -9,7 +9,7 @@ This module does not cover errors of libraries underneath: those are chained as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: how much of a list a message shows
@@ -142,6 +142,15 @@ def _rebuild(cls: type[Exception], message: str, state: dict[str, Any]) -> Excep
     Exception.__init__(error, message)
     error.__dict__.update(state)
     return error
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ "; is 'known' meant?" where something known is written nearly like a name, else nothing."""
+    import difflib
+
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"; is {lower[near[0]]!r} meant?" if near else ""
 
 
 def listing(items: Sequence[Any]) -> str:

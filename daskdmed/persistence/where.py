@@ -8,7 +8,6 @@ it (`daskdmed.persistence.areas`).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import math
 import threading
@@ -24,7 +23,14 @@ from dask.system import CPU_COUNT
 
 from daskdmed.cohort.annotations.undrawn import check_annotated, drawn_on, undrawn
 from daskdmed.cohort.sources import Failure
-from daskdmed.core.errors import DaskdmedError, LoaderError, NoTissueError, UsageError, listing
+from daskdmed.core.errors import (
+    DaskdmedError,
+    LoaderError,
+    NoTissueError,
+    UsageError,
+    listing,
+    meant,
+)
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.view import SlideView
@@ -455,9 +461,7 @@ class AreaSource:
     def _absent(self, title: str, members: Sequence[int], classes: tuple[str, ...]) -> None:
         patients = [self._catalogue.entries[m].patient for m in members]
         there = sorted({x for p in patients for x in drawn_on(p, self._wish.annotations).labels})
-        near = difflib.get_close_matches(classes[0], there, n=1)
-        hint = f"; is {near[0]!r} meant?" if near else ""
         raise UsageError(
             f"{title}: none of {len(patients)} patients has an annotation of {listing(classes)}; "
-            f"the classes there are {there[:20]}{hint}"
+            f"the classes there are {there[:20]}{meant(classes[0], there)}"
         )

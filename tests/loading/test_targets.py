@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from daskdmed import Categories, Dataset, LightDL, Patient, Record, read_annotations
-from daskdmed.errors import GeometryError, LoaderError, UsageError
+from daskdmed.errors import DatasetError, GeometryError, LoaderError, UsageError
 from daskdmed.samples import make_slide
 from tests.loading.conftest import SMALL
 
@@ -233,9 +233,9 @@ def test_slides_without_the_target_are_background():
 
 
 def test_a_target_that_nobody_has_or_a_label_map_that_one_lacks_is_an_error():
-    with pytest.raises(LoaderError, match="no record 'draw'"):
+    with pytest.raises(DatasetError, match="no record 'draw'"):
         LightDL(drawn_dataset(normal=1), **SMALL, target="draw", target_classes=["T"])
     (patient,) = label_map_dataset()[0]
     lacking = Patient("b", {"wsi": patient.records["wsi"]})
-    with pytest.raises(LoaderError, match="patient 'b' has no record 'labels'"):
+    with pytest.raises(DatasetError, match="patient 'b' has no record 'labels'"):
         LightDL(Dataset("x", [patient, lacking]), **SMALL, target="labels")

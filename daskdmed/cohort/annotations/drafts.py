@@ -313,16 +313,12 @@ def label_at(properties: Mapping[str, Any], path: str) -> str | None:
 
 def check_class_property(path: str, found: Iterable[Mapping[str, Any]], uri: str) -> None:
     """Make sure that some object has the property that names the class."""
-    names: dict[str, None] = {}
-    number = 0
-    for number, properties in enumerate(found, start=1):
-        if property_at(properties, path) is not None:
-            return
-        names.update(dict.fromkeys(properties))
-    if number:
+    objects = list(found)
+    if objects and all(property_at(properties, path) is None for properties in objects):
+        names = {name for properties in objects for name in properties}
         raise AnnotationError(
-            f"{uri or 'annotations'}: none of {number} objects has the class_property {path!r}; "
-            f"their properties are {sorted(names)[:20]}",
+            f"{uri or 'annotations'}: none of {len(objects)} objects has the class_property "
+            f"{path!r}; their properties are {sorted(names)[:20]}",
             uri=uri,
         )
 

@@ -7,7 +7,6 @@ geometry. Not covered: where places lie (`daskdmed.persistence.where`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -16,7 +15,7 @@ import numpy as np
 from daskdmed.cohort.annotations.shapes import require_shapely
 from daskdmed.cohort.annotations.table import Annotations
 from daskdmed.cohort.record import Patient, Record
-from daskdmed.core.errors import UsageError
+from daskdmed.core.errors import UsageError, meant
 
 #: [low, high) in level-0 pixels
 Interval: TypeAlias = tuple[float, float]
@@ -59,11 +58,9 @@ def check_annotated(patients: Sequence[Patient], name: str | None) -> None:
             f"(the records are {sorted(records)}); give some: Patient(id, {{'wsi': ..., "
             "'drawn': Record('slide.geojson')})"
         )
-    near = difflib.get_close_matches(name, records, n=1)
-    hint = f"; is {near[0]!r} meant?" if near else ""
     raise UsageError(
         f"none of {len(patients)} patients has the record {name!r} (annotations=); the records "
-        f"are {sorted(records)}{hint}"
+        f"are {sorted(records)}{meant(name, records)}"
     )
 
 
