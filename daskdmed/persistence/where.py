@@ -201,7 +201,7 @@ class AreaSource:
             all_touched=True,
         )
         fine = Area(painted > 0, scale, None, origin, coarse.multiple)
-        held = fine.mask
+        held: Any = fine.mask
         for axis, (spans, first) in enumerate(zip(self._spans(entry), origin, strict=True)):
             hit = np.zeros(held.shape[axis], bool)
             for low, high in fine.centres(axis, spans, self._size):
@@ -362,7 +362,7 @@ class AreaSource:
     ) -> tuple[npt.NDArray[np.bool_], tuple[float, ...]]:
         extent0, scale = self._class_scale(entry)
         scale0 = tuple(s * d for s, d in zip(scale, entry.view.downsample, strict=True))
-        drawn = self._drawn(entry)
+        drawn: Any = self._drawn(entry)
         return drawn.mask(list(classes), extent0=extent0, scale=scale0, all_touched=True), scale
 
     def _class_scale(self, entry: Entry) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def parse_geojson(content: bytes, uri: str, class_property: str | None) -> Parse
     )
 
 
-def _says_type(told: list[Mapping[str, Any]]) -> bool:
+def _says_type(told: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the class is the property ``type``, and can be nothing else."""
     types = [p["type"] for p in told if "type" in p]
     return (

@@ -86,7 +86,7 @@ def parse_ndpa(content: bytes, uri: str, class_property: str | None, scale: _Pai
     ]
     if class_property is not None:
         check_class_property(class_property, ({**t, **d[0]} for t, d in objects), uri)
-    return Parsed(objects, lambda given, _: _draft(*given, class_property, scale))
+    return Parsed(objects, lambda given, _: _draft(given[0], given[1], class_property, scale))
 
 
 _Drawn: TypeAlias = "tuple[dict[str, str], dict[str, str], list[dict[str, str]]]"
