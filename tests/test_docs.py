@@ -9,7 +9,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-NOTES = sorted((ROOT / "docs" / "design").glob("*.md"))
+NOTES = [*sorted((ROOT / "docs" / "design").glob("*.md")), ROOT / "docs" / "frameworks.md"]
 NAMED = [
     (note.name, *match.groups())
     for note in NOTES

@@ -35,6 +35,19 @@ SCRIPTS = {
     "heatmap_dataset.py": r"slide_002: \(2, 11, 11\), \d+%.*equal: True.*off.*slide_002/wsi\.zarr",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }
+#: and those that need what only they need
+FRAMEWORKS = {
+    "lightning_train.py": (
+        "lightning",
+        r"twice on the same 48 .*: True.*predicted 32 of 32.*other 4 batches: True"
+        r".*2 processes: \[48, 48\], 0 in common",
+    ),
+    "torchrun_ddp.py": (
+        "torch",
+        r"epoch 0: .*\[64, 64\], 0 in common.*epoch 1: .*\[64, 64\], 0 in.*one model.*True",
+    ),
+    "accelerate_train.py": ("accelerate", r"2 processes: 64 small chunks each, 0 in common"),
+}
 ON_A_CLUSTER = ("cluster.py", "ranks.py")
 ENVIRONMENT = {**os.environ, "DASKDMED_QUICK": "1", "MPLBACKEND": "agg"}
 
@@ -54,12 +67,19 @@ def run(script: str, folder: Path, *arguments: str) -> str:
 
 def test_every_example_is_tested() -> None:
     scripts = {p.name for p in EXAMPLES.glob("*.py")}
-    assert scripts == {*SCRIPTS, "quickstart.py"}
+    assert scripts == {*SCRIPTS, *FRAMEWORKS, "quickstart.py"}
 
 
 @pytest.mark.parametrize("script", [n for n in SCRIPTS if n not in ON_A_CLUSTER])
 def test_example(script: str, tmp_path: Path) -> None:
     assert re.search(SCRIPTS[script], run(script, tmp_path), re.DOTALL)
+
+
+@pytest.mark.parametrize("script", FRAMEWORKS)
+def test_example_with_a_framework(script: str, tmp_path: Path) -> None:
+    module, expected = FRAMEWORKS[script]
+    pytest.importorskip(module)
+    assert re.search(expected, run(script, tmp_path), re.DOTALL)
 
 
 @pytest.mark.cluster

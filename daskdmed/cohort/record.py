@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
-from daskdmed.core.frozen import FrozenMapping, missing, plain
+from daskdmed.core.frozen import FrozenMapping, Unmoved, missing, plain
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
@@ -43,7 +43,7 @@ _NO_GRID = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Record:
+class Record(Unmoved):
     """One image of a patient: a file, or an array; or what was drawn on one of its images.
 
     A record of annotations (`is_annotations`) has no grid of its own: it is painted on that
@@ -346,7 +346,7 @@ class Record:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patient:
+class Patient(Unmoved):
     """An id, named records and labels.
 
     Parameters

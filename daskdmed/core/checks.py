@@ -19,3 +19,19 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise UsageError(f"{name} must be an integer >= {least}, got {value!r}")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Refuse what is no whole number.
+
+    Raises
+    ------
+    UsageError
+        Says what to give for other random numbers in every run.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise UsageError(
+            f"seed must be an integer, got {seed!r}: everything random follows from it. For other "
+            "random numbers in every run give seed=secrets.randbits(32), and keep it"
+        )
+    return int(seed)

@@ -1,4 +1,4 @@
-"""A read-only mapping that pickles, for the dictionaries inside frozen dataclasses.
+"""A read-only mapping that pickles, for frozen dataclasses; and what leaves these alone.
 
 ``types.MappingProxyType`` does not pickle, and a plain dict could be changed behind the
 back of everything that was derived from it (tokens, splits, plans).
@@ -7,11 +7,28 @@ back of everything that was derived from it (tokens, splits, plans).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from typing import Self
+
 V = TypeVar("V")
+
+
+class Unmoved:
+    """Part of a batch that stays on the host, as it is.
+
+    Frameworks move a batch by calling `to` on what has it. Without it Lightning takes
+    dataclasses apart to look for tensors, and refuses frozen ones.
+    """
+
+    __slots__ = ()
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The same object: it has no pixels on a device."""
+        return self
 
 
 class FrozenMapping(Mapping[str, V]):

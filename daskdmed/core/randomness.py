@@ -2,6 +2,7 @@
 
 Philox (Salmon et al., SC 2011) is keyed, not stepped, so the numbers of a visit or draw
 depend on nothing that happened before: not on the number of workers, not on their timing.
+For many keys at once there is SplitMix64, in array arithmetic: `fold` and `stream`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import hashlib
 from enum import IntEnum
 
 import numpy as np
+
+from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 
 
 class Purpose(IntEnum):
@@ -39,3 +43,52 @@ def generator(key: int, purpose: Purpose, *place: int) -> np.random.Generator:
     coordinates = (*place, 0, 0, 0)[:3]
     # the lowest counter word is left to the stream itself
     return np.random.Generator(np.random.Philox(key=[key, int(purpose)], counter=[0, *coordinates]))
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+_27, _30, _31 = (np.uint64(n) for n in (27, 30, 31))
+
+
+def mix(z: Array) -> Array:
+    """The finaliser of SplitMix64: a bijection of uint64 in which every bit affects all."""
+    z = (z ^ (z >> _30)) * _FIRST
+    z = (z ^ (z >> _27)) * _SECOND
+    mixed: Array = z ^ (z >> _31)
+    return mixed
+
+
+def stream(state: Array, count: int) -> Array:
+    """The first `count` outputs of SplitMix64 from each state: (n,) -> (n, count) uint64.
+
+    Steele, Lea and Flood, OOPSLA 2014: number j is ``mix(state + (j + 1) * gamma)``.
+    """
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
+    return mix(state[:, None] + steps)
+
+
+def fold(keys: Array) -> Array:
+    """Hash keys (n, k) of integers to (n,) uint64.
+
+    Raises
+    ------
+    UsageError
+        Not a two-dimensional array of integers.
+    """
+    keys = np.asarray(keys)
+    if keys.ndim != 2 or keys.dtype.kind not in "iu" or not keys.shape[1]:
+        raise UsageError(
+            f"keys must be an integer array [batch, k], got shape {keys.shape} {keys.dtype}; "
+            "SmallChunks.keys is one, np.arange(batch)[:, None] another"
+        )
+    state = np.full(len(keys), keys.shape[1], np.uint64)
+    for column in keys.astype(np.uint64).T:
+        state = mix(mix(state + _GAMMA) ^ column)
+    return state
+
+
+def salt_of(*parts: object) -> int:
+    """64 bits from names and numbers, the same in every process."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

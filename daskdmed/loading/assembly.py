@@ -31,25 +31,13 @@ from daskdmed.persistence.tally import Tally
 
 @dataclass(frozen=True)
 class Assembly:
-    """Values that batches are a function of.
+    """Values that batches are a function of."""
 
-    Parameters
-    ----------
-    budget : int
-        Bytes of all big chunks.
-    geometry : Geometry
-        Sizes of small and big chunks.
-    planning : Planning
-        How visits are chosen.
-    sampling : Sampling
-        What is cropped; its key, areas and classes are those of an epoch's plan.
-    chooser : callable or None
-        The user's choice of regions.
-    """
-
+    #: bytes of all big chunks
     budget: int
     geometry: Geometry
     planning: Planning
+    #: but its key, areas and classes are those of an epoch's plan
     sampling: Sampling
     chooser: RegionChooser | None
 
@@ -72,24 +60,7 @@ class Assembly:
     def engine(
         self, cluster: Cluster, progress: DrawProgress, tally: Tally, *, share: bool
     ) -> Engine:
-        """What makes the batches after those taken.
-
-        Parameters
-        ----------
-        cluster : Cluster
-            Where big chunks live.
-        progress : DrawProgress
-            Where to begin.
-        tally : Tally
-            Counts what happens.
-        share : bool
-            Whether other ranks may be on the same cluster.
-
-        Raises
-        ------
-        BudgetError
-            The budget exceeds half of the workers' memory.
-        """
+        """What makes the batches after those taken; `share`: with other ranks on the cluster."""
         check_memory(self.budget, cluster.memory_limit)
         planning, catalogue = self.planned(progress.epoch), self.planning.catalogue
         plan, classes = planning.plan()
@@ -141,13 +112,7 @@ class Assembly:
 
 
 def crop_of(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
-    """Shape and type of a small chunk.
-
-    Raises
-    ------
-    GeometryError
-        Targets differ in resolution.
-    """
+    """Shape and type of a small chunk."""
     target = catalogue.entries[0].target
     return CropSpec(
         size=geometry.smallchunk,

@@ -16,54 +16,27 @@ from daskdmed.loading.sampling import CropSpec
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where the plan stands after a batch; what ``state_dict`` saves.
+    """Where the plan stands after a batch; what ``state_dict`` saves."""
 
-    Parameters
-    ----------
-    position : int
-        Number of the next planned draw.
-    ended : mapping
-        Visits that were ended early and are still resident: visit number -> draw.
-    batches : int
-        Batches made, this one included.
-    states : Snapshot or None
-        Of the patients, with a stateful collector.
-    """
-
+    #: number of the next planned draw
     position: int = 0
+    #: visits that were ended early and are still resident: visit number -> draw
     ended: Mapping[int, int] = field(default_factory=dict)
+    #: made, this one included
     batches: int = 0
     states: Snapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Crops of one batch and where they came from.
-
-    Parameters
-    ----------
-    smallchunks : SmallChunks
-        Pixels and provenance.
-    cursor : Cursor
-        State after this batch.
-    """
+    """Crops of one batch, and where the plan stands after it."""
 
     smallchunks: SmallChunks
     cursor: Cursor
 
 
 class BatchBuilder:
-    """Fills batches row by row.
-
-    Parameters
-    ----------
-    size : int
-        Rows of a batch.
-    crop : CropSpec
-        Shape and type of a row.
-    key : int, default 0
-        Spread seed, for `SmallChunks.keys`.
-    """
+    """Fills batches of `size` rows row by row; `key` is that of `SmallChunks.keys`."""
 
     def __init__(self, size: int, crop: CropSpec, key: int = 0) -> None:
         self.size = size

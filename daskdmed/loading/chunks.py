@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from daskdmed.core.frozen import Unmoved
 from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BigChunk:
+class BigChunk(Unmoved):
     """One block of a record, as collectors see it.
 
     Parameters
@@ -69,7 +70,7 @@ def location_of(origin: Sequence[int], downsample: Sequence[float]) -> tuple[int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SmallChunk:
+class SmallChunk(Unmoved):
     """One crop and where it came from.
 
     Parameters
@@ -109,7 +110,7 @@ class SmallChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
+class Provenance(Unmoved):
     """What all crops of one visit share.
 
     Parameters
@@ -124,7 +125,7 @@ class Provenance:
     bigchunks: tuple[BigChunk, ...]
 
 
-class SmallChunks:
+class SmallChunks(Unmoved):
     """The small chunks of one batch: a lazy, indexable sequence.
 
     Parameters

@@ -24,21 +24,11 @@ DEFAULT_LAG = 4
 
 
 class Message(NamedTuple):
-    """One feedback.
+    """One feedback, with a pickled payload."""
 
-    Attributes
-    ----------
-    serial : int
-        Position among all feedback of the loader.
-    batch : int
-        Number of the first batch that it counts for.
-    patient : str
-        Patient id.
-    payload : bytes
-        Pickled.
-    """
-
+    #: position among all feedback of the loader
     serial: int
+    #: number of the first batch that it counts for
     batch: int
     patient: str
     payload: bytes
@@ -48,17 +38,6 @@ class Mailbox:
     """Feedback that was posted and does not count yet for the batch last taken.
 
     Used by two threads: the consumer posts and takes, the engine collects.
-
-    Parameters
-    ----------
-    lag : int
-        See the module's docstring.
-    taken : int
-        Batches taken so far.
-    posted : int
-        Messages posted so far.
-    messages : iterable of Message
-        Those that are under way.
     """
 
     def __init__(
@@ -98,19 +77,9 @@ class Mailbox:
     # -- the engine's side ------------------------------------------------------------
 
     def collect(self, batch: int, after: int) -> list[Message]:
-        """Messages later than one that count for a batch; waits until none can be missing.
+        """Messages later than number `after` that count for a batch that is about to begin.
 
-        Parameters
-        ----------
-        batch : int
-            About to be begun.
-        after : int
-            Serial number of the last message collected, -1 for none.
-
-        Raises
-        ------
-        LoaderClosedError
-            The loader was closed meanwhile.
+        Waits until none can be missing, or raises `LoaderClosedError`.
         """
         with self._change:
             while self._open and batch >= self._taken + self.lag:

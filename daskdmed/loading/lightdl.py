@@ -9,12 +9,13 @@ sampling (`daskdmed.loading.local`, `daskdmed.loading.remote`), the rotation
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.cohort.record import Patient
 from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
-from daskdmed.core.checks import check_choice, check_count
+from daskdmed.core.checks import check_choice, check_count, check_seed
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
 from daskdmed.loading.assembly import Assembly, crop_of
@@ -60,6 +61,14 @@ class LightDL(Loader[SmallChunks]):
     asked for (or `start`), makes batches ahead in a thread, and is closed by `close`, by
     leaving its ``with`` block, or when it is forgotten.
 
+    Each loop over it (``for``, ``iter``) begins anew, wherever the last one was left: one
+    over a finite plan with the next epoch, one with ``restart=True`` with the same batches.
+    Only where a loop is less than a plan, an endless one or one longer than `epoch_length`,
+    the next loop goes on in it: it gives other small chunks, and no big chunk is read for
+    it. After `load_state_dict`, the first loop gives what is left of the one that was saved.
+    ``next`` and `get` take batches without a loop: they go on in the present epoch, and a
+    loop after them gives the rest of it.
+
     Parameters
     ----------
     dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
@@ -96,19 +105,25 @@ class LightDL(Loader[SmallChunks]):
     policy : Policy or callable, optional
         Chooses whose big chunk comes next. Default: every record once per cycle.
     tfms : callable, optional
-        Applied to each uint8 sample tensor (c, *spatial) in the background. A transform of
-        `daskdmed.transforms` is applied to the whole batch, in the background too.
+        Applied to each uint8 sample tensor (c, *spatial), in the background; a transform of
+        `daskdmed.transforms` to the whole batch. A function that draws from the global
+        generators of torch, NumPy or `random` shows it in the first batch: it is called in
+        the consumer's thread, seeded by each small chunk, and the generators get their state
+        back.
     batch_tfms : callable, optional
         Applied to the whole batch in the consumer's thread, on the consumer's device. One
         with an attribute ``needs_smallchunks = True`` (those of `daskdmed.transforms`) is
         called as ``batch_tfms(x, smallchunks)`` and may return ``(x, targets)``, which
-        replaces ``smallchunks.targets``; others are called as ``batch_tfms(x)``.
+        replaces ``smallchunks.targets``; others are called as ``batch_tfms(x)``, and draw from
+        the global generators as the training loop itself does.
     seed : int, default 0
         Everything random follows from it.
     epoch_length : int, optional
-        Batches per iteration, at most. Default: endless, or as many as a finite plan (a
-        policy that ends, such as ``OnePass``) has. The next iteration goes on where the last
-        one stopped; after the end of a finite plan it begins the next epoch, see `set_epoch`.
+        Batches per loop, at most. Default: endless, or as many as a finite plan (a policy
+        that ends, such as ``OnePass``) has.
+    restart : bool, default False
+        Whether each loop begins with the first batch of the epoch: to validate on the same
+        small chunks every time. Their big chunks are read again.
     drop_last : bool, default True
         Drop the short last batch of a finite plan, and with several ranks those last batches
         of it that not every rank would get one of.
@@ -118,9 +133,9 @@ class LightDL(Loader[SmallChunks]):
     rank, world_size : int
         Which batches of the one global plan are ours, for several training processes: batch
         ``b`` is rank ``b % world_size``'s. Not given: those of `torch.distributed` when a
-        process group has been initialised, otherwise 0 of 1; ``rank="auto"``: also from the
-        variables RANK and WORLD_SIZE that ``torchrun`` sets. Ranks with one cluster (`client`)
-        share its big chunks, see `daskdmed.persistence.ranks`.
+        process group has been initialised by the first batch, otherwise 0 of 1;
+        ``rank="auto"``: also from the variables RANK and WORLD_SIZE that ``torchrun`` sets.
+        Ranks with one cluster (`client`) share its big chunks, see `daskdmed.persistence.ranks`.
     feedback_lag : int, optional
         Batches after which `feedback` counts, with a stateful collector. Default 4. Fewer:
         sooner, but fewer batches are made ahead.
@@ -200,6 +215,7 @@ class LightDL(Loader[SmallChunks]):
         batch_tfms: Callable[[Any], Any] | None = None,
         seed: int = 0,
         epoch_length: int | None = None,
+        restart: bool = False,
         drop_last: bool = True,
         on_error: OnError = "raise",
         rank: RankLike = None,
@@ -224,9 +240,8 @@ class LightDL(Loader[SmallChunks]):
         check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
         images = images_of(dataset, Request(record, level, mpp, power, tile_error=tile_error))
         self.dataset = images.dataset
-        self.epoch_length = (
-            None if epoch_length is None else check_count("epoch_length", epoch_length)
-        )
+        self.epoch_length = epoch_length
+        self.restart = restart
         self._drop_last = drop_last
         chooser = as_chooser(bigchunk_loader)
         policy = as_policy(policy)
@@ -258,7 +273,7 @@ class LightDL(Loader[SmallChunks]):
             policy,
             batch_size=self.batch_size,
             draws_per_visit=smallchunks_per_bigchunk,
-            seed=int(seed),
+            seed=check_seed(seed),
         )
         sampling = Sampling(
             crop=crop_of(catalogue, geometry),
@@ -267,8 +282,8 @@ class LightDL(Loader[SmallChunks]):
             collect=collect,
             adaptive=rotation == "adaptive",
             on_error=on_error,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=self._share[0],
+            world_size=self._share[1],
             even=drop_last,
             free_regions=chooser is not None,
             composed=bool(shares),
@@ -293,9 +308,8 @@ class LightDL(Loader[SmallChunks]):
             cluster.close()
             raise
         self._cluster, self._engine = cluster, engine
-        prepare = Preparation(self._assembly.geometry.ndim, self.tfms)
         return Prefetcher(
-            _prepared(engine, prepare, self._drop_last),
+            _prepared(engine, self._prepare, self._drop_last),
             self._assembly.sampling.crop.nbytes * self.batch_size,
             meter=self._meter,
             interrupt=engine.interrupt,
@@ -305,19 +319,30 @@ class LightDL(Loader[SmallChunks]):
             ),
         )
 
+    def _stop(self) -> None:
+        super()._stop()
+        self._engine = None
+
     def _took(self, batch: Batch) -> None:
         self._progress.take(batch.cursor)
         self._diversity.add(batch.smallchunks)
 
-    def _begin_iteration(self) -> None:
-        """Count batches anew, unless this is the rest of an iteration that was interrupted."""
-        progress = self._progress
-        resumed, progress.resumed = progress.resumed, False
-        if resumed and progress.iterated != self.epoch_length:
-            return
-        if progress.over:
-            self.set_epoch(progress.epoch + 1)
-        progress.iterated = 0
+    def _deal(self) -> None:
+        rank, world_size = self._share
+        dealt = replace(self._assembly.sampling, rank=rank, world_size=world_size)
+        self._assembly, self._batches = replace(self._assembly, sampling=dealt), {}
+
+    def _begins_anew(self) -> bool:
+        whole = self._whole()
+        short = self.epoch_length is not None and whole is not None and self.epoch_length < whole
+        return self.restart or (whole is not None and not short)
+
+    def _next_pass(self, *, again: bool) -> None:
+        self._go_to(self._progress.epoch + (not again and not self.restart))
+
+    def _go_to(self, epoch: int) -> None:
+        self._stop()
+        self._progress.begin(epoch)
 
     def _parameters(self) -> dict[str, Any]:
         return self._assembly.parameters(self._progress)
@@ -325,7 +350,7 @@ class LightDL(Loader[SmallChunks]):
     # -- epochs -----------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches per iteration, at most.
+        """Batches per loop, at most.
 
         A finite plan has fewer when the collector ends visits, or big chunks cannot be read.
 
@@ -334,10 +359,7 @@ class LightDL(Loader[SmallChunks]):
         TypeError
             The loader is endless, or nobody can know where its policy ends.
         """
-        epoch = self._progress.epoch
-        if epoch not in self._batches:
-            self._batches = {epoch: self._assembly.batches(epoch)}
-        whole = self._batches[epoch]
+        whole = self._whole()
         if whole is None and self.epoch_length is None:
             raise TypeError(
                 "this loader is endless (or has a policy of your own, which may end anywhere); "
@@ -345,23 +367,29 @@ class LightDL(Loader[SmallChunks]):
             )
         return min(n for n in (whole, self.epoch_length) if n is not None)
 
+    def _whole(self) -> int | None:
+        """Our batches of the present epoch's plan; None when nobody knows where it ends."""
+        self._look_for_others()
+        epoch = self._progress.epoch
+        if epoch not in self._batches:
+            self._batches = {epoch: self._assembly.batches(epoch)}
+        return self._batches[epoch]
+
     @property
     def epoch(self) -> int:
         """Number of the present epoch, see `set_epoch`."""
         return self._progress.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the first batch of an epoch.
+        """Say which epoch the next loop is of.
 
         Every epoch has a plan of its own, made from the seed and its number: another order of
         big chunks, other crops. Within an epoch batches are a function of dataset, parameters,
-        seed and epoch. Nothing happens when the epoch is the present one and its plan has not
-        ended, so that a loop that calls this at the start of every epoch can be resumed in
-        the middle of one. States of patients go on from epoch to epoch.
-
-        An endless plan needs none of this: its iterations go on with one plan, and no big
-        chunk leaves memory early between them. The next epoch of a finite plan begins by
-        itself with the next iteration.
+        seed and epoch. The next loop begins at its first batch, also when it is the present
+        one; `get` goes there too, but goes on in the present one. After `load_state_dict`, the
+        epoch of the state leaves the loader where it is, so that a training script that
+        calls this at the start of every epoch can be resumed in the middle of one. States of
+        patients go on from epoch to epoch.
 
         Parameters
         ----------
@@ -377,11 +405,10 @@ class LightDL(Loader[SmallChunks]):
         """
         check_count("epoch", epoch, 0)
         self._check_open()
-        if epoch == self._progress.epoch and not self._progress.over:
-            return
-        self._stop()
-        self._engine = None
-        self._progress.begin(int(epoch))
+        progress = self._progress
+        if epoch != progress.epoch or (progress.over and not progress.resumed):
+            self._go_to(int(epoch))
+        progress.chosen = True
 
     # -- feedback -----------------------------------------------------------------------
 
@@ -490,5 +517,5 @@ def _prepared(
     """Batches and their tensors."""
     for batch in engine.batches():
         if not drop_last or len(batch.smallchunks) == engine.sampling.batch_size:
-            yield batch, prepare(batch.smallchunks)
+            yield batch, prepare.ahead(batch.smallchunks)
         del batch  # no reference while the next one is made

@@ -1,4 +1,4 @@
-"""What all loaders have in common: their life, batches, saved states, how they look.
+"""What all loaders have in common: their life, batches, loops, saved states, how they look.
 
 A loader makes batches ahead in a thread (`daskdmed.loading.prefetch`) and knows where it
 stands (`daskdmed.loading.progress`). Not covered: which small chunks there are and how they
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import logging
 import time
 import weakref
 from abc import abstractmethod
@@ -23,7 +24,7 @@ from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import Progress
-from daskdmed.loading.ranks import RankLike, resolve
+from daskdmed.loading.ranks import RankLike, others_unseen, resolve
 from daskdmed.loading.stats import Meter, Stats
 from daskdmed.persistence.cluster import Cluster
 
@@ -40,28 +41,20 @@ else:
     except ImportError as error:
         raise MissingExtraError('loaders need torch; pip install "daskdmed[torch]"') from error
 
+logger = logging.getLogger("daskdmed.loading")
+
 #: how many loaders of this process have a name
 _named = itertools.count()
+#: what plans, memory and what was made ahead depend on
+_FIXED = ("batch_size", "tfms", "rank", "world_size")
 #: what describes the small chunks of a batch
 C = TypeVar("C", bound=SmallChunks)
 
 
 class Loader(_Base, Generic[C]):
-    """An iterable of batches; a context manager.
+    """An iterable of batches; a context manager. Arguments as of `LightDL`."""
 
-    Parameters
-    ----------
-    batch_size : int
-        Small chunks per batch.
-    tfms, batch_tfms : callable or None
-        Applied in the background and by the consumer.
-    rank, world_size
-        As `daskdmed.loading.ranks.resolve` takes them.
-    client : distributed.Client or None
-        The user's.
-    """
-
-    #: batches per iteration, None: as many as there are
+    #: batches per loop, None: as many as there are
     epoch_length: int | None = None
     _progress: Progress
 
@@ -79,27 +72,51 @@ class Loader(_Base, Generic[C]):
         self.name = f"{type(self).__name__}-{next(_named)}"
         self.batch_size = check_count("batch_size", batch_size)
         self.tfms, self.batch_tfms = tfms, batch_tfms
-        self.rank, self.world_size = resolve(rank, world_size)
+        self._asked, self._share = (rank, world_size), resolve(rank, world_size)
+        self._told = False
         self._client = client
         self._cluster: Cluster | None = None
         self._feed: Prefetcher | None = None
+        self._prepare = torchbridge.Preparation(tfms)
+        #: a batch that its transform did not survive
+        self._held: Any = None
+        #: the loop that is going on
+        self._loop: object = None
         self._closer: weakref.finalize[..., Any] | None = None
         self._closed = False
         self._meter = Meter(self.name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and "_share" in self.__dict__:
+            raise UsageError(
+                f"{name} of a {type(self).__name__} cannot be changed to {value!r}: what it read "
+                f"and made ahead depends on it; make another loader with {name}="
+            )
+        if name == "epoch_length" and value is not None:
+            value = check_count(name, value)
+        super().__setattr__(name, value)
 
     # -- what makes a kind of loader --------------------------------------------------
 
     @abstractmethod
     def _begin(self) -> Prefetcher:
-        """Begin to make batches: pairs of a batch (with `smallchunks`) and its tensor."""
+        """Begin to make batches: pairs of a batch and of what `Preparation.ahead` gave."""
 
     @abstractmethod
     def _took(self, batch: Any) -> None:
         """Note that the consumer has a batch."""
 
     @abstractmethod
-    def _begin_iteration(self) -> None:
-        """Note that a ``for`` begins."""
+    def _begins_anew(self) -> bool:
+        """Whether a loop after another one begins a pass, instead of going on in it."""
+
+    @abstractmethod
+    def _next_pass(self, *, again: bool) -> None:
+        """Go to the first batch of the pass that comes next, or of the same one again."""
+
+    @abstractmethod
+    def _deal(self) -> None:
+        """Deal the work to `rank` and `world_size` as they are now; no batch was taken."""
 
     @abstractmethod
     def _parameters(self) -> dict[str, Any]:
@@ -109,11 +126,54 @@ class Loader(_Base, Generic[C]):
     def stats(self) -> Stats:
         """Counters so far; cheap."""
 
+    # -- which part of the work is ours -------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Which of the training processes this is."""
+        self._look_for_others()
+        return self._share[0]
+
+    @property
+    def world_size(self) -> int:
+        """How many training processes share the work."""
+        self._look_for_others()
+        return self._share[1]
+
+    def _look_for_others(self) -> None:
+        """Take notice of a process group that was initialised after the loader was made."""
+        if self._asked[0] not in (None, "auto") or self._closed:
+            return
+        share = resolve(*self._asked)
+        if share == self._share or share[1] == 1:
+            return
+        if not self._progress.fresh:
+            raise UsageError(
+                f"torch.distributed's process group (rank {share[0]} of {share[1]}) was "
+                f"initialised after this {type(self).__name__} had given batches as rank "
+                f"{self._share[0]} of {self._share[1]}: initialise it first, or give rank= and "
+                "world_size=, or make the loader anew"
+            )
+        self._stop()
+        self._share = share
+        self._deal()
+
+    def _tell_of_others(self) -> None:
+        """Say once, with the first batch, that other processes get the same."""
+        others, self._told = None if self._told else others_unseen(), True
+        if others and self._asked[0] is None and self._share[1] == 1:
+            logger.warning(
+                "%s in the environment, but no process group is initialised: every process gets "
+                'the same batches. Initialise torch.distributed first, or give rank="auto"',
+                others,
+            )
+
     # -- life -------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Begin to read, before the first batch is asked for. Idempotent."""
         self._check_open()
+        self._look_for_others()
         if self._feed is None:
             self._meter.start(self._progress.batches)
             self._feed = self._begin()
@@ -129,6 +189,7 @@ class Loader(_Base, Generic[C]):
     def _stop(self) -> None:
         """Make no more batches, but leave the cluster to those that may come."""
         self._check_open()
+        self._held = None
         if self._feed is not None:
             self._feed.close()
             self._feed = None
@@ -148,7 +209,7 @@ class Loader(_Base, Generic[C]):
 
     def close(self) -> None:
         """Stop, let go of all memory, close the in-process cluster. Idempotent."""
-        self._closed = True
+        self._closed, self._held = True, None
         if self._closer is not None:
             self._closer()
 
@@ -166,7 +227,7 @@ class Loader(_Base, Generic[C]):
     # -- batches ----------------------------------------------------------------------
 
     def get(self, timeout: float | None = None) -> tuple[Any, list[Patient], C]:
-        """The next batch.
+        """The next batch of the present pass, which no loop has to be in; so does ``next``.
 
         Parameters
         ----------
@@ -195,10 +256,11 @@ class Loader(_Base, Generic[C]):
             The loader is closed.
         """
         feed = self._running()
+        self._tell_of_others()
         began = time.perf_counter()
         try:
             while True:
-                batch, x = feed.get(timeout)
+                batch, (x, transformed) = self._held or feed.get(timeout)
                 chunks: C = batch.smallchunks
                 if len(chunks):  # otherwise all of them failed
                     break
@@ -209,6 +271,9 @@ class Loader(_Base, Generic[C]):
         finally:
             waited = time.perf_counter() - began
             self._meter.waited(waited)
+        self._held = batch, (x, transformed)
+        x = self._prepare.finish(x, transformed, chunks)
+        self._held = None
         self._took(batch)
         self._meter.took(len(chunks), waited)
         if self.batch_tfms is not None:
@@ -221,19 +286,60 @@ class Loader(_Base, Generic[C]):
                 f"{type(self).__name__} reads in threads or Dask workers, not in processes of a "
                 "DataLoader: use DataLoader(loader, batch_size=None, num_workers=0)"
             )
+        self._refuse_accelerate()
         return self._iterate()
 
+    @property
+    def generator(self) -> Any:
+        """What accelerate looks for when it is about to deal out the items of a dataset."""
+        self._refuse_accelerate()
+        raise AttributeError("generator")
+
+    def _refuse_accelerate(self) -> None:
+        # in every process, and before these wait for each other
+        if torchbridge.in_accelerate():
+            raise UsageError(
+                f"accelerate would deal the batches of this {type(self).__name__} to processes, "
+                "which it does itself: give prepare() the loader and no DataLoader around it, "
+                "and move batches with x.to(accelerator.device)"
+            )
+
     def _iterate(self) -> Iterator[tuple[Any, list[Patient], C]]:
-        self._begin_iteration()
-        progress = self._progress
-        while self.epoch_length is None or progress.iterated < self.epoch_length:
+        loop = self._loop = object()
+        anew = self._begin_loop()
+        while self.epoch_length is None or self._progress.iterated < self.epoch_length:
+            if self._loop is not loop:
+                raise UsageError(
+                    f"another loop over this {type(self).__name__} has begun, and it can be at "
+                    "one place only: make a loader for each"
+                )
             try:
                 item = self.get()
             except StopIteration:
-                return
-            progress.iterated += 1
+                if anew:
+                    return
+                # nothing was left of the pass: the one after it is meant
+                self._next_pass(again=False)
+                anew = True
+                continue
+            anew = True
+            self._progress.iterated += 1
+            self._progress.looped = True
             yield item
             del item
+
+    def _begin_loop(self) -> bool:
+        """Go to where a loop begins; whether that is all it gives, however little it is."""
+        progress = self._progress
+        resumed, progress.resumed = progress.resumed, False
+        chosen, progress.chosen = progress.chosen, False
+        if resumed and progress.iterated != self.epoch_length:
+            return chosen
+        begun = not progress.fresh
+        if progress.over or (begun and (chosen or (progress.looped and self._begins_anew()))):
+            self._next_pass(again=chosen)
+        self._progress.iterated = 0
+        return self._progress.fresh
 
     def __next__(self) -> tuple[Any, list[Patient], C]:
         return self.get()
@@ -247,13 +353,16 @@ class Loader(_Base, Generic[C]):
         or beside the model's weights. With ``rotation="adaptive"`` what follows is valid but
         not identical.
         """
+        self._look_for_others()
         return self._progress.saved(self._parameters())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the batch at which a state was saved, here or on another machine.
 
-        Call it before the first batch is taken. The first iteration then gives what is left of
-        the one that was interrupted; after the last batch of an iteration, a whole one.
+        Call it before the first batch is taken. The first loop then gives what is left of
+        the one that was interrupted; when nothing is, a whole one. With several ranks, each
+        may load the state that one of them saved, as long as none of its big chunks ended
+        early and its collector remembers nothing.
 
         Raises
         ------
@@ -261,11 +370,13 @@ class Loader(_Base, Generic[C]):
             The state is damaged, of another dataset, or of other parameters; names the
             differences.
         UsageError
-            The loader has already started.
+            The loader has given batches.
         """
-        if self._feed is not None:
+        self._look_for_others()
+        if self._feed is not None and not self._progress.fresh:
             raise UsageError("load_state_dict must be called before the loader starts")
         self._progress.restore(state, self._parameters())
+        self._stop()
 
     # -- looking at it ----------------------------------------------------------------
 

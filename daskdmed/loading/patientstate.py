@@ -28,20 +28,7 @@ EMPTY = pickle.dumps({}, pickle.HIGHEST_PROTOCOL)
 
 
 def pack(value: Any, what: str) -> bytes:
-    """Pickle a value of the user's.
-
-    Parameters
-    ----------
-    value : object
-        Anything.
-    what : str
-        For the error.
-
-    Raises
-    ------
-    StateError
-        It cannot be pickled.
-    """
+    """Pickle a value of the user's, or say of `what` that it cannot be."""
     try:
         packed = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         if b"__main__" not in packed:
@@ -66,15 +53,7 @@ def unpack(packed: bytes) -> Any:
 
 
 class VisitState:
-    """A visit's state where its draws are made.
-
-    Parameters
-    ----------
-    packed : bytes
-        The state.
-    mail : sequence of bytes
-        Feedback for the next draw.
-    """
+    """A visit's state where its draws are made, and feedback (`mail`) for the next of them."""
 
     def __init__(self, packed: bytes, mail: Sequence[bytes] = ()) -> None:
         self.state: dict[str, Any] = unpack(packed)
@@ -91,35 +70,21 @@ class VisitState:
         return tuple(unpack(m) for m in mail)
 
     def packed(self, patient: str) -> bytes:
-        """The state as it is now.
-
-        Raises
-        ------
-        StateError
-            It cannot be pickled; names the patient.
-        """
+        """The state as it is now."""
         return pack(self.state, f"context.state of patient {patient!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All states after a batch.
+    """All states after a batch."""
 
-    Parameters
-    ----------
-    left : mapping
-        Patient -> state as its last visit left it.
-    visits : mapping
-        Number of a visit -> (patient, state), of those that go on.
-    unread : mapping
-        Number of a visit -> feedback that its next draw will see.
-    unseen : mapping
-        Patient -> feedback that no draw has seen yet.
-    """
-
+    #: patient -> state as its last visit left it
     left: Mapping[str, bytes] = field(default_factory=dict)
+    #: number of a visit -> (patient, state), of those that go on
     visits: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)
+    #: number of a visit -> feedback that its next draw will see
     unread: Mapping[int, tuple[Message, ...]] = field(default_factory=dict)
+    #: patient -> feedback that no draw has seen yet
     unseen: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
 
     def between_plans(self) -> Snapshot:
@@ -135,8 +100,8 @@ class Snapshot:
         return {
             "left": {p: unpack(s) for p, s in self.left.items()},
             "visits": {str(n): [p, unpack(s)] for n, (p, s) in self.visits.items()},
-            "unread": {str(n): _to_lists(m) for n, m in self.unread.items()},
-            "unseen": {p: _to_lists(m) for p, m in self.unseen.items()},
+            "unread": {str(n): to_lists(m) for n, m in self.unread.items()},
+            "unseen": {p: to_lists(m) for p, m in self.unseen.items()},
         }
 
     @classmethod
@@ -153,7 +118,8 @@ class Snapshot:
         )
 
 
-def _to_lists(messages: Sequence[Message]) -> list[list[Any]]:
+def to_lists(messages: Sequence[Message]) -> list[list[Any]]:
+    """Messages as plain values, as far as the user's are."""
     return [[m.serial, m.batch, m.patient, unpack(m.payload)] for m in messages]
 
 
@@ -166,15 +132,7 @@ def from_lists(rows: Sequence[Sequence[Any]]) -> tuple[Message, ...]:
 
 
 class StateKeeper:
-    """Keeps the states of an engine's visits; used by the engine's thread alone.
-
-    Parameters
-    ----------
-    snapshot : Snapshot
-        What to begin with.
-    mailbox : Mailbox
-        Where feedback comes from.
-    """
+    """Keeps the states of an engine's visits; used by the engine's thread alone."""
 
     def __init__(self, snapshot: Snapshot, mailbox: Mailbox) -> None:
         self._left = dict(snapshot.left)
@@ -188,12 +146,7 @@ class StateKeeper:
     def begin_turn(self, turn: Turn, patients: Mapping[int, str]) -> None:
         """Visits that are gone leave their states behind; new ones load theirs.
 
-        Parameters
-        ----------
-        turn : Turn
-            The turn.
-        patients : mapping
-            Visit number -> patient, of the turn's visits that have not ended.
+        `patients`: visit number -> patient, of the turn's visits that have not ended.
         """
         here = {v.number for v in turn.resident}
         for number in sorted(n for n in self._visits if n not in here):
@@ -247,9 +200,8 @@ class StateKeeper:
 
     def snapshot(self) -> Snapshot:
         """As of now."""
-        return Snapshot(
-            dict(self._left), dict(self._visits), dict(self._unread), dict(self._unseen)
-        )
+        parts = (self._left, self._visits, self._unread, self._unseen)
+        return Snapshot(*map(dict, parts))  # type: ignore[arg-type]
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to an earlier moment of the same batch."""

@@ -28,33 +28,14 @@ _AHEAD = 10_000
 
 @dataclass(frozen=True)
 class Planning:
-    """How visits are chosen.
-
-    Parameters
-    ----------
-    catalogue : Catalogue
-        Records.
-    allotment : Allotment
-        Slots.
-    wish : Wish
-        Tissue and annotations.
-    areas : AreaSource
-        Where small chunks may lie.
-    quotas : tuple of Quota
-        Shares of every batch.
-    labels : tuple of str
-        Classes of annotations that everything else is drawn from; empty for all places.
-    policy : Policy
-        Who is admitted next.
-    batch_size, draws_per_visit, seed : int
-        As of the loader.
-    """
+    """How visits are chosen."""
 
     catalogue: Catalogue
     allotment: Allotment
     wish: Wish
     areas: AreaSource
     quotas: tuple[Quota, ...]
+    #: classes of annotations that what quotas leave is drawn from; empty for all places
     labels: tuple[str, ...]
     policy: Policy
     batch_size: int

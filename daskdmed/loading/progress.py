@@ -17,7 +17,7 @@ from daskdmed.core.checks import check_count
 from daskdmed.core.errors import StateError, UsageError
 from daskdmed.loading.batch import Cursor
 from daskdmed.loading.feedback import DEFAULT_LAG, Mailbox
-from daskdmed.loading.patientstate import Snapshot, StateKeeper, from_lists, pack, unpack
+from daskdmed.loading.patientstate import Snapshot, StateKeeper, from_lists, pack, to_lists
 
 _VERSION = 3
 
@@ -36,10 +36,21 @@ class Progress(ABC):
     def __init__(self) -> None:
         #: batches taken: of a pass over windows, or in all epochs
         self.batches = 0
-        #: batches taken of the present iteration
+        #: batches taken of the present loop
         self.iterated = 0
-        #: whether the last batch has been asked for and was not there
+        #: whether a batch has been asked for and there were no more
         self.over = False
+        #: whether a loop took batches of the present pass
+        self.looped = False
+        #: whether the next loop is the rest of one that was interrupted
+        self.resumed = False
+        #: whether the user said which epoch the next loop is of
+        self.chosen = False
+
+    @property
+    @abstractmethod
+    def fresh(self) -> bool:
+        """Whether the next batch is the first of its pass."""
 
     @abstractmethod
     def _to_dict(self) -> dict[str, Any]:
@@ -49,12 +60,19 @@ class Progress(ABC):
     def _load(self, state: Mapping[str, Any]) -> None:
         """The inverse; changes nothing when it raises."""
 
+    @abstractmethod
+    def _of_another_rank(self, state: Mapping[str, Any], each: int, ranks: int) -> dict[str, Any]:
+        """What this rank would have saved when another one saved `state`.
+
+        `each` is the size of a batch. Raises `StateError` where nobody can know.
+        """
+
     def saved(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The state, and what batches depend on."""
         return {"version": _VERSION, **self._to_dict(), "parameters": dict(parameters)}
 
     def restore(self, state: Any, parameters: Mapping[str, Any]) -> None:
-        """The inverse of `saved`.
+        """The inverse of `saved`; ranks take as many batches each, so one may load another's.
 
         Raises
         ------
@@ -69,7 +87,10 @@ class Progress(ABC):
             differing = sorted(
                 k for k in {*parameters, *theirs} if parameters.get(k) != theirs.get(k)
             )
-            if differing:
+            if differing == ["rank"]:
+                each, ranks = parameters["batch_size"], parameters["world_size"]
+                state = {**state, **self._of_another_rank(state, each, ranks)}
+            elif differing:
                 lines = [
                     f"{k}: saved {theirs.get(k)!r}, now {parameters.get(k)!r}" for k in differing
                 ]
@@ -82,6 +103,15 @@ class Progress(ABC):
                 f"the state is damaged ({type(error).__name__}: {error}); save what "
                 "state_dict() returns, whole"
             ) from error
+        self.looped = self.resumed = True
+
+
+def only_its_own(why: str) -> StateError:
+    """A state that no other rank can go on from."""
+    return StateError(
+        f"this state was saved by another rank, and {why}: save the state of each rank and load "
+        "its own"
+    )
 
 
 class DrawProgress(Progress):
@@ -93,11 +123,6 @@ class DrawProgress(Progress):
         Whether the collector declares that it uses states and feedback.
     lag : int or None
         Batches between feedback and its effect, `DEFAULT_LAG` for None.
-
-    Raises
-    ------
-    UsageError
-        A lag below one, or one for a collector that does not listen.
     """
 
     def __init__(self, stateful: bool, lag: int | None = None) -> None:
@@ -111,8 +136,11 @@ class DrawProgress(Progress):
         self.mailbox = None if self.lag is None else Mailbox(self.lag)
         self.cursor = Cursor()
         self.epoch = 0
-        #: whether the next iteration is the rest of one that was interrupted
-        self.resumed = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next batch is the first of its epoch."""
+        return not self.cursor.position and not self.over
 
     def take(self, cursor: Cursor) -> None:
         """Note that a batch was taken."""
@@ -146,7 +174,7 @@ class DrawProgress(Progress):
         self.cursor = Cursor(batches=self.batches, states=states)
         self.epoch = epoch
         self.iterated = 0
-        self.over = self.resumed = False
+        self.over = self.looped = self.resumed = self.chosen = False
 
     def keeper(self) -> StateKeeper | None:
         """The states for an engine that goes on from here."""
@@ -166,9 +194,8 @@ class DrawProgress(Progress):
         }
         if self.mailbox is not None:
             posted, messages = self.mailbox.under_way()
-            rows = [[m.serial, m.batch, m.patient, unpack(m.payload)] for m in messages]
             state["states"] = (self.cursor.states or Snapshot()).to_dict()
-            state["feedback"] = {"posted": posted, "under_way": rows}
+            state["feedback"] = {"posted": posted, "under_way": to_lists(messages)}
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -184,4 +211,15 @@ class DrawProgress(Progress):
         epoch, iterated, over = int(state["epoch"]), int(state["iterated"]), bool(state["over"])
         self.cursor, self.mailbox, self.batches = cursor, mailbox, batches
         self.epoch, self.iterated, self.over = epoch, iterated, over
-        self.resumed = True
+
+    def _of_another_rank(self, state: Mapping[str, Any], each: int, ranks: int) -> dict[str, Any]:
+        rank, position = int(state["parameters"]["rank"]), int(state["position"])
+        if self.lag is not None:
+            raise only_its_own("its collector remembers what that rank saw")
+        if state["over"]:
+            return {}
+        together = each * ranks
+        if state["ended"] or (position and position % together != (rank + 1) * each % together):
+            raise only_its_own("big chunks of that rank ended early, so that it drew more")
+        # all ranks have had their batch of the last round
+        return {"position": -(-position // together) * together}

@@ -17,17 +17,12 @@ RankLike: TypeAlias = int | Literal["auto"] | None
 
 
 def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of ranks.
+    """Rank and number of ranks, as of now.
 
-    Parameters
-    ----------
-    rank : int, "auto" or None
-        A number: taken as it is, `world_size` must be given too. None: the process group of
-        `torch.distributed` when one has been initialised, otherwise the only rank, whatever
-        the environment says. "auto": as None, but without a process group the variables
-        RANK and WORLD_SIZE that ``torchrun`` sets count.
-    world_size : int, optional
-        Number of ranks.
+    A number is taken as it is, and needs `world_size`. None is the process group of
+    `torch.distributed` when one has been initialised, otherwise the only rank, whatever the
+    environment says; "auto" also looks at the variables RANK and WORLD_SIZE that ``torchrun``
+    sets.
 
     Raises
     ------
@@ -50,6 +45,12 @@ def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
     if rank >= world_size:
         raise UsageError(f"rank must be in [0, world_size={world_size}), got {rank}")
     return rank, world_size
+
+
+def others_unseen() -> str:
+    """What the environment says of other processes, to a loader that knows of none."""
+    others = os.environ.get("WORLD_SIZE", "1")
+    return "" if others in ("", "1") else f"WORLD_SIZE={others}"
 
 
 def _process_group() -> tuple[int, int] | None:

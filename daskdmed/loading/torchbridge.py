@@ -1,11 +1,15 @@
-"""NumPy batches to torch tensors, without a copy."""
+"""NumPy batches to torch tensors without a copy, and the user's transforms on them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.core.errors import MissingExtraError, UsageError
+import numpy as np
+
+from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.randomness import fold, mix, salt_of, stream
 from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
@@ -19,45 +23,17 @@ except ImportError as _error:
     raise MissingExtraError(
         'LightDL gives torch tensors and torch is not installed; pip install "daskdmed[torch]"'
     ) from _error
+from daskdmed.core import samplewise
+
+_SALT = np.uint64(salt_of("tfms"))
 
 
 def to_tensor(data: Array, spatial_ndim: int) -> torch.Tensor:
-    """(batch, *spatial[, c]) -> (batch, c, *spatial), sharing memory.
-
-    Parameters
-    ----------
-    data : ndarray
-        Spatial axes behind the batch axis, channels last if there are any.
-    spatial_ndim : int
-        Number of spatial axes.
-
-    Returns
-    -------
-    torch.Tensor
-        Channels-last in memory, as the data lies. One channel is added when there is none.
-    """
+    """(batch, *spatial[, c]) -> (batch, c, *spatial), sharing memory, channels last in it."""
     tensor = _torch.from_numpy(data)
     if data.ndim == spatial_ndim + 1:
         return tensor.unsqueeze(1)
     return tensor.movedim(-1, 1)
-
-
-def transform_each(tensor: torch.Tensor, tfms: Callable[[Any], Any]) -> torch.Tensor:
-    """Apply a per-sample transform to each (c, *spatial) sample and stack the results.
-
-    Raises
-    ------
-    UsageError
-        The results cannot be stacked.
-    """
-    results = [_torch.as_tensor(tfms(sample)) for sample in tensor]
-    shapes = {tuple(r.shape) for r in results}
-    if len(shapes) > 1:
-        raise UsageError(
-            f"tfms gave samples of differing shapes {sorted(shapes)}, which make no batch; "
-            "crop or resize to one shape"
-        )
-    return _torch.stack(results)
 
 
 def takes_smallchunks(tfms: Callable[..., Any]) -> bool:
@@ -66,18 +42,7 @@ def takes_smallchunks(tfms: Callable[..., Any]) -> bool:
 
 
 def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) -> Any:
-    """Apply a transform to a whole batch.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``[batch, c, *spatial]``.
-    tfms : callable
-        ``tfms(x) -> x``; or, when it says ``needs_smallchunks = True``,
-        ``tfms(x, smallchunks)`` -> x or (x, targets).
-    smallchunks : SmallChunks
-        Of the batch. Its `targets` are replaced when the transform returns some.
-    """
+    """Apply a transform to a whole batch, and to its targets when it gives some."""
     if not takes_smallchunks(tfms):
         return tfms(x)
     result = tfms(x, smallchunks)
@@ -88,29 +53,88 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
 
 
 class Preparation:
-    """Small chunks to a tensor, and transforms in the background.
+    """Small chunks to a tensor, and ``tfms=`` on it: in the background where that can be.
 
-    Parameters
-    ----------
-    spatial_ndim : int
-        Number of spatial axes.
-    tfms : callable or None
-        Applied to each sample; to the whole batch when it asks for the small chunks.
+    A function that draws from the global generators is called in the consumer's thread
+    (see `daskdmed.core.samplewise`), seeded by each small chunk. Whether it does shows the
+    first batch, which is transformed there in any case.
     """
 
-    def __init__(self, spatial_ndim: int, tfms: Callable[[Any], Any] | None) -> None:
-        self._spatial_ndim = spatial_ndim
+    def __init__(self, tfms: Callable[..., Any] | None) -> None:
         self._tfms = tfms
+        #: whether `tfms` can run beside the training loop; None: not known yet
+        self._beside: bool | None = None
+        if tfms is None:
+            self._beside = True
+        elif hasattr(tfms, "uses_global_generators"):  # the transforms of this package know
+            self._beside = not tfms.uses_global_generators
 
-    def __call__(self, smallchunks: SmallChunks) -> Any:
-        x = to_tensor(smallchunks.data, self._spatial_ndim)
-        if self._tfms is None or not len(smallchunks):
+    def ahead(self, smallchunks: SmallChunks) -> tuple[Any, bool]:
+        """In the background: the tensor, and whether it has been transformed."""
+        x = to_tensor(smallchunks.data, smallchunks.origins.shape[1])
+        if not self._beside or not len(smallchunks):
+            return x, False
+        return self._transformed(x, smallchunks), True
+
+    def finish(self, x: Any, transformed: bool, smallchunks: SmallChunks) -> Any:
+        """In the consumer's thread: what is left to do."""
+        if transformed:
             return x
-        if takes_smallchunks(self._tfms):
-            return transform_batch(x, self._tfms, smallchunks)
-        return transform_each(x, self._tfms)
+        if self._beside:
+            return self._transformed(x, smallchunks)
+        used: list[bool] = []
+        with samplewise.lent_generators():
+            x = self._transformed(x, smallchunks, used)
+        if self._beside is None:
+            self._beside = not any(used)
+        return x
+
+    def _transformed(self, x: Any, smallchunks: SmallChunks, used: list[bool] | None = None) -> Any:
+        """What `tfms` makes of a batch; with `used`, on seeded global generators.
+
+        It then tells of each call whether these were used, until that is known.
+        """
+        tfms = self._tfms
+        if tfms is None:
+            return x
+        seeds = None
+        if used is not None or samplewise.holds_generators(tfms):
+            state = mix(fold(smallchunks.keys) ^ _SALT)
+            # of 32 bits, which every library takes
+            seeds = (stream(state, 1)[:, 0] >> np.uint64(32)).tolist()
+
+        def call(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
+            if seeds is not None:
+                samplewise.reseed(tfms, seeds[number])
+                if used is not None:
+                    samplewise.reseed_global(seeds[number])
+            if used is None or self._beside is not None:
+                return function(*arguments)
+            before = samplewise.generator_states()
+            result = function(*arguments)
+            used.append(samplewise.generator_states() != before)
+            return result
+
+        if takes_smallchunks(tfms):
+            return call(0, transform_batch, x, tfms, smallchunks)
+        return samplewise.on_each(tfms, lambda i: call(i, tfms, x[i]), len(x))
 
 
 def in_dataloader_worker() -> bool:
     """Whether this is a worker process of a torch DataLoader."""
     return _torch.utils.data.get_worker_info() is not None
+
+
+def in_accelerate() -> bool:
+    """Whether accelerate, which would deal batches to processes itself, asks."""
+    frame = sys._getframe(1) if "accelerate" in sys.modules else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            asks = type(frame.f_locals.get("self")).__name__
+            if frame.f_code.co_name == "prepare_data_loader" or asks in (
+                "DataLoaderDispatcher",
+                "IterableDatasetShard",
+            ):
+                return True
+        frame = frame.f_back
+    return False

@@ -7,13 +7,12 @@ Not covered: transforms of other libraries that take batches; those go straight 
 from __future__ import annotations
 
 import importlib
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
+from daskdmed.core import samplewise
 from daskdmed.core.errors import UsageError
 from daskdmed.transforms._torch import torch
 from daskdmed.transforms.base import Params, Tensor, Transform
@@ -50,8 +49,7 @@ class PerSample(Transform):
     -----
     A loop in Python over images: use the transforms of this package where there is one.
     Parameters: ``seed``, int64 [batch]. Global random numbers are shared with all threads:
-    give functions that use them to ``batch_tfms=`` rather than ``tfms=``, which runs in
-    the background.
+    with a function that uses them it runs in the consumer's thread, as ``tfms=`` too.
 
     Raises
     ------
@@ -137,22 +135,28 @@ class PerSample(Transform):
             moved = self.function(image=blank, mask=array)["mask"]
         return _planar(moved[..., None] if labels else moved)
 
+    @property
+    def uses_global_generators(self) -> bool:
+        """Whether the function holds no random numbers of its own that can be seeded."""
+        return not samplewise.holds_generators(self.function)
+
     def _each(self, call: Callable[[int], Any], params: Params, x: Tensor) -> Tensor:
         """Results of seeded calls, as a batch."""
-        results = []
-        with _global_state(x.device):
-            for i, seed in enumerate(params["seed"].tolist()):
-                _reseed(self.function, int(seed), x.device)
-                result = call(i)
-                # MONAI's tensors know where they were; a batch does not
-                results.append(torch.as_tensor(getattr(result, "as_tensor", lambda r=result: r)()))
-        shapes = {tuple(r.shape) for r in results}
-        if len(shapes) > 1:
-            raise UsageError(
-                f"{self.function!r} gave images of differing shapes {sorted(shapes)}, which "
-                "make no batch; let it crop or resize to one shape"
-            )
-        return torch.stack(results).to(x.device)
+        seeds = params["seed"].tolist()
+        if not self.uses_global_generators:
+
+            def seeded(i: int) -> Any:
+                samplewise.reseed(self.function, seeds[i])
+                return call(i)
+
+            return samplewise.on_each(self.function, seeded, len(seeds)).to(x.device)
+
+        def lent(i: int) -> Any:
+            samplewise.reseed_global(seeds[i], x.device)
+            return call(i)
+
+        with samplewise.lent_generators(x.device):
+            return samplewise.on_each(self.function, lent, len(seeds)).to(x.device)
 
 
 def _array(image: Tensor) -> Any:
@@ -163,32 +167,3 @@ def _array(image: Tensor) -> Any:
 def _planar(array: Any) -> Tensor:
     """(*spatial, channels) to a tensor [channels, *spatial]."""
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
-
-
-@contextmanager
-def _global_state(device: torch.device) -> Iterator[None]:
-    """Give the global generators their state back at the end."""
-    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 what functions use
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _reseed(function: Any, seed: int, device: torch.device) -> None:
-    """Seed what a function draws from."""
-    for method, arguments in (
-        ("set_random_seed", {"seed": seed}),  # albumentations
-        ("set_random_state", {"seed": seed}),  # MONAI
-    ):
-        if hasattr(function, method):
-            getattr(function, method)(**arguments)
-            return
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

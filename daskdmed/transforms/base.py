@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from daskdmed.core.checks import check_seed
 from daskdmed.core.errors import UsageError
+from daskdmed.core.randomness import salt_of
 from daskdmed.core.types import Array
 from daskdmed.transforms._torch import torch
-from daskdmed.transforms.keyed import Samples, salt_of
+from daskdmed.transforms.keyed import Samples
 
 #: name -> array, one row per small chunk; plain arrays, so that ``np.savez(**params)`` works
 Params: TypeAlias = dict[str, Array]
@@ -39,8 +41,13 @@ class Transform(ABC):
     #: tells `LightDL` to call it with the batch's small chunks
     needs_smallchunks = True
 
+    @property
+    def uses_global_generators(self) -> bool:
+        """Whether it draws from the generators that it shares with the training loop."""
+        return False
+
     def __init__(self, *, seed: int = 0) -> None:
-        self.seed = int(seed)
+        self.seed = check_seed(seed)
         self._salt = salt_of(type(self).__name__, self.seed)
 
     # -- what subclasses give ---------------------------------------------------------

@@ -7,9 +7,10 @@ from functools import reduce
 from itertools import groupby
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.randomness import salt_of
 from daskdmed.transforms.base import Params, Tensor, Transform
 from daskdmed.transforms.geometric import Geometric, Turns, turn
-from daskdmed.transforms.keyed import Samples, salt_of
+from daskdmed.transforms.keyed import Samples
 
 
 class Compose(Transform):
@@ -50,6 +51,11 @@ class Compose(Transform):
                     "function of one image in PerSample"
                 )
         self.transforms = list(transforms)
+
+    @property
+    def uses_global_generators(self) -> bool:
+        """Whether a member does."""
+        return any(member.uses_global_generators for member in self.transforms)
 
     def parameters(self, samples: Samples) -> Params:
         """Parameters of all members, each name preceded by the member's place."""

@@ -1,16 +1,12 @@
 """Random numbers of many small chunks at once, each from the chunk's own key.
 
-A key (seed, visit, draw) is hashed to 64 bits with the finaliser of SplitMix64 (Steele,
-Lea and Flood, OOPSLA 2014), and those start a SplitMix64 stream: number j of a chunk is
-``mix(state + (j + 1) * gamma)``. Everything is array arithmetic over the batch; there is
-no generator to advance, so the numbers of a chunk depend on its key alone.
-
-Not covered: the random numbers of sampling itself (`daskdmed.core.randomness`).
+A key (seed, visit, draw) is hashed to 64 bits, and those start a SplitMix64 stream
+(`daskdmed.core.randomness`). Everything is array arithmetic over the batch; there is no
+generator to advance, so the numbers of a chunk depend on its key alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,52 +14,8 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.randomness import fold, mix, stream
 from daskdmed.core.types import Array
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-_27, _30, _31, _11 = (np.uint64(n) for n in (27, 30, 31, 11))
-
-
-def mix(z: Array) -> Array:
-    """The finaliser of SplitMix64: a bijection of uint64 in which every bit affects all."""
-    z = (z ^ (z >> _30)) * _FIRST
-    z = (z ^ (z >> _27)) * _SECOND
-    mixed: Array = z ^ (z >> _31)
-    return mixed
-
-
-def stream(state: Array, count: int) -> Array:
-    """The first `count` outputs of SplitMix64 from each state: (n,) -> (n, count) uint64."""
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
-    return mix(state[:, None] + steps)
-
-
-def fold(keys: Array) -> Array:
-    """Hash keys (n, k) of integers to (n,) uint64.
-
-    Raises
-    ------
-    UsageError
-        Not a two-dimensional array of integers.
-    """
-    keys = np.asarray(keys)
-    if keys.ndim != 2 or keys.dtype.kind not in "iu" or not keys.shape[1]:
-        raise UsageError(
-            f"keys must be an integer array [batch, k], got shape {keys.shape} {keys.dtype}; "
-            "SmallChunks.keys is one, np.arange(batch)[:, None] another"
-        )
-    state = np.full(len(keys), keys.shape[1], np.uint64)
-    for column in keys.astype(np.uint64).T:
-        state = mix(mix(state + _GAMMA) ^ column)
-    return state
-
-
-def salt_of(*parts: object) -> int:
-    """64 bits from names and numbers, the same in every process."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +93,6 @@ class Samples:
         self, count: int, low: float | Sequence[float] = 0.0, high: float | Sequence[float] = 1.0
     ) -> Array:
         """(size, count) float64, uniform in [low, high); bounds may be one a column."""
-        u = (self.bits(count) >> _11) * 2.0**-53
+        u = (self.bits(count) >> np.uint64(11)) * 2.0**-53
         numbers: Array = np.asarray(low) + u * (np.asarray(high) - np.asarray(low))
         return numbers

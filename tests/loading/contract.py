@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import pickle
+import random
 import threading
 import weakref
 from typing import Any, ClassVar
@@ -20,8 +21,10 @@ import torch
 from distributed import Client
 from torch.utils.data import DataLoader, IterableDataset
 
-from daskdmed import Dataset, Patient, Record
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL
 from daskdmed.errors import BudgetError, LoaderClosedError, LoaderError, StateError, UsageError
+from daskdmed.loading import ranks as ranks_module
+from daskdmed.policies import OnePass
 from tests.loading.conftest import (
     assert_same_batches,
     assert_true_to_place,
@@ -29,6 +32,7 @@ from tests.loading.conftest import (
     coordinate_array,
     coordinate_dataset,
 )
+from tests.waiting import until
 
 #: of the images
 SIZE = {"height": 300, "width": 280, "chunks": 128}
@@ -86,7 +90,7 @@ class Asks:
         return x + torch.from_numpy(chunks.origins[:, 0].astype("u1"))[:, None, None, None]
 
 
-class LoaderContract:
+class OfLoader:
     """Batches of 8 small chunks of 32 x 32 pixels."""
 
     #: the class of the loader
@@ -101,6 +105,36 @@ class LoaderContract:
     def make(self, dataset=None, **options):
         dataset = dataset or coordinate_dataset(2, **SIZE)
         return self.kind(dataset, **{**self.options, **options})
+
+
+class OfLightDL(OfLoader):
+    kind = LightDL
+    options = {
+        "smallchunk_size": 32,
+        "batch_size": 8,
+        "bigchunk_size": 128,
+        "resident": "1 MiB",
+        "smallchunks_per_bigchunk": 20,
+    }
+    finite = {"policy": OnePass(), "drop_last": False}
+    small = "patches"
+
+
+class OfSlidingWindowDL(OfLoader):
+    kind = SlidingWindowDL
+    options = {
+        "kernel_size": 32,
+        "stride": 20,
+        "edge": "shift",
+        "batch_size": 8,
+        "block_windows": 4,
+        "resident": "1 MiB",
+    }
+    small = "windows"
+
+
+class LoaderContract(OfLoader):
+    """What holds for each kind of loader."""
 
     # -- batches ----------------------------------------------------------------------
 
@@ -137,6 +171,75 @@ class LoaderContract:
                 with pytest.raises(StopIteration):
                     loader.get()
 
+    # -- loops ------------------------------------------------------------------------
+
+    def test_loops_that_count_find_every_pass_whole(self):
+        """They take so many batches as there are and never meet the end, as Lightning does."""
+        with self.make(**self.finite) as loader, self.make(**self.finite) as plain:
+            counted = [names(b for _, b in zip(range(len(loader)), loader)) for _ in range(3)]
+            assert counted == [names(plain) for _ in range(3)]
+            assert len(counted[0]) == len(set(counted[0])) == len(counted[1]) == len(counted[2])
+
+    def test_a_loop_that_was_left_is_over(self):
+        """The next one is a whole pass, the one that would have come in any case."""
+        with self.make(**self.finite) as loader, self.make(**self.finite) as plain:
+            passes = [names(plain) for _ in range(2)]
+            assert names(itertools.islice(loader, 2)) == passes[0][:16]
+            assert names(loader) == passes[1]
+
+    def test_batches_by_hand_are_in_no_loop(self):
+        with self.make(**self.finite) as loader, self.make(**self.finite) as plain:
+            first, second = names(plain), names(plain)
+            by_hand = [next(loader), loader.get()]
+            assert names(itertools.chain(by_hand, loader)) == first
+            assert names(loader) == second
+
+    def test_two_loops_at_a_time_are_refused(self):
+        with self.make() as loader:
+            first, second = iter(loader), iter(loader)
+            next(first)
+            next(second)
+            with pytest.raises(UsageError, match="another loop.*a loader for each"):
+                next(first)
+            next(second)
+
+    def test_the_first_loop_gives_what_a_saved_one_left(self):
+        with self.make(**self.finite) as loader:
+            loop = iter(loader)
+            names(itertools.islice(loop, 3))
+            state = loader.state_dict()
+            rest, second = names(loop), names(loader)
+            finished = loader.state_dict()
+        with self.make(**self.finite) as other:  # started, and no batch taken
+            other.load_state_dict(state)
+            assert names(other) == rest
+            assert names(other) == second
+        with self.make(**self.finite) as other:
+            other.load_state_dict(finished)
+            assert len(names(other)) == len(second), "nothing was left of it"
+
+    # -- training frameworks ----------------------------------------------------------
+
+    def test_a_batch_can_be_moved(self):
+        from lightning_utilities.core.apply_func import apply_to_collection
+
+        class Kind(type):
+            def __instancecheck__(cls, value):
+                return callable(getattr(value, "to", None))
+
+        class Movable(metaclass=Kind):
+            """As Lightning knows them."""
+
+        with self.make() as loader:
+            batch = next(loader)
+        x, patients, chunks = apply_to_collection(batch, Movable, lambda v: v.to("meta"))
+        assert x.device.type == "meta"
+        assert all(a is b for a, b in zip(patients, batch[1], strict=True))
+        assert chunks is batch[2]
+        chunk = chunks[0]
+        for part in (chunk, chunk.bigchunk, chunk.patient.record()):
+            assert part.to("meta", non_blocking=True) is part
+
     # -- transforms -------------------------------------------------------------------
 
     def test_transforms_per_sample_and_per_batch(self):
@@ -163,14 +266,85 @@ class LoaderContract:
             x, _, chunks = next(loader)
         assert torch.equal(x, Asks()(torch.from_numpy(chunks.data).movedim(-1, 1), chunks))
 
+    def test_random_functions_are_seeded_and_take_nothing_from_the_loop(self):
+        """They draw from the global generators, which are the training loop's too."""
+        callers = set()
+
+        def noisy(sample):
+            callers.add(threading.current_thread())
+            drawn = torch.rand(1) + float(np.random.rand()) + random.random()  # noqa: NPY002
+            return sample + drawn
+
+        def draw():
+            return float(torch.rand(1)), float(np.random.rand()), random.random()  # noqa: NPY002
+
+        def reset():
+            torch.manual_seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            random.seed(0)
+
+        def run(state=None):
+            reset()
+            with self.make(tfms=noisy) as loader:
+                if state is not None:
+                    loader.load_state_dict(state)
+                batches, drawn = [], []
+                for _ in range(3):
+                    batches.append(loader.get()[0])
+                    drawn.append(draw())
+                    until(lambda: loader.stats().batches_ready)  # more is made meanwhile
+                return batches, drawn, loader.state_dict()
+
+        once, drawn, state = run()
+        again, same, _ = run()
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+        assert drawn == same
+        reset()
+        assert drawn == [draw() for _ in range(3)], "as if there were no loader"
+        assert len({float((a - a.floor()).flatten()[0]) for a in once}) == 3
+        assert callers == {threading.current_thread()}
+        with self.make() as plain:
+            for _ in range(3):
+                next(plain)
+            raw = next(plain)[0]
+        later, _, _ = run(state)
+        assert not torch.equal(later[0], raw)
+        with self.make(tfms=noisy) as loader:
+            fourth = collect(loader, 4)[-1][0]
+        assert np.array_equal(later[0].numpy(), fourth), "and after a state was loaded"
+
+    def test_other_functions_run_in_the_background(self):
+        callers = []
+
+        def plain(sample):
+            callers.append(threading.current_thread().name)
+            return sample
+
+        with self.make(tfms=plain) as loader:
+            collect(loader, 8)  # the first ones were made before anybody knew
+        assert callers[-1] == "daskdmed-loader"
+        assert len({*callers}) == 2
+
+    @pytest.mark.parametrize("result", [None, {"image": 1}, "image", object(), [None]], ids=repr)
+    def test_what_a_transform_may_not_give(self, result):
+        with self.make(tfms=lambda sample: result) as loader:
+            for _ in range(2):  # the batch is not lost
+                with pytest.raises(
+                    UsageError, match="the transform .* gave .*a tensor or an array"
+                ):
+                    loader.get()
+            assert loader.state_dict() == self.make().state_dict()
+
     def test_errors_of_transforms_reach_the_consumer(self):
         def broken(sample):
             raise ValueError("no good")
 
         sizes = itertools.count(1)
 
-        with self.make(tfms=broken) as loader, pytest.raises(ValueError, match="no good"):
-            next(loader)
+        with self.make(tfms=broken) as loader:
+            for _ in range(2):
+                with pytest.raises(ValueError, match="no good"):
+                    next(loader)
         with (
             self.make(tfms=lambda sample: sample[:, : next(sizes)]) as loader,
             pytest.raises(UsageError, match="differing shapes"),
@@ -251,6 +425,31 @@ class LoaderContract:
         gate.open.set()
         closer.join()
         assert not closer.is_alive()
+
+    @pytest.mark.parametrize("name", ["batch_size", "tfms", "rank", "world_size"])
+    def test_what_cannot_be_changed_says_so(self, name):
+        loader = self.make()
+        before = getattr(loader, name)
+        for _ in range(2):
+            with pytest.raises(UsageError, match=f"{name} .* cannot be changed to 5.* {name}="):
+                setattr(loader, name, 5)
+            loader.start()
+        assert getattr(loader, name) == before
+        loader.close()
+
+    def test_it_can_be_used_where_an_event_loop_runs(self):
+        """As in Jupyter, and beside other coroutines."""
+
+        async def take(loader):
+            first = loader.get()
+            second, beside = await asyncio.gather(
+                asyncio.to_thread(loader.get), asyncio.sleep(0, "beside")
+            )
+            assert beside == "beside"
+            return names([first, second])
+
+        with self.make() as loader, self.make() as same:
+            assert asyncio.run(take(loader)) == names(itertools.islice(same, 2))
 
     # -- clients ----------------------------------------------------------------------
 
@@ -342,6 +541,53 @@ class LoaderContract:
         assert sorted(itertools.chain(*shares)) == sorted(whole)
         assert len(set(whole)) == len(whole)
         assert min(map(len, shares)) > 0
+
+    @pytest.mark.parametrize("started", [False, True])
+    def test_a_process_group_that_comes_after_the_loader(self, monkeypatch, started):
+        options = {**self.finite, "rank": 1, "world_size": 2}
+        with self.make(**options) as loader:
+            expected, length = names(loader), len(loader)
+        late = self.make(**self.finite)
+        if started:
+            late.start()
+        with self.make(**self.finite) as too_late:
+            next(too_late)
+            monkeypatch.setattr(ranks_module, "_process_group", lambda: (1, 2))
+            assert (late.rank, late.world_size, len(late)) == (1, 2, length)
+            assert names(late) == expected
+            with pytest.raises(UsageError, match=r"\(rank 1 of 2\) was initialised after"):
+                next(too_late)
+            monkeypatch.setattr(ranks_module, "_process_group", lambda: None)
+            assert len(names(late)) == len(expected), "a group that is gone changes nothing"
+        late.close()
+
+    def test_processes_that_know_nothing_of_each_other_are_told(self, monkeypatch, caplog):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with self.make() as loader:
+            assert "WORLD_SIZE" not in caplog.text, "the group may still come"
+            collect(loader, 2)
+        assert caplog.text.count("WORLD_SIZE=2") == 1
+        assert "every process gets the same batches" in caplog.text
+        caplog.clear()
+        monkeypatch.setenv("RANK", "1")
+        with self.make(rank="auto") as loader:
+            assert (loader.rank, loader.world_size) == (1, 2)
+            next(loader)
+        assert "the same batches" not in caplog.text
+
+    def test_a_rank_goes_on_from_the_state_of_another(self):
+        """Of which a training framework saves one only."""
+
+        def make(rank):
+            return self.make(**self.finite, rank=rank, world_size=2)
+
+        with make(0) as loader:
+            collect(loader, 3)
+            state = loader.state_dict()
+        with make(1) as other, make(1) as same:
+            other.load_state_dict(state)
+            assert names(other) == names(same)[24:]
+            assert other.stats().batches >= 6
 
     # -- errors -----------------------------------------------------------------------
 

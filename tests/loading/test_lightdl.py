@@ -502,6 +502,8 @@ def test_refusals(dataset):
         {"smallchunk_size": -1},
         {"smallchunk_size": (64, 64, 64)},
         {"epoch_length": 0},
+        {"seed": None},
+        {"seed": 1.5},
     ):
         with pytest.raises(UsageError, match=next(iter(bad))):
             LightDL(dataset, **{**SMALL, **bad})

@@ -131,6 +131,15 @@ def test_wrong_arguments(x):
         PerSample(random_flip, style="pil")
     with pytest.raises(UsageError, match="know the small chunks"):
         PerSample(random_flip)(x)
+    for seed in (None, 1.5, "0"):
+        with pytest.raises(UsageError, match="seed must be an integer.*secrets"):
+            PerSample(random_flip, seed=seed)
+
+
+@pytest.mark.parametrize("result", [None, {"image": 1}, object()], ids=repr)
+def test_what_a_function_may_not_give(x, keys, result):
+    with pytest.raises(UsageError, match="gave .*; it must give a tensor or an array"):
+        PerSample(lambda image: result)(x, keys)
 
 
 # -- libraries --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from daskdmed.core.randomness import fold, mix, salt_of, stream
 from daskdmed.errors import UsageError
-from daskdmed.transforms.keyed import Samples, fold, mix, salt_of, stream
+from daskdmed.transforms.keyed import Samples
 
 
 def test_known_answers_of_splitmix64():
@@ -84,7 +85,8 @@ def test_bounds_per_column():
 def test_the_same_in_every_process():
     # keyed needs no torch, so that the other process starts quickly
     script = (
-        "import numpy as np; from daskdmed.transforms.keyed import Samples, salt_of;"
+        "import numpy as np; from daskdmed.transforms.keyed import Samples;"
+        "from daskdmed.core.randomness import salt_of;"
         "s = Samples.of(np.arange(6).reshape(2, 3)).at(salt_of('HEDJitter', 3));"
         "print(s.uniform(3).tolist())"
     )

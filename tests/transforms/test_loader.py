@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dask.array as da
+import threading
+
 import numpy as np
 import pytest
 
@@ -220,3 +222,23 @@ def test_others_in_the_background(dataset):
     common = once.keys() & again.keys()
     assert len(common) > 10
     assert all(np.array_equal(once[k], again[k]) for k in common)
+
+
+@pytest.mark.parametrize("compose", [False, True])
+def test_functions_of_global_generators_as_tfms(dataset, compose):
+    """In the consumer's thread, which is the only one that may touch what it shares."""
+    callers = set()
+
+    def noisy(image):
+        callers.add(threading.current_thread())
+        return image + torch.rand(1)
+
+    tfms = Compose([RandomFlip(), PerSample(noisy)]) if compose else PerSample(noisy)
+    torch.manual_seed(3)
+    there = batches(dataset, 3, batch_tfms=None, tfms=tfms)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), drawn)
+    assert callers == {threading.current_thread()}
+    here = batches(dataset, 3, batch_tfms=tfms)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(here, there, strict=True))

@@ -23,23 +23,7 @@ from daskdmed.persistence.tally import Tally
 
 
 class ReadAhead:
-    """One pass over the windows, or what is left of it.
-
-    Parameters
-    ----------
-    tally : Tally
-        Tells of loads, which are the big chunks of this loader.
-    plan : LoadPlan
-        What is read, in order.
-    reader : LoadReader
-        Reads it.
-    budget : int
-        Bytes of all blocks in memory, those being read included.
-    batch_size : int
-        Windows per batch.
-    tfms : callable or None
-        Applied to windows in the background.
-    """
+    """One pass over the windows, or what is left of it; `budget` in bytes of blocks."""
 
     def __init__(
         self,
@@ -48,7 +32,7 @@ class ReadAhead:
         reader: LoadReader,
         budget: int,
         batch_size: int,
-        tfms: Callable[[Any], Any] | None,
+        prepare: Preparation,
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
@@ -59,7 +43,7 @@ class ReadAhead:
         view, grid = plan.images[0].view, plan.images[0].grid
         self._shape = (*grid.kernel_size, *view.shape[grid.ndim :])
         self._dtype = view.dtype
-        self._prepare = Preparation(grid.ndim, tfms)
+        self._prepare = prepare
 
     @property
     def batch_bytes(self) -> int:
@@ -107,7 +91,7 @@ class ReadAhead:
             loaded = future.result()
             del future  # it holds the pixels
             for batch in batcher.cut(load, loaded, skip):
-                yield batch, self._prepare(batch.smallchunks)
+                yield batch, self._prepare.ahead(batch.smallchunks)
                 del batch
             del loaded
             self.held -= load.nbytes
@@ -115,4 +99,4 @@ class ReadAhead:
             skip = 0
         rest = batcher.rest(self._plan.windows)
         if rest is not None:
-            yield rest, self._prepare(rest.smallchunks)
+            yield rest, self._prepare.ahead(rest.smallchunks)

@@ -9,7 +9,7 @@ and is faster), and what becomes of batches (`daskdmed.tables`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.sliding.ahead import ReadAhead
 from daskdmed.loading.sliding.batches import WindowBatch, WindowChunks
 from daskdmed.loading.sliding.images import Layout, MasksLike, open_images
-from daskdmed.loading.sliding.plan import LoadPlan, Order
+from daskdmed.loading.sliding.plan import ImageWindows, LoadPlan, Order
 from daskdmed.loading.sliding.progress import WindowProgress
 from daskdmed.loading.sliding.read import LoadReader
 from daskdmed.loading.stats import Meter, SlidingStats
@@ -43,8 +43,12 @@ class SlidingWindowDL(Loader[WindowChunks]):
     """Batches of the windows of one image, or of a whole dataset, each window exactly once.
 
     A context manager, an iterator, and a `torch.utils.data.IterableDataset` for
-    ``DataLoader(loader, batch_size=None, num_workers=0)``. Each ``for`` over a loader that
-    has come to its end is another pass; one that was left goes on where it was.
+    ``DataLoader(loader, batch_size=None, num_workers=0)``.
+
+    Each loop over it (``for``, ``iter``) is a pass from the first window on, wherever the
+    last one was left; after `load_state_dict`, the first gives what is left of the pass that
+    was saved. ``next`` and `get` take batches without a loop: they go on in the present pass,
+    and a loop after them gives the rest of it. To leave a loop and go on, keep its iterator.
 
     Windows come block by block, and in C order within a block, so that every storage tile
     is decoded about once; blocks begin on tiles where the geometry allows it.
@@ -63,10 +67,6 @@ class SlidingWindowDL(Loader[WindowChunks]):
         stride is then ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it.
     batch_size : int, default 64
         Windows per batch; the last batch may be shorter.
-    level, mpp, power
-        Resolution, mutually exclusive; each a value or a function of the patient.
-    record : str, optional
-        Name of the record; not needed when patients have one.
     edge : {"pad", "shift", "drop"}
         Windows over the far border see the background, are moved inside, or are left out.
     mask : array, object with `data` and `scale`, mapping, or function of the patient
@@ -85,27 +85,17 @@ class SlidingWindowDL(Loader[WindowChunks]):
         that wait for the consumer come on top, up to 64 MiB or two of them.
     min_interval : float, optional
         Least seconds between the beginnings of block reads, to spare a shared disk.
-    tfms : callable, optional
-        Applied to each sample tensor (c, *spatial) in the background. A transform of
-        `daskdmed.transforms` is applied to the whole batch, in the background too.
-    batch_tfms : callable, optional
-        Applied to the whole batch in the consumer's thread, on the consumer's device; called
-        as ``batch_tfms(x, windows)`` when it says ``needs_smallchunks = True``.
+    block_windows : int or sequence of int, optional
+        Windows per block. Default: about 4096 pixels, tile-aligned, within the budget.
     rank, world_size : int
         Each rank delivers whole blocks of its own, about equally many windows; together
-        every window once. Not given: as for `LightDL`, those of `torch.distributed` when a
-        process group has been initialised, otherwise 0 of 1.
+        every window once. Not given: as for `LightDL`.
     on_error : {"raise", "skip"}
         What an image or region does that cannot be read after several attempts: reach
         ``next`` as an error that names patient, record and region; or be left out, window
         by window, and reported by `stats`.
-    tile_error : {"raise", "fill"}
-        What a storage tile that cannot be decoded becomes: an error (see `on_error`), or
-        background and a warning.
-    client : distributed.Client, optional
-        Where blocks are read. None: threads of this process.
-    block_windows : int or sequence of int, optional
-        Windows per block. Default: about 4096 pixels, tile-aligned, within the budget.
+    level, mpp, power, record, tfms, batch_tfms, tile_error, client
+        As for `LightDL`.
 
     Raises
     ------
@@ -169,22 +159,28 @@ class SlidingWindowDL(Loader[WindowChunks]):
         layout = Layout(kernel_size, stride, overlap, edge, min_mask, block_windows, self._budget)
         request = Request(record, level, mpp, power, spatial_axes(kernel_size), tile_error)
         images, failures = open_images(images_of(dataset_or_image, request), layout, mask, on_error)
-        self._plan = LoadPlan(
-            images,
-            order=order,
-            at_once=self._slides_at_once,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
         self._not_opened = tuple(failures)
-        self._progress: WindowProgress = WindowProgress(self._plan.windows)
         self._ahead: ReadAhead | None = None
+        self._deal(images)
+
+    def _deal(self, images: Sequence[ImageWindows] = ()) -> None:
+        rank, world_size = self._share
+        self._plan: LoadPlan = LoadPlan(
+            images or self._plan.images,
+            order=self._order,
+            at_once=self._slides_at_once,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._progress: WindowProgress = WindowProgress(self._plan.windows)
 
     # -- life -----------------------------------------------------------------------
 
     def _begin(self) -> Prefetcher:
         reader = self._reader()
-        ahead = ReadAhead(self._meter, self._plan, reader, self._budget, self.batch_size, self.tfms)
+        ahead = ReadAhead(
+            self._meter, self._plan, reader, self._budget, self.batch_size, self._prepare
+        )
         self._ahead = ahead
         return Prefetcher(
             ahead.batches(self._progress.position),
@@ -210,10 +206,11 @@ class SlidingWindowDL(Loader[WindowChunks]):
     def _took(self, batch: WindowBatch) -> None:
         self._progress.take(batch)
 
-    def _begin_iteration(self) -> None:
-        if self._progress.over and not self._closed:
-            self.rewind()
-        self._progress.iterated = 0
+    def _begins_anew(self) -> bool:
+        return True
+
+    def _next_pass(self, *, again: bool) -> None:
+        self.rewind()
 
     def rewind(self) -> None:
         """Begin another pass at the first window, wherever this one stands.
@@ -229,6 +226,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     def __len__(self) -> int:
         """Batches of a pass, when nothing fails."""
+        self._look_for_others()
         return -(-self._plan.windows // self.batch_size)
 
     # -- what there is --------------------------------------------------------------
@@ -236,17 +234,19 @@ class SlidingWindowDL(Loader[WindowChunks]):
     @property
     def windows(self) -> int:
         """Windows that this rank delivers in a pass."""
+        self._look_for_others()
         return self._plan.windows
 
     @property
     def windows_of(self) -> dict[tuple[str, str], int]:
         """(patient id, record) -> windows that this rank delivers of it in a pass."""
+        self._look_for_others()
         return self._plan.windows_of()
 
     @property
     def position(self) -> int:
         """Windows of this pass that lie behind, those that failed included; 0 between passes."""
-        return 0 if self._progress.over else self._progress.position
+        return self._progress.position % self._plan.windows if self.windows else 0
 
     @property
     def images(self) -> tuple[ImageGrid, ...]:
@@ -271,8 +271,8 @@ class SlidingWindowDL(Loader[WindowChunks]):
             "batch_size": self.batch_size,
             "order": self._order,
             "slides_at_once": self._slides_at_once if self._order == "interleaved" else None,
-            "rank": self.rank,
-            "world_size": self.world_size,
+            "rank": self._share[0],
+            "world_size": self._share[1],
         }
 
     # -- looking at it --------------------------------------------------------------

@@ -8,19 +8,13 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import StateError
-from daskdmed.loading.progress import Progress
+from daskdmed.loading.progress import Progress, only_its_own
 from daskdmed.loading.sliding.batches import WindowBatch
 from daskdmed.loading.sliding.read import WindowFailure
 
 
 class WindowProgress(Progress):
-    """Where a `SlidingWindowDL` stands.
-
-    Parameters
-    ----------
-    total : int
-        Windows of a pass.
-    """
+    """Where a `SlidingWindowDL` stands in a pass of `total` windows."""
 
     def __init__(self, total: int) -> None:
         super().__init__()
@@ -30,6 +24,11 @@ class WindowProgress(Progress):
         #: windows delivered
         self.windows = 0
         self.failures: list[WindowFailure] = []
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next window is the first."""
+        return not self.position and not self.over
 
     def take(self, batch: WindowBatch) -> None:
         """Note that a batch was taken; one without windows only tells of failures."""
@@ -58,3 +57,9 @@ class WindowProgress(Progress):
             raise StateError(f"position {position} is not in a plan of {self._total}")
         self.position, self.batches, self.windows = position, batches, windows
         self.failures = failures
+
+    def _of_another_rank(self, state: Mapping[str, Any], each: int, ranks: int) -> dict[str, Any]:
+        if state["failed"]:
+            raise only_its_own("that rank left windows out")
+        windows = min(int(state["batches"]) * each, self._total)
+        return {"position": windows, "windows": windows}

@@ -494,13 +494,14 @@ def test_a_slow_consumer_loses_nothing_and_nothing_grows():
     with SlidingWindowDL(
         dataset, kernel_size=64, batch_size=1, block_windows=1, resident=budget
     ) as loader:
-        found = seen(itertools.islice(loader, 1), images, (64, 64))
+        loop = iter(loader)
+        found = seen(itertools.islice(loop, 1), images, (64, 64))
         until(lambda: loader.stats().batches_ready >= 4)
         # time in which all 100 could be read, were the reader not held back
         time.sleep(0.5)
         # what may be: in the budget, waiting as batches, in the consumer's and thread's hands
         assert watch.reads <= 5 + 4 + 2
-        found += seen(loader, images, (64, 64))
+        found += seen(loop, images, (64, 64))
         assert loader.stats().peak_bytes <= budget
     assert len(set(found)) == len(found) == 100
     assert watch.reads == 100
@@ -592,7 +593,9 @@ def test_resume_is_exact(order, taken):
     with loader:
         rest = batches(loader)
         assert loader.stats().windows == loader.windows
-    assert len(first) + len(rest) == len(whole)
+    if taken > len(whole):  # nothing was left: the next pass
+        assert len(first) == len(whole)
+        first = []
     for (xa, ia, pa), (xb, ib, pb) in zip(first + rest, whole, strict=True):
         assert np.array_equal(xa, xb)
         assert np.array_equal(ia, ib)
@@ -612,13 +615,15 @@ def test_states_of_other_loaders_are_refused():
         SlidingWindowDL(dataset, **GOING).load_state_dict({**state, "position": -1})
 
 
-def test_each_for_is_a_pass_and_one_that_was_left_goes_on():
+def test_each_loop_is_a_pass_and_one_can_be_left_and_gone_on_with():
     dataset, images = dataset_of([(100, 100)])
     with SlidingWindowDL(dataset, kernel_size=10, batch_size=30) as loader:
         first = seen(loader, images, (10, 10))
         assert seen(loader, images, (10, 10)) == first
-        head = seen(itertools.islice(loader, 2), images, (10, 10))
-        assert head + seen(loader, images, (10, 10)) == first
+        loop = iter(loader)
+        head = seen(itertools.islice(loop, 2), images, (10, 10))
+        assert loader.position == 60
+        assert head + seen(loop, images, (10, 10)) == first
         assert loader.position == 0
         for _ in range(2):
             with pytest.raises(StopIteration):
