@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dask.array as da
 import threading
 
+import dask.array as da
 import numpy as np
 import pytest
 
