@@ -87,20 +87,10 @@ class _Lease:
 
 
 def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-    """An uninitialised C-contiguous array, its memory recycled.
+    """An uninitialised C-contiguous array of a plain numeric type, its memory recycled.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        Shape of the array.
-    dtype : dtype-like
-        A plain numeric type.
-
-    Returns
-    -------
-    ndarray
-        Behaves as ``numpy.empty``; `base` is not None, and the memory returns to the pool
-        when neither it nor any view of it is referenced.
+    Behaves as ``numpy.empty``; `base` is not None, and the memory returns to the pool when neither
+    it nor any view of it is referenced.
     """
     kind = np.dtype(dtype)
     count = 1

@@ -84,8 +84,8 @@ class BigChunkEvicted(_OfBigChunk):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchMade(Event):
-    """A batch is complete and waits to be taken.
+class _OfBatch(Event):
+    """A batch.
 
     Parameters
     ----------
@@ -103,24 +103,20 @@ class BatchMade(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchTaken(Event):
+class BatchMade(_OfBatch):
+    """A batch is complete and waits to be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTaken(_OfBatch):
     """A batch was given to the caller.
 
     Parameters
     ----------
-    loader : str
-        Name of the loader.
-    number : int
-        Of the batch, counted from 0 per loader.
-    size : int
-        Small chunks or windows in it.
     waited : float
         Seconds that the caller waited for it.
     """
 
-    loader: str
-    number: int
-    size: int
     waited: float
 
 
@@ -161,17 +157,22 @@ class _OfRun(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class RunStarted(_OfRun):
-    """The blocks of one image are about to be computed.
+class _Progress(_OfRun):
+    """How far the work on one image is.
 
     Parameters
     ----------
     total, done : int
-        Blocks, and how many of them were done before (of a run that is resumed).
+        Blocks, and how many of them are done (of a run that is resumed: were done before).
     """
 
     total: int
     done: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(_Progress):
+    """The blocks of one image are about to be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +189,15 @@ class BlockDone(_OfRun):
 
 
 @dataclass(frozen=True, slots=True)
-class RunFinished(_OfRun):
+class RunFinished(_Progress):
     """The work on one image ended.
 
     Parameters
     ----------
-    total, done : int
-        Blocks, and how many of them are done.
     error : str
         Kind and message of what ended it, empty when it is complete.
     """
 
-    total: int
-    done: int
     error: str = ""
 
 

@@ -11,19 +11,7 @@ from daskdmed.core import events
 
 @contextmanager
 def bar(run: str, name: str, show: bool = True, *, unit: str = "block") -> Iterator[None]:
-    """Show how far a run is while the context lasts.
-
-    Parameters
-    ----------
-    run : str
-        Only events with this `run` count.
-    name : str
-        Text in front of the bar.
-    show : bool
-        Whether to show anything.
-    unit : str
-        What is counted.
-    """
+    """Show how far a run is while the context lasts, by the events whose `run` is that one."""
     if not show:
         yield
         return

@@ -11,49 +11,38 @@ Not covered: what a block is, and where it is recorded as done (`daskdmed.store.
 
 from __future__ import annotations
 
-import itertools
-import logging
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
 from dask.local import SynchronousExecutor, get_async
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
+from dask.utils import format_bytes
 
-from daskdmed.core import events, progress
-from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
+from daskdmed.core import clusterwork, events, memory, progress
+from daskdmed.core.errors import DaskdmedError, StoreError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-logger = logging.getLogger("daskdmed.work")
 Index: TypeAlias = tuple[int, ...]
 Key: TypeAlias = Any
-T = TypeVar("T")
-#: blocks in flight on a cluster, at least
-_IN_FLIGHT = 64
 
 
 class Job:
     """What is left of one result, in blocks. To be derived from.
 
-    Attributes
-    ----------
-    name : str
-        What is done, for instance "heatmap": the name that its keys begin with, by which
-        Dask's dashboard shows and counts them.
-    image : str
-        With what, for people.
-    total, finished : int
-        Blocks, and how many of them are done.
-    wants_results : bool
-        Whether `mark` is given what blocks give back; else it may be given None.
-    needs_those_before : bool
-        It begins when all jobs before it have ended, whose results it reads.
+    `name`: what is done, for instance "heatmap": the name that its keys begin with, by which Dask's
+    dashboard shows and counts them. `image`: with what, for people. `total`, `finished`: blocks,
+    and how many of them are done. `wants_results`: whether `mark` is given what blocks give back;
+    else it may be given None. `needs_those_before`: it begins when all jobs before it have ended,
+    whose results it reads. `block_bytes`: what a block takes while it is computed,
+    about; 0 when that is little.
     """
 
     name: str = "work"
@@ -62,6 +51,7 @@ class Job:
     image: str = ""
     total: int = 0
     finished: int = 0
+    block_bytes: int = 0
 
     def graph(self) -> tuple[Mapping[Key, GraphNode], Mapping[Key, Index]]:
         """The work, and which of its keys give which pending block.
@@ -89,17 +79,7 @@ class Job:
 def call_graph(
     name: str, call: Callable[[Any], Any], items: Mapping[Index, Any]
 ) -> tuple[dict[Key, GraphNode], dict[Key, Index]]:
-    """The graph of a function that is called on items: for `Job.graph`.
-
-    Parameters
-    ----------
-    name : str
-        What is done, see `Job`.
-    call : callable
-        Sent to workers once; picklable.
-    items : mapping of index to object
-        What it is called with; small.
-    """
+    """For `Job.graph`: a function (sent to workers once; picklable) is called on small items."""
     run = uuid.uuid4().hex
     shared = f"{name}-task-{run}"
     keys = {(f"{name}-{run}", *index): index for index in items}
@@ -142,30 +122,12 @@ def run_all(
     client: Client | None = None,
     show: bool = False,
 ) -> None:
-    """Call a function on every item.
+    """Call a function on every item; `done` gets each and its result as they end, one after the
+    other.
 
-    Parameters
-    ----------
-    name : str
-        What is done, see `Job`.
-    items : iterable
-        Small values.
-    call : callable
-        Gets one item; picklable when there is a client. Its results are small.
-    done : callable
-        Gets each item and its result as they end, one after the other.
-    client : distributed.Client, optional
-        Run on its workers, default on threads of this process.
-    show : bool
-        Show a progress bar.
-
-    Raises
-    ------
-    UsageError
-        The client is asynchronous.
-    Exception
-        The first error of a call, after those already running in this process have ended;
-        items that ended well are told to `done` first.
+    On the workers of `client` (the function is picklable then), default on threads of this process.
+    The first error of a call is raised after those already running in this process have ended;
+    items that ended well are told to `done` first.
     """
     run([_Calls(name, call, list(items), done)], name=name, client=client, show=show)
 
@@ -211,44 +173,29 @@ def run(
 ) -> list[Any]:
     """Do jobs, one after the other and the ends of each beside the beginnings of the next.
 
-    Parameters
-    ----------
-    jobs : iterable of Job
-        Asked for the next one when few blocks are left: opening images belongs there.
-    name : str
-        What is done.
-    client : distributed.Client, optional
-        Run on its workers. Default: Dask's threaded scheduler in this process, with as many
-        threads as ``dask.config`` "num_workers" or "pool" says or CPUs are there; its
-        synchronous one where ``dask.config`` "scheduler" says so.
-    threads : int, optional
-        Blocks that this process computes at once, at most; default as many as threads.
-    resources : mapping, optional
-        What a worker must offer for the last task of a block; tasks before it may run anywhere.
-    show : bool
-        Show a progress bar.
+    Gives what each job's `finish` gave, in order. StoreError: a block of a job that keeps what is
+    done failed for a reason outside this library (the cause is chained). Otherwise the first error,
+    with a note on how far the jobs are. Blocks that were running in this process end first, and all
+    that ended well are recorded.
 
-    Returns
-    -------
-    list
-        What each job's `finish` gave, in order.
+    jobs: Asked for the next one when few blocks are left: opening images belongs there.
 
-    Raises
-    ------
-    StoreError
-        A block of a job that keeps what is done failed for a reason outside this library
-        (the cause is chained).
-    Exception
-        The first error otherwise, with a note on how far the jobs are. Blocks that were
-        running in this process end first, and all that ended well are recorded.
+    client: Run on its workers. Default: Dask's threaded scheduler in this process, with as many
+    threads as ``dask.config`` "num_workers" or "pool" says or CPUs are there; its synchronous one
+    where ``dask.config`` "scheduler" says so.
+
+    threads: Blocks that this process computes at once, at most.
+
+    resources: What a worker must offer for the last task of a block; tasks before it may run
+    anywhere.
     """
-    state = _Run(name)
+    state = Run(name, client)
     with progress.bar(state.id, name, show):
         try:
             if client is None:
                 _Threads(state, threads).run(jobs)
             else:
-                _Cluster(state, client, resources).run(jobs)
+                clusterwork.ClusterRun(state, client, resources).run(jobs)
         except BaseException as error:
             told = state.stop(error)
             if not told or not isinstance(error, Exception):
@@ -261,22 +208,29 @@ def run(
             raise StoreError(
                 f"{name} of {images} stopped: {type(error).__name__}: {error} ({notes}). {told}"
             ) from error
+        finally:
+            state.give_back()
     return [state.results[number] for number in sorted(state.results)]
 
 
-class _Run:
-    """The jobs of one call that are begun, and what they gave."""
+class Run:
+    """The jobs of one call that are begun, what they gave, and the memory that they take."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, client: Client | None) -> None:
         self.id = uuid.uuid4().hex
         self.name = name
         self.open: dict[int, Job] = {}
         self.left: dict[int, int] = {}
         self.results: dict[int, Any] = {}
-        self._begun = 0
+        #: blocks that are computed at a time
+        self.at_once = 1
+        self._client = client
+        self._begun = self._claimed = 0
+        self._share: weakref.finalize[..., Any] | None = None
 
     def begin(self, job: Job, blocks: int) -> int:
         """The number of a new job."""
+        self._claim(self.at_once * job.block_bytes)
         number = self._begun
         self._begun += 1
         self.open[number], self.left[number] = job, blocks
@@ -284,6 +238,25 @@ class _Run:
         if not blocks:
             self._end(number)
         return number
+
+    def _claim(self, nbytes: int) -> None:
+        """Be counted beside loaders, which hold memory for long; alone, a run is not refused."""
+        if nbytes > self._claimed:
+            self._share = memory.claim(
+                self,
+                f"{self.name}-{self.id[:6]}",
+                nbytes,
+                client=self._client,
+                here=self._client is None,
+                asked=f"{self.name} ({format_bytes(nbytes)} for {self.at_once} blocks at a time)",
+                alone=False,
+            )
+            self._claimed = nbytes
+
+    def give_back(self) -> None:
+        """It is over: the memory is free for others."""
+        if self._share is not None:
+            self._share()
 
     def done(self, number: int, index: Index, result: Any) -> None:
         """A block was computed."""
@@ -353,9 +326,9 @@ class _Threads:
     is done by the thread that runs the jobs, which needs no lock that Ctrl-C might leave held.
     """
 
-    def __init__(self, state: _Run, most: int | None) -> None:
+    def __init__(self, state: Run, most: int | None) -> None:
         self._state = state
-        self._threads = min(most or default_threads(), default_threads())
+        self._threads = state.at_once = min(most or default_threads(), default_threads())
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -458,138 +431,3 @@ class _Threads:
             get_async(pool.submit, threads, guarded, list(indexes), callbacks=callbacks)
         except BaseException as error:
             tell((number, (), _Failed(error)))
-
-
-# ------------------------------------------------------------------------ on a cluster
-class _Cluster:
-    """Blocks of jobs as tasks of a cluster, a bounded number at a time."""
-
-    def __init__(self, state: _Run, client: Client, resources: Mapping[str, float] | None) -> None:
-        if client.asynchronous:
-            raise UsageError("a synchronous client is needed; make it with asynchronous=False")
-        if resources:
-            _check_offered(client, resources)
-        self._state, self._client = state, client
-        self._resources = dict(resources or {})
-        self._graphs: dict[int, Mapping[Key, GraphNode]] = {}
-        #: values that many blocks need, kept until the end
-        self._shared: dict[Key, Any] = {}
-
-    def run(self, jobs: Iterable[Job]) -> None:
-        """Do them all."""
-        from distributed import as_completed
-
-        threads = max(sum(self._client.nthreads().values()), 1)
-        # blocks of pixels that wait for the model are kept few
-        most = 2 * threads + 1 if self._resources else max(_IN_FLIGHT, 4 * threads)
-        waiting = self._blocks(jobs)
-        running: dict[Any, tuple[int, Index]] = {}
-        # told its loop, or it would ask for a default client
-        ended = as_completed(loop=self._client.loop)
-        try:
-            while True:
-                drawn = list(_until_none(itertools.islice(waiting, most - len(running))))
-                for number, blocks in itertools.groupby(drawn, lambda block: block[0]):
-                    keys = {key: index for _, key, index in blocks}
-                    futures = self._submit(self._graphs[number], list(keys))
-                    running |= {future: (number, keys[future.key]) for future in futures}
-                    ended.update(futures)
-                if not running:
-                    return
-                self._collect(ended.next_batch(), running)
-        finally:
-            if running:
-                self._client.cancel(list(running), force=True)
-            self._shared.clear()
-
-    def _blocks(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Key, Index] | None]:
-        """The blocks of all jobs: number of the job, key and index; None to wait for others."""
-        for job in jobs:
-            while job.needs_those_before and self._state.open:
-                yield None
-            graph, keys = job.graph()
-            number = self._state.begin(job, len(keys))
-            self._graphs[number] = graph
-            for key, index in keys.items():
-                yield number, key, index
-
-    def _submit(self, graph: Mapping[Key, GraphNode], keys: list[Key]) -> list[Any]:
-        """Futures of some blocks."""
-        before, shared = _needs(graph, keys)
-        new = {key: graph[key] for key in shared if key not in self._shared}
-        self._shared.update(zip(new, self._get(new, list(new)), strict=True))
-        own = {key: graph[key] for key in keys}
-        if not self._resources:
-            return self._get({**before, **own}, keys)
-        held = self._get(before, list(before))
-        futures = self._get(own, keys, resources=self._resources)
-        del held  # tasks that need these keep them from now on
-        return futures
-
-    def _get(self, graph: dict[Key, Any], keys: list[Key], **options: Any) -> list[Any]:
-        if not keys:
-            return []
-        # what is sent was asked for, and is sent once
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-            futures: list[Any] = self._client.get(graph, keys, sync=False, **options)
-        return futures
-
-    def _collect(self, ended: Iterable[Any], running: dict[Any, tuple[int, Index]]) -> None:
-        """Mark what succeeded, then raise what did not."""
-        failure: BaseException | None = None
-        for future in ended:
-            number, index = running.pop(future)
-            error = future.exception()  # waits: a result may be lost again with its worker
-            if error is None and future.status != "finished":
-                error = RuntimeError(
-                    f"a task was {future.status}: the client was closed, or somebody cancelled it"
-                )
-            if error is not None:
-                failure = failure or error
-                continue
-            wanted = self._state.open[number].wants_results
-            self._state.done(number, index, future.result() if wanted else None)
-        if failure is not None:
-            raise failure
-
-
-def _until_none(items: Iterable[T | None]) -> Iterator[T]:
-    for item in items:
-        if item is None:
-            return
-        yield item
-
-
-def _needs(
-    graph: Mapping[Key, GraphNode], keys: Iterable[Key]
-) -> tuple[dict[Key, GraphNode], set[str]]:
-    """What blocks need for themselves, and the keys of what others need too."""
-    before: dict[Key, GraphNode] = {}
-    shared: set[str] = set()
-    waiting = [need for key in keys for need in graph[key].dependencies]
-    while waiting:
-        key = waiting.pop()
-        if isinstance(key, str):
-            shared.add(key)
-        elif key in graph and key not in before:  # else persisted by the user, or met before
-            before[key] = graph[key]
-        else:
-            continue
-        waiting.extend(graph[key].dependencies)
-    return before, shared
-
-
-def _check_offered(client: Client, resources: Mapping[str, float]) -> None:
-    """A task that no worker may run waits for ever: say so instead."""
-    for name, amount in resources.items():
-        if not amount > 0:
-            raise UsageError(f"resources={dict(resources)!r}: {name} needs a positive amount")
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    offered = [dict(worker.get("resources", {})) for worker in workers]
-    if offered and not any(
-        all(have.get(name, 0) >= amount for name, amount in resources.items()) for have in offered
-    ):
-        raise UsageError(
-            f"no worker offers resources={dict(resources)!r}; they offer {offered}. Start "
-            "workers with dask worker --resources 'GPU=1', or LocalCluster(resources=...)"
-        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,7 @@ from daskdmed.inference.models.window import WindowModel
 from daskdmed.store.results import inline
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
-from daskdmed.tiling.strips import Strip, batches, read_strips
+from daskdmed.tiling.strips import STRIP_BYTES, Strip, batches, read_strips
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class WindowBlocks:
             for size, count, c in zip(self.shape, self.grid.counts, self.cells, strict=True)
         ]
         return (*((k,) for k in self.lead), *along)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that a block takes while it is computed, about: its pixels, a batch of floats."""
+        block = self.block((0,) * self.grid.ndim)
+        channels = math.prod(self.view.shape[self.grid.ndim :])
+        pixels = math.prod(block.extent) * channels * self.view.dtype.itemsize
+        if self.view.cheap_to_cut:
+            pixels = min(pixels, STRIP_BYTES)
+        return pixels + self.batch_size * math.prod(self.grid.kernel_size) * channels * 4
 
     def indexes(self) -> Iterator[Index]:
         """Of all blocks, in C order."""

@@ -152,6 +152,7 @@ class HeatmapJob(ResultJob):
     ) -> None:
         super().__init__(location, spec, resume=resume, overwrite=overwrite)
         self._blocks, self._model = blocks, model
+        self.block_bytes = blocks.block_bytes
         self._travels, self._split = travels, split
         self._pending = []
         for index in list(self.store.pending()):

@@ -18,15 +18,16 @@ from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.local import LocalEngine
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.progress import DrawProgress, epoch_seed
-from daskdmed.loading.remote import RemoteEngine
+from daskdmed.loading.remote import BYTES_PER_TASK, DEPTH, RemoteEngine
 from daskdmed.loading.sampling import CropSpec
-from daskdmed.persistence.budget import check_memory
+from daskdmed.persistence.budget import check_workers
 from daskdmed.persistence.catalogue import Catalogue, Geometry
 from daskdmed.persistence.cluster import Cluster
 from daskdmed.persistence.ranks import Ranks
 from daskdmed.persistence.reading import RegionChooser
-from daskdmed.persistence.resident import JobFactory, ResidentSet
+from daskdmed.persistence.resident import ResidentSet
 from daskdmed.persistence.tally import Tally
+from daskdmed.persistence.units import JobFactory
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,14 @@ class Assembly:
         return dealt // ours.world_size + (ours.rank < dealt % ours.world_size)
 
     def engine(
-        self, cluster: Cluster, progress: DrawProgress, tally: Tally, *, share: bool
+        self, cluster: Cluster, progress: DrawProgress, tally: Tally, ranks: Ranks | None
     ) -> Engine:
-        """What makes the batches after those taken; `share`: with other ranks on the cluster."""
-        check_memory(self.budget, cluster.memory_limit)
+        """What makes the batches after those taken; `ranks` are on the same cluster.
+
+        BudgetError: workers have no room for the budget beside what else they need.
+        """
+        if not cluster.in_process:
+            self._check_workers(cluster)
         planning, catalogue = self.planned(progress.epoch), self.planning.catalogue
         plan, classes = planning.plan()
         plan.skip_to(progress.cursor.position)
@@ -73,7 +78,7 @@ class Assembly:
             planning.allotment,
             in_process=cluster.in_process,
             tally=tally,
-            ranks=self._ranks(cluster, progress) if share else None,
+            ranks=ranks,
         )
         areas = planning.areas if planning.restricted else None
         sampling = replace(self.sampling, key=key, areas=areas, classes=classes)
@@ -82,7 +87,19 @@ class Assembly:
             return LocalEngine(*begin)
         return RemoteEngine(*begin, workers=cluster.workers)
 
-    def _ranks(self, cluster: Cluster, progress: DrawProgress) -> Ranks | None:
+    def _check_workers(self, cluster: Cluster) -> None:
+        """What workers need beside big chunks: tiles that are decoded, crops that nobody has."""
+        planning = self.planning
+        crops = planning.allotment.capacity * planning.draws_per_visit * self.sampling.crop.nbytes
+        check_workers(
+            self.budget,
+            cluster.limits,
+            cluster.threads,
+            2 * planning.catalogue.tile_bytes,
+            min(crops, DEPTH * BYTES_PER_TASK * cluster.workers),
+        )
+
+    def ranks(self, cluster: Cluster, progress: DrawProgress) -> Ranks | None:
         """The other ranks, when there are some."""
         rank, world_size = self.sampling.rank, self.sampling.world_size
         if world_size == 1:

@@ -17,13 +17,7 @@ _WORTHWHILE = 8
 
 
 class Copier:
-    """Collects copies and makes them together.
-
-    Parameters
-    ----------
-    threads : int
-        Threads to copy with, the caller included.
-    """
+    """Collects copies and makes them together, by some threads, the caller included."""
 
     def __init__(self, threads: int) -> None:
         self._threads = max(1, min(threads, MOST_THREADS))

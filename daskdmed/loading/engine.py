@@ -37,35 +37,11 @@ logger = logging.getLogger("daskdmed.loading")
 class Sampling:
     """Parameters of sampling, the same in both engines.
 
-    Parameters
-    ----------
-    crop : CropSpec
-        Shape and type of a small chunk.
-    batch_size : int
-        Small chunks per batch.
-    draws_per_visit : int
-        Draws after which a visit leaves.
-    collect : callable or None
-        The user's collector.
-    adaptive : bool
-        Whether to draw more from what is there instead of waiting.
-    on_error : {"raise", "skip"}
-        What an unreadable big chunk or a failing collector does.
-    rank, world_size : int
-        Which planned batches are ours.
-    key : int
-        From the seed of the epoch.
-    even : bool
-        Whether the last batches of a finite plan are left out when not every rank gets one.
-    areas : AreaSource or None
-        Where small chunks may lie.
-    classes : tuple of tuple of str
-        Classes of annotations that each stratum draws from.
-    free_regions : bool
-        Whether visits hold other regions than the grid's big chunks.
-    composed : bool
-        Whether batches hold a share of each stratum: a draw that is lost is then replaced
-        by one of the same stratum.
+    `adaptive`: draw more from what is there instead of waiting. `even`: the last batches of a
+    finite plan are left out when not every rank gets one. `classes`: of annotations, that each
+    stratum draws from. `free_regions`: visits hold other regions than the grid's big chunks.
+    `composed`: batches hold a share of each stratum, so that a draw that is lost is replaced by one
+    of the same stratum. `key`: from the seed of the epoch.
     """
 
     crop: CropSpec
@@ -85,21 +61,7 @@ class Sampling:
 
 
 class Engine(ABC):
-    """Makes batches from a resident set.
-
-    Parameters
-    ----------
-    residents : ResidentSet
-        Where big chunks are.
-    catalogue : Catalogue
-        Records of the visits.
-    sampling : Sampling
-        What to crop.
-    cursor : Cursor
-        Where to begin.
-    states : StateKeeper or None
-        With a collector that declares ``stateful = True``.
-    """
+    """Makes batches from a resident set, beginning at a cursor."""
 
     #: no span has more draws than this
     longest_span = 1 << 62
@@ -211,13 +173,8 @@ class Engine(ABC):
     def stand_ins(self, gone: Visit, turn: Turn, position: int) -> list[Visit]:
         """Visits that may give a draw in place of one that ended, in order of preference.
 
-        They are of the same stratum, so that batches keep their composition, and depend on
-        the plan alone.
-
-        Raises
-        ------
-        LoaderError
-            There are none.
+        They are of the same stratum, so that batches keep their composition, and depend on the plan
+        alone. LoaderError: there are none.
         """
         others = [
             v for v in turn.resident if v.stratum == gone.stratum and v.number not in self._ended
@@ -256,10 +213,7 @@ class Engine(ABC):
     def end_visit(self, visit: Visit, draw: int, error: BaseException | None) -> None:
         """Note that a visit gives no more draws.
 
-        Raises
-        ------
-        LoaderError
-            It failed and ``on_error="raise"``; or no visit gives anything any more.
+        LoaderError: it failed and ``on_error="raise"``; or no visit gives anything any more.
         """
         self._ended[visit.number] = draw
         if self.states is not None:

@@ -301,9 +301,9 @@ class LightDL(Loader[SmallChunks]):
     def _begin(self) -> Prefetcher:
         cluster = self._cluster or connect(self._client)
         try:
-            engine = self._assembly.engine(
-                cluster, self._progress, self._meter, share=self._client is not None
-            )
+            ranks = None if cluster.own else self._assembly.ranks(cluster, self._progress)
+            self._claim(self._assembly.budget, cluster, "" if ranks is None else ranks.plan)
+            engine = self._assembly.engine(cluster, self._progress, self._meter, ranks)
         except BaseException:
             cluster.close()
             raise
@@ -314,9 +314,7 @@ class LightDL(Loader[SmallChunks]):
             meter=self._meter,
             interrupt=engine.interrupt,
             close=engine.close,
-            describe=lambda: (
-                f"{engine.residents.resident_visits} big chunks in memory or being read"
-            ),
+            describe=engine.residents.describe,
         )
 
     def _stop(self) -> None:

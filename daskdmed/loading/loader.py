@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import logging
+import os
 import time
 import weakref
 from abc import abstractmethod
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from daskdmed.cohort.record import Patient
-from daskdmed.core import buffers
+from daskdmed.core import buffers, memory, processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
 from daskdmed.loading import torchbridge
@@ -83,7 +84,9 @@ class Loader(_Base, Generic[C]):
         #: the loop that is going on
         self._loop: object = None
         self._closer: weakref.finalize[..., Any] | None = None
+        self._account: weakref.finalize[..., Any] | None = None
         self._closed = False
+        self._process = os.getpid()
         self._meter = Meter(self.name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -176,15 +179,37 @@ class Loader(_Base, Generic[C]):
         self._look_for_others()
         if self._feed is None:
             self._meter.start(self._progress.batches)
-            self._feed = self._begin()
+            try:
+                self._feed = self._begin()
+            except BaseException:
+                self._give_back()
+                raise
             self._own(self._feed)
         return self
+
+    def _claim(self, budget: int, cluster: Cluster | None, shared: str = "") -> None:
+        """Enter the budget into the account of this process, and of the user's cluster.
+
+        BudgetError: all loaders and runs together exceed half of the memory.
+        """
+        if self._account is None:
+            client = None if cluster is None or cluster.own else cluster.client
+            here = cluster is None or cluster.in_process
+            self._account = memory.claim(
+                self, self.name, budget, client=client, here=here, shared=shared
+            )
+
+    def _give_back(self) -> None:
+        share, self._account = self._account, None
+        if share is not None:
+            share()
 
     def _own(self, feed: Prefetcher | None) -> None:
         """Close this, and the cluster, when the loader is closed or forgotten."""
         if self._closer is not None:
             self._closer.detach()
         self._closer = weakref.finalize(self, _close, feed, self._cluster)
+        processes.close_at_exit(self._closer)
 
     def _stop(self) -> None:
         """Make no more batches, but leave the cluster to those that may come."""
@@ -198,6 +223,7 @@ class Loader(_Base, Generic[C]):
     def _check_open(self) -> None:
         if self._closed:
             raise LoaderClosedError("the loader is closed; make a new one")
+        processes.check_owner(self._process, f"the loader {self.name}")
 
     def pause(self) -> None:
         """Stop making batches until `resume`; a few that are ready can still be taken."""
@@ -212,6 +238,7 @@ class Loader(_Base, Generic[C]):
         self._closed, self._held = True, None
         if self._closer is not None:
             self._closer()
+        self._give_back()
 
     def __enter__(self) -> Self:
         return self.start()

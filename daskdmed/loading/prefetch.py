@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
 from daskdmed.core.errors import LoaderClosedError
+from daskdmed.core.waiting import Silence
 from daskdmed.loading.stats import Meter
 
 logger = logging.getLogger("daskdmed.loading")
@@ -29,27 +31,12 @@ _AHEAD_BATCHES = 4
 _PATIENCE = 60.0
 
 
-def _nothing() -> None: ...
-
-
 class Prefetcher:
-    """Takes batches from a generator in a thread of its own, a bounded number ahead.
+    """Takes pairs of a batch (with `smallchunks`) and its tensor from a generator, in a thread.
 
-    Parameters
-    ----------
-    items : generator
-        Of pairs of a batch (with `smallchunks`) and its tensor. Closed in that thread at the
-        end.
-    nbytes : int
-        Bytes of a batch; at most 64 MiB and four batches are ready before the thread waits.
-    meter : Meter
-        Told of each batch that is made.
-    interrupt : callable
-        Called by `close`, first: makes `items` end although it waits for something.
-    close : callable, optional
-        Called by `close`, last: lets go of what `items` used.
-    describe : callable, optional
-        What is going on, for the message of a timeout.
+    At most 64 MiB and four batches are ready before the thread waits. `interrupt` is called by
+    `close`, first: it makes `items` end, though it waits for something; `close` last: it lets go
+    of what `items` used. `describe` says what is going on, for those who wait long.
     """
 
     def __init__(
@@ -59,13 +46,14 @@ class Prefetcher:
         *,
         meter: Meter,
         interrupt: Callable[[], None],
-        close: Callable[[], None] = _nothing,
+        close: Callable[[], None] = lambda: None,
         describe: Callable[[], str] = lambda: "",
     ) -> None:
         self._items = items
         self._ahead = max(1, min(_AHEAD_BATCHES, _AHEAD_BYTES // max(nbytes, 1)))
         self._meter = meter
         self._interrupt, self._close, self._describe = interrupt, close, describe
+        self._silence = Silence(f"batch of {meter.loader}", logger, self._why)
         self._ready: deque[Item] = deque()
         self._change = threading.Condition()
         self._running = True
@@ -106,33 +94,42 @@ class Prefetcher:
     def get(self, timeout: float | None = None) -> Item:
         """The next item.
 
-        Raises
-        ------
-        StopIteration
-            There are no more.
-        TimeoutError
-            None came in time.
-        LoaderClosedError
-            It is closed.
-        Exception
-            What went wrong while items were made, again at every further call.
+        StopIteration: there are no more. TimeoutError: none came in time; says what is waited
+        for, as one line of log does after a while. LoaderClosedError: it is closed. What went
+        wrong while items were made is raised again at every further call.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            item = self._take(deadline)
+            if item is not None:
+                return item
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"no batch within {timeout} s ({self._why()})")
+            self._silence.tell()
+
+    def _take(self, deadline: float) -> Item | None:
+        """The next item; None at the deadline, or when the silence has been long."""
+        silence = self._silence
         with self._change:
             while not self._ready:
                 if not self._running:
                     raise LoaderClosedError("the loader is closed; make a new one")
                 if self._end is not None:
                     raise self._end
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    paused = "the loader is paused" if self._paused else ""
-                    about = ", ".join(filter(None, (paused, self._describe())))
-                    raise TimeoutError(f"no batch within {timeout} s ({about})")
-                self._change.wait(left)
+                silence.begin()
+                left = min(deadline - time.monotonic(), silence.left)
+                if left <= 0:
+                    return None
+                self._change.wait(None if math.isinf(left) else left)
+            silence.end()
             item = self._ready.popleft()
             self._change.notify_all()
             return item
+
+    def _why(self) -> str:
+        if self._paused:
+            return f"the loader is paused, call resume(); {self._describe()}"
+        return self._describe()
 
     @property
     def ready(self) -> int:

@@ -6,9 +6,11 @@ draws from the blocks that it holds. Answers are put back into the plan's order 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -22,8 +24,9 @@ from daskdmed.loading.engine import Engine
 from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import Sampled, Wanted, sample
 from daskdmed.loading.spans import Span
+from daskdmed.persistence.cluster import SAMPLING, lost_connection
 from daskdmed.persistence.plan import Visit
-from daskdmed.persistence.resident import SAMPLING, Unit
+from daskdmed.persistence.units import Unit
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -37,22 +40,11 @@ DEPTH = 8
 
 @dataclass(slots=True)
 class _Chunk:
-    """Draws that were sent out together.
+    """Draws that were sent out together, one future a worker.
 
-    Attributes
-    ----------
-    visits, draws, positions : ndarray of int64, shape (rows,)
-        Visit, draw within it, and number in the whole plan (-1 beyond the plan).
-    table : dict
-        Visit number -> Visit.
-    over : list of Span
-        Last spans of turns that are over once this chunk is in.
-    futures : list of Future
-        One a worker.
-    rows : list of ndarray
-        Rows of the chunk that each future answers.
-    spans : list of Span
-        Where the draws come from; empty for draws beyond the plan.
+    `positions`: number in the whole plan, -1 beyond it. `over`: last spans of turns that are over
+    once this chunk is in. `rows`: rows of the chunk that each future answers. `spans`: where the
+    draws come from; empty for draws beyond the plan.
     """
 
     visits: Array
@@ -320,11 +312,22 @@ class RemoteEngine(Engine):
         self.gave()
 
     def _gather(self, futures: list[Future]) -> list[Sampled]:
-        self.residents.wait_for(futures)
+        if not futures:
+            return []
+        client = self.residents.client
         try:
-            answers: list[Sampled] = self.residents.client.gather(futures, direct=True)
+            # by the client's loop, so that closing ends the wait, and lost workers are noticed
+            gathering = asyncio.run_coroutine_threadsafe(
+                client.gather(futures, direct=True, asynchronous=True), client.loop.asyncio_loop
+            )
+            self.residents.wait_for(gathering, [future.key for future in futures])
+            answers: list[Sampled] = gathering.result()
         except DaskdmedError:
+            for future in futures:  # what gathers holds them, too
+                future.release()
             raise
+        except CancelledError as error:  # of the tasks: by a client that closes, or a restart
+            raise lost_connection(error) from error
         except Exception as error:
             raise LoaderError(
                 f"a sampling task failed on the cluster: {type(error).__name__}: {error}"

@@ -28,22 +28,9 @@ from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
 @dataclass(frozen=True, slots=True)
 class CropSpec:
-    """What all crops of a loader have in common.
+    """Shape and type of all crops of a loader; `target_channels` is None without target.
 
-    Parameters
-    ----------
-    size : tuple of int
-        Extent per spatial axis.
-    channels : tuple of int
-        Trailing shape.
-    dtype : numpy.dtype
-        Sample type.
-    target_channels : tuple of int or None
-        Trailing shape of the target, None without target.
-    target_dtype : numpy.dtype or None
-        Sample type of the target.
-    target_ratio : tuple of int
-        Pixels of the image per pixel of the target along each axis; empty for one.
+    `target_ratio`: pixels of the image per pixel of the target along each axis; empty for one.
     """
 
     size: tuple[int, ...]
@@ -86,22 +73,8 @@ class CropSpec:
 class VisitFacts:
     """What a worker must know about a visit to crop from it. Small and picklable.
 
-    Parameters
-    ----------
-    number, nth : int
-        The visit's number, and how many visits its record had before.
-    key : int
-        From the loader's seed.
-    patient, record : str
-        Whose.
-    labels : mapping
-        The patient's labels.
-    region : Region
-        The grid's big chunk.
-    downsample, level, mpp
-        See `BigChunk`.
-    area : Area or None
-        Where small chunks may lie, None for anywhere.
+    `nth`: how many visits its record had before; `key`: from the loader's seed; `region`: the
+    grid's big chunk; `area`: where small chunks may lie, None for anywhere.
     """
 
     number: int
@@ -126,20 +99,9 @@ class Ended(NamedTuple):
 class VisitSampler:
     """Crops the draws of one visit.
 
-    Parameters
-    ----------
-    loaded : ndarray, list or ReadFailure
-        What the read task gave for the visit.
-    facts : VisitFacts
-        The visit.
-    crop : CropSpec
-        Shape and type of crops.
-    collect : callable or None
-        The user's collector, None for uniform positions.
-    expected : int
-        Draws for which positions are made at first; more are made when asked for.
-    state : VisitState or None
-        With a collector that declares ``stateful = True``.
+    `expected`: draws for which positions are made at first; more are made when asked for.
+    `collect`: the user's collector, with its `state` when it declares ``stateful = True``; None for
+    uniform positions.
     """
 
     def __init__(
@@ -201,10 +163,7 @@ class VisitSampler:
     ) -> tuple[int, tuple[int, ...]] | Ended:
         """Crop one draw into `out`, at once or (with a `copier`) when that is flushed.
 
-        Returns
-        -------
-        (int, tuple of int) or Ended
-            Piece and first pixel in the frame of the view; or the end of the visit.
+        Gives piece and first pixel in the frame of the view; or the end of the visit.
         """
         if self.failure is not None:
             return Ended(self.failure.error)
@@ -385,20 +344,10 @@ def _read_only(data: Array) -> Array:
 class Wanted:
     """Draws of one visit, wanted from the task that holds its block.
 
-    Parameters
-    ----------
-    unit, member : int
-        Which of the task's read results holds the visit, and which job in it.
-    single : bool
-        Whether that read had one job only.
-    facts : VisitFacts
-        The visit.
-    draws, slots : tuple of int
-        Draw numbers, and the row of the answer that each goes to.
-    state : bytes or None
-        The visit's state before these draws, with a stateful collector.
-    mail : tuple of bytes
-        Feedback for the first of them.
+    `unit`, `member`: which of the task's read results holds the visit, and which job in it
+    (`single`: it has one). `slots`: the row of the answer that each draw goes to. `state`, `mail`:
+    of a stateful collector, the visit's state before these draws and feedback for the first of
+    them.
     """
 
     unit: int
@@ -412,24 +361,12 @@ class Wanted:
 
 
 class Sampled(NamedTuple):
-    """What a sampling task gives back.
+    """What a sampling task gives back: crops, rows of ended visits undefined.
 
-    Attributes
-    ----------
-    data : ndarray, shape (rows, *crop)
-        Crops; rows of ended visits are undefined.
-    targets : ndarray or None
-        Target crops.
-    pieces : ndarray of int64, shape (rows,)
-        Piece of the visit, -1 where the visit had ended.
-    origins : ndarray of int64, shape (rows, axes)
-        First pixel in the frame of the view.
-    ended : dict
-        Visit number -> (draw at which it ended, error or None).
-    bigchunks : dict
-        Visit number -> its pieces without pixels.
-    states : dict
-        Visit number -> its state after these draws, with a stateful collector.
+    `pieces`: piece of the visit, -1 where the visit had ended. `origins`: first pixels in the frame
+    of the view. `ended`: visit number -> (draw at which it ended, error or None). `bigchunks`:
+    visit number -> its pieces without pixels. `states`: visit number -> its state after these
+    draws.
     """
 
     data: Array
@@ -450,18 +387,7 @@ def sample(
 ) -> Sampled:
     """Crop draws from blocks that live in this process; the body of a Dask task.
 
-    Parameters
-    ----------
-    results : sequence
-        Results of read tasks, see `daskdmed.persistence.reading.read_jobs`.
-    wanted : sequence of Wanted
-        What to crop.
-    crop : CropSpec
-        Shape and type of crops.
-    collect : callable or None
-        The user's collector.
-    expected : int
-        Draws per visit.
+    `results` are those of `daskdmed.persistence.reading.read_jobs`; `expected`: draws per visit.
     """
     rows = sum(len(w.draws) for w in wanted)
     data = buffers.empty((rows, *crop.shape), crop.dtype)

@@ -16,16 +16,10 @@ from daskdmed.persistence.plan import Turn
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive draws of one turn.
+    """Consecutive draws of one turn, by their numbers in the whole plan; none when the rank has
+    none.
 
-    Parameters
-    ----------
-    turn : Turn
-        The turn.
-    start, stop : int
-        Draw numbers in the whole plan; equal when the rank has none of them.
-    last : bool
-        Whether the turn is over once this span is sampled.
+    `last`: the turn is over once this span is sampled.
     """
 
     turn: Turn
@@ -57,28 +51,12 @@ def cut(
     position: int = 0,
     reaches: Callable[[int], bool] | None = None,
 ) -> Iterator[Span]:
-    """Cut turns into spans.
+    """Cut turns, from the one that holds `position`, into spans of one rank, in order.
 
-    Parameters
-    ----------
-    turns : iterator of Turn
-        From the turn that holds `position`.
-    longest : int
-        No span has more draws.
-    deal : int
-        Draws that go to one rank before the next rank has its turn; the batch size.
-    rank, world_size : int
-        Whose spans.
-    position : int
-        First draw wanted.
-    reaches : callable, optional
-        Whether the plan has at least a number of draws. When given, the draws at the end
-        that do not suffice for a batch of every rank are nobody's.
-
-    Yields
-    ------
-    Span
-        In order. Every turn ends with a span whose `last` is set, if need be an empty one.
+    Every turn ends with a span whose `last` is set, if need be an empty one. `longest`: no span has
+    more draws. `deal`: draws that go to one rank before the next has its turn, the batch size.
+    `reaches`: whether the plan has at least a number of draws; when given, the draws at the end
+    that do not suffice for a batch of every rank are nobody's.
     """
     for turn in turns:
         end = turn.start + len(turn)

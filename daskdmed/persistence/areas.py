@@ -45,19 +45,10 @@ _Ints = npt.NDArray[np.int64]
 class Area:
     """Where small chunks of a record may lie.
 
-    Parameters
-    ----------
-    mask : ndarray of bool
-        One axis per spatial axis.
-    scale : tuple of float
-        Pixels of the view per mask pixel along each axis.
-    least : float or None
-        Fraction of a small chunk that the mask must cover, in (0, 1]; None when instead its
-        centre must lie in the mask.
-    origin : tuple of int
-        Mask pixel of the whole image at which `mask` begins.
-    multiple : tuple of int
-        First pixels of small chunks are multiples of this, per axis.
+    `mask` has pixels of `scale` pixels of the view, and begins at mask pixel `origin` of the whole
+    image. `least`: the fraction of a small chunk that the mask must cover, in (0, 1]; None when
+    instead its centre must lie in the mask. First pixels of small chunks are multiples of
+    `multiple`.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -89,14 +80,8 @@ class Area:
     # -- places ---------------------------------------------------------------------
 
     def allowed(self, places: _Ints, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """Whether small chunks may lie at some places.
-
-        Parameters
-        ----------
-        places : ndarray of int64, shape (n, axes)
-            First pixels, in the frame of the view.
-        size : tuple of int
-            Extent of a small chunk.
+        """Whether small chunks of a size may lie at some places, (n, axes) in the frame of the
+        view.
         """
         return self._possible(places, places, size)
 
@@ -110,19 +95,8 @@ class Area:
         return held >= self._needed(size)
 
     def cover(self, region: Region, size: tuple[int, ...]) -> tuple[_Ints, _Ints]:
-        """Boxes that hold all allowed places of a region: first and last place of each.
-
-        Parameters
-        ----------
-        region : Region
-            In pixels of the view.
-        size : tuple of int
-            Extent of a small chunk.
-
-        Returns
-        -------
-        first, last : ndarray of int64, shape (boxes, axes)
-            In the frame of the view.
+        """Boxes that hold all allowed places of a region: first and last place of each, (boxes,
+        axes).
         """
         firsts, lasts, ends = [], [], []
         for axis, (o, e, s, m) in enumerate(
@@ -217,18 +191,8 @@ class Area:
 
 
 class Places:
-    """The allowed places of some regions.
-
-    A *row* is the number of a region and a place in it, an int64 array of 1 + axes.
-
-    Parameters
-    ----------
-    area : Area
-        What is allowed.
-    regions : sequence of Region
-        In pixels of the view.
-    size : tuple of int
-        Extent of a small chunk.
+    """The allowed places of some regions. A *row*: the number of a region and a place in it, 1 +
+    axes integers.
     """
 
     def __init__(self, area: Area, regions: Sequence[Region], size: tuple[int, ...]) -> None:
@@ -284,18 +248,10 @@ class Places:
 
 
 class Draws:
-    """Allowed places in random order, none twice before all have been given.
+    """Allowed places in random order, none twice before all have been given, about `portion` at a
+    time.
 
-    Each is uniform among those not given yet.
-
-    Parameters
-    ----------
-    places : Places
-        Which there are.
-    portion : int
-        About how many are wanted at a time.
-    random : callable
-        Number of a portion, from 1 -> its generator.
+    Each is uniform among those not given yet. `random` gives the generator of a portion, from 1.
     """
 
     def __init__(
@@ -356,25 +312,12 @@ GOLDEN = 0.6180339887498949
 def spread(
     weights: npt.NDArray[np.float64], start: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """One lap over weighted things: how often each is visited is its share, rounded.
+    """One lap over weighted things, in random order: how often each is visited is its share,
+    rounded.
 
-    Systematic sampling (Madow 1949): things of equal weight come exactly once each; in the
-    mean over laps every thing comes in proportion to its weight.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (things,)
-        Not negative, not all zero.
-    start : float
-        In [0, 1): decides what is rounded up. Uniform over laps, or better evenly spread,
-        such as multiples of `GOLDEN`.
-    rng : numpy.random.Generator
-        Source of the order.
-
-    Returns
-    -------
-    ndarray of int64, shape (number of things with a positive weight,)
-        Numbers of things, in random order.
+    Systematic sampling (Madow 1949): things of equal weight come exactly once each; in the mean
+    over laps every thing comes in proportion to its weight, when `start` is spread evenly over [0,
+    1), as multiples of `GOLDEN` are: it decides what is rounded up.
     """
     count = int(np.count_nonzero(weights))
     ends = np.cumsum(weights)

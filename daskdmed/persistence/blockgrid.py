@@ -33,24 +33,10 @@ class Span:
 
 @functools.lru_cache(maxsize=4096)
 def cut_axis(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...]:
-    """Cut one axis into nearly equal, tile-aligned spans.
+    """Cut one axis into nearly equal spans of at most `chunk` pixels, with inner edges on the tile
+    grid (where a chunk holds a tile).
 
-    Parameters
-    ----------
-    size : int
-        Pixels along the axis.
-    chunk : int
-        No span is longer than this.
-    tile : int
-        Inner edges are multiples of it (where a chunk holds at least one tile).
-    smallest : int
-        No span is shorter than this; a span that would be is extended backwards over its
-        neighbour. At most `chunk` and `size`.
-
-    Returns
-    -------
-    tuple of Span
-        Ordered, covering the axis.
+    A span that would be shorter than `smallest` is extended backwards over its neighbour.
     """
     if tile > chunk or tile < 1:
         tile = 1  # tiles larger than a big chunk are decoded for several: nothing to align to
@@ -72,19 +58,8 @@ def cut_axis(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...
 def cut_places(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, ...]:
     """Cut one axis so that each place of a small chunk lies in one span, with all its pixels.
 
-    Parameters
-    ----------
-    size, chunk, tile : int
-        As in `cut_axis`. Spans begin at multiples of the tile where a chunk holds a tile
-        and the overlap.
-    smallest : int
-        Extent of a small chunk. At most `chunk` and `size`.
-
-    Returns
-    -------
-    tuple of Span
-        Ordered; neighbours overlap by `smallest` - 1 pixels. An axis that fits into a chunk is
-        left whole.
+    Neighbours overlap by `smallest` - 1 pixels; they begin at multiples of the tile where a chunk
+    holds a tile and the overlap. An axis that fits into a chunk is left whole.
     """
     if size <= chunk:
         return (Span(0, size),)
@@ -100,15 +75,7 @@ def cut_places(size: int, chunk: int, tile: int, smallest: int) -> tuple[Span, .
 
 @dataclass(frozen=True, slots=True)
 class BlockGrid:
-    """The big chunks of one record.
-
-    Parameters
-    ----------
-    axes : tuple of tuple of Span
-        The spans along each spatial axis.
-    smallest : tuple of int
-        Extent of a small chunk.
-    """
+    """The big chunks of one record: spans along each axis, and the extent of a small chunk."""
 
     axes: tuple[tuple[Span, ...], ...]
     smallest: tuple[int, ...]
@@ -123,19 +90,8 @@ class BlockGrid:
         *,
         by_places: bool = False,
     ) -> BlockGrid:
-        """Cut an image of a spatial shape.
-
-        Parameters
-        ----------
-        shape, chunk, tile, smallest : tuple of int
-            Per spatial axis, see `cut_axis`.
-        by_places : bool
-            Cut by `cut_places` instead.
-
-        Raises
-        ------
-        GeometryError
-            An axis is shorter than `smallest`, or a chunk is.
+        """Cut an image, by pixels or by places; GeometryError when it, or a chunk, holds no small
+        chunk.
         """
         if any(s < m for s, m in zip(shape, smallest, strict=True)):
             raise GeometryError(f"an image of {shape} pixels holds no crop of {smallest}")

@@ -1,13 +1,16 @@
 """Bytes to visits: what a memory budget holds, decided before anything is read.
 
-Pure arithmetic. Not covered: who is resident (`daskdmed.persistence.plan`), and keeping to
-the budget at run time (`daskdmed.persistence.resident`).
+Pure arithmetic. Not covered: who is resident (`daskdmed.persistence.plan`), keeping to the
+budget at run time (`daskdmed.persistence.resident`), and who else holds memory
+(`daskdmed.core.memory`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import dask
 from dask.utils import format_bytes, parse_bytes
 
 from daskdmed.core.errors import BudgetError, UsageError
@@ -15,22 +18,17 @@ from daskdmed.core.errors import BudgetError, UsageError
 #: one read task handles about this many bytes: a task costs milliseconds end to end, so
 #: small big chunks share one
 BYTES_PER_READ = 96 << 20
+#: what a worker process takes that holds nothing: interpreter, libraries, event loop, caches
+BASELINE = 160 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
     """How a budget is spent.
 
-    Parameters
-    ----------
-    capacity : int
-        Big chunks that may be in memory at a time, resident or being read.
-    slots : int
-        Visits that are drawn from at a time.
-    group : int
-        Big chunks that one task reads.
-    block_bytes : int
-        Bytes of the largest big chunk.
+    `capacity`: big chunks that may be in memory at a time, resident or being read. `slots`: visits
+    that are drawn from at a time. `group`: big chunks that one task reads. `block_bytes`: of the
+    largest.
     """
 
     capacity: int
@@ -46,13 +44,8 @@ class Allotment:
     def within(self, slots: int) -> Allotment:
         """What of it a plan can use that draws from fewer visits at a time.
 
-        Beyond those, as many again are read ahead: whatever the budget has room for, more
-        would lie in memory for many turns before it is drawn from.
-
-        Parameters
-        ----------
-        slots : int
-            Visits that the plan draws from at a time.
+        Beyond those, as many again are read ahead: whatever the budget has room for, more would lie
+        in memory for many turns before it is drawn from.
         """
         capacity = min(self.capacity, 2 * slots)
         slots = min(slots, self.slots)
@@ -61,13 +54,7 @@ class Allotment:
 
 
 def to_bytes(budget: int | str) -> int:
-    """``"2 GiB"`` or a number of bytes.
-
-    Raises
-    ------
-    UsageError
-        Not a size, or not positive.
-    """
+    """``"2 GiB"`` or a number of bytes."""
     try:
         nbytes = int(parse_bytes(budget))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -80,20 +67,9 @@ def to_bytes(budget: int | str) -> int:
 def allot(budget: int, block_bytes: int) -> Allotment:
     """Share a budget between visits that are drawn from and reads that run ahead.
 
-    A quarter is for reading ahead and for visits whose last draws are under way. Depends
-    on nothing else, above all not on the number of workers: batches depend on `slots`.
-
-    Parameters
-    ----------
-    budget : int
-        Bytes for all big chunks.
-    block_bytes : int
-        Bytes of the largest big chunk.
-
-    Raises
-    ------
-    BudgetError
-        The budget holds fewer than two big chunks.
+    A quarter is for reading ahead and for visits whose last draws are under way. Depends on nothing
+    else, above all not on the number of workers: batches depend on `slots`. BudgetError: the budget
+    holds fewer than two big chunks.
     """
     capacity = budget // block_bytes
     if capacity < 2:
@@ -108,25 +84,29 @@ def allot(budget: int, block_bytes: int) -> Allotment:
     return Allotment(capacity, capacity - spare, group, block_bytes)
 
 
-def check_memory(budget: int, memory_limit: int | None) -> None:
-    """Refuse a budget that leaves workers no room for anything else.
+def check_workers(
+    budget: int, limits: Sequence[int], threads: int, scratch: int, under_way: int
+) -> None:
+    """Refuse a budget that leaves worker processes no room for what they need beside it.
 
-    Parameters
-    ----------
-    budget : int
-        Bytes for all big chunks.
-    memory_limit : int or None
-        Memory of all workers together, None when unknown.
-
-    Raises
-    ------
-    BudgetError
-        The budget exceeds half of the workers' memory.
+    A worker at the limit takes no more tasks, and a loader would wait for ever. Estimated for each:
+    its part of the budget; `BASELINE`; `scratch` bytes for each thread that reads, which are a
+    storage tile before and after decoding; and its part of the bytes that are `under_way` to the
+    loader. `limits` are bytes of memory per worker, 0 for none.
     """
-    if memory_limit is not None and budget > memory_limit / 2:
+    if not limits or not all(limits):
+        return
+    workers, smallest = len(limits), min(limits)
+    share = dask.config.get("distributed.worker.memory.pause", None) or 1.0
+    usable, reading = int(smallest * share), -(-threads // workers) * scratch
+    beside = BASELINE + reading + under_way // workers
+    if budget // workers + beside > usable:
         raise BudgetError(
-            f"resident={format_bytes(budget)} exceeds half of the workers' memory "
-            f"({format_bytes(memory_limit)} in all); the other half is needed for decoding, "
-            f"batches and the model: ask for at most {format_bytes(memory_limit // 2)}, or "
-            "add workers"
+            f"resident={format_bytes(budget)} does not fit beside what else workers need: of a "
+            f"worker's memory ({format_bytes(smallest)}) {format_bytes(usable)} can be used until "
+            f"it takes no more tasks, and it would hold {format_bytes(budget // workers)} of big "
+            f"chunks, {format_bytes(BASELINE)} of interpreter and libraries, "
+            f"{format_bytes(reading)} for decoding and {format_bytes(under_way // workers)} of "
+            f"small chunks on their way; ask for at most "
+            f"{format_bytes(max(usable - beside, 0) * workers)}, or start workers with more memory"
         )

@@ -32,14 +32,8 @@ DEFAULT_BIGCHUNK = (4096, 256)
 class Geometry:
     """Sizes that all records of a loader share, per spatial axis.
 
-    Parameters
-    ----------
-    smallchunk, bigchunk : tuple of int
-        Pixels, array order.
-    pad : bool
-        Whether images smaller than a small chunk are padded with background.
-    by_places : bool
-        How images are cut into big chunks, see `daskdmed.persistence.blockgrid`.
+    `pad`: images smaller than a small chunk are padded. `by_places`: how images are cut, see
+    `daskdmed.persistence.blockgrid`.
     """
 
     smallchunk: tuple[int, ...]
@@ -59,13 +53,6 @@ class Geometry:
         """From what the user gives: one number (two axes, y and x) or one per axis.
 
         Without a `bigchunk`: `DEFAULT_BIGCHUNK`, or a small chunk's extent where that is more.
-
-        Raises
-        ------
-        UsageError
-            Not positive integers, or differing numbers of axes.
-        GeometryError
-            A big chunk smaller than a small chunk.
         """
         small = _extents("smallchunk_size", smallchunk, 2)
         if bigchunk is None:
@@ -101,24 +88,10 @@ def _extents(name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, .
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record at its resolution.
+    """One record at its resolution, cut into big chunks.
 
-    Parameters
-    ----------
-    patient : Patient
-        Whose.
-    record : str
-        Name of the record within the patient.
-    view : ImageView
-        The pixels.
-    target : ImageView or None
-        The pixels of the target record, of the same spatial shape.
-    grid : BlockGrid
-        The big chunks.
-    level : int or None
-        Level asked for, None when the resolution was given by mpp or power.
-    target_ratio : tuple of int
-        Pixels of the image per pixel of the target along each spatial axis.
+    `level` is None when the resolution was given by mpp or power; `target_ratio` is in pixels of
+    the image per pixel of the target.
     """
 
     patient: Patient
@@ -156,15 +129,7 @@ def _pixel_bytes(view: ImageView) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Everything a loader draws from.
-
-    Parameters
-    ----------
-    entries : tuple of Entry
-        Usable records, in the order of the dataset.
-    failures : tuple of Failure
-        Records left out under ``on_error="skip"``.
-    """
+    """Everything a loader draws from, and what was left out under ``on_error="skip"``."""
 
     entries: tuple[Entry, ...]
     failures: tuple[Failure, ...]
@@ -184,6 +149,12 @@ class Catalogue:
         return max(e.block_bytes for e in self.entries)
 
     @property
+    def tile_bytes(self) -> int:
+        """Bytes of the largest storage tile of all."""
+        views = [e.view for e in self.entries]
+        return max(int(np.prod(v.tile_shape, dtype=np.int64)) * _pixel_bytes(v) for v in views)
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Trailing shape behind the spatial axes, the same for all records."""
         view = self.entries[0].view
@@ -199,18 +170,9 @@ class Catalogue:
 class Target:
     """What is cropped at the same places as the image.
 
-    Parameters
-    ----------
-    record : str
-        Name of the record.
-    level, mpp
-        Its resolution, values or functions of the patient; without these it is opened as the
-        image is.
-    classes : optional
-        Which labels of annotations or of a label map make which class, see
-        `daskdmed.cohort.annotations.target_view`.
-    channels : bool
-        One channel per class instead of class numbers.
+    Without `level` and `mpp` it is opened as the image is. `classes`: which labels make which
+    class, see `daskdmed.cohort.annotations.target_view`; `channels`: one channel per class instead
+    of class numbers.
     """
 
     record: str
@@ -297,14 +259,8 @@ def _ratio(
 def build(
     images: Images, geometry: Geometry, *, target: Target | None = None, on_error: OnError = "raise"
 ) -> Catalogue:
-    """Open all images, in parallel.
-
-    Raises
-    ------
-    DatasetError, LoaderError
-        See `daskdmed.cohort.sources.open_all`.
-    UsageError
-        Images differ in channels or sample type.
+    """Open all images, in parallel; raises as `open_all`, and when they differ in channels or
+    sample type.
     """
     if target is not None:
         target = replace(target, empty=stand_in(images.dataset, target.record))

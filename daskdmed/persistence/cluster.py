@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
+from daskdmed.core import processes
 from daskdmed.core.errors import LoaderError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 WORKERLESS_LIMIT = 60.0
 #: seconds between looks at the cluster while waiting
 LOOK_EVERY = 5.0
+
+#: first part of the keys of big chunks, and of tasks that crop from them where these are
+BIG_CHUNK, SAMPLING = "big-chunk", "small-chunks"
 
 #: for a cluster that serves one loader: nothing is stolen, replicated, profiled or queued.
 #: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
@@ -44,76 +48,65 @@ _CONFIG: dict[str, Any] = {
 class Cluster:
     """Where big chunks live.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        Connection.
-    in_process : bool
-        Whether the workers are threads of this process.
-    workers : int
-        Number of workers.
-    memory_limit : int or None
-        Memory of all workers together, in bytes.
-    close : callable
-        Undo what was started; does nothing to a client that the user gave.
+    `own`: it was started for this loader, and `close` ends it. `in_process`: the workers are
+    threads of this process. `limits`: memory of each worker in bytes, 0 for no limit.
     """
 
     client: Client
+    own: bool
     in_process: bool
-    workers: int
-    memory_limit: int | None
+    limits: tuple[int, ...]
+    threads: int
     close: Callable[[], None]
 
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+        return len(self.limits)
 
-def connect(client: Client | None, threads: int | None = None) -> Cluster:
+
+def connect(client: Client | None) -> Cluster:
     """Use the client given, or start a cluster in this process.
 
-    Parameters
-    ----------
-    client : distributed.Client, optional
-        The user's.
-    threads : int, optional
-        Threads of the in-process cluster, one per core by default.
-
-    Raises
-    ------
-    LoaderError
-        The client's cluster has no workers.
-    UsageError
-        The client is asynchronous or closed.
+    UsageError: the client is asynchronous or closed, or this process is a fork that cannot
+    have one. LoaderError: the client's cluster has no workers.
     """
+    processes.check_not_forked("a loader")
+    processes.loops_run()
     if client is None:
-        return _start(threads)
+        return _start()
     if getattr(client, "asynchronous", False):
         raise UsageError("client= must be a synchronous Client; this one is asynchronous")
     if client.status != "running":
         raise UsageError(f"client= is {client.status}; connect it before making a loader")
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if not workers:
-        client.wait_for_workers(1, timeout=30)
+    try:
+        client.wait_for_workers(1, timeout=WORKERLESS_LIMIT)
         workers = client.scheduler_info(n_workers=-1)["workers"]
+    except TimeoutError:
+        workers = {}
     if not workers:
-        raise LoaderError(f"the cluster at {client.scheduler.address} has no workers")
-    limits = [w["memory_limit"] for w in workers.values()]
-    in_process = all(address.startswith("inproc://") for address in workers)
+        raise LoaderError(
+            f"the cluster at {client.scheduler.address} has no workers, and none came within "
+            f"{WORKERLESS_LIMIT:.0f} s; start workers first"
+        )
     return Cluster(
         client=client,
-        in_process=in_process,
-        workers=len(workers),
-        memory_limit=_system_memory() if in_process and not all(limits) else _total(limits),
+        own=False,
+        in_process=all(address.startswith("inproc://") for address in workers),
+        limits=tuple(int(w["memory_limit"]) for w in workers.values()),
+        threads=sum(w["nthreads"] for w in workers.values()),
         close=lambda: None,
     )
 
 
-def _start(threads: int | None) -> Cluster:
+def _start() -> Cluster:
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
-    threads = threads or CPU_COUNT
     with dask.config.set(_CONFIG):
         cluster = LocalCluster(
             n_workers=1,
-            threads_per_worker=threads,
+            threads_per_worker=CPU_COUNT,
             processes=False,
             memory_limit=0,
             dashboard_address=":0",  # a fixed port would clash with the user's own
@@ -121,34 +114,18 @@ def _start(threads: int | None) -> Cluster:
             scheduler_kwargs={"dashboard": False},
             silence_logs=logging.ERROR,
         )
+        cluster.shutdown_on_close = False  # the loader does that, in time, and in its process
         client = Client(cluster, set_as_default=False, direct_to_workers=True)
 
     def close() -> None:
         client.close()
         cluster.close()
 
-    return Cluster(client, True, 1, _system_memory(), close)
-
-
-def _system_memory() -> int:
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)
-
-
-def _total(limits: list[int]) -> int | None:
-    """Memory of all workers; None when one of them has no limit."""
-    return sum(limits) if all(limits) else None
+    return Cluster(client, True, True, (0,), CPU_COUNT, close)
 
 
 class Workers:
-    """Which workers a cluster has; asks the scheduler at most every `LOOK_EVERY` seconds.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Connection.
-    """
+    """Which workers a cluster has; asks the scheduler at most every `LOOK_EVERY` seconds."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -157,13 +134,7 @@ class Workers:
         self._last_seen = time.monotonic()
 
     def there(self) -> set[str]:
-        """Addresses of the workers.
-
-        Raises
-        ------
-        LoaderError
-            The connection to the scheduler is lost.
-        """
+        """Addresses of the workers; LoaderError: the connection to the scheduler is lost."""
         now = time.monotonic()
         if now - self._asked >= LOOK_EVERY:
             self._asked = now
@@ -192,13 +163,7 @@ class Workers:
         return there[number % len(there)] if there else None
 
     def check_alive(self) -> None:
-        """Complain when the cluster has had no workers for long.
-
-        Raises
-        ------
-        LoaderError
-            For `WORKERLESS_LIMIT` seconds; or the connection is lost.
-        """
+        """LoaderError: there has been no worker for `WORKERLESS_LIMIT`, or no connection is."""
         there = self.there()
         silent = time.monotonic() - self._last_seen
         if not there and silent > WORKERLESS_LIMIT:
@@ -209,34 +174,49 @@ class Workers:
 
 
 def lost_connection(error: BaseException) -> LoaderError:
-    """What to raise when the scheduler cannot be reached."""
+    """What to raise when the scheduler cannot be reached, or has forgotten all tasks."""
     return LoaderError(
-        f"the connection to the cluster is lost ({type(error).__name__}: {error}); make a new "
-        "client, and a new loader from state_dict()"
+        f"the connection to the cluster is lost, or it was restarted ({type(error).__name__}: "
+        f"{error}); make a new loader from state_dict(), with a new client if that is closed"
     )
 
 
-def keep_in_place(client: Client, name: str) -> None:
-    """Have the scheduler move no waiting task of a kind to another worker.
+def prepare_scheduler(client: Client) -> None:
+    """Have the scheduler keep cropping where big chunks are, and wait for no worker that is gone.
 
     A task that crops from big chunks goes to the worker that holds them; were it stolen, the
-    big chunks would follow, and be held twice.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Connection.
-    name : str
-        First part of the tasks' keys.
+    big chunks would follow, and be held twice. The worker is a preference, but one that is gone
+    is waited for all the same when it was the last: Dask gives a task that no worker could
+    take to a new one only if that is among those named (dask/distributed#7346).
     """
 
-    def keep() -> None:  # nested, so that the scheduler's process needs no daskdmed
+    def prepare(kinds: tuple[str, ...], dask_scheduler: Any) -> None:
+        # nested, so that the scheduler's process needs no daskdmed
         from distributed import stealing
+        from distributed.diagnostics.plugin import SchedulerPlugin
 
         kept: set[str] = getattr(stealing, "fast_tasks", set())
-        kept.add(name)
+        kept.add(kinds[-1])
+
+        class Untie(SchedulerPlugin):  # type: ignore[misc]
+            def update_graph(self, scheduler: Any, *, tasks: Any, **_: Any) -> None:
+                self.untie(scheduler, tasks)
+
+            def add_worker(self, scheduler: Any, worker: str) -> None:
+                self.untie(scheduler, scheduler.tasks)
+
+            def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+                self.untie(scheduler, scheduler.tasks)
+
+            def untie(self, scheduler: Any, keys: Any) -> None:
+                for task in map(scheduler.tasks.get, keys):
+                    named = task is not None and task.worker_restrictions
+                    if named and task.loose_restrictions and task.prefix.name in kinds:
+                        task.worker_restrictions = {w for w in named if w in scheduler.workers}
+
+        dask_scheduler.add_plugin(Untie(), name="daskdmed-untie", idempotent=True)
 
     try:
-        client.run_on_scheduler(keep)
+        client.run_on_scheduler(prepare, (BIG_CHUNK, SAMPLING))
     except Exception as error:  # whatever a lost or closed connection raises
         raise lost_connection(error) from error

@@ -33,18 +33,9 @@ FIRST_VISITS = 8
 class Visit:
     """One stay of one big chunk in memory.
 
-    Parameters
-    ----------
-    number : int
-        Position in the order of admission; with the seed it keys the visit's random numbers.
-    record : int
-        Index of the record in the catalogue.
-    block : int
-        Flat index of the big chunk in the record's block grid.
-    nth : int
-        How many visits the record had before this one.
-    stratum : int
-        Which share of the batches it is drawn for, see `daskdmed.persistence.strata`.
+    `number`: position in the order of admission; with the seed it keys the visit's random numbers.
+    `block`: flat index in the record's block grid. `nth`: how many visits the record had before.
+    `stratum`: which share of the batches it is drawn for, see `daskdmed.persistence.strata`.
     """
 
     number: int
@@ -56,22 +47,10 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One step of the rotation.
+    """One step of the rotation: `visits[i]` is the visit of draw ``start + i`` of the whole plan.
 
-    Parameters
-    ----------
-    number : int
-        From 0.
-    start : int
-        Number of the first draw of this turn in the whole plan.
-    resident : tuple of Visit
-        Visits drawn from, oldest first.
-    leaving : tuple of Visit
-        Visits that have given all their draws when the turn ends.
-    visits : ndarray of int64, shape (draws,)
-        Visit number of each draw, in order.
-    draws : ndarray of int64, shape (draws,)
-        How many draws the visit had given before.
+    `draws[i]`: how many draws that visit had given before. `resident` is oldest first; those
+    `leaving` have given all their draws when the turn ends.
     """
 
     number: int
@@ -113,36 +92,13 @@ Accepts: TypeAlias = Callable[[int, int, np.random.Generator], bool]
 class RotationPlan:
     """Turns of the rotation, as an iterator that never looks outside itself.
 
-    Parameters
-    ----------
-    population : Population
-        The records.
-    slots : int
-        Visits resident at a time. Fewer when there are fewer big chunks in all.
-    draws_per_visit : int
-        Draws after which a visit leaves.
-    seed : int
-        Any integer.
-    policy : Policy
-        Who is admitted next.
-    weights : callable, optional
-        Record number -> weight of each of its big chunks, which are then visited in
-        proportion to it. Asked when the record is first admitted. A record whose weights
-        are all zero has nothing to draw from and is not admitted.
-    accepts : callable, optional
-        Record, big chunk and a generator -> whether a visit takes place that is due by
-        `weights`. With weights that are bounds, and yes with the probability of what there
-        really is in proportion to its bound, visits are in proportion to what there is.
-        Policies with ``each_once`` do not ask.
-    stream : int
-        Plans of one seed that differ in this are unrelated.
-
-    Raises
-    ------
-    UsageError
-        No records, or a count below one.
-    NoTissueError
-        While iterating: no record has anything to draw from.
+    `weights` gives the weight of each big chunk of a record (by its number), which are then visited
+    in proportion to it; it is asked when the record is first admitted, and a record of zeros is not
+    admitted. `accepts` (record, big chunk, generator) says whether a visit takes place that is due
+    by `weights`: with weights that are bounds, and yes with the probability of what there really is
+    in proportion to its bound, visits are in proportion to what there is. Policies with
+    ``each_once`` do not ask. Plans of one seed that differ in `stream` are unrelated.
+    NoTissueError, while iterating: no record has anything to draw from.
     """
 
     def __init__(
@@ -326,13 +282,7 @@ class RotationPlan:
         return turn
 
     def skip_to(self, position: int) -> None:
-        """Advance by whole turns, as far as possible without passing a draw.
-
-        Parameters
-        ----------
-        position : int
-            Number of a draw; the next turn is the one that holds it.
-        """
+        """Advance by whole turns: the next turn is the one that holds the draw of that number."""
         while True:
             before = self._snapshot()
             try:

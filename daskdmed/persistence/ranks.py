@@ -42,23 +42,13 @@ POLL_EVERY = 0.02
 
 
 class Ranks:
-    """What one rank knows of the others; used by the thread that makes batches.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        This rank's connection.
-    plan : str
-        Name of the plan; ranks with the same one share it.
-    rank, world_size : int
-        Which of how many.
-    """
+    """What one rank knows of the others that share a plan; for the thread that makes batches."""
 
     def __init__(self, client: Client, plan: str, rank: int, world_size: int) -> None:
         self.rank = rank
         self.world_size = world_size
         self._client = client
-        self._plan = plan
+        self.plan = plan
         self._first = 0
         self._turn = 0
         self._others: dict[int, int] = {}
@@ -66,6 +56,8 @@ class Ranks:
         self._moved = 0.0
         self._left_behind: set[int] = set()
         self._missing: set[int] = set()
+        #: whether this rank waits for slower ones
+        self.waits = False
 
     def join(self, turn: int) -> None:
         """Begin with a turn."""
@@ -102,7 +94,18 @@ class Ranks:
 
     def begin_to_wait(self) -> None:
         """From here on somebody has to make progress."""
-        self._moved = time.monotonic()
+        self._moved, self.waits = time.monotonic(), True
+
+    def describe(self) -> str:
+        """Who is waited for, in words; for another thread than the one that makes batches."""
+        slowest, others = self.slowest, dict(self._others)
+        late = sorted(rank for rank, turn in others.items() if turn == slowest)
+        where = f"in turn {slowest} of the plan" if late else "not there yet"
+        return (
+            f"rank {self.rank}, in turn {self._turn}, waits for ranks "
+            f"{late or sorted(self._missing)}, {where} (they are left behind after "
+            f"{STALL_LIMIT:.0f} s without progress)"
+        )
 
     @property
     def slowest(self) -> int:
@@ -124,7 +127,7 @@ class Ranks:
         answer = self._ask(
             lambda: client.sync(
                 client.scheduler.daskdmed_ranks,
-                plan=self._plan,
+                plan=self.plan,
                 rank=self.rank,
                 client=client.id,
                 turn=None if gone else self._turn,

@@ -26,14 +26,8 @@ from daskdmed.core.view import ImageView
 class Piece:
     """Pixels that one visit holds; a visit has one or more of them.
 
-    Parameters
-    ----------
-    data : ndarray
-        Spatial axes first, channels last.
-    origin : tuple of int
-        First pixel in the frame of the view.
-    target : ndarray or None
-        The target's pixels that the same region touches, see `Job.target_region`.
+    Spatial axes first, channels last; `origin` in the frame of the view; `target`: see
+    `Job.target_region`.
     """
 
     data: Array
@@ -89,22 +83,11 @@ RegionChooser: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class Job:
-    """One visit's read.
+    """One visit's read: of a view and maybe a target, of a big chunk that may reach beyond a padded
+    image.
 
-    Parameters
-    ----------
-    view, target : ImageView
-        Where pixels come from; `target` may be None.
-    region : Region
-        The grid's big chunk. May reach beyond a padded image.
-    context : LoadContext or None
-        Given when `chooser` is.
-    chooser : callable or None
-        The user's loader, None for the grid.
-    rng_place : tuple of int
-        Key and place of the chooser's random numbers.
-    target_ratio : tuple of int
-        Pixels of the image per pixel of the target, empty for one.
+    With a `chooser`, the user's loader, `context` is given too, and `rng_place`: key and place of
+    its random numbers. `target_ratio`: pixels of the image per pixel of the target, empty for one.
     """
 
     view: ImageView
@@ -120,21 +103,11 @@ class Job:
         return region.cells(self.target_ratio or (1,) * len(region.origin))
 
     def localised(self, client: Any) -> tuple[Job, tuple[Any, Any]]:
-        """A copy that can travel, and what has to be delivered to it.
+        """A copy that can travel, and what has to be delivered to it (for the image and its
+        target).
 
-        Dask arrays are culled to the region. Arrays that are persisted on the cluster are
-        replaced by a future of the region's values, see `read_delivered`.
-
-        Parameters
-        ----------
-        client : distributed.Client
-            The loader's.
-
-        Raises
-        ------
-        UsageError
-            An array is persisted on another cluster, or under a big-chunk loader of the
-            user's, which may read anywhere.
+        Dask arrays are culled to the region. Arrays that are persisted on the cluster are replaced
+        by a future of the region's values, see `read_delivered`.
         """
         view, pixels = _travelling(self.view, self.region, self, client)
         if self.target is None:
@@ -179,33 +152,18 @@ Loaded: TypeAlias = Any
 
 
 def read_jobs(jobs: Sequence[Job]) -> Loaded:
-    """Read big chunks; the body of a Dask task.
+    """Read big chunks, one after the other; the body of a Dask task.
 
-    Parameters
-    ----------
-    jobs : sequence of Job
-        Read one after the other.
-
-    Returns
-    -------
-    ndarray, list of (origin, ndarray, ndarray or None), or ReadFailure
-        For one job; a list of these for several. A plain block is a bare array, so that
-        Dask counts its bytes and moves it without copying.
+    Gives an ndarray, a list of (origin, ndarray, ndarray or None), or a ReadFailure for one job; a
+    list of these for several. A plain block is a bare array, so that Dask counts its bytes and
+    moves it without copying.
     """
     loaded = [_read_job(job) for job in jobs]
     return loaded[0] if len(loaded) == 1 else loaded
 
 
 def read_delivered(jobs: Sequence[Job], delivered: Sequence[tuple[Any, Any]]) -> Loaded:
-    """`read_jobs` for jobs some of whose arrays are delivered as values.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-        With detached views where values are delivered.
-    delivered : sequence of (ndarray or None, ndarray or None)
-        Values for the view and for the target of each job.
-    """
+    """`read_jobs` where values of (image, target) are delivered to detached views."""
     whole = [
         replace(job, view=_attach(job.view, pixels), target=_attach(job.target, target))
         for job, (pixels, target) in zip(jobs, delivered, strict=True)

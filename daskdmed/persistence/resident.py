@@ -12,29 +12,22 @@ Not covered: the plan itself (`daskdmed.persistence.plan`), what a read does
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from dask.base import tokenize
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskdmed.core import events
 from daskdmed.core.errors import LoaderClosedError
+from daskdmed.core.waiting import explain
 from daskdmed.persistence.budget import Allotment
-from daskdmed.persistence.catalogue import Catalogue
-from daskdmed.persistence.cluster import LOOK_EVERY, Workers, keep_in_place, lost_connection
+from daskdmed.persistence.cluster import LOOK_EVERY, Workers, lost_connection, prepare_scheduler
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
 from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
-    Job,
-    LoadContext,
     ReadFailure,
-    RegionChooser,
     Ticket,
     leave_ticket,
     read_delivered,
@@ -42,143 +35,21 @@ from daskdmed.persistence.reading import (
     read_ticket,
 )
 from daskdmed.persistence.strata import StratifiedPlan
-from daskdmed.persistence.tally import Place, Tally
+from daskdmed.persistence.tally import Tally
+from daskdmed.persistence.units import JobFactory, Unit
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-logger = logging.getLogger("daskdmed.persistence")
-
-#: first part of the keys of tasks that crop from big chunks where these are
-SAMPLING = "small-chunks"
-
-
-@dataclass(eq=False)
-class Unit:
-    """What one read task brings: one big chunk, or a few small ones.
-
-    Attributes
-    ----------
-    visits : tuple of Visit
-        In order of admission.
-    key : tuple
-        Key of the future; also names the content.
-    future : Future or None
-        None before it was submitted and after it was let go.
-    ticket : Ticket or None
-        Keeps the jobs where workers of this process find them.
-    holder : str or None
-        Worker that holds it, as far as known, see `ResidentSet.holders`.
-    asked : float
-        When it was made, by `time.monotonic`.
-    """
-
-    visits: tuple[Visit, ...]
-    key: tuple[Any, ...]
-    jobs: tuple[Job, ...]
-    future: Future | None = None
-    ticket: Ticket | None = None
-    holder: str | None = None
-    asked: float = field(default_factory=time.monotonic)
-    waiting_for: set[int] = field(default_factory=set)
-
-    @property
-    def single(self) -> bool:
-        """Whether the task's result is the one job's result itself."""
-        return len(self.jobs) == 1
-
-
-class JobFactory:
-    """Makes the read jobs and the key of a unit.
-
-    Parameters
-    ----------
-    catalogue : Catalogue
-        Records and their grids.
-    chooser : callable or None
-        The user's big-chunk loader.
-    bigchunk_size : tuple of int
-        Per spatial axis.
-    key : int
-        From the loader's seed.
-    """
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        chooser: RegionChooser | None,
-        bigchunk_size: tuple[int, ...],
-        key: int,
-    ) -> None:
-        self._catalogue = catalogue
-        self._chooser = chooser
-        self._bigchunk_size = bigchunk_size
-        self._key = key
-        self._chooser_token = None if chooser is None else tokenize(chooser, key)[:12]
-
-    def unit(self, visits: tuple[Visit, ...]) -> Unit:
-        """The unit that reads some visits with one task."""
-        named = [self._name(v) for v in visits]
-        key = ("big-chunk", *named[0]) if len(named) == 1 else ("big-chunk", tokenize(*named))
-        jobs = tuple(self._job(v) for v in visits)
-        return Unit(visits, key, jobs, waiting_for={v.number for v in visits})
-
-    def place(self, visit: Visit) -> Place:
-        """What events say of a visit."""
-        entry = self._catalogue.entries[visit.record]
-        region = entry.grid.region(visit.block)
-        return str(entry.patient.id), entry.record, visit.number, region
-
-    def _name(self, visit: Visit) -> tuple[Any, ...]:
-        entry = self._catalogue.entries[visit.record]
-        target = "" if entry.target is None else f"+{entry.target.token}"
-        content = f"{entry.patient.id}/{entry.record}-{entry.view.token}{target}"
-        if self._chooser is not None:
-            return (content, self._chooser_token, visit.number)
-        region = entry.grid.region(visit.block)
-        return (content, *region.origin, "x".join(map(str, region.shape)))
-
-    def _job(self, visit: Visit) -> Job:
-        entry = self._catalogue.entries[visit.record]
-        region = entry.grid.region(visit.block)
-        if self._chooser is None:
-            return Job(entry.view, entry.target, region, target_ratio=entry.target_ratio)
-        view = entry.view
-        context = LoadContext(
-            patient=str(entry.patient.id),
-            record=entry.record,
-            labels=dict(entry.patient.labels),
-            region=region,
-            shape=view.spatial_shape,
-            bigchunk_size=self._bigchunk_size,
-            downsample=view.downsample,
-            mpp=view.mpp,
-            visit=visit.number,
-            nth=visit.nth,
-        )
-        place = (self._key, visit.number)
-        return Job(view, entry.target, region, context, self._chooser, place, entry.target_ratio)
+T = TypeVar("T")
 
 
 class ResidentSet:
     """Keeps the visits of the current turn in memory, and reads ahead of it.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        Where blocks live.
-    plan : RotationPlan or StratifiedPlan
-        Turns, from the one to begin with.
-    factory : JobFactory
-        What to read.
-    allotment : Allotment
-        How many big chunks may be in memory; fewer are when the plan cannot use so many.
-    in_process : bool
-        Whether the workers are threads of this process.
-    tally : Tally
-        Counts what happens, and tells of it.
-    ranks : Ranks or None
-        Other processes that walk the same plan on the same cluster.
+    No more big chunks than the allotment says are in memory; fewer when the plan cannot use so
+    many. `in_process`: the workers are threads of this process. `ranks`: other processes that walk
+    the same plan on the same cluster.
     """
 
     def __init__(
@@ -208,9 +79,11 @@ class ResidentSet:
         self._ready: set[Unit] = set()
         self._wake = threading.Condition()
         self._closed = False
+        #: units or keys of tasks that the thread which makes batches waits for
+        self._waits_for: list[Any] = []
         self._workers = Workers(client)
         if not in_process:
-            keep_in_place(client, SAMPLING)
+            prepare_scheduler(client)
         self._ranks = ranks
         self._leased: deque[Turn] = deque()
         self._most = allotment.capacity
@@ -313,6 +186,7 @@ class ResidentSet:
                 self._wake.wait(POLL_EVERY)
             ranks.look()
             self._end_leases(ranks)
+        ranks.waits = False
 
     def evict(self, visit: Visit) -> None:
         """Let go of one visit; memory is freed with the last visit of its unit."""
@@ -392,10 +266,9 @@ class ResidentSet:
             for visit in visits:
                 self.tally.tell(kind, self._factory.place(visit), **more)
 
-    def is_ready(self, visit: Visit | int) -> bool:
+    def is_ready(self, visit: int) -> bool:
         """Whether a visit's pixels (or its failure) are there."""
-        number = visit if isinstance(visit, int) else visit.number
-        return self._units[number] in self._ready
+        return self._units[visit] in self._ready
 
     def unit_of(self, visit: int) -> tuple[Unit, int]:
         """A resident visit's unit, and its position in it."""
@@ -405,24 +278,52 @@ class ResidentSet:
     def wait(self, visits: Iterable[int]) -> int:
         """Block until one of some resident visits is there; gives its number.
 
-        Raises
-        ------
-        LoaderClosedError
-            The loader was closed meanwhile.
-        LoaderError
-            There has been no worker for long, see `Workers.check_alive`.
+        LoaderClosedError: the loader was closed meanwhile. LoaderError: there has been no
+        worker for long, see `Workers.check_alive`.
         """
-        wanted = list(visits)
+        units = {self._units[number]: number for number in visits}
+
+        def there() -> Unit | None:
+            return next((unit for unit in units if unit in self._ready), None)
+
+        return units[self._until(there, "big chunks", list(units))]
+
+    def wait_for(self, future: Any, keys: Iterable[Any]) -> None:
+        """Block until a future is done that is made of some tasks; raises as `wait` does."""
+        if not future.done():
+            future.add_done_callback(lambda _: self._tick())
+            self._until(future.done, "a batch", list(keys))
+
+    def _until(self, done: Callable[[], T | None], what: str, wanted: list[Any]) -> T:
+        self._waits_for = wanted
         while True:
             with self._wake:
                 if self._closed:
-                    raise LoaderClosedError("the loader was closed while it waited for big chunks")
-                for number in wanted:
-                    if self._units[number] in self._ready:
-                        return number
+                    raise LoaderClosedError(f"the loader was closed while it waited for {what}")
+                if found := done():
+                    self._waits_for = []
+                    return found
                 notified = self._wake.wait(LOOK_EVERY)
             if not notified:
                 self._workers.check_alive()
+
+    def describe(self) -> str:
+        """What the thread that makes batches waits for, and why; in words, for another thread."""
+        held = f"{self.resident_visits} big chunks in memory or being read"
+        ranks, wanted = self._ranks, list(self._waits_for)
+        if ranks is not None and ranks.waits:
+            return f"{ranks.describe()}; {held}"
+        if not wanted:
+            return f"a batch is being made, by a collector or tfms that take long; {held}"
+        keys, told = wanted, ""
+        if isinstance(wanted[0], Unit):
+            keys = [unit.key for unit in wanted]
+            patient, record, _, region = self._factory.place(wanted[0].visits[0])
+            told = (
+                f"patient {patient!r}, record {record!r}, big chunk at {region.origin}, shape "
+                f"{region.shape} was asked for {time.monotonic() - wanted[0].asked:.0f} s ago: "
+            )
+        return f"{told}{explain(self.client, keys)}; {held}"
 
     def holders(self, visits: Iterable[int]) -> dict[int, str | None]:
         """Which worker holds each of some resident visits; blocks until all have been read.
@@ -446,32 +347,13 @@ class ResidentSet:
                     unit.holder = min(held.get(unit.key) or (), default=None)
         return {number: unit.holder for number, unit in units.items()}
 
-    def wait_for(self, futures: Iterable[Future]) -> None:
-        """Block until all of some futures are done; raises as `wait` does."""
-        waiting = [f for f in futures if not f.done()]
-        for future in waiting:
-            future.add_done_callback(lambda _: self._tick())
-        while True:
-            with self._wake:
-                if self._closed:
-                    raise LoaderClosedError("the loader was closed while it waited for a batch")
-                if all(f.done() for f in waiting):
-                    return
-                notified = self._wake.wait(LOOK_EVERY)
-            if not notified:
-                self._workers.check_alive()
-
     def _tick(self) -> None:
         with self._wake:
             self._wake.notify_all()
 
     def fetch(self, visit: int) -> Any:
-        """What was read for a visit, by reference; for workers in this process.
-
-        Raises
-        ------
-        LoaderError
-            The connection to the cluster is lost; and as `wait` does.
+        """What was read for a visit, by reference; for workers in this process. Raises as `wait`
+        does.
         """
         self.wait([visit])
         unit, member = self.unit_of(visit)

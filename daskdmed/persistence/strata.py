@@ -26,19 +26,11 @@ from daskdmed.persistence.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """One share of every batch.
+    """One share of every batch: small chunks of each, from some records of the population.
 
-    Parameters
-    ----------
-    name : str
-        For messages.
-    share : float
-        Small chunks of each batch. A fraction of one is given in some batches and not in
-        others, so that the mean is right.
-    records : tuple of int
-        Records of the population that belong to it.
-    weights, accepts : callable, optional
-        See `RotationPlan`; record numbers are those of the whole population.
+    A fraction of a small chunk is given in some batches and not in others, so that the mean is
+    right. `weights`, `accepts`: see `RotationPlan`; record numbers are those of the whole
+    population.
     """
 
     name: str
@@ -49,26 +41,10 @@ class Stratum:
 
 
 class StratifiedPlan:
-    """Turns in which every batch holds each stratum's share.
+    """Turns in which every batch holds each stratum's share; shares add up to `batch_size`.
 
-    Parameters
-    ----------
-    population : Population
-        All records.
-    strata : sequence of Stratum
-        Shares add up to `batch_size`.
-    batch_size : int
-        Draws of a batch.
-    slots, draws_per_visit, seed, policy
-        See `RotationPlan`. Slots are divided by share; a few are kept for visits that
-        change in the middle of a turn.
-
-    Raises
-    ------
-    UsageError
-        Shares do not add up, or a stratum has no records.
-    BudgetError
-        Fewer slots than the strata need.
+    Slots are divided by share (BudgetError when they do not suffice); a few are kept for visits
+    that change in the middle of a turn. The rest is as in `RotationPlan`.
     """
 
     def __init__(

@@ -18,13 +18,7 @@ Place: TypeAlias = tuple[str, str, int, Region]
 
 
 class Tally:
-    """Counters of a loader.
-
-    Parameters
-    ----------
-    loader : str
-        How events call it.
-    """
+    """Counters of a loader, which events call `loader`."""
 
     def __init__(self, loader: str) -> None:
         self.loader = loader

@@ -59,16 +59,8 @@ TissueLike: TypeAlias = "bool | str | Callable[[Array], Array] | Mapping[str, An
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Where small chunks shall come from.
-
-    Parameters
-    ----------
-    tissue : bool, str, callable, mapping or None
-        As ``tissue=`` of `LightDL`.
-    least : float
-        Fraction of a small chunk that tissue must cover.
-    annotations : str or None
-        Name of the record that holds annotations; None: the one record that does.
+    """Where small chunks shall come from: as ``tissue=``, ``min_tissue=`` and ``annotations=`` of
+    `LightDL`.
     """
 
     tissue: TissueLike | None = None
@@ -82,20 +74,10 @@ class Wish:
 
 
 class AreaSource:
-    """Areas by record and classes.
+    """Areas by number of the record and classes (of annotations; none: tissue).
 
-    Parameters
-    ----------
-    catalogue : Catalogue
-        The records.
-    wish : Wish
-        What is asked for.
-    geometry : Geometry
-        Extent of a small chunk, and how images are cut.
-    on_error : {"raise", "skip"}
-        What a slide without tissue, or without a readable mask, does.
-    anywhere : bool
-        Whether big chunks may lie anywhere, not only on the grid.
+    `on_error` says what a slide without tissue, or without a readable mask, does; `anywhere`: big
+    chunks may lie anywhere, not only on the grid.
     """
 
     def __init__(
@@ -145,15 +127,7 @@ class AreaSource:
         self._pending.clear()
 
     def area(self, record: int, classes: tuple[str, ...] = ()) -> Area | None:
-        """Where in a record small chunks may lie; None: anywhere.
-
-        Parameters
-        ----------
-        record : int
-            Number in the catalogue.
-        classes : tuple of str
-            Classes of annotations; empty: tissue.
-        """
+        """Where in a record small chunks may lie; None: anywhere."""
         if not classes and not self._wish.masked:
             return None
         key = (record, classes)
@@ -226,12 +200,8 @@ class AreaSource:
     def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
         """No less than how many places each big chunk of a record has; None: all alike.
 
-        0 where there is none. `accepts` says how many of them there really are.
-
-        Raises
-        ------
-        NoTissueError
-            Under ``on_error="raise"``: the record has tissue nowhere.
+        0 where there is none. `accepts` says how many of them there really are. NoTissueError,
+        under ``on_error="raise"``: the record has tissue nowhere.
         """
         key = (record, classes)
         pending = None if classes else self._pending.pop(record, None)
@@ -278,19 +248,7 @@ class AreaSource:
     def accepts(
         self, record: int, classes: tuple[str, ...], block: int, rng: np.random.Generator
     ) -> bool:
-        """True with the probability of a big chunk's places in proportion to its weight.
-
-        Parameters
-        ----------
-        record : int
-            Number in the catalogue.
-        classes : tuple of str
-            As of `weights`.
-        block : int
-            Number of the big chunk in the record's grid.
-        rng : numpy.random.Generator
-            Decides.
-        """
+        """True with the probability of a big chunk's places in proportion to its weight."""
         area = self.area(record, classes)
         if area is None:
             return True  # these weights are no bounds
@@ -379,19 +337,11 @@ class AreaSource:
     # -- what can be drawn ----------------------------------------------------------
 
     def check(self, asked: Sequence[tuple[str, Sequence[int], tuple[str, ...]]]) -> None:
-        """Say which shapes of the classes asked for no small chunk can be centred in.
+        """Say which shapes of the classes asked for (by whom, in which records) no small chunk can
+        be centred in.
 
-        Parameters
-        ----------
-        asked : sequence of (str, sequence of int, tuple of str)
-            Who asks; the records and the classes that are meant.
-
-        Raises
-        ------
-        UsageError
-            Nobody has annotations, or none of a class can be drawn; names these.
-        LoaderError
-            Under ``on_error="raise"``: annotations cannot be read.
+        UsageError: nobody has annotations, or none of a class can be drawn; names these.
+        LoaderError: under ``on_error="raise"``, annotations cannot be read.
         """
         if not asked:
             return

@@ -12,7 +12,7 @@ import pytest
 from dask.diagnostics import Callback
 
 from daskdmed import events
-from daskdmed.core import work
+from daskdmed.core.clusterwork import ClusterRun
 from daskdmed.core.work import Job, call_graph, default_threads, run, run_all
 from daskdmed.errors import StoreError, UsageError
 
@@ -324,7 +324,7 @@ def test_few_blocks_of_pixels_wait_for_a_slow_model(client, monkeypatch):
     with pytest.raises(UsageError, match="no worker offers"):
         run([Squares(range(3))], name="squares", client=client, resources={"GPU": 1})
     asked = []
-    monkeypatch.setattr(work._Cluster, "_get", _noting(work._Cluster._get, asked))
+    monkeypatch.setattr(ClusterRun, "_get", _noting(ClusterRun._get, asked))
     run([Squares(range(200))], name="squares", client=client)
     assert asked[0] == 1  # the function, once
     assert sum(asked) == 201

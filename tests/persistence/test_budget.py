@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dask
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daskdmed.errors import BudgetError, UsageError
-from daskdmed.persistence.budget import allot, check_memory, to_bytes
+from daskdmed.persistence.budget import BASELINE, allot, check_workers, to_bytes
 
 MIB = 1 << 20
 
@@ -36,11 +37,26 @@ def test_too_small_a_budget_is_refused_with_numbers():
         allot(60 * MIB, 48 * MIB)
 
 
-def test_more_than_half_of_the_memory_is_refused_with_numbers():
-    check_memory(2 * MIB, 4 * MIB)
-    check_memory(1 << 60, None)
-    with pytest.raises(BudgetError, match=r"3\.00 MiB exceeds half.*4\.00 MiB.*2\.00 MiB"):
-        check_memory(3 * MIB, 4 * MIB)
+def test_what_workers_need_beside_the_budget():
+    limits = [1000 * MIB, 500 * MIB]
+    room = 400 * MIB - BASELINE  # of the smaller one, until it pauses at 80 %
+    check_workers(2 * room, limits, 2, 0, 0)
+    check_workers(2 * room - 4 * 10 * MIB - 6 * MIB, limits, 4, 10 * MIB, 6 * MIB)
+    check_workers(1 << 60, [0, 1], 4, 10 * MIB, 6 * MIB)
+    check_workers(1 << 60, [], 4, 10 * MIB, 6 * MIB)
+    with pytest.raises(BudgetError) as refused:
+        check_workers(2 * room, limits, 4, 10 * MIB, 6 * MIB)
+    for number in (
+        "worker's memory (500.00 MiB) 400.00 MiB can be used",
+        f"{room // MIB}.00 MiB of big chunks",
+        f"{BASELINE // MIB}.00 MiB of interpreter",
+        "20.00 MiB for decoding",
+        "3.00 MiB of small chunks",
+        f"at most {2 * (room // MIB - 23)}.00 MiB",
+    ):
+        assert number in str(refused.value)
+    with dask.config.set({"distributed.worker.memory.pause": False}):
+        check_workers(2 * room, limits, 4, 10 * MIB, 6 * MIB)
 
 
 def test_sizes():

@@ -36,6 +36,8 @@ class ReadAhead:
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
+        self._waits_for: Load | None = None
+        self._since = 0.0
         self._tally = tally
         self._plan = plan
         self._budget = budget
@@ -50,8 +52,16 @@ class ReadAhead:
         """Bytes of the windows of a batch."""
         return self._size * int(np.prod(self._shape, dtype=np.int64)) * self._dtype.itemsize
 
-    def __str__(self) -> str:
-        return f"{self.held:,} bytes of blocks in memory or being read"
+    def describe(self) -> str:
+        """What is waited for, in words; for another thread than the one that makes batches."""
+        held, load = f"{self.held:,} bytes of blocks in memory or being read", self._waits_for
+        if load is None:
+            return f"a batch is being made, by tfms that take long; {held}"
+        image, since = load.image, time.monotonic() - self._since
+        return (
+            f"patient {str(image.patient.id)!r}, record {image.record!r}, {load} is waited for "
+            f"since {since:.0f} s: {self.reader.describe()}; {held}"
+        )
 
     def _submit(self, load: Load) -> Future[Loaded]:
         future, began = self.reader.submit(load), time.monotonic()
@@ -88,7 +98,9 @@ class ReadAhead:
             if not ahead:
                 break
             load, future = ahead.popleft()
+            self._since, self._waits_for = time.monotonic(), load
             loaded = future.result()
+            self._waits_for = None
             del future  # it holds the pixels
             for batch in batcher.cut(load, loaded, skip):
                 yield batch, self._prepare.ahead(batch.smallchunks)

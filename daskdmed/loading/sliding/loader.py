@@ -30,7 +30,7 @@ from daskdmed.loading.sliding.plan import ImageWindows, LoadPlan, Order
 from daskdmed.loading.sliding.progress import WindowProgress
 from daskdmed.loading.sliding.read import LoadReader
 from daskdmed.loading.stats import Meter, SlidingStats
-from daskdmed.persistence.budget import check_memory, to_bytes
+from daskdmed.persistence.budget import to_bytes
 from daskdmed.persistence.cluster import connect
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, spatial_axes
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -187,20 +187,17 @@ class SlidingWindowDL(Loader[WindowChunks]):
             ahead.batch_bytes,
             meter=self._meter,
             interrupt=reader.close,
-            describe=ahead.__str__,
+            describe=ahead.describe,
         )
 
     def _reader(self) -> LoadReader:
         if self._client is None:
-            from distributed.system import MEMORY_LIMIT
-
-            check_memory(self._budget, int(MEMORY_LIMIT))
             threads = default_threads()
         else:
             self._cluster = connect(self._client)
-            check_memory(self._budget, self._cluster.memory_limit)
             # two more than can be computed at a time: their results are on their way here
-            threads = sum(self._client.nthreads().values()) + 2
+            threads = self._cluster.threads + 2
+        self._claim(self._budget, self._cluster)
         return LoadReader(self._cluster, threads, min_interval=self._min_interval, skip=self._skip)
 
     def _took(self, batch: WindowBatch) -> None:

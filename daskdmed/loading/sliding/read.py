@@ -29,6 +29,7 @@ from daskdmed.core import buffers
 from daskdmed.core.errors import DaskdmedError, ImageError, LoaderClosedError, LoaderError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.core.waiting import explain
 from daskdmed.loading.sliding.plan import Load, needed_regions, windows_touching
 from daskdmed.persistence.cluster import LOOK_EVERY, Cluster, Workers, lost_connection
 from daskdmed.persistence.reading import (
@@ -160,6 +161,14 @@ class LoadReader:
         if flying and self.cluster is not None and self.cluster.client.status == "running":
             self.cluster.client.cancel(flying, force=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def describe(self) -> str:
+        """What becomes of the reads that are under way, in words."""
+        if self.cluster is None:
+            return "threads of this process are reading"
+        with self._lock:
+            keys = sorted((future.key for future in self._flying), key=lambda key: key[2:])
+        return explain(self.cluster.client, keys)
 
     # -- one load -------------------------------------------------------------------
 

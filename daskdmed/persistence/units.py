@@ -1,0 +1,106 @@
+"""What one read task brings, and how it is called: visits of the plan made into jobs.
+
+Not covered: when it is read (`daskdmed.persistence.resident`), and how
+(`daskdmed.persistence.reading`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dask.base import tokenize
+
+from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.cluster import BIG_CHUNK
+from daskdmed.persistence.plan import Visit
+from daskdmed.persistence.reading import Job, LoadContext, RegionChooser, Ticket
+from daskdmed.persistence.tally import Place
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+
+@dataclass(eq=False)
+class Unit:
+    """What one read task brings: one big chunk, or a few small ones, in order of admission.
+
+    `key` also names the content. `future` is None before it was submitted and after it was let go;
+    `ticket` keeps the jobs where workers of this process find them; `holder` is the worker that
+    holds it, as far as known, see `ResidentSet.holders`.
+    """
+
+    visits: tuple[Visit, ...]
+    key: tuple[Any, ...]
+    jobs: tuple[Job, ...]
+    future: Future | None = None
+    ticket: Ticket | None = None
+    holder: str | None = None
+    asked: float = field(default_factory=time.monotonic)
+    waiting_for: set[int] = field(default_factory=set)
+
+    @property
+    def single(self) -> bool:
+        """Whether the task's result is the one job's result itself."""
+        return len(self.jobs) == 1
+
+
+class JobFactory:
+    """Makes the read jobs and the key of a unit; `chooser` is the user's big-chunk loader."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        chooser: RegionChooser | None,
+        bigchunk_size: tuple[int, ...],
+        key: int,
+    ) -> None:
+        self._catalogue = catalogue
+        self._chooser = chooser
+        self._bigchunk_size = bigchunk_size
+        self._key = key
+        self._chooser_token = None if chooser is None else tokenize(chooser, key)[:12]
+
+    def unit(self, visits: tuple[Visit, ...]) -> Unit:
+        """The unit that reads some visits with one task."""
+        named = [self._name(v) for v in visits]
+        key = (BIG_CHUNK, *(named[0] if len(named) == 1 else [tokenize(*named)]))
+        jobs = tuple(self._job(v) for v in visits)
+        return Unit(visits, key, jobs, waiting_for={v.number for v in visits})
+
+    def place(self, visit: Visit) -> Place:
+        """What events say of a visit."""
+        entry = self._catalogue.entries[visit.record]
+        region = entry.grid.region(visit.block)
+        return str(entry.patient.id), entry.record, visit.number, region
+
+    def _name(self, visit: Visit) -> tuple[Any, ...]:
+        entry = self._catalogue.entries[visit.record]
+        target = "" if entry.target is None else f"+{entry.target.token}"
+        content = f"{entry.patient.id}/{entry.record}-{entry.view.token}{target}"
+        if self._chooser is not None:
+            return (content, self._chooser_token, visit.number)
+        region = entry.grid.region(visit.block)
+        return (content, *region.origin, "x".join(map(str, region.shape)))
+
+    def _job(self, visit: Visit) -> Job:
+        entry = self._catalogue.entries[visit.record]
+        region = entry.grid.region(visit.block)
+        if self._chooser is None:
+            return Job(entry.view, entry.target, region, target_ratio=entry.target_ratio)
+        view = entry.view
+        context = LoadContext(
+            patient=str(entry.patient.id),
+            record=entry.record,
+            labels=dict(entry.patient.labels),
+            region=region,
+            shape=view.spatial_shape,
+            bigchunk_size=self._bigchunk_size,
+            downsample=view.downsample,
+            mpp=view.mpp,
+            visit=visit.number,
+            nth=visit.nth,
+        )
+        place = (self._key, visit.number)
+        return Job(view, entry.target, region, context, self._chooser, place, entry.target_ratio)

@@ -1,0 +1,49 @@
+"""Clusters for tests of loaders: workers as threads that speak TCP, so that they cost little.
+
+To a loader these are workers of another process: blocks are cropped where they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from distributed import Client, LocalCluster
+
+from tests.waiting import until
+
+
+@contextmanager
+def tcp_cluster(workers, threads=1, **kwargs):
+    """(cluster, client); `scale` changes the number of workers, also to none."""
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=False,
+            protocol="tcp",
+            dashboard_address=":0",
+            worker_dashboard_address=None,
+            **kwargs,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield cluster, client
+
+
+def scale(cluster, workers):
+    """So many workers are there when it returns."""
+    cluster.scale(workers)
+    until(lambda: len(cluster.scheduler.workers) == len(cluster.workers) == workers)
+
+
+def tied_to_the_gone(cluster):
+    """Addresses of workers that are gone and that tasks are still restricted to."""
+    scheduler = cluster.scheduler
+    tasks = list(scheduler.tasks.values())
+    return {w for t in tasks for w in t.worker_restrictions or ()} - set(scheduler.workers)
+
+
+def assert_nothing_is_left(cluster):
+    """No task stays on the scheduler, once it has heard that they are let go."""
+    until(lambda: not cluster.scheduler.tasks)
+    assert not cluster.scheduler.unrunnable
