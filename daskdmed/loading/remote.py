@@ -7,6 +7,7 @@ draws from the blocks that it holds. Answers are put back into the plan's order 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ class RemoteEngine(Engine):
         self._label = uuid4().hex[:8]
         self._serial = itertools.count()
         self._beyond: dict[int, int] = {}
+        #: sent and not yet received, in order
+        self._flying: deque[_Chunk] = deque()
 
     def batches(self) -> Iterator[Batch]:
         """Batches in order."""
@@ -74,7 +77,7 @@ class RemoteEngine(Engine):
             yield from self._in_sequence(self.states)
             return
         spans = self.spans()
-        flying: deque[_Chunk] = deque()
+        flying = self._flying
         turn_open = False
         exhausted = False
         while True:
@@ -353,6 +356,13 @@ class RemoteEngine(Engine):
             draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
             self.residents.tally.late_draws += visits.size
             yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))
+
+    def close(self) -> None:
+        """Let go of every block and crop."""
+        for future in itertools.chain.from_iterable(c.futures for c in self._flying):
+            with contextlib.suppress(RuntimeError):  # the client's event loop has ended
+                future.release()
+        super().close()
 
     def _next_beyond(self, number: int) -> int:
         draw = self._beyond.get(number, self.sampling.draws_per_visit)

@@ -9,6 +9,7 @@ worker processes, which is the user's choice (``LocalCluster``, ``dask scheduler
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def _start() -> Cluster:
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
+    _quiet.begin()
     with dask.config.set(_CONFIG):
         cluster = LocalCluster(
             n_workers=1,
@@ -112,7 +114,7 @@ def _start() -> Cluster:
             dashboard_address=":0",  # a fixed port would clash with the user's own
             worker_dashboard_address=None,
             scheduler_kwargs={"dashboard": False},
-            silence_logs=logging.ERROR,
+            silence_logs=False,  # see `_Quiet`
         )
         cluster.shutdown_on_close = False  # the loader does that, in time, and in its process
         client = Client(cluster, set_as_default=False, direct_to_workers=True)
@@ -120,8 +122,38 @@ def _start() -> Cluster:
     def close() -> None:
         client.close()
         cluster.close()
+        _quiet.end()
 
     return Cluster(client, True, True, (0,), CPU_COUNT, close)
+
+
+class _Quiet(logging.Filter):
+    """Keeps to itself what Dask logs below errors while clusters of loaders are open.
+
+    Dask itself sets the levels of handlers and restores them, which is right only for clusters
+    that are closed in the reverse order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = 0
+        self._lock = threading.RLock()
+
+    def begin(self) -> None:
+        with self._lock:
+            self._open += 1
+            for handler in logging.getLogger("distributed").handlers:
+                handler.addFilter(self)  # once, however often
+
+    def end(self) -> None:
+        with self._lock:
+            self._open -= 1
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self._open or record.levelno >= logging.ERROR
+
+
+_quiet = _Quiet()
 
 
 class Workers:

@@ -11,6 +11,8 @@ Not covered: the plan itself (`daskdmed.persistence.plan`), what a read does
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 T = TypeVar("T")
+#: seconds that closing waits for the client's loop
+_SOON = 5.0
 
 
 class ResidentSet:
@@ -200,7 +204,7 @@ class ResidentSet:
             self._held -= len(unit.visits)
             with self._wake:
                 self._ready.discard(unit)
-            unit.future = unit.ticket = None  # the last references: Dask frees the block
+            unit.let_go()
 
     # -- reading --------------------------------------------------------------------
 
@@ -383,10 +387,16 @@ class ResidentSet:
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         self.interrupt()
+        waits = False
         for number, unit in list(self._units.items()):
             self._tell(events.BigChunkEvicted, (v for v in unit.visits if v.number == number))
             unit.waiting_for.clear()
-            unit.future = unit.ticket = None
+            waits = waits or unit not in self._ready
+            unit.let_go()
+        if waits:
+            # what waits for these futures is told before the threads that it is told in may end
+            with contextlib.suppress(Exception):  # a client that is closed
+                self.client.sync(asyncio.sleep, 0.001, callback_timeout=_SOON)
         self._units.clear()
         self._ready.clear()
         self._ahead.clear()

@@ -6,6 +6,7 @@ Not covered: when it is read (`daskdmed.persistence.resident`), and how
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,13 @@ class Unit:
     def single(self) -> bool:
         """Whether the task's result is the one job's result itself."""
         return len(self.jobs) == 1
+
+    def let_go(self) -> None:
+        """Have Dask free the block; at once, though callbacks may hold the future too."""
+        future, self.future, self.ticket = self.future, None, None
+        if future is not None:
+            with contextlib.suppress(RuntimeError):  # the client's event loop has ended
+                future.release()
 
 
 class JobFactory:
