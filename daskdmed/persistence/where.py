@@ -212,9 +212,12 @@ class AreaSource:
         entry = self._catalogue.entries[record]
         try:
             area = self.area(record, classes)
-            found = self._everywhere(entry) if area is None else self._bounds(record, area)
-            if area is not None and not classes and not found.any():
-                raise NoTissueError(self._no_tissue(entry, area))
+            if area is None:
+                found = self._everywhere(entry)
+            else:
+                found = self._bounds(record, area)
+                if not classes and not found.any():
+                    raise NoTissueError(self._no_tissue(entry, area))
         except (DaskdmedError, OSError) as error:
             found = self._failed(entry, error)
         self._weights[key] = found
