@@ -423,6 +423,8 @@ def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
     if ticket.done or not unit.waiting_for:
         return
     try:
-        ticket.deliver(future.result())
+        result = future.result()
+        # None: it was begun for a loader that was closed meanwhile, whose ticket was gone
+        ticket.deliver(read_jobs(ticket.jobs) if result is None else result)
     except Exception as error:  # a lost worker or scheduler: reading itself never raises
         ticket.deliver_failure(error)
