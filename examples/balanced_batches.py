@@ -40,8 +40,7 @@ def square(label: str, x: int, y: int, side: int) -> dict[str, object]:
 def make_dataset() -> Dataset:
     """Eight slides; one is of grade 3, and only that one has 'Tumor' in a small place."""
     patients = []
-    for i in range(8):
-        slide = samples.make_slide(OUTPUT / f"slide_{i}.svs", 2048, tissue=0.6, seed=i)
+    for i, slide in enumerate(samples.make_cohort(OUTPUT / "slides", n=8, size=2048)):
         shapes = [square("Stroma", 600, 600, 500)]
         if i == 5:
             shapes.append(square("Tumor", 1200, 900, 150))

@@ -66,8 +66,10 @@ def last_parameters(owner: type) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-def test_every_benchmark_runs(topic: str) -> None:
+def test_every_benchmark_runs(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(f"benchmarks.{topic}")
+    if hasattr(module, "BATCH"):
+        monkeypatch.setattr(module, "BATCH", 4)
     found = benchmarks_of(module)
     assert found
     for owner, name in found:

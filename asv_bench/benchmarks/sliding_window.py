@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import inputs
 import scenarios
 
@@ -9,6 +11,11 @@ from benchmarks import Once, requires
 
 #: kernel/stride
 GEOMETRIES = ["224/224", "224/112", "300/300"]
+
+
+# once in a process, for all figures of it
+windows = cache(scenarios.sliding_window)
+network = cache(scenarios.network_heatmap)
 
 
 class SlidingWindow(Once):
@@ -21,19 +28,17 @@ class SlidingWindow(Once):
         self.path = inputs.slide(kind)
         self.kernel, self.stride = map(int, geometry.split("/"))
 
-    def _measure(self, rounds: int) -> scenarios.SlidingWindow:
-        return scenarios.sliding_window(
-            self.path, kernel=self.kernel, stride=self.stride, rounds=rounds
-        )
+    def _measure(self) -> scenarios.SlidingWindow:
+        return windows(self.path, kernel=self.kernel, stride=self.stride)
 
     def track_seconds(self, kind: str, geometry: str) -> float:
-        return self._measure(3).seconds
+        return self._measure().seconds
 
     def track_ratio_to_raw_decode(self, kind: str, geometry: str) -> float:
-        return self._measure(3).to_limit
+        return self._measure().to_limit
 
     def track_decodes_per_tile(self, kind: str, geometry: str) -> float:
-        return self._measure(1).decodes_per_tile
+        return self._measure().decodes_per_tile
 
     track_seconds.unit = "s"
     track_ratio_to_raw_decode.unit = "ratio"
@@ -48,13 +53,13 @@ class Network(Once):
         self.path = inputs.slide("mixed", min(inputs.side(), 12_800))
 
     def track_seconds(self) -> float:
-        return scenarios.network_heatmap(self.path).seconds
+        return network(self.path).seconds
 
     def track_ratio_to_network_on_all_cores(self) -> float:
-        return scenarios.network_heatmap(self.path).to_all_threads
+        return network(self.path).to_all_threads
 
     def track_ratio_to_network_one_core_each(self) -> float:
-        return scenarios.network_heatmap(self.path).to_one_thread_each
+        return network(self.path).to_one_thread_each
 
     track_seconds.unit = "s"
     track_ratio_to_network_on_all_cores.unit = "ratio"

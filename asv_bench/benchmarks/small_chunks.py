@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cache
 
 import inputs
 import scenarios
@@ -13,10 +14,13 @@ from benchmarks import Once, requires
 ROTATIONS = ["4096/128", "4096/512", "4096/2048", "1024/32"]
 
 
-def rotation(name: str) -> dict[str, int]:
-    """Arguments of a rotation."""
+@cache
+def measure(kind: str, name: str) -> scenarios.SmallChunks:
+    """A rotation on slides of a kind; once in a process, for all figures of it."""
     bigchunk, draws = map(int, name.split("/"))
-    return {"bigchunk": bigchunk, "draws": draws}
+    return scenarios.small_chunks(
+        inputs.slides(kind), seconds=inputs.seconds(), bigchunk=bigchunk, draws=draws
+    )
 
 
 class SmallChunks(Once):
@@ -27,19 +31,16 @@ class SmallChunks(Once):
 
     def setup(self, kind: str, name: str) -> None:
         requires("torch")
-        self.paths = inputs.slides(kind)
-
-    def _measure(self, name: str) -> scenarios.SmallChunks:
-        return scenarios.small_chunks(self.paths, seconds=inputs.seconds(), **rotation(name))
+        inputs.slides(kind)
 
     def track_patches(self, kind: str, name: str) -> float:
-        return self._measure(name).rate
+        return measure(kind, name).rate
 
     def track_ratio_to_gather(self, kind: str, name: str) -> float:
-        return self._measure(name).to_gather
+        return measure(kind, name).to_gather
 
     def track_ratio_to_cost_model(self, kind: str, name: str) -> float:
-        return self._measure(name).to_model
+        return measure(kind, name).to_model
 
     track_patches.unit = "patches/s"
     track_ratio_to_gather.unit = "ratio"
