@@ -33,6 +33,8 @@ SCRIPTS = {
     "features_to_parquet.py": r"slide_001\.parquet.*288 rows of 8 float32.*map \(12, 12\) mean 0\.",
     "lazy_heatmap.py": r"16 blocks, nothing read.*written in 16 blocks, equal: True",
     "heatmap_dataset.py": r"slide_002: \(2, 11, 11\), \d+%.*equal: True.*off.*slide_002/wsi\.zarr",
+    "cohort_features.py": r"stopped: RuntimeError: the power.*slide_002/wsi\.parquet, \(\d+, 16\) "
+    r"float32.*left out: torn.*,done,.*torn,wsi,skipped",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }
 #: and those that need what only they need

@@ -290,6 +290,11 @@ class LeftOut:
             raise error
         self.add(Failure.of(image, error, where))
 
+    def excuse(self, image: Image, error: Exception) -> bool:
+        """An image whose pixels cannot be read is reported, and left out."""
+        self.add(Failure.of(image, error, "read"))
+        return True
+
     def add(self, failure: Failure) -> None:
         """Report one; an error when it was the last hope."""
         failure.tell()

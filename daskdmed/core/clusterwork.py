@@ -105,7 +105,8 @@ class ClusterRun:
             number = self._state.begin(job, len(keys))
             self._graphs[number] = graph
             for key, index in keys.items():
-                yield number, key, index
+                if number in self._state.open:
+                    yield number, key, index
 
     def _submit(self, graph: Mapping[Key, GraphNode], keys: list[Key]) -> list[Any]:
         """Futures of some blocks."""
@@ -152,9 +153,11 @@ class ClusterRun:
                     f"a task was {future.status}: the client was closed, or somebody cancelled it"
                 )
             if error is not None:
-                failure = failure or error
+                if not self._state.drop(number, error):
+                    failure = failure or error
                 continue
-            wanted = self._state.open[number].wants_results
+            job = self._state.open.get(number)
+            wanted = job is not None and job.wants_results
             self._state.done(number, index, future.result() if wanted else None)
         if failure is not None:
             raise failure

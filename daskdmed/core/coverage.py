@@ -14,7 +14,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array
+
+
+def check_aspect(
+    shape: Sequence[int], extent: Sequence[float], image: str, where: str = ""
+) -> None:
+    """Make sure that one downsample explains the sizes of a mask and an image.
+
+    Give or take a mask pixel, and 1 %. `image` and `where` are for the message.
+
+    Raises
+    ------
+    GeometryError
+        None does: the mask is of another image, a part of one, or transposed.
+    """
+    low = max(e / (n + 1) for e, n in zip(extent, shape, strict=True))
+    high = min(e / max(n - 1, 1e-9) for e, n in zip(extent, shape, strict=True))
+    if low > high * 1.01:
+        steps = [round(e / n, 4) for e, n in zip(extent, shape, strict=True)]
+        raise GeometryError(
+            f"{f'{where}: ' if where else ''}a mask of shape {tuple(shape)} has another aspect "
+            f"ratio than {image} (one mask pixel would be {steps} pixels); masks lie over the "
+            "whole image, in array order: check that it is of this image, complete, and not "
+            "transposed"
+        )
 
 
 def covered(

@@ -71,6 +71,10 @@ class Job:
     def finish(self) -> Any:
         """All blocks are done: the result."""
 
+    def gives_up(self, error: BaseException) -> bool:
+        """Whether the job ends with this error of a block, and those beside it go on."""
+        return False
+
     def state(self) -> str:
         """How far it is and how to go on, for errors. Empty when nothing is kept."""
         return ""
@@ -173,10 +177,10 @@ def run(
 ) -> list[Any]:
     """Do jobs, one after the other and the ends of each beside the beginnings of the next.
 
-    Gives what each job's `finish` gave, in order. StoreError: a block of a job that keeps what is
-    done failed for a reason outside this library (the cause is chained). Otherwise the first error,
-    with a note on how far the jobs are. Blocks that were running in this process end first, and all
-    that ended well are recorded.
+    Gives what each job's `finish` gave, in order; None of those that gave up. StoreError: a block
+    of a job that keeps what is done failed for a reason outside this library (the cause is
+    chained). Otherwise the first error, with a note on how far the jobs are. Blocks that were
+    running in this process end first, and all that ended well are recorded.
 
     jobs: Asked for the next one when few blocks are left: opening images belongs there.
 
@@ -260,12 +264,27 @@ class Run:
 
     def done(self, number: int, index: Index, result: Any) -> None:
         """A block was computed."""
-        job = self.open[number]
+        job = self.open.get(number)
+        if job is None:  # it gave up
+            return
         job.mark(index, result)
         self._emit(events.BlockDone, job, index=index)
         self.left[number] -= 1
         if not self.left[number]:
             self._end(number)
+
+    def drop(self, number: int, error: BaseException) -> bool:
+        """A block failed; whether its job gave up, or had before, and the run goes on."""
+        job = self.open.get(number)
+        if job is not None:
+            if not job.gives_up(error):
+                return False
+            job.flush()
+            self.results[number] = None
+            del self.open[number], self.left[number]
+            text = f"{type(error).__name__}: {error}"
+            self._emit(events.RunFinished, job, total=job.total, done=job.finished, error=text)
+        return number in self.results
 
     def _end(self, number: int) -> None:
         job = self.open[number]
@@ -303,19 +322,22 @@ _Ended: TypeAlias = tuple[int, Index, Any]
 
 
 class _Attempt:
-    """A block's task that gives an error back, so that blocks beside it end and are recorded."""
+    """A block's task that gives an error back, so that blocks beside it end and are recorded.
 
-    def __init__(self, node: GraphNode, stop: threading.Event) -> None:
-        self._node, self._stop = node, stop
+    `failed` is shared by the blocks of a job, `stop` by those of all.
+    """
+
+    def __init__(self, node: GraphNode, stop: threading.Event, failed: threading.Event) -> None:
+        self._node, self._stop, self._failed = node, stop, failed
         self.needs = tuple(node.dependencies)
 
     def __call__(self, *values: Any) -> Any:
-        if self._stop.is_set():
+        if self._stop.is_set() or self._failed.is_set():
             return _SKIPPED
         try:
             return self._node(dict(zip(self.needs, values, strict=True)))
         except BaseException as error:
-            self._stop.set()
+            self._failed.set()
             return _Failed(error)
 
 
@@ -380,11 +402,11 @@ class _Threads:
 
     def _note(self, ended: _Ended) -> None:
         number, index, result = ended
-        if isinstance(result, _Failed):
-            self._fail(result.error)
-            return
         try:
-            self._state.done(number, index, result)
+            if not isinstance(result, _Failed):
+                self._state.done(number, index, result)
+            elif not self._state.drop(number, result.error):
+                self._fail(result.error)
         except Exception as error:
             self._fail(error)
 
@@ -415,8 +437,9 @@ class _Threads:
         """Have Dask compute a job's graph."""
         guarded = {key: node for key, node in graph.items() if key not in keys}
         indexes: dict[Key, Index] = {}
+        failed = threading.Event()
         for place, (key, index) in enumerate(keys.items()):
-            attempt = _Attempt(graph[key], self._stop)
+            attempt = _Attempt(graph[key], self._stop, failed)
             # of tasks that are alike Dask takes the last name first: files are read forwards
             named = (key[0], f"{len(keys) - place:09}", *index)
             indexes[named] = index

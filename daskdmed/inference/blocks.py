@@ -29,6 +29,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index, threads_here
+from daskdmed.inference.models.outputs import check_finite, window_name
 from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.torchrun import cpu_threads
 from daskdmed.inference.models.values import Layout
@@ -41,29 +42,13 @@ from daskdmed.tiling.strips import STRIP_BYTES, Strip, batches, read_strips
 
 @dataclass(frozen=True)
 class WindowBlocks:
-    """Everything that the values of one image depend on, but the model. Picklable.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    grid : WindowGrid
-        The windows.
-    shape : tuple of int
-        Windows per block along each axis.
-    keep : ndarray of bool, optional
-        Windows that are computed, shape ``grid.counts``; None for all.
-    batch_size : int
-        Windows per call of the model.
-    layout : Layout
-        Of the model's values for one window.
-    """
+    """Everything that the values of one image depend on, but the model. Picklable."""
 
     view: ImageView
     grid: WindowGrid
-    shape: Index
-    keep: Array | None
-    batch_size: int
+    shape: Index  # windows per block along each axis
+    keep: Array | None  # windows that are computed, shape ``grid.counts``; None for all
+    batch_size: int  # windows per call of the model
     layout: Layout
 
     @property
@@ -126,17 +111,7 @@ class WindowBlocks:
             return read_block(view, self.grid.around(self.block(index), self.kept(index))[0])
 
     def values(self, model: Shipped, index: Index, source: ImageView | Array) -> Array:
-        """Values of one block, NaN where windows are not kept, channel first.
-
-        Parameters
-        ----------
-        model : Shipped
-            In evaluation mode.
-        index : tuple of int
-            Of the block.
-        source : ImageView or ndarray
-            The image, or what `read` gave.
-        """
+        """Values of one block, NaN where windows are not kept, channel first."""
         block, kept = self.block(index), self.kept(index)
         width = max(self.layout.outputs, 1)
         result = np.full((block.count, width, *self.layout.cells), np.nan, np.float32)
@@ -151,8 +126,9 @@ class WindowBlocks:
                 strips = [Strip(0, Windows(source, inner, self.grid, keep))]
             total = inner.count if keep is None else int(np.count_nonzero(keep))
             placed = model.get()
-            with cpu_threads(threads_here() if placed.is_torch else 1):
+            with cpu_threads(threads_here() if placed.is_torch else 0):
                 for where, values in self._stream(placed, strips, total):
+                    self._check(values, inner, where)
                     places = np.unravel_index(where, inner.shape)
                     shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
                     flat = np.ravel_multi_index(shifted, block.shape)
@@ -180,6 +156,16 @@ class WindowBlocks:
                 )
             yield where, values
 
+    def _check(self, values: Array, block: WindowBlock, where: Array) -> None:
+        """Refuse values that are not finite, of windows `where` in a block."""
+
+        def named(i: int) -> str:
+            places = np.unravel_index(where[i], block.shape)
+            window = [int(p) + s for p, s in zip(places, block.start, strict=True)]
+            return window_name(window, self.grid.origin(window))
+
+        check_finite(values, named)
+
     def _arranged(self, result: Array, block: WindowBlock) -> Array:
         """(windows, k, *cells) as the block of the result that it is."""
         ndim, width = self.grid.ndim, result.shape[1]
@@ -192,13 +178,7 @@ class WindowBlocks:
         return result if self.layout.outputs else result[0]
 
     def write(self, target: Any, index: Index, values: Array) -> None:
-        """Write one block, which is one chunk.
-
-        Raises
-        ------
-        StoreError
-            It cannot be written (disk full...).
-        """
+        """Write one block, which is one chunk."""
         places = tuple(
             slice(s.start * c, s.stop * c)
             for s, c in zip(self.block(index).slices, self.cells, strict=True)
@@ -250,23 +230,11 @@ def lazy(
 ) -> da.Array:
     """The heatmap as a Dask array of float32, nothing of which is written.
 
-    Parameters
-    ----------
-    blocks : WindowBlocks
-        Of the image.
-    model : Shipped
-        In evaluation mode.
-    name : str
-        Of the array, ``heatmap-<token>``; by what stands before the token Dask's dashboard
-        counts blocks.
-    model_key : str, optional
-        Of the model, where several arrays share it.
-    travels : bool
-        Whether blocks may be computed in other processes. The pixels of an array in memory
-        are then sent block by block, and those of an array that is persisted on a cluster
-        are taken from there by Dask.
-    split : bool
-        Whether pixels are read by tasks of their own.
+    By what stands before the token in its `name`, ``heatmap-<token>``, Dask's dashboard counts
+    blocks; a `model_key` is for models that several arrays share. With `travels` blocks may be
+    computed in other processes: the pixels of an array in memory are then sent block by block,
+    and those of an array that is persisted on a cluster are taken from there by Dask. With
+    `split` pixels are read by tasks of their own.
     """
     token = name.rpartition("-")[2]
     sources: list[Any] = []
@@ -350,21 +318,7 @@ def _write(values: Array, *, blocks: WindowBlocks, target: Any, block_id: Index)
 def written(
     heatmap: da.Array, blocks: WindowBlocks, target: Any, name: str, pending: Iterable[Index]
 ) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
-    """The graph that writes pending blocks of a heatmap: for `daskdmed.core.work.Job`.
-
-    Parameters
-    ----------
-    heatmap : dask.array.Array
-        From `lazy`.
-    blocks : WindowBlocks
-        Of the image; its view is not used.
-    target : zarr.Array
-        Float32, (rows, columns) or (k, rows, columns); one block is one chunk.
-    name : str
-        Of the array of flags.
-    pending : iterable of tuple of int
-        Blocks that are to be written.
-    """
+    """The graph that writes pending blocks of a heatmap: for `daskdmed.core.work.Job`."""
     everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
     where = replace(blocks, view=blocks.view.detached(everything), keep=None)
     flags = heatmap.map_blocks(

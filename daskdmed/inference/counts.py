@@ -18,13 +18,7 @@ _CHUNK = {1: 2**22, 2: 2048, 3: 160}
 
 
 def as_dask(array: AnyArray) -> da.Array:
-    """A Dask array over what the user has.
-
-    Raises
-    ------
-    UsageError
-        It is no array, or its chunks are unknown.
-    """
+    """A Dask array over what the user has; UsageError where it is no array."""
     if isinstance(array, da.Array):
         if any(np.isnan(n) for n in array.shape):
             raise UsageError(
@@ -41,13 +35,7 @@ def as_dask(array: AnyArray) -> da.Array:
 
 
 def paired(y_true: AnyArray, y_pred: AnyArray, mask: AnyArray | None) -> list[da.Array]:
-    """Truth, prediction and (if given) mask with the chunks of the prediction.
-
-    Raises
-    ------
-    GeometryError
-        The shapes differ.
-    """
+    """Truth, prediction and (if given) mask with the chunks of the prediction, of one shape."""
     true, predicted = as_dask(y_true), as_dask(y_pred)
     arrays = [true, predicted] if mask is None else [true, predicted, as_dask(mask)]
     shapes = [a.shape for a in arrays]
@@ -65,19 +53,7 @@ def paired(y_true: AnyArray, y_pred: AnyArray, mask: AnyArray | None) -> list[da
 def summed(
     count: Callable[..., Array], arrays: Sequence[da.Array], length: int, dtype: np.dtype[Any]
 ) -> Array:
-    """Sum over all chunks of what `count` gives for them.
-
-    Parameters
-    ----------
-    count : callable
-        Gets one chunk of each array, returns (length,).
-    arrays : sequence of dask.array.Array
-        With the same chunks.
-    length : int
-        Of the result.
-    dtype : dtype
-        Of the result.
-    """
+    """Sum over all chunks of what `count` gives for them, (length,)."""
     ndim = arrays[0].ndim
 
     def one(*chunks: Array) -> Array:

@@ -18,8 +18,10 @@ from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLi
 from daskdmed.core.work import default_threads
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
 from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
-from daskdmed.inference.models.shipped import Shipped
+from daskdmed.inference.models.outputs import Output
+from daskdmed.inference.models.shipped import Shipped, devices_of
 from daskdmed.inference.models.window import Model, Transform, WindowModel
+from daskdmed.inference.report import RunReport
 from daskdmed.inference.resultjob import each_usable, given_back, run_each
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 
@@ -52,6 +54,7 @@ def heatmap(
     device: Any = None,
     autocast: Any = None,
     channels_last: bool = False,
+    output: Output | None = None,
     resources: Mapping[str, float] | None = None,
     record: str | None = None,
     on_error: OnError = "raise",
@@ -73,8 +76,8 @@ def heatmap(
         means two. The patients of a dataset are computed in order, the blocks of the next
         one beginning while the last ones of the previous are on their way.
     model : torch.nn.Module, path, torch.export.ExportedProgram or callable
-        A module gets what `batch_tfms` makes of a batch, by default float32
-        (n, c, *kernel) in [0, 1] (uint8 / 255, uint16 / 65535, others as they are), in
+        A module gets what `batch_tfms` makes of a batch, by default (n, c, *kernel) in the
+        type of its weights and in [0, 1] (uint8 / 255, uint16 / 65535, others as they are), in
         evaluation and inference mode; so does a program (TorchScript, ``torch.export``)
         given by its path. Any other callable gets the windows as an array,
         (n, *kernel, c) or (n, *kernel), in the dtype of the image. All return an array or
@@ -89,7 +92,8 @@ def heatmap(
         The resolution, at most one of them. For a dataset also functions of the patient.
     out : path, URL or zarr store, optional
         Where to write; for a dataset the folder that gets one store per image,
-        ``<id>/<record>.zarr``. Default: in memory, for results that need not be kept.
+        ``<id>/<record>.zarr``, and a report of the run, ``run.json`` and ``run.csv``.
+        Default: in memory, for results that need not be kept.
     mask : array-like or TissueMask, optional
         Over the whole image at any resolution, bool or values in [0, 1]. Windows without
         any cover are not computed and stay NaN; blocks without any are not read. For a
@@ -98,12 +102,10 @@ def heatmap(
         Windows per call of the model, at most. Callables get strided views of one row of
         windows where windows lie side by side, which may be fewer. When torch says that the
         memory of the device is full, the batch is halved and the new size kept.
-    resume : bool
-        Go on with what an interrupted run left in `out`. The parameters and the model must
-        be the same; the result is bit-identical to that of an uninterrupted run. With
-        `overwrite`: go on with an interrupted replacement.
-    overwrite : bool
-        Replace a result in `out`, which stays there until the new one is finished.
+    resume, overwrite : bool
+        Go on with what an interrupted run left in `out`; parameters and model must be the
+        same, and the result is bit-identical to that of an uninterrupted run. Or replace a
+        result, which stays until the new one is finished. Both: go on with a replacement.
     client : distributed.Client, optional
         Compute on a cluster. Default: threads of this process, as many as
         ``dask.config`` "num_workers" says or CPUs are there.
@@ -120,14 +122,18 @@ def heatmap(
     block_windows : int or sequence of int, optional
         Windows per block and chunk. Default: about 4096 pixels, on the storage tiles where
         the geometry allows, so that each tile is decoded once.
-    device : str or torch.device, optional
-        Where a module runs (as a copy when it has to move, once per worker).
+    device : str or torch.device, or several of them
+        Where a module runs (as a copy when it has to move, once per worker). Of several
+        devices the threads of each process take one after the other.
     autocast : bool, str or torch.dtype, optional
         Run a module with mixed precision: True for the device's usual type, or one such as
         "bfloat16".
     channels_last : bool
         Give a module (a copy) and its batches channels-last memory, which convolutions are
         often faster with.
+    output : int or str, optional
+        Which one, of a model that returns several (a tuple or list by position, a dictionary,
+        dataclass or named tuple by key or name).
     resources : mapping, optional
         What a worker of `client` must offer to run the model, for example ``{"GPU": 1}``
         with workers started with ``--resources "GPU=1"``. Blocks are then read by separate
@@ -136,9 +142,9 @@ def heatmap(
     record : str, optional
         Which record of each patient, see `daskdmed.Patient.record`.
     on_error : {"raise", "skip"}
-        What an image of a dataset or list that cannot be opened becomes: an error, or a
-        report in the `failures` of the result and the log. Errors while blocks are computed
-        are always raised.
+        What an image of a dataset or list that cannot be opened or read becomes: an error, or
+        a report in the `failures` of the result, in the log and in ``run.json``. What the
+        model raises is always raised.
     tile_error : {"raise", "fill"}
         What a storage tile that cannot be decoded becomes: an error, or background and a
         warning.
@@ -163,9 +169,9 @@ def heatmap(
         written (disk full, read-only); or a block failed for a reason outside this library
         (the cause is chained). Blocks that are done stay and can be resumed.
     GeometryError, ResolutionError, UsageError
-        Arguments that do not fit, a model whose output has another shape, maps of
-        overlapping windows (`daskdmed.predict` blends them), or `resources` that no worker
-        offers.
+        Arguments that do not fit, a mask of another aspect ratio, a model whose output has
+        another shape or is NaN or infinite, maps of overlapping windows (`daskdmed.predict`
+        blends them), or `resources` that no worker offers.
     DatasetError
         No patients, or records that are missing.
     ImageError
@@ -178,6 +184,7 @@ def heatmap(
     ...     slide, lambda w: w.mean(axis=(1, 2, 3)), kernel_size=224, out="mean.zarr"
     ... )
     """
+    said = dict(locals())
     check_resources(resources, client)
     if not compute:
         check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
@@ -187,44 +194,47 @@ def heatmap(
     request = Request(record, level, mpp, power, settings.ndim, tile_error)
     images = images_of(image, request)
     masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
-    adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
+    devices = devices_of(device)
+    adapted = WindowModel(model, batch_tfms, devices[0], autocast, channels_last, output)
     if not compute:
         adapted = adapted.in_evaluation()
     with adapted.ready(default_threads() if client is None else 1):
         # a client may lack the device of its workers: it tries the model where it is
         placed = (adapted if client is None else replace(adapted, device=None)).place()
-        shipped = Shipped(adapted, placed if client is None else None)
+        shipped = Shipped(adapted, placed if client is None else None, devices)
         facts = ModelFacts(adapted, placed)
         if not compute:
 
             def later(one: Image) -> da.Array:
                 return lazy(*settings.prepare(one, masks(one), facts), shipped)
 
-            found = dict(each_usable(images, left_out, later))
-        else:
-            replaces = resume or overwrite
-            places = locations_of(images, out, client, replaces=replaces, on_error=on_error)
-            if client is not None:
-                shipped.pack()
+            return given_back(images, dict(each_usable(images, left_out, later)), left_out)
+        replaces = resume or overwrite
+        places = locations_of(images, out, client, replaces=replaces, on_error=on_error)
+        if client is not None:
+            shipped.pack()
 
-            def job(one: Image) -> HeatmapJob:
-                return HeatmapJob(
-                    *settings.prepare(one, masks(one), facts),
-                    shipped,
-                    places[one.key],
-                    resume=resume,
-                    overwrite=overwrite,
-                    travels=client is not None,
-                    split=bool(resources),
-                )
-
-            found = run_each(
-                each_usable(images, left_out, job),
-                name="heatmap",
-                client=client,
-                resources=resources,
-                show=progress,
+        def job(one: Image) -> HeatmapJob:
+            return HeatmapJob(
+                *settings.prepare(one, masks(one), facts),
+                shipped,
+                places[one.key],
+                resume=resume,
+                overwrite=overwrite,
+                travels=client is not None,
+                split=bool(resources),
             )
+
+        found = run_each(
+            images,
+            left_out,
+            job,
+            RunReport.of("heatmap", images, left_out, adapted, said),
+            name="heatmap",
+            client=client,
+            resources=resources,
+            show=progress,
+        )
     return given_back(images, found, left_out)
 
 

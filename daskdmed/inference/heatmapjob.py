@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.base import tokenize
 
 from daskdmed.cohort.sources import Image
@@ -84,15 +85,7 @@ class Settings:
     def prepare(
         self, image: Image, mask: Any, facts: ModelFacts
     ) -> tuple[WindowBlocks, ResultSpec]:
-        """Open an image, and lay out its windows and its result.
-
-        Raises
-        ------
-        GeometryError, ResolutionError, UsageError
-            Arguments that do not fit the image, or a model whose values do not.
-        ImageError
-            The image cannot be opened.
-        """
+        """Open an image, and lay out its windows and its result."""
         view = image.view()
         grid = WindowGrid.of(
             view.spatial_shape,
@@ -115,28 +108,7 @@ class Settings:
 
 
 class HeatmapJob(ResultJob):
-    """The blocks of one image that are not done yet.
-
-    Parameters
-    ----------
-    blocks : WindowBlocks
-        Of the image.
-    spec : ResultSpec
-        What the result is.
-    model : Shipped
-        In evaluation mode.
-    location : Location
-        Where the result shall be.
-    resume, overwrite : bool
-        See `daskdmed.store.results.resumable.open_result`.
-    travels, split : bool
-        See `daskdmed.inference.blocks.lazy`.
-
-    Raises
-    ------
-    StoreError
-        See `open_result`.
-    """
+    """The blocks of one image that are not done yet."""
 
     def __init__(
         self,
@@ -154,6 +126,8 @@ class HeatmapJob(ResultJob):
         self._blocks, self._model = blocks, model
         self.block_bytes = blocks.block_bytes
         self._travels, self._split = travels, split
+        kept = blocks.keep
+        self.windows = len(blocks.grid) if kept is None else int(np.count_nonzero(kept))
         self._pending = []
         for index in list(self.store.pending()):
             if blocks.is_empty(index):

@@ -27,7 +27,7 @@ from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLi
 from daskdmed.core.view import ImageView
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
-from daskdmed.inference.models.window import Model
+from daskdmed.inference.models.window import Model, check_model
 from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.tiling.grid import PerAxis, spatial_axes
@@ -228,6 +228,7 @@ def infer(
     ...     print(inputs["scan_id"], confusion(outputs["y_true"], outputs["y_pred"]).dice)
     """
     _check_options(options)
+    check_model(model)
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise UsageError(
             f"out= is a folder or URL for one store per scan, got {type(out).__name__}"

@@ -17,7 +17,7 @@ from daskdmed.core.view import ImageView
 from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
-from daskdmed.tiling.mask import kept_windows
+from daskdmed.tiling.mask import kept_windows, placed
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 
 def as_location(out: PathLike | Store | None, client: Client | None) -> Location:
-    """Where a result goes; memory without `out`.
-
-    Raises
-    ------
-    UsageError
-        Workers of a cluster could not write there, or it is no place.
-    """
+    """Where a result goes; UsageError where workers of a cluster could not write there."""
     if out is None:
         import zarr
 
@@ -57,30 +51,11 @@ def locations_of(
     replaces: bool,
     on_error: OnError = "raise",
 ) -> dict[str, Location]:
-    """Where the results of images go, by patient id.
+    """Where the results of images go, by patient id; memory without `out`.
 
-    Parameters
-    ----------
-    images : Images
-        A single image's result is at `out` itself.
-    out : path, URL or zarr store, optional
-        For several images the folder that gets ``<id>/<record>.zarr`` for each. Default:
-        memory.
-    client : distributed.Client, optional
-        Its workers must be able to write there.
-    replaces : bool
-        Whether stores that are there may be gone on with or replaced.
-    on_error : {"raise", "skip"}
-        "skip": images whose record is missing have no place.
-
-    Raises
-    ------
-    UsageError
-        A place that cannot be written to, or a store for several images.
-    StoreError
-        Stores are there already.
-    DatasetError
-        A record is missing.
+    A single image's result is at `out` itself, those of several at ``<id>/<record>.zarr``
+    below it. `replaces` says whether stores that are there may be gone on with or replaced;
+    with ``on_error="skip"`` images whose record is missing have no place.
     """
     if images.single:
         return {images[0].key: as_location(out, client)}
@@ -131,53 +106,11 @@ def check_lazy(**given: Any) -> None:
 
 
 def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float) -> Array | None:
-    """Which windows a mask lets through; None without a mask.
-
-    Parameters
-    ----------
-    mask : array-like, TissueMask or None
-        An array lies over the whole image; an object with `data` and `scale` (level-0 pixels
-        per mask pixel and axis) lies where that says; one that knows the `shape0` (level-0
-        extent) of its image must be of this image.
-    view : ImageView
-        The image.
-    grid : WindowGrid
-        Of the windows.
-    minimum : float
-        Least covered share of a window.
-
-    Raises
-    ------
-    GeometryError
-        The mask does not fit, or is of another image.
-    """
+    """Which windows a mask covers by at least `minimum`; None without a mask."""
     if mask is None:
         return None
-    extent0: Any = getattr(mask, "shape0", None)
-    scale: Any = getattr(mask, "scale", None)
-    if extent0 is None and scale is None:
-        return kept_windows(mask, grid, minimum)
-    data = np.asarray(mask.data)
-    if data.ndim != grid.ndim or len(scale) != grid.ndim:
-        raise GeometryError(
-            f"a mask of shape {data.shape} with scale {tuple(scale)} does not lie over an image "
-            f"with {grid.ndim} spatial axes"
-        )
-    if extent0 is None:
-        spans = [
-            n * float(s) / d for n, s, d in zip(data.shape, scale, view.downsample, strict=True)
-        ]
-        return kept_windows(data, grid, minimum, spans)
-    # of coarse levels the extent is rounded to whole pixels
-    whole = [n * d for n, d in zip(grid.shape, view.downsample, strict=True)]
-    limits = [max(s, d) for s, d in zip(mask.scale, view.downsample, strict=True)]
-    if any(abs(a - b) > most for a, b, most in zip(extent0, whole, limits, strict=True)):
-        raise GeometryError(
-            f"the mask is of an image of {tuple(extent0)} pixels at level 0, this one has about "
-            f"{tuple(round(n) for n in whole)}; make the mask from the same image"
-        )
-    extent = [e / d for e, d in zip(extent0, view.downsample, strict=True)]
-    return kept_windows(data, grid, minimum, extent)
+    values, spans = placed(mask, view.spatial_shape, view.downsample)
+    return kept_windows(values, grid, minimum, spans)
 
 
 def windows_per_block(

@@ -7,14 +7,15 @@ Heatmaps and dense predictions derive from it. Not covered: what a block is, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import dask.array as da
-
 from daskdmed.cohort.sources import Image, Images, LeftOut, Results
+from daskdmed.core.errors import ImageError
 from daskdmed.core.work import Index, Job, run
+from daskdmed.inference.report import RunReport
 from daskdmed.store.location import Location
 from daskdmed.store.results.resumable import ResultSpec, lazy_result, open_result
 
@@ -24,27 +25,12 @@ T = TypeVar("T")
 class ResultJob(Job):
     """What is left of one result.
 
-    Parameters
-    ----------
-    location : Location
-        Where the result shall be.
-    spec : ResultSpec
-        What it shall hold.
-    resume, overwrite : bool
-        See `open_result`.
-
-    Attributes
-    ----------
-    store : ResultStore
-        Where blocks are written until the result is complete.
-
-    Raises
-    ------
-    StoreError
-        See `open_result`.
+    `windows` says how many windows it has, `ended` is called when it is complete, and
+    `excused` says which errors of a block end this result only.
     """
 
     unit = "blocks"
+    windows = 0
 
     def __init__(
         self, location: Location, spec: ResultSpec, *, resume: bool, overwrite: bool
@@ -52,6 +38,14 @@ class ResultJob(Job):
         self.name, self.image, self.location = spec.kind, spec.image, location
         self._began = time.time()
         self.store, self._place = open_result(location, spec, resume=resume, overwrite=overwrite)
+        #: whether nothing was left to do from the beginning
+        self.was_done = self.store.finished == self.store.total
+        self.ended: Callable[[], None] = lambda: None
+        self.excused: Callable[[Exception], bool] = lambda error: False
+
+    def gives_up(self, error: BaseException) -> bool:
+        """Where pixels cannot be read and the user wants such images left out."""
+        return isinstance(error, ImageError) and self.excused(error)
 
     def mark(self, index: Index, result: Any) -> None:
         """A block was written."""
@@ -61,18 +55,18 @@ class ResultJob(Job):
         """Record what is done."""
         self.store.flush()
 
-    def finish(self) -> da.Array:
-        """Put the result in its place.
-
-        Returns
-        -------
-        dask.array.Array
-            The result, lazy.
-        """
+    def finish(self) -> Any:
+        """Put the result in its place: what the caller gets."""
         self.store.flush()
         self._place.sweep(before=self._began)
         if self._place != self.location:
             self.location.replace(self._place)
+        result = self.result()
+        self.ended()
+        return result
+
+    def result(self) -> Any:
+        """The result in its place, lazy."""
         return lazy_result(self.location, self.store.spec)
 
     def state(self) -> str:
@@ -95,22 +89,41 @@ def each_usable(
             yield one.key, usable
 
 
-def run_each(jobs: Iterable[tuple[str, ResultJob]], **how: Any) -> dict[str, da.Array]:
-    """Do named jobs, see `daskdmed.core.work.run`; their results by name."""
+def run_each(
+    images: Images,
+    left_out: LeftOut,
+    make: Callable[[Image], ResultJob],
+    report: RunReport,
+    **how: Any,
+) -> dict[str, Any]:
+    """Do the job of every image that can be used, see `daskdmed.core.work.run`, and report it.
+
+    Returns
+    -------
+    dict
+        Results by the id of the patient, without those that turned out not to be readable.
+    """
     names: list[str] = []
 
     def listed() -> Iterator[ResultJob]:
-        for name, job in jobs:
+        by_key = {image.key: image for image in images}
+        for name, job in each_usable(images, left_out, make):
             names.append(name)
+            report.began(name, job.windows, str(job.location))
+            job.ended = functools.partial(report.ended, name, before=job.was_done)
+            if left_out.on_error == "skip" and not images.single:
+                job.excused = functools.partial(left_out.excuse, by_key[name])
             yield job
 
-    return dict(zip(names, run(listed(), **how), strict=True))
+    with report.told():
+        results = run(listed(), **how)
+    return {name: r for name, r in zip(names, results, strict=True) if r is not None}
 
 
-def given_back(images: Images, found: dict[str, da.Array], left_out: LeftOut) -> Any:
+def given_back(images: Images, found: dict[str, Any], left_out: LeftOut) -> Any:
     """What the caller gets: the result of a single image, or all of them by patient id."""
     if images.single:
         return found[images[0].key]
-    results: Results[da.Array] = Results(found)
+    results: Results[Any] = Results(found)
     results.failures = tuple(left_out.failures)
     return results

@@ -31,6 +31,7 @@ from daskdmed.core.files import exchange
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
 from daskdmed.images.ngff.storage import zip_root
+from daskdmed.store.homestore import at_home, in_memory
 
 #: without these nothing is a Zarr node: removed first, and written last
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
@@ -73,15 +74,19 @@ def file_names(texts: Iterable[str]) -> dict[str, str]:
 
 
 def result_path(
-    out: PathLike, patient: str, record: str, names: Mapping[str, str] | None = None
+    out: PathLike,
+    patient: str,
+    record: str,
+    names: Mapping[str, str] | None = None,
+    suffix: str = ".zarr",
 ) -> str:
     """Where the result of one image of a dataset lies: ``<out>/<patient>/<record>.zarr``.
 
-    The same for heatmaps and predictions. A folder per patient, so that no two images share
-    a store whatever they are called; `names` are the `file_names` of all patients.
+    The same for heatmaps, predictions and features. A folder per patient, so that no two
+    images share a store whatever they are called; `names` are the `file_names` of all patients.
     """
     folder = names[patient] if names else file_name(patient)
-    return f"{os.fspath(out).rstrip('/')}/{folder}/{file_name(record)}.zarr"
+    return f"{os.fspath(out).rstrip('/')}/{folder}/{file_name(record)}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -135,16 +140,12 @@ class Location:
     @property
     def in_memory(self) -> bool:
         """Whether other processes cannot see it."""
-        if isinstance(self.target, str):
-            return self.target.startswith("memory://")
-        # that of an ObjectStore, and of an FsspecStore below its wrapper
-        inner: Any = getattr(self.target, "store", None)
-        fs: Any = getattr(self.target, "fs", None)
-        return (
-            isinstance(self.target, MemoryStore)
-            or type(inner).__name__ == "MemoryStore"
-            or "memory" in getattr(getattr(fs, "sync_fs", fs), "protocol", ())
-        )
+        return in_memory(self.target)
+
+    @property
+    def store(self) -> str | Store:
+        """What Zarr opens: an array in it says in other processes that it is not there."""
+        return at_home(self.target)
 
     @property
     def staging(self) -> Location:
@@ -165,6 +166,8 @@ class Location:
         try:
             if root is not None:
                 target = ZipStore(target, mode="r")
+            else:
+                target = self.store
             return zarr.open_group(target, path=root, mode=mode, zarr_format=zarr_format)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(

@@ -10,14 +10,18 @@ Not covered: writing (`daskdmed.tables.writer`), loading.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from daskdmed.core import events, progress
 from daskdmed.core.errors import StoreError, UsageError
+from daskdmed.inference.models.outputs import Output, one_output
 from daskdmed.loading.chunks import SmallChunk
 from daskdmed.tables.writer import StreamWriter
 
@@ -62,7 +66,9 @@ class ProcessedPiece:
         object.__setattr__(self, "source_smallchunk", bare)
 
     @classmethod
-    def of_batch(cls, smallchunks: Iterable[SmallChunk], values: Any) -> list[ProcessedPiece]:
+    def of_batch(
+        cls, smallchunks: Iterable[SmallChunk], values: Any, output: Output | None = None
+    ) -> list[ProcessedPiece]:
         """One piece for each small chunk of a batch.
 
         Parameters
@@ -71,17 +77,22 @@ class ProcessedPiece:
             Third part of a batch.
         values : array or tensor, shape (n, ...)
             One result for each.
+        output : int or str, optional
+            Which one of several such outputs.
 
         Raises
         ------
         UsageError
-            Their numbers differ.
+            Their numbers differ, or there are several outputs and none is named.
         """
         chunks = list(smallchunks)
+        values = one_output(values, len(chunks), output)
         if len(chunks) != len(values):
             raise UsageError(f"{len(values)} results for {len(chunks)} small chunks")
-        detached = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-        return [cls(c, v) for c, v in zip(chunks, detached, strict=True)]
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = (values.float() if "bfloat16" in str(values.dtype) else values).numpy()
+        return [cls(c, v) for c, v in zip(chunks, values, strict=True)]
 
 
 class StreamCollector(ABC):
@@ -226,7 +237,7 @@ class StreamCollector(ABC):
 
     def _collect(self) -> None:
         tally = _Tally(self.loader, self.writer)
-        with _bar(self.loader, self.progress) as advance:
+        with _told(self.loader, "stream", self.progress) as advance:
             for batch in self.loader:
                 pieces = self.process_pieceofstream(batch)
                 self._dispatch(pieces)
@@ -292,26 +303,26 @@ class _Tally:
                 self._writer.finish(key)
 
 
-class _bar:
-    """A progress bar over the batches of a loader, or nothing."""
+@contextlib.contextmanager
+def _told(loader: Any, name: str, show: bool) -> Iterator[Callable[[], None]]:
+    """Batches as events, and as a progress bar; gives what to call after each."""
+    run, numbers = uuid.uuid4().hex, itertools.count()
+    with progress.bar(run, name, show, unit="batch"):
+        total = 0
+        with contextlib.suppress(TypeError):  # an endless loader has no length
+            total = len(loader)
+        if events.listening():
+            events.emit(events.RunStarted(run, name, "", total=total, done=0))
 
-    def __init__(self, loader: Any, show: bool) -> None:
-        self._bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
+        def advance() -> None:
+            number = next(numbers)
+            if events.listening():
+                events.emit(events.BlockDone(run, name, "", index=(number,)))
 
-            try:
-                total = len(loader)
-            except TypeError:  # an endless loader has no length
-                total = None
-            self._bar = tqdm(total=total, unit="batch")
-
-    def __enter__(self) -> Callable[[], Any]:
-        return (lambda: None) if self._bar is None else self._bar.update
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        yield advance
+        if events.listening():
+            done = next(numbers)
+            events.emit(events.RunFinished(run, name, "", total=total, done=done))
 
 
 class _FunctionCollector(StreamCollector):
@@ -322,18 +333,18 @@ class _FunctionCollector(StreamCollector):
         loader: Any,
         process: Callable[[Any], Any],
         fold: Callable[[Any, ProcessedPiece, str], Any] | None,
+        output: Output | None,
         **options: Any,
     ) -> None:
         super().__init__(loader, **options)
-        self._process = process
-        self._fold = fold
+        self._process, self._fold, self._output = process, fold, output
 
     def process_pieceofstream(self, batch: Any) -> Sequence[ProcessedPiece]:
         """The user's function; an array of values stands for one piece per small chunk."""
         made = self._process(batch)
         if isinstance(made, (list, tuple)) and all(isinstance(p, ProcessedPiece) for p in made):
             return made
-        return ProcessedPiece.of_batch(batch[2], made)
+        return ProcessedPiece.of_batch(batch[2], made, self._output)
 
     def accumulate(self, previous: Any, piece: ProcessedPiece, patient: str) -> Any:
         """The user's function."""
@@ -347,6 +358,7 @@ def run_stream(
     writer: StreamWriter | None = None,
     *,
     fold: Callable[[Any, ProcessedPiece, str], Any] | None = None,
+    output: Output | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Take all batches of a loader, process them, and keep, fold or write the results.
@@ -363,6 +375,9 @@ def run_stream(
         Stream to disk. It is closed at the end.
     fold : callable, optional
         ``fold(previous, piece, patient)``: accumulate instead of keeping all pieces.
+    output : int or str, optional
+        Which one, of a function that returns several values per small chunk, such as a model's
+        (logits, features): by position, key or name, as for `daskdmed.heatmap`.
     progress : bool
         Show a progress bar.
 
@@ -392,9 +407,16 @@ def run_stream(
                 f"process={process!r} must be a function or a subclass of StreamCollector; "
                 "a subclass folds in its method accumulate"
             )
+        if output is not None:
+            raise UsageError("output= is for functions; a subclass picks the output itself")
         return process(loader, writer=writer, progress=progress).start_collecting()
-    if not callable(process):
-        raise UsageError(f"process= must be callable, got {type(process).__name__}")
+    given: Any = process
+    if not callable(given) or hasattr(given, "state_dict"):
+        raise UsageError(
+            f"process= must be a function of a batch (x, patients, smallchunks), got "
+            f"{type(given).__name__}; of a module make one: lambda batch: model(batch[0].float() "
+            "/ 255), or see daskdmed.tables.features"
+        )
     return _FunctionCollector(
-        loader, process, fold, mode=mode, writer=writer, progress=progress
+        loader, process, fold, output, mode=mode, writer=writer, progress=progress
     ).start_collecting()

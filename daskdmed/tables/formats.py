@@ -2,19 +2,23 @@
 
 Both have the columns of `daskdmed.tables.rows`. What else a file says of itself
 (`rows.describe`) is key-value metadata in Parquet, and a last line that begins with "# " in
-CSV. Files are written beside the final name, under ``.<name>.partial``, and renamed when the
-table is complete.
+CSV. Files are written beside the final name, under a hidden name of their own, and renamed when
+the table is complete.
 
 Not covered: buffering (`daskdmed.tables.writer`), maps of rows (`daskdmed.tables.raster`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import math
 import os
+import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +33,12 @@ from daskdmed.tiling.imagegrid import ImageGrid
 METADATA = "daskdmed"
 #: a result of more numbers than this is one list column of a Parquet file
 MOST_COLUMNS = 256
+#: names of such columns: of streams, and of `daskdmed.tables.features`
+LISTS = ("values", "features")
 
 
 def require_pyarrow() -> Any:
-    """The module, with its parts for Parquet and CSV.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed.
-    """
+    """The module, with its parts for Parquet and CSV."""
     try:
         import pyarrow
         import pyarrow.csv
@@ -51,28 +51,16 @@ def require_pyarrow() -> Any:
 
 
 # -------------------------------------------------------------------- rows as Arrow's
-def schema_of(ndim: int, value_shape: Sequence[int], dtype: Any, *, lists: bool) -> Any:
-    """The columns of a file.
-
-    Parameters
-    ----------
-    ndim : int
-        Spatial axes.
-    value_shape : sequence of int
-        Of one window's result.
-    dtype : dtype
-        Of the results.
-    lists : bool
-        Whether results of more than `MOST_COLUMNS` numbers are one column "values".
-    """
+def schema_of(ndim: int, value_shape: Sequence[int], dtype: Any, column: str | None = None) -> Any:
+    """The columns of a file; results in `column` as one list, else one number each."""
     pa = require_pyarrow()
     fields = [
         (name, pa.string() if kind == np.dtype(object) else pa.from_numpy_dtype(kind))
         for name, kind in row_columns(ndim).items()
     ]
     width, value = math.prod(value_shape), pa.from_numpy_dtype(dtype)
-    if lists and width > MOST_COLUMNS:
-        fields.append(("values", pa.list_(value, width)))
+    if column is not None:
+        fields.append((column, pa.list_(value, width)))
     else:
         fields += [(f"value_{i}", value) for i in range(width)]
     return pa.schema(fields)
@@ -86,8 +74,8 @@ def to_arrow(table: WindowTable, schema: Any) -> Any:
         for name in row_columns(table.ndim)
     ]
     flat = table.values.reshape(len(table), math.prod(table.value_shape))
-    if "values" in schema.names:
-        kind = schema.field("values").type
+    if schema.names[-1] in LISTS:
+        kind = schema.types[-1]
         numbers = pa.array(np.ascontiguousarray(flat).ravel(), type=kind.value_type)
         arrays.append(pa.FixedSizeListArray.from_arrays(numbers, kind.list_size))
     else:
@@ -106,8 +94,8 @@ def from_arrow(table: Any, metadata: Any, where: str) -> WindowTable:
         column = table.column(name)
         text = kind == np.dtype(object)
         columns[name] = np.array(column.to_pylist(), object) if text else column.to_numpy()
-    if "values" in table.column_names:
-        chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in table.column("values").chunks]
+    if (name := table.column_names[-1]) in LISTS:
+        chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in table.column(name).chunks]
         flat = np.concatenate([np.empty(0, dtype), *chunks])
     else:
         flat = np.empty((len(table), math.prod(shape)), dtype)
@@ -120,20 +108,17 @@ def from_arrow(table: Any, metadata: Any, where: str) -> WindowTable:
 class TableFile(ABC):
     """Writes one table, some rows at a time.
 
-    Parameters
-    ----------
-    path : Path
-        Final name.
-    like : WindowTable
-        Any rows: gives axes, and shape and type of the values.
+    Any rows `like` those to come give axes, and shape and type of the values; `facts` are
+    what the file says of itself beside these.
     """
 
-    def __init__(self, path: Path, like: WindowTable) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, like: WindowTable, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.facts, self._began = path, dict(facts or {}), time.time()
         self.kind = like.ndim, like.value_shape, like.values.dtype
         self.images: dict[tuple[str, str], ImageGrid] = {}
-        self.partial = path.with_name(f".{path.name}.partial")
-        _remove(self.partial)  # of a run that was killed
+        self.partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         self._writer: Any = None
 
     @abstractmethod
@@ -164,11 +149,15 @@ class TableFile(ABC):
         """Complete the table and give it its final name."""
         if self._writer is None:
             self._writer = self.open()
-        self.describe(json.dumps(describe(self.images.values(), *self.kind)))
+        self.describe(json.dumps({**describe(self.images.values(), *self.kind), **self.facts}))
         self._writer = None
         with open(self.partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.partial, self.path)
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*partial"):
+            with contextlib.suppress(OSError):  # of runs that were killed
+                if left.stat().st_mtime < self._began:
+                    left.unlink()
         return self.path
 
     def abort(self) -> None:
@@ -180,13 +169,16 @@ class TableFile(ABC):
 
 
 class ParquetFile(TableFile):
-    """Text dictionary-encoded; wide results as one list column."""
+    """Text dictionary-encoded; wide results as one list column, or all in one named so."""
+
+    column: str | None = None
 
     def open(self) -> Any:
         """A `pyarrow.parquet.ParquetWriter`."""
-        return require_pyarrow().parquet.ParquetWriter(
-            self.partial, schema_of(*self.kind, lists=True)
-        )
+        wide = math.prod(self.kind[1]) > MOST_COLUMNS
+        column = self.column or ("values" if wide else None)
+        schema = schema_of(*self.kind, column)
+        return require_pyarrow().parquet.ParquetWriter(self.partial, schema)
 
     def describe(self, metadata: str) -> None:
         """Key-value metadata, and the footer."""
@@ -208,7 +200,7 @@ class CsvFile(TableFile):
     def schema(ndim: int, value_shape: Sequence[int], dtype: Any) -> Any:
         """Half floats are written as floats: text has no such type."""
         kind = np.dtype(np.float32) if dtype == np.float16 else dtype
-        return schema_of(ndim, value_shape, kind, lists=False)
+        return schema_of(ndim, value_shape, kind)
 
     def open(self) -> Any:
         """A `pyarrow.csv.CSVWriter`."""
@@ -265,8 +257,8 @@ def read_windows(path: PathLike | Iterable[PathLike]) -> WindowTable:
     Parameters
     ----------
     path : path, or several
-        A table (".parquet", ".csv"), or a folder of them. Several are put one below the
-        other.
+        A table (".parquet", ".csv"), or a folder of them or of folders of them. Several are put
+        one below the other.
 
     Returns
     -------
@@ -296,8 +288,30 @@ def _files(path: Path) -> list[Path]:
             f"{path} is no table of windows: it ends in none of "
             f"{', '.join('.' + f for f in FORMATS)}, and is no folder"
         )
+    found = (f for f in path.rglob("*") if f.suffix[1:] in FORMATS)
     return sorted(
-        f for f in path.iterdir() if f.suffix[1:] in FORMATS and not f.name.startswith(".")
+        f
+        for f in found
+        if not any(part.startswith(".") for part in f.relative_to(path).parts)
+        and not (f.name == "run.csv" and f.with_suffix(".json").exists())  # the report of a run
+    )
+
+
+def stored_facts(path: Path) -> dict[str, Any]:
+    """What a Parquet file of windows says of itself."""
+    pq = require_pyarrow().parquet
+    try:
+        raw = (pq.read_metadata(path).metadata or {}).get(METADATA.encode())
+        facts: Any = json.loads(raw) if raw else None
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    described(facts, str(path))
+    return dict(facts)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read as a table of windows: {type(error).__name__}: {error}"
     )
 
 
@@ -308,6 +322,4 @@ def _read(path: Path) -> WindowTable:
     except StoreError:
         raise
     except Exception as error:  # whatever damage does to a format
-        raise StoreError(
-            f"{path} cannot be read as a table of windows: {type(error).__name__}: {error}"
-        ) from error
+        raise _unreadable(path, error) from error

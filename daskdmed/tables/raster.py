@@ -127,14 +127,7 @@ def _in_memory() -> Store:
 
 
 def checked_indices(rows: WindowTable, image: ImageGrid) -> Array:
-    """Cell of each row, (rows, axes), once all rows are found to fit the grid.
-
-    Raises
-    ------
-    GeometryError
-        A row lies outside the grid or not where the grid has its window, or a window has
-        several rows.
-    """
+    """Cell of each row, (rows, axes), once all rows are found to fit the grid."""
     grid = image.grid
     if rows.ndim != grid.ndim:
         raise GeometryError(f"rows over {rows.ndim} axes, a grid over {grid.ndim}")

@@ -48,13 +48,7 @@ FORMAT, VERSION = "daskdmed-windows", 1
 
 
 def axes_of(ndim: int) -> tuple[str, ...]:
-    """Names of the spatial axes, array order.
-
-    Raises
-    ------
-    GeometryError
-        More axes than there are names for.
-    """
+    """Names of the spatial axes, array order."""
     if not 1 <= ndim <= len(AXES):
         raise GeometryError(f"tables of windows have 1 to {len(AXES)} spatial axes, got {ndim}")
     return AXES[-ndim:]
@@ -185,6 +179,33 @@ class WindowTable:
         return cls(columns, np.empty((0, *value_shape), dtype))
 
     @classmethod
+    def of_grid(cls, image: ImageGrid, indices: Array, values: Array) -> WindowTable:
+        """Rows of windows of an image, by their number along each axis, (rows, axes)."""
+        grid, axes, n = image.grid, axes_of(image.grid.ndim), len(indices)
+        columns: dict[str, Array] = {
+            "patient": np.full(n, image.patient, object),
+            "record": np.full(n, image.record, object),
+            "level": np.full(n, -1 if image.level is None else image.level, np.int64),
+        }
+        mpp = (np.nan, np.nan) if image.mpp is None else image.mpp
+        for axis, name in enumerate(axes):
+            at = np.array([grid.axis_origin(axis, i) for i in range(grid.counts[axis])], np.int64)
+            origin = at[indices[:, axis]]
+            kernel, downsample = grid.kernel_size[axis], image.downsample[axis]
+            columns |= {
+                f"index_{name}": indices[:, axis].astype(np.int64),
+                name: np.rint(origin * downsample).astype(np.int64),
+                f"origin_{name}": origin,
+                _EXTENTS[name]: np.minimum(kernel, grid.shape[axis] - origin),
+                f"downsample_{name}": np.full(n, downsample, np.float64),
+                f"kernel_{name}": np.full(n, kernel, np.int64),
+                f"stride_{name}": np.full(n, grid.stride[axis], np.int64),
+            }
+            if name in axes[-2:]:
+                columns[f"mpp_{name}"] = np.full(n, mpp[0 if name == "x" else 1], np.float64)
+        return cls({name: columns[name] for name in row_columns(grid.ndim)}, values, (image,))
+
+    @classmethod
     def concatenate(cls, tables: Sequence[WindowTable]) -> WindowTable:
         """Tables one below the other; images that occur twice are kept once.
 
@@ -219,13 +240,7 @@ def describe(
 def described(
     plain: Any, where: str
 ) -> tuple[tuple[ImageGrid, ...], int, tuple[int, ...], np.dtype[Any]]:
-    """Back from `describe`: images, number of axes, shape and type of values.
-
-    Raises
-    ------
-    StoreError
-        It describes something else, or a later version.
-    """
+    """Back from `describe`: images, number of axes, shape and type of values."""
     if not isinstance(plain, Mapping) or plain.get("format") != FORMAT:
         raise StoreError(f"{where} is no table of windows: it does not say what is in it")
     if plain.get("version") != VERSION:

@@ -275,13 +275,7 @@ class TableThread:
 
 
 def check_alike(first: WindowTable, table: WindowTable) -> None:
-    """Refuse rows whose values or axes differ from those before.
-
-    Raises
-    ------
-    UsageError
-        Says how they differ.
-    """
+    """Refuse rows whose values or axes differ from those before."""
     same = (first.ndim, first.value_shape, first.values.dtype) == (
         table.ndim,
         table.value_shape,

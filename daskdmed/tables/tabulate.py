@@ -23,25 +23,7 @@ if TYPE_CHECKING:
 def tabulate(
     pieces: Iterable[ProcessedPiece], *, by_patient: bool = True
 ) -> dict[str, WindowTable]:
-    """Rows of some pieces.
-
-    Parameters
-    ----------
-    pieces : iterable of ProcessedPiece
-        In the order of the rows.
-    by_patient : bool
-        A table for each patient; else one, under "".
-
-    Returns
-    -------
-    dict
-        Patient id -> WindowTable; empty without pieces.
-
-    Raises
-    ------
-    UsageError
-        Results are no numbers, or differ in shape or type.
-    """
+    """Rows of some pieces."""
     groups: dict[str, list[ProcessedPiece]] = {}
     for piece in pieces:
         key = str(piece.source_smallchunk.patient.id) if by_patient else ""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from daskdmed.cohort.tissue.mask import TissueMask
+from daskdmed.core.coverage import check_aspect
 from daskdmed.core.errors import (
     CorruptImageError,
     GeometryError,
@@ -74,7 +75,7 @@ def fit(mask: Any, shape0: tuple[int, ...], where: str, name: str) -> Array:
             f"{where}: a mask of shape {shape} does not lie over {name} of {shape0} "
             f"level-0 pixels; it needs {axes} axes in array order and may have any scale"
         )
-    check_aspect(shape[:axes], shape0, where, name)
+    check_aspect(shape[:axes], shape0, f"{name} of {shape0} level-0 pixels", where)
     if math.prod(shape) > READ_PIXELS:
         from daskdmed.cohort.record import Record
 
@@ -88,19 +89,6 @@ def _not_zero(values: Any, axes: int) -> Array:
         values = values[..., : {2: 1, 4: 3}.get(values.shape[-1])].any(axis=-1)
     found: Array = values != 0
     return found
-
-
-def check_aspect(shape: tuple[int, ...], shape0: tuple[int, ...], where: str, name: str) -> None:
-    """Make sure that one downsample explains both sizes, give or take a mask pixel."""
-    low = max(e / (n + 1) for e, n in zip(shape0, shape, strict=True))
-    high = min(e / max(n - 1, 1e-9) for e, n in zip(shape0, shape, strict=True))
-    if low > high * 1.01:
-        steps = [round(e / n, 4) for e, n in zip(shape0, shape, strict=True)]
-        raise GeometryError(
-            f"{where}: a mask of shape {shape} has another aspect ratio than {name} of {shape0} "
-            f"level-0 pixels (one mask pixel would be {steps} pixels); masks lie over the whole "
-            "image, in array order: check that it is of this image, complete, and not transposed"
-        )
 
 
 def _read_npy(place: str) -> Array:
@@ -148,7 +136,7 @@ def _read_image(place: str, name: str, shape0: tuple[int, ...]) -> Array:
             "volume as an array"
         )
     levels = [lv.shape[:2] for lv in slide.levels]
-    check_aspect(levels[0], shape0, place, name)
+    check_aspect(levels[0], shape0, f"{name} of {shape0} level-0 pixels", place)
     enough = [n for n, s in enumerate(levels) if math.prod(s) >= READ_PIXELS // 4]
     return _reduced(slide.view(level=max(enough, default=0)))
 

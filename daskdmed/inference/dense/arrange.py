@@ -29,47 +29,25 @@ _BATCH_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class Mosaic:
-    """What the trial of the model decided.
+    """What the trial of the model decided."""
 
-    Parameters
-    ----------
-    layout : Layout
-        What the model gives for a window.
-    plan : MosaicPlan
-        Windows, chunks and bands.
-    blend : Blend, optional
-        Weights; None in dense mode.
-    place : (tuple of int, tuple of int)
-        Extent of a cell and distance between cells, in pixels.
-    """
-
-    layout: Layout
-    plan: MosaicPlan
-    blend: Blend | None
+    layout: Layout  # what the model gives for a window
+    plan: MosaicPlan  # windows, chunks and bands
+    blend: Blend | None  # weights; None in dense mode
+    #: extent of a cell and distance between cells, in pixels
     place: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class WindowChoice:
-    """What the user said about windows. Make it with `WindowChoice.of`.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    kernel_size, stride : tuple of int
-        In pixels.
-    exact_stride : bool
-        Whether the stride was given as such, and must not be rounded to whole cells.
-    receptive_field, output_stride : tuple of int, optional
-        For the exact dense mode.
-    """
+    """What the user said about windows. Make it with `WindowChoice.of`."""
 
     view: ImageView
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
+    #: whether the stride was given as such, and must not be rounded to whole cells
     exact_stride: bool
-    receptive_field: tuple[int, ...] | None
+    receptive_field: tuple[int, ...] | None  # these two for the exact dense mode
     output_stride: tuple[int, ...] | None
 
     @classmethod
@@ -82,13 +60,7 @@ class WindowChoice:
         receptive_field: PerAxis | None,
         output_stride: PerAxis | None,
     ) -> WindowChoice:
-        """Check and normalise the keywords of `predict`.
-
-        Raises
-        ------
-        GeometryError, UsageError
-            They do not fit each other or the image.
-        """
+        """Check and normalise the keywords of `predict`."""
         ndim = view.spatial_ndim
         if 0 in view.shape:
             raise GeometryError(f"an image of shape {view.shape} has no pixels")
@@ -121,13 +93,7 @@ class WindowChoice:
         return cls(view, kernel, steps, stride is not None, None, None)
 
     def check_bytes(self, batch_size: int) -> None:
-        """Refuse windows that cannot be meant, before memory is asked for.
-
-        Raises
-        ------
-        BudgetError
-            A batch takes more than 8 GiB as float32.
-        """
+        """Refuse windows that cannot be meant, before memory is asked for."""
         channels = math.prod(self.view.channel_shape)
         one = 4 * channels * math.prod(self.kernel_size)
         if one * batch_size > _BATCH_BYTES:

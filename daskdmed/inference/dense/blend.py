@@ -33,34 +33,18 @@ _FLOOR = 1e-3
 class Blend:
     """How much each cell of a window counts.
 
-    Parameters
-    ----------
-    mode : {"gaussian", "constant", "hann"}
-        Kind of weights.
-    kernel_size : tuple of int
-        Extent of a window, in pixels.
-    reduction : tuple of int
-        Pixels per output cell along each axis; divides `kernel_size`. The weight of a cell
-        is the one of the pixel in its middle (the later one of the two for even numbers).
-    sigma_scale : tuple of float
-        Standard deviation of the Gaussian as a fraction of the window, per axis.
-
-    Raises
-    ------
-    UsageError
-        Unknown mode, or a `sigma_scale` that is not positive.
-    GeometryError
-        `reduction` does not divide `kernel_size`.
-
     Examples
     --------
     >>> Blend.of("hann", (4, 4)).profiles[0].round(3).tolist()
     [0.146, 0.854, 0.854, 0.146]
     """
 
-    mode: BlendMode
-    kernel_size: tuple[int, ...]
+    mode: BlendMode  # kind of weights
+    kernel_size: tuple[int, ...]  # extent of a window, in pixels
+    #: pixels per output cell along each axis; divides `kernel_size`. The weight of a cell is the
+    #: one of the pixel in its middle (the later one of the two for even numbers)
     reduction: tuple[int, ...]
+    #: standard deviation of the Gaussian as a fraction of the window, per axis
     sigma_scale: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -134,21 +118,11 @@ class Blend:
         return np.asarray(product, np.float32)
 
     def total(self, spans: Sequence[Sequence[tuple[int, int, int]]], shape: Sequence[int]) -> Array:
-        """Sum of the weights of windows over each cell of a box.
+        """Sum of the weights of windows over each cell of a box, float32.
 
-        Parameters
-        ----------
-        spans : per axis a sequence of (start, stop, offset)
-            Of each window along that axis: which cells of the box it covers (from 0 to
-            ``shape[axis]``), and its own cell that lies on the first of these. The windows
-            are all combinations over the axes.
-        shape : sequence of int
-            Cells of the box.
-
-        Returns
-        -------
-        ndarray of float32
-            Where the weights are a product, an outer product of sums along the axes.
+        `spans` have (start, stop, offset) of each window along each axis: which cells of the
+        box it covers, and its own cell that lies on the first of these; the windows are all
+        combinations over the axes.
         """
         parts = [
             [(a, self.profiles[axis][o : o + b - a], b) for a, b, o in axis_spans]

@@ -18,48 +18,27 @@ from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array
 from daskdmed.inference.dense.mosaic import AxisWindows
+from daskdmed.tiling.mask import placed
 
 
 class CellMask:
-    """Which cells are wanted.
+    """Which cells are wanted: those under whose middle the mask is true, or above zero.
 
-    Parameters
-    ----------
-    mask : array-like
-        One axis per spatial axis, over the whole image at any resolution; true or above
-        zero is wanted. Dask arrays are computed. A tissue mask, which knows its `scale`
-        (level-0 pixels per mask pixel along each axis), lies where that says.
-    axes : sequence of AxisWindows
-        The result.
-    downsample : sequence of float
-        Level-0 pixels per pixel of the image along each axis.
-
-    Raises
-    ------
-    GeometryError
-        Another number of axes, no cells, or values that are NaN or negative.
+    The mask lies over the image as `daskdmed.tiling.mask.placed` has it; GeometryError where
+    it does not, or holds values that are NaN or negative.
     """
 
     def __init__(self, mask: Any, axes: Sequence[AxisWindows], downsample: Sequence[float]) -> None:
-        knows_place = hasattr(mask, "shape0")
-        given = np.asarray(mask.data if knows_place else mask)
-        sizes = tuple(axis.size for axis in axes)
-        if given.ndim != len(axes) or 0 in given.shape:
-            raise GeometryError(
-                f"a mask of shape {given.shape} does not lie over an image of {sizes}: it needs "
-                f"{len(axes)} axes (array order) and may have any resolution"
-            )
+        values, spans = placed(mask, tuple(axis.size for axis in axes), downsample)
+        given = np.asarray(values)
         if given.dtype.kind not in "biuf":
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
-        # a fraction per axis: a middle that lies on an edge of the mask must not slip below it
-        scale: list[tuple[float, float]] = list(zip(given.shape, sizes, strict=True))
-        if knows_place:
-            scale = list(zip(downsample, mask.scale, strict=True))
+        # multiplied first: a middle that lies on an edge of the mask must not slip below it
         under = [
-            np.minimum((axis.middles * up / down).astype(np.intp), n - 1)
-            for n, axis, (up, down) in zip(given.shape, axes, scale, strict=True)
+            np.minimum((axis.middles * n / span).astype(np.intp), n - 1)
+            for n, axis, span in zip(given.shape, axes, spans, strict=True)
         ]
         # what no middle lies on would only blur which windows are needed
         places = [np.unique(places, return_inverse=True) for places in under]
@@ -68,18 +47,8 @@ class CellMask:
         self._summed = SummedArea(self.inside)
 
     def any(self, spans: Sequence[Sequence[tuple[int, int]]]) -> Array:
-        """Whether boxes of cells hold one that is inside.
-
-        Parameters
-        ----------
-        spans : per axis a sequence of (begin, stop)
-            The boxes are all combinations.
-
-        Returns
-        -------
-        ndarray of bool
-            One axis per spatial axis.
-        """
+        """Whether boxes of cells hold one that is inside: all combinations of the
+        (begin, stop) of each axis, as an array of bool with one axis per spatial axis."""
         ends = [
             (
                 np.array([index[a] for a, _ in axis_spans], np.intp),
@@ -104,17 +73,8 @@ class CellMask:
 
 
 class CellWindow:
-    """The mask of one box of cells.
-
-    Parameters
-    ----------
-    inside : ndarray of bool
-        Part of the mask.
-    index : tuple of ndarray
-        Per axis, the element of `inside` for each cell of the box.
-    begin : tuple of int
-        First cell of the box.
-    """
+    """The mask of one box of cells: which element of `inside` each cell has, by axis, from
+    the cell `begin` on."""
 
     def __init__(self, inside: Array, index: tuple[Array, ...], begin: tuple[int, ...]) -> None:
         self.inside = inside

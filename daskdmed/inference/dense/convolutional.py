@@ -45,25 +45,14 @@ _SHIFT_ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Field:
-    """What the user declares, and how the model turned out to treat its borders.
+    """What the user declares, and how the model turned out to treat its borders."""
 
-    Parameters
-    ----------
-    receptive_field : tuple of int
-        Pixels along each axis on which one output depends, at most.
-    output_stride : tuple of int
-        The model commutes with shifts by multiples of it: the product of all its strides
-        and poolings, also of those that it takes back later.
-    unit : tuple of int
-        Pixels per output cell.
-    padded : bool
-        Whether the map is as large as the input.
-    """
-
-    receptive_field: tuple[int, ...]
+    receptive_field: tuple[int, ...]  # pixels along each axis on which one output depends, at most
+    #: the model commutes with shifts by multiples of it: the product of all its strides and
+    #: poolings, also of those that it takes back later
     output_stride: tuple[int, ...]
-    unit: tuple[int, ...]
-    padded: bool
+    unit: tuple[int, ...]  # pixels per output cell
+    padded: bool  # whether the map is as large as the input
 
     @property
     def halo(self) -> tuple[int, ...]:
@@ -82,13 +71,7 @@ def halo_of(receptive_field: Sequence[int], output_stride: Sequence[int]) -> tup
 
 
 def padded_axis(size: int, kernel: int, stride: int, halo: int, unit: int) -> AxisWindows:
-    """Pieces of a padded network along one axis.
-
-    Raises
-    ------
-    GeometryError
-        A piece of `kernel` pixels leaves nothing beside its halo.
-    """
+    """Pieces of a padded network along one axis."""
     frame = -(-size // stride) * stride
     kernel = min(kernel // stride * stride, frame)
     cells = -(-size // unit)
@@ -118,13 +101,7 @@ def padded_axis(size: int, kernel: int, stride: int, halo: int, unit: int) -> Ax
 
 
 def valid_axis(size: int, kernel: int, stride: int, field: int) -> AxisWindows:
-    """Pieces of a network without padding along one axis.
-
-    Raises
-    ------
-    GeometryError
-        A piece of `kernel` pixels is smaller than the receptive field.
-    """
+    """Pieces of a network without padding along one axis."""
     if kernel < field:
         raise GeometryError(
             f"kernel_size={kernel} is smaller than the receptive field of {field} pixels; the "
@@ -151,17 +128,7 @@ def valid_axis(size: int, kernel: int, stride: int, field: int) -> AxisWindows:
 def dense_axes(
     shape: Sequence[int], kernel: Sequence[int], field: Field
 ) -> tuple[AxisWindows, ...]:
-    """Pieces of an image.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Extent of the image along its spatial axes, in pixels.
-    kernel : sequence of int
-        Largest extent of a piece.
-    field : Field
-        Of the model.
-    """
+    """Pieces of an image."""
     rows = zip(shape, kernel, field.output_stride, strict=True)
     if field.padded:
         return tuple(
@@ -181,24 +148,6 @@ def find_field(
 ) -> Field:
     """Try the declaration on a patch of noise.
 
-    Parameters
-    ----------
-    model : WindowModel
-        In evaluation mode, on its device.
-    view : ImageView
-        Gives dtype and channels; no pixel is read.
-    receptive_field, output_stride : tuple of int
-        As in `Field`.
-
-    Raises
-    ------
-    UsageError
-        The map has an extent that follows from neither kind of network; an output depends on
-        pixels farther away than declared; or it changes when the input is shifted by one
-        output stride. The message gives the numbers.
-
-    Notes
-    -----
     A trial, no proof: influence below 1e-5 of the largest output counts as rounding, and a
     network may react to noise less than to an image.
     """
@@ -303,9 +252,13 @@ class _Trial:
         changed = self._noise(self.first.shape, self.first.dtype)
         kept = self._around(distance)
         changed[kept] = self.first[kept]
-        values = self.model.maps([changed], self.layout)[0]
+        values = self._maps(changed)
         found = self._core_cells(values, self.core) - self._core_cells(self.values, self.core)
         return float(np.abs(found).max())
+
+    def _maps(self, patch: Array) -> Array:
+        maps = self.model.maps([patch], self.layout, lambda i: "a patch of noise")
+        return np.asarray(maps[0])
 
     @property
     def _scale(self) -> float:
@@ -341,7 +294,7 @@ class _Trial:
         shifted = self.patch[
             tuple(slice(s, s + n) for s, n in zip(self.stride, self.extent, strict=True))
         ]
-        values = self.model.maps([shifted], self.layout)[0]
+        values = self._maps(shifted)
         moved = [c - s for c, s in zip(self.core, self.stride, strict=True)]
         difference = self._core_cells(values, moved) - self._core_cells(self.values, self.core)
         change = float(np.abs(difference).max())

@@ -27,45 +27,17 @@ _LEAST = 0.5
 
 @dataclass(frozen=True)
 class Finish:
-    """One way to end. Make it with `Finish.of`.
+    """One way to end. Make it with `Finish.of`."""
 
-    Parameters
-    ----------
-    kind : str
-        "none" or one of the names of `Post`.
-    dtype : str
-        Of the result.
-    outputs : int
-        Values per cell of the result; 0 without a channel axis.
-    fill : float
-        Outside the mask.
-    least : float
-        Threshold.
-    """
-
-    kind: str
-    dtype: str
-    outputs: int
-    fill: float
-    least: float = _LEAST
+    kind: str  # "none" or one of the names of `Post`
+    dtype: str  # of the result
+    outputs: int  # values per cell of the result; 0 without a channel axis
+    fill: float  # outside the mask
+    least: float = _LEAST  # threshold
 
     @classmethod
     def of(cls, post: Any, outputs: int, fill: float | None = None) -> Finish:
-        """From what users write.
-
-        Parameters
-        ----------
-        post : see `daskdmed.predict`
-        outputs : int
-            Values per cell that the model gives, 0 for one plain value.
-        fill : float, optional
-            Default NaN for floating point, 0 for integers.
-
-        Raises
-        ------
-        UsageError
-            Unknown, "argmax" of one value, or a fill that the type cannot hold.
-        """
+        """From what users write."""
         least = _LEAST
         kind = "none" if post is None else post
         if isinstance(post, tuple):
@@ -88,20 +60,7 @@ class Finish:
         return cls(str(kind), dtype, outputs, _fill(fill, dtype), least)
 
     def __call__(self, values: Array, inside: Array | None) -> Array:
-        """End one block.
-
-        Parameters
-        ----------
-        values : ndarray of float32
-            (max(k, 1), *cells).
-        inside : ndarray of bool, optional
-            (*cells); None where all are.
-
-        Returns
-        -------
-        ndarray
-            ([k,] *cells) of `dtype`, `fill` outside.
-        """
+        """End one block."""
         result = self._convert(values)
         if not self.outputs and self.kind != "argmax":
             result = result[0]

@@ -56,44 +56,16 @@ _LAZY_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that the values of one image depend on. Picklable.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    sweeper : Sweeper
-        What is done with it.
-    mask : CellMask, optional
-        Which cells are wanted.
-    spec : ResultSpec
-        What the result is.
-    """
+    """Everything that the values of one image depend on. Picklable."""
 
     view: ImageView
     sweeper: Sweeper
-    mask: CellMask | None
+    mask: CellMask | None  # which cells are wanted
     spec: ResultSpec
 
 
 class PredictJob(ResultJob):
-    """The chunks of one result that are not done yet.
-
-    Parameters
-    ----------
-    work : Work
-        What is computed.
-    model : Shipped
-        In evaluation mode.
-    location : Location
-        Where the result shall be.
-    resume, overwrite : bool
-        See `open_result`.
-    workers : int
-        Sweeps that may run side by side.
-    local : bool
-        Whether they run in this process.
-    """
+    """The chunks of one result that are not done yet."""
 
     unit = "chunks"
 
@@ -116,7 +88,7 @@ class PredictJob(ResultJob):
         self._parallel = min(workers, math.prod(plan.bands) * -(-plan.steps // longest))
         sweeps = make_sweeps(plan, list(store.pending()), work.mask, longest, store.mark)
         self._jobs = {job.index: job for job in sweeps}
-        self.total = len(self._jobs)
+        self.total, self.windows = len(self._jobs), plan.needed
         logger.info(
             "%s: %d of %d chunks to compute in %d sweeps; %d windows needed, %d computed (x%.3f)",
             location,
@@ -174,31 +146,20 @@ class PredictJob(ResultJob):
 
 @dataclass(frozen=True)
 class _Write:
-    """Computes and writes the chunks of one sweep.
-
-    Parameters
-    ----------
-    sweeper, model
-        As in `PredictJob`.
-    target : zarr.Array
-        ([k,] *cells).
-    threads : int, optional
-        Sweeps that this process runs side by side; None: as many as it runs tasks.
-    wrote : callable, optional
-        Told band and step of what is written.
-    """
+    """Computes and writes the chunks of one sweep."""
 
     sweeper: Sweeper
     model: Shipped
-    target: Any
+    target: Any  # ([k,] *cells)
+    #: sweeps that this process runs side by side; None: as many as it runs tasks
     threads: int | None = None
-    wrote: Callable[[Index, int], None] | None = None
+    wrote: Callable[[Index, int], None] | None = None  # told band and step of what is written
 
     def __call__(self, item: tuple[ImageView, SweepJob]) -> None:
         view, job = item
         model = self.model.get()
         threads = threads_here() if self.threads is None else self.threads
-        with cpu_threads(threads if model.is_torch else 1):
+        with cpu_threads(threads if model.is_torch else 0):
             for step, values in self.sweeper.steps(model, view, job):
                 if values is not None:
                     self._write(job.band, step, values)
@@ -302,7 +263,7 @@ def _block(
     extent = (*(b - a for a, b in plan.band_cells(band)), last - first)
     block = np.full((*outputs, *extent), spec.fill_value, spec.dtype)
     chunks = [chunk for step in range(begin, stop) for chunk in plan.band_chunks(band, step)]
-    with cpu_threads(threads_here() if placed.is_torch else 1):
+    with cpu_threads(threads_here() if placed.is_torch else 0):
         for job in make_sweeps(plan, chunks, work.mask, stop - begin, lambda chunk: None):
             for step, values in sweeper.steps(placed, view, job):
                 if values is not None:

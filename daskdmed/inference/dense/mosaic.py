@@ -37,38 +37,20 @@ _GOOD_RATIO = 1.05
 
 @dataclass(frozen=True)
 class AxisWindows:
-    """The windows along one axis.
+    """The windows along one axis."""
 
-    Parameters
-    ----------
-    size : int
-        Extent of the image, in pixels.
-    cells : int
-        Extent of the result.
-    kernel_size : int
-        Extent of a window, in pixels.
-    unit : int
-        Pixels per cell.
-    origins : tuple of int
-        First pixel of each window; negative, or with its far end outside the image, where
-        the image is padded.
-    starts, stops : tuple of int
-        Cells of the result that a window gives.
-    offsets : tuple of int
-        First of the window's own cells that is used.
-    centre : float
-        Position of the middle of cell 0, in pixels from the edge of the image (0.5 for
-        single pixels).
-    """
-
-    size: int
-    cells: int
-    kernel_size: int
-    unit: int
+    size: int  # extent of the image, in pixels
+    cells: int  # extent of the result
+    kernel_size: int  # extent of a window, in pixels
+    unit: int  # pixels per cell
+    #: first pixel of each window; negative, or with its far end outside the image, where the
+    #: image is padded
     origins: tuple[int, ...]
-    starts: tuple[int, ...]
+    starts: tuple[int, ...]  # the cells of the result that a window gives
     stops: tuple[int, ...]
-    offsets: tuple[int, ...]
+    offsets: tuple[int, ...]  # first of the window's own cells that is used
+    #: position of the middle of cell 0, in pixels from the edge of the image (0.5 for single
+    #: pixels)
     centre: float
 
     def __len__(self) -> int:
@@ -100,13 +82,6 @@ def blended_axis(size: int, kernel: int, stride: int, reduction: int) -> AxisWin
 
     An image smaller than the window is padded on both sides, as MONAI does; one that is no
     multiple of `reduction` is padded at its far side.
-
-    Parameters
-    ----------
-    size, kernel, stride : int
-        In pixels; `kernel` and `stride` are multiples of `reduction`, ``stride <= kernel``.
-    reduction : int
-        Pixels per cell.
     """
     cells = -(-size // reduction)
     if size < kernel:
@@ -132,38 +107,20 @@ def blended_axis(size: int, kernel: int, stride: int, reduction: int) -> AxisWin
 
 @dataclass(frozen=True)
 class Group:
-    """Windows along the last axis that are batched together.
+    """Windows along the last axis that are batched together."""
 
-    Parameters
-    ----------
-    first, last : int
-        Steps that they begin and end in.
-    windows : range
-        Which windows.
-    """
-
-    first: int
+    first: int  # the steps that they begin and end in
     last: int
     windows: range
 
 
 @dataclass(frozen=True)
 class MosaicPlan:
-    """Chunks, bands and steps of a result.
+    """Chunks, bands and steps of a result."""
 
-    Parameters
-    ----------
-    axes : tuple of AxisWindows
-        One per spatial axis.
-    chunk : tuple of int
-        Cells per chunk of the result.
-    rows : tuple of int
-        Chunks per band, along all axes but the last.
-    """
-
-    axes: tuple[AxisWindows, ...]
-    chunk: tuple[int, ...]
-    rows: tuple[int, ...]
+    axes: tuple[AxisWindows, ...]  # one per spatial axis
+    chunk: tuple[int, ...]  # cells per chunk of the result
+    rows: tuple[int, ...]  # chunks per band, along all axes but the last
 
     @property
     def cells(self) -> tuple[int, ...]:
@@ -266,18 +223,6 @@ def choose_mosaic(
 
     Partial sums of a sweep stay within 96 MiB, unless one row of chunks needs more. Depends
     on the geometry alone, so that a run can be resumed on another machine.
-
-    Parameters
-    ----------
-    axes : sequence of AxisWindows
-        One per spatial axis.
-    outputs : int
-        Values per cell.
-    pitch : sequence of int, optional
-        Distance of neighbouring windows in cells; chunks become multiples of it where they
-        can, so that the sums of the weights repeat.
-    chunk : sequence of int, optional
-        Cells per chunk, instead of the choice made here.
     """
     if chunk is None:
         chunk = _choose_chunk(axes, outputs, pitch or (1,) * len(axes))

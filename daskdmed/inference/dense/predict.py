@@ -28,8 +28,10 @@ from daskdmed.inference.dense.finish import Finish, Post
 from daskdmed.inference.dense.job import PredictJob, Work, lazy
 from daskdmed.inference.dense.sweep import Sweeper
 from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
-from daskdmed.inference.models.shipped import Shipped
+from daskdmed.inference.models.outputs import Output
+from daskdmed.inference.models.shipped import Shipped, devices_of
 from daskdmed.inference.models.window import Model, Transform, WindowModel
+from daskdmed.inference.report import RunReport
 from daskdmed.inference.resultjob import each_usable, given_back, run_each
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
@@ -70,6 +72,7 @@ def predict(
     device: Any = None,
     autocast: Any = None,
     channels_last: bool = False,
+    output: Output | None = None,
     resources: Mapping[str, float] | None = None,
     record: str | None = None,
     on_error: OnError = "raise",
@@ -88,18 +91,16 @@ def predict(
 
     Parameters
     ----------
-    image : Dataset, Patient, Slide, Record, path, URL, view, array, or a list of these
-        As for `heatmap`: spatial axes first, at most one channel axis behind them.
+    image, level, mpp, power, out, resume, overwrite, client, record, on_error, tile_error
+        As for `daskdmed.heatmap`.
+    batch_tfms, device, autocast, channels_last, output
+        As for `daskdmed.heatmap`.
     model : torch.nn.Module, callable, path or exported program
-        A module (or TorchScript archive, or exported program, by path) gets float32
-        (n, c, *kernel), uint8 and uint16 in [0, 1] and others as they are (the scale of
-        `daskdmed.transforms.ToFloat`), or what `batch_tfms` makes of it, and gives
-        (n, k, *cells) or (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype
-        of the image and gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the
-        kernel divided by a whole number r per axis, 1 for a value per pixel; it and k are learnt
-        from a window of background. NaN or infinite values are refused. Windows over the
-        border see the background of the image. In-process the model may be called from
-        several threads at once.
+        A module or program gets batches as for `daskdmed.heatmap`, and gives (n, k, *cells) or
+        (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype of the image and
+        gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the kernel divided by
+        a whole number r per axis, 1 for a value per pixel; it and k are learnt from a window of
+        background. Windows over the border see the background of the image.
     kernel_size : int or sequence of int
         Extent of a window in pixels at the chosen resolution, array order. An image that is
         smaller is padded with background on both sides.
@@ -107,14 +108,7 @@ def predict(
         Distance between windows, at most `kernel_size` and a multiple of r. The last window
         of an axis is moved inside.
     overlap : int, float or sequence, optional
-        Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel; default
-        0.25. The stride is ``max(int(kernel * (1 - overlap)), 1)``, as MONAI has it, in whole
-        cells.
-    level, mpp, power
-        The resolution, at most one of them; values or functions of the patient.
-    out : path, URL or zarr store, optional
-        Where to write; for a dataset or list the folder that gets ``<id>/<record>.zarr`` for
-        each. Default: in memory.
+        Instead of `stride`, as for `daskdmed.heatmap`, in whole cells; default 0.25.
     mask : array-like or TissueMask, optional
         Over the whole image at any resolution, true (above 0) where a prediction is wanted.
         A cell is inside where the mask under its middle is true. Cells inside have exactly
@@ -141,17 +135,8 @@ def predict(
         `kernel_size` pixels, and no window is blended (`stride`, `overlap`, `blend` do not
         apply). A declaration that does not hold on a patch of noise is refused.
         `output_stride` is the product of all strides within the network.
-    resume : bool
-        Go on with what an interrupted run left in `out`; parameters and model must be the
-        same, the result is that of an uninterrupted run.
-    overwrite : bool
-        Replace a result in `out`, which stays there until the new one is finished.
-    client : distributed.Client, optional
-        Compute on a cluster. Default: threads of this process.
     chunks : int or sequence of int, optional
         Cells per chunk of the result. Default: about 768 x 768, or 96^3.
-    batch_tfms, device, autocast, channels_last, record, on_error, tile_error
-        As for `heatmap`.
     resources : mapping, optional
         What a worker of `client` must offer, for example ``{"GPU": 1}``; pixels are read
         where the model runs.
@@ -166,20 +151,19 @@ def predict(
     dask.array.Array, or dict of str to dask.array.Array for a dataset or list
         Lazy, of the Zarr array written: (*cells) for one value, (k, *cells) for k, with
         ``ceil(size / r)`` cells along each axis of the image. Valid networks in dense mode:
-        as many as `heatmap` has windows.
+        as many as `daskdmed.heatmap` has windows.
 
     Raises
     ------
     UsageError
-        A model that gives no such map, or a declaration that does not hold.
+        A model that gives no such map, values that are NaN or infinite, or a declaration that
+        does not hold.
     GeometryError, ResolutionError
         Arguments that do not fit each other or the image.
     BudgetError
         A batch of windows would take more than 8 GiB.
-    StoreError, DatasetError
-        As for `heatmap`.
-    ImageError
-        The image, or one of its tiles, cannot be read.
+    StoreError, DatasetError, ImageError
+        As for `daskdmed.heatmap`.
 
     Examples
     --------
@@ -187,6 +171,7 @@ def predict(
     ...     slide, unet, kernel_size=512, overlap=0.25, post="argmax", out="labels.zarr"
     ... )
     """
+    said = dict(locals())
     check_resources(resources, client)
     if not compute:
         check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
@@ -197,47 +182,50 @@ def predict(
     axes = spatial_axes(kernel_size)
     images = images_of(image, Request(record, level, mpp, power, axes, tile_error))
     masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
-    adapted = WindowModel(model, batch_tfms, device, autocast, channels_last)
+    devices = devices_of(device)
+    adapted = WindowModel(model, batch_tfms, devices[0], autocast, channels_last, output)
     if not compute:
         adapted = adapted.in_evaluation()
     threads = sweeps_at_once(adapted, default_threads()) if client is None else 1
+    threads = min(threads * len(devices), default_threads())
     with adapted.ready(threads):
         # a client may lack the device of its workers: it tries the model where it is
         placed = (adapted if client is None else replace(adapted, device=None)).place()
-        shipped = Shipped(adapted, placed if client is None else None)
+        shipped = Shipped(adapted, placed if client is None else None, devices)
 
         def work(one: Image) -> Work:
             return settings.work(one, masks(one), adapted, placed)
 
         if not compute:
             found = dict(each_usable(images, left_out, lambda one: lazy(work(one), shipped)))
-        else:
-            places = locations_of(
-                images, out, client, replaces=resume or overwrite, on_error=on_error
-            )
-            if client is not None:
-                shipped.pack()
-                threads = 2 * max(sum(client.nthreads().values()), 1)
+            return given_back(images, found, left_out)
+        places = locations_of(images, out, client, replaces=resume or overwrite, on_error=on_error)
+        if client is not None:
+            shipped.pack()
+            threads = 2 * max(sum(client.nthreads().values()), 1)
 
-            def job(one: Image) -> PredictJob:
-                return PredictJob(
-                    work(one),
-                    shipped,
-                    places[one.key],
-                    resume=resume,
-                    overwrite=overwrite,
-                    workers=threads,
-                    local=client is None,
-                )
-
-            found = run_each(
-                each_usable(images, left_out, job),
-                name="predict",
-                client=client,
-                threads=threads,
-                resources=resources,
-                show=progress,
+        def job(one: Image) -> PredictJob:
+            return PredictJob(
+                work(one),
+                shipped,
+                places[one.key],
+                resume=resume,
+                overwrite=overwrite,
+                workers=threads,
+                local=client is None,
             )
+
+        found = run_each(
+            images,
+            left_out,
+            job,
+            RunReport.of("predict", images, left_out, adapted, said),
+            name="predict",
+            client=client,
+            threads=threads,
+            resources=resources,
+            show=progress,
+        )
     return given_back(images, found, left_out)
 
 

@@ -25,6 +25,7 @@ from daskdmed.inference.dense.blend import Blend
 from daskdmed.inference.dense.finish import Finish
 from daskdmed.inference.dense.mosaic import Group, MosaicPlan
 from daskdmed.inference.dense.sweepjobs import Index, SweepJob
+from daskdmed.inference.models.outputs import window_name
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
 
@@ -33,17 +34,7 @@ _AHEAD_BYTES = 32 * 2**20
 
 
 class Strip:
-    """Pixels of a band, read once from left to right.
-
-    Parameters
-    ----------
-    view : ImageView
-        The image.
-    lead : sequence of (begin, stop)
-        Pixels along all axes but the last; may lie outside the image.
-    tile : int
-        Storage tile along the last axis.
-    """
+    """Pixels of a band, read once from left to right."""
 
     def __init__(self, view: ImageView, lead: Sequence[tuple[int, int]], tile: int) -> None:
         self.view, self.tile = view, tile
@@ -97,30 +88,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sweeper:
-    """What is done in every sweep. A picklable value without handles.
+    """What is done in every sweep. A picklable value without handles."""
 
-    Parameters
-    ----------
-    plan : MosaicPlan
-        Windows, bands and steps.
-    blend : Blend, optional
-        Weights; None where each cell comes from one window.
-    finish : Finish
-        What becomes of blended values.
-    layout : Layout
-        What the model gives for a window.
-    batch_size : int
-        Windows per call of the model.
-    tile : int
-        Storage tile of the image along the last axis, in pixels. Views that were cut down
-        for a sweep know it no more.
-    """
-
-    plan: MosaicPlan
-    blend: Blend | None
-    finish: Finish
-    layout: Layout
-    batch_size: int
+    plan: MosaicPlan  # windows, bands and steps
+    blend: Blend | None  # weights; None where each cell comes from one window
+    finish: Finish  # what becomes of blended values
+    layout: Layout  # what the model gives for a window
+    batch_size: int  # windows per call of the model
+    #: storage tile of the image along the last axis, in pixels. Views that were cut down for a
+    #: sweep know it no more
     tile: int
 
     def lead(self, band: Index) -> list[tuple[int, int]]:
@@ -144,23 +120,9 @@ class Sweeper:
     def steps(
         self, model: WindowModel, view: ImageView, job: SweepJob
     ) -> Iterator[tuple[int, Array | None]]:
-        """Compute the steps of one sweep, in order.
+        """Compute the steps of one sweep, in order: which, and its values ([k,] *cells).
 
-        Parameters
-        ----------
-        model : WindowModel
-            In evaluation mode, on its device.
-        view : ImageView
-            The image.
-        job : SweepJob
-            What to do.
-
-        Yields
-        ------
-        step : int
-            Which.
-        values : ndarray or None
-            ([k,] *cells), in memory that is used again; None where no cell is wanted.
+        These lie in memory that is used again; None where no cell is wanted.
         """
         sweep = _Sweep(self, model, view, job)
         step = job.begin
@@ -246,7 +208,14 @@ class _Sweep:
             )
         width = self.plan.chunk[-1]
         spans = [*self.lead, (step * width, step * width + self.sums.shape[-1])]
-        for window, values in zip(batch, self.model.maps(views, self.task.layout), strict=True):
+
+        def where(i: int) -> str:
+            return window_name(
+                batch[i], (x.origins[n] for x, n in zip(axes, batch[i], strict=True))
+            )
+
+        maps = self.model.maps(views, self.task.layout, where)
+        for window, values in zip(batch, maps, strict=True):
             places = [
                 axis.spans(range(i, i + 1), *span)[0]
                 for axis, i, span in zip(axes, window, spans, strict=True)

@@ -25,32 +25,17 @@ _SPLIT_OVERHEAD = 1.1
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Consecutive steps of one band.
+    """Consecutive steps of one band."""
 
-    Parameters
-    ----------
-    index : tuple of int
-        Band and first step, which name the job.
-    band : tuple of int
-        Which band.
-    begin, stop : int
-        Steps.
-    keep : ndarray of bool, optional
-        Which windows of the band are computed: one axis per spatial axis, the last one over
-        the windows from `first`. None for all.
-    first : int
-        First window along the last axis that `keep` is about.
-    mask : CellWindow, optional
-        Which cells are wanted.
-    """
-
-    index: Index
-    band: Index
+    index: Index  # band and first step, which name the job
+    band: Index  # which band
     begin: int
     stop: int
+    #: which windows of the band are computed: one axis per spatial axis, the last one over the
+    #: windows from `first`. None for all
     keep: Array | None = None
-    first: int = 0
-    mask: CellWindow | None = None
+    first: int = 0  # first window along the last axis that `keep` is about
+    mask: CellWindow | None = None  # which cells are wanted
 
 
 def make_sweeps(
@@ -60,20 +45,9 @@ def make_sweeps(
     longest: int,
     skip: Callable[[Index], None],
 ) -> Iterator[SweepJob]:
-    """Jobs for all chunks that are pending.
+    """Jobs of at most `longest` steps for all chunks that are pending.
 
-    Parameters
-    ----------
-    plan : MosaicPlan
-        The result.
-    pending : iterable of tuple of int
-        Chunks that are not done.
-    mask : CellMask, optional
-        Which cells are wanted.
-    longest : int
-        Steps per job, at most.
-    skip : callable
-        Told each pending chunk of which no cell is wanted.
+    `skip` is told each pending chunk of which no cell is wanted.
     """
     steps: dict[Index, set[int]] = {}
     for chunk in pending:

@@ -27,31 +27,15 @@ Kind = Literal["script", "export"]
 
 @dataclass(frozen=True)
 class Program:
-    """A TorchScript archive or an exported program. Make it with `Program.of`.
+    """A TorchScript archive or an exported program. Make it with `Program.of`."""
 
-    Parameters
-    ----------
-    name : str
-        Path, for people.
-    kind : {"script", "export"}
-        How it is loaded.
-    content : bytes
-        The file.
-    """
-
-    name: str
+    name: str  # path, for people
     kind: Kind
     content: bytes
 
     @classmethod
     def of(cls, model: Any) -> Program:
-        """From a path, a scripted module or an exported program.
-
-        Raises
-        ------
-        UsageError
-            There is no such file, or it is neither of the two kinds.
-        """
+        """From a path (UsageError for what is no program), a scripted module or a program."""
         if isinstance(model, (str, os.PathLike)):
             path = Path(os.fspath(model)).expanduser()
             try:
@@ -84,17 +68,9 @@ class Program:
         return hashlib.sha256(self.content).hexdigest()
 
     def load(self, device: Any = None) -> Any:
-        """The module, in evaluation mode.
+        """The module in evaluation mode, on `device` or where the file says.
 
-        Parameters
-        ----------
-        device : str or torch.device, optional
-            Where to; by default where the file says.
-
-        Raises
-        ------
-        UsageError
-            It cannot be loaded by the torch that is installed.
+        Raises UsageError where the torch that is installed cannot load it.
         """
         try:
             import torch

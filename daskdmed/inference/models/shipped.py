@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from daskdmed.core.errors import UsageError
@@ -14,46 +16,48 @@ from daskdmed.inference.models.window import WindowModel
 
 
 class Shipped:
-    """A model that is placed where it is first asked for.
+    """A model in evaluation mode that is placed where it is first asked for.
 
-    Parameters
-    ----------
-    model : WindowModel
-        In evaluation mode.
-    placed : WindowModel, optional
-        The same on its device, for this process.
-
-    Attributes
-    ----------
-    name : str
-        Unique: of two models that say they are equal, each is itself.
+    `placed` is the same on its device, for this process. With several `devices` the threads
+    of a process take them in turn, each its own. `name` is unique: of two models that say
+    they are equal, each is itself.
     """
 
-    def __init__(self, model: WindowModel, placed: WindowModel | None = None) -> None:
-        self._model, self._placed = model, placed
+    def __init__(
+        self,
+        model: WindowModel,
+        placed: WindowModel | None = None,
+        devices: Sequence[Any] = (),
+    ) -> None:
+        self._model, self._devices = model, tuple(devices)
+        self._placed: dict[int, WindowModel] = {} if placed is None else {0: placed}
         self.name = uuid.uuid4().hex
         self._bytes: bytes | None = None
         self._lock = threading.Lock()
+        self._mine, self._threads = threading.local(), 0
 
     def get(self) -> WindowModel:
-        """The model, ready to be called in this process."""
+        """The model, ready to be called by this thread."""
         with self._lock:
-            if self._placed is None:
-                self._placed = self._model.place()
-            return self._placed
+            number = 0
+            if len(self._devices) > 1:
+                if not hasattr(self._mine, "number"):
+                    self._mine.number = self._threads % len(self._devices)
+                    self._threads += 1
+                number = self._mine.number
+            if number not in self._placed:
+                model = self._model
+                if number:
+                    model = replace(model, device=self._devices[number])
+                self._placed[number] = model.place()
+            return self._placed[number]
 
     def pack(self) -> None:
-        """Serialise the model as it is now, once.
-
-        Raises
-        ------
-        UsageError
-            It cannot be pickled.
-        """
+        """Serialise the model as it is now, once; UsageError where it cannot be pickled."""
         from distributed.protocol import pickle
 
         try:
-            self._bytes = pickle.dumps(self._model.portable())
+            self._bytes = pickle.dumps((self._model.portable(), None, self._devices))
         except Exception as error:
             raise UsageError(
                 f"the model cannot be sent to the workers ({type(error).__name__}: {error}); "
@@ -63,7 +67,7 @@ class Shipped:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._bytes is not None:
             return _unpacked, (self._bytes,)
-        return Shipped, (self._model.portable(),)
+        return Shipped, (self._model.portable(), None, self._devices)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "daskdmed.model", self._model.fingerprint
@@ -72,6 +76,15 @@ class Shipped:
 def _unpacked(content: bytes) -> Shipped:
     from distributed.protocol import pickle
 
-    shipped = Shipped(pickle.loads(content))
+    shipped = Shipped(*pickle.loads(content))
     shipped._bytes = content
     return shipped
+
+
+def devices_of(device: Any) -> tuple[Any, ...]:
+    """One device or several as users give them, the first in front; (None,) for none."""
+    if not isinstance(device, (list, tuple)):
+        return (device,)
+    if not device or None in device:
+        raise UsageError(f"device={device!r} must be a device such as 'cuda:0', or several")
+    return tuple(device)

@@ -23,6 +23,54 @@ _lock = threading.Lock()
 #: torch's own number of threads while some of our threads use another
 _before: dict[str, int] = {}
 _users = 0
+#: modules that run in evaluation mode: how many runs use each, and the mode that it was in
+_evaluating: dict[int, tuple[int, bool]] = {}
+
+
+@contextlib.contextmanager
+def evaluation(model: Any) -> Iterator[None]:
+    """Within this block a module and all within it are in evaluation mode.
+
+    Runs may share a module, or parts of it: each part is put back into the mode that it was
+    in when the last of them ends.
+    """
+    parts = [] if model is None else list(model.modules())
+    with _lock:
+        for part in parts:
+            count, training = _evaluating.get(id(part), (0, part.training))
+            _evaluating[id(part)] = count + 1, training
+        for part in parts:
+            _set_mode(part, False)
+    try:
+        yield
+    finally:
+        with _lock:
+            for part in parts:
+                count, training = _evaluating[id(part)]
+                if count > 1:
+                    _evaluating[id(part)] = count - 1, training
+                    continue
+                del _evaluating[id(part)]
+                _set_mode(part, training)
+            # a part that sets its mode itself sets that of parts within it, which others may use
+            for part in parts:
+                if id(part) in _evaluating:
+                    _set_mode(part, False)
+
+
+def _set_mode(part: Any, training: bool) -> None:
+    if part.training == training:
+        return
+    if getattr(type(part), "train", None) is sys.modules["torch"].nn.Module.train:
+        part.training = training
+    else:  # some do more than to note it, such as to merge weights
+        part.train(training)
+
+
+def is_training(model: Any) -> bool:
+    """Whether a part of a module is in training mode, or will be again when runs have ended."""
+    with _lock:
+        return any(_evaluating.get(id(m), (0, m.training))[1] for m in model.modules())
 
 
 @contextlib.contextmanager
@@ -31,16 +79,12 @@ def cpu_threads(workers: int) -> Iterator[None]:
 
     Several threads that each run torch on all CPUs are slower than each on its share.
     torch's number of threads is put back by each thread that leaves, so that nothing is
-    left behind; it never becomes more than it was.
-
-    Parameters
-    ----------
-    workers : int
-        Threads of this process that run the model.
+    left behind; it never becomes more than it was. `workers` are the threads of this process
+    that run the model; 0: none does.
     """
     global _users
     torch = sys.modules.get("torch")
-    if torch is None or workers <= 1:
+    if torch is None or workers < 1:
         yield
         return
     from dask.system import CPU_COUNT
@@ -86,13 +130,7 @@ class BatchLimit:
             return wanted
 
     def run(self, call: Callable[[Array], Array], batch: Array) -> Array:
-        """Call a model on a batch, in halves when memory runs out.
-
-        Raises
-        ------
-        Exception
-            What the model raises; out-of-memory only for a single window.
-        """
+        """Call a model on a batch, in halves when memory runs out (raised for one window)."""
         parts = [batch]
         results: list[Array] = []
         while parts:
@@ -143,13 +181,7 @@ def free_cache() -> None:
 
 
 def autocast_dtype(autocast: Any) -> Any:
-    """The dtype of ``autocast=``: None when off, else a dtype or "default".
-
-    Raises
-    ------
-    UsageError
-        It is neither a bool, nor a floating-point dtype of torch, nor the name of one.
-    """
+    """The dtype of ``autocast=``: None when off, else a dtype or "default"; or UsageError."""
     import torch
 
     if autocast is None or autocast is False:
@@ -187,3 +219,13 @@ def device_of(model: Any) -> Any:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def input_dtype(model: Any) -> Any:
+    """The type that a module wants its batches in: that of its first weights, else float32."""
+    import torch
+
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            return tensor.dtype
+    return torch.float32

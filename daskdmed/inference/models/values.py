@@ -13,33 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import Array
+from daskdmed.inference.models.outputs import check_finite
 
 Cells: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of a model's values for one window.
+    """Shape of a model's values for one window."""
 
-    Parameters
-    ----------
-    outputs : int
-        k, or 0 for one plain value (or map) without a channel axis.
-    cells : tuple of int
-        Extent of the map of one window along each spatial axis; empty for no map.
-    channels_last : bool
-        Whether the model itself gives the k values behind the map and not before it.
-    """
-
-    outputs: int = 0
-    cells: Cells = ()
-    channels_last: bool = False
+    outputs: int = 0  # k, or 0 for one plain value (or map) without a channel axis
+    cells: Cells = ()  # extent of the map of a window along each spatial axis; () for no map
+    channels_last: bool = False  # the model itself gives the k values behind the map
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,28 +57,11 @@ class Layout:
         channels_first: bool,
         wanted: str,
     ) -> Layout:
-        """What the axes of maps are.
+        """What the axes are of maps that a model gave for `n` windows.
 
-        A callable's channels may be last, as in its input, or first; where both would do,
-        the larger map decides, and then "last".
-
-        Parameters
-        ----------
-        shape : tuple of int
-            Of what the model gave for `n` windows.
-        n, spatial_ndim : int
-            Windows, and axes that are space.
-        fits : callable
-            Which extents of a map are acceptable.
-        channels_first : bool
-            Whether channels can only be first.
-        wanted : str
-            Which extents these are in words, for the error.
-
-        Raises
-        ------
-        UsageError
-            Nothing fits.
+        `fits` says which extents of a map are acceptable, `wanted` the same in words. A
+        callable's channels may be last, as in its input, or first; where both would do, the
+        larger map decides, and then "last". Raises UsageError where nothing fits.
         """
         found: list[Layout] = []
         if shape[:1] == (n,) and 0 not in shape:
@@ -108,13 +82,11 @@ class Layout:
         layout = max(found, key=lambda f: math.prod(f.cells))
         return layout if layout.outputs != 1 else cls(0, layout.cells)
 
-    def arrange(self, values: Array, n: int) -> Array:
+    def arrange(self, values: Array, n: int, where: Callable[[int], str]) -> Array:
         """Maps of `n` windows as float32 (n, max(k, 1), *cells), all of them finite.
 
-        Raises
-        ------
-        UsageError
-            Another shape than in the trial, or values that are NaN or infinite.
+        `where` names a window of the batch for errors. Raises UsageError where the shape is
+        another than in the trial, or values are NaN or infinite.
         """
         lead, last = (n, self.outputs), (n, *self.cells, self.outputs)
         wanted = (n, *self.cells) if not self.outputs else (*lead, *self.cells)
@@ -130,7 +102,7 @@ class Layout:
         elif not self.outputs:
             values = values.reshape(n, 1, *self.cells)
         values = values.astype(np.float32, copy=False)
-        _check_finite(values)
+        check_finite(values, where)
         return values
 
     def __str__(self) -> str:
@@ -141,24 +113,11 @@ class Layout:
 
 
 def as_window_values(values: Array, n: int, spatial_ndim: int) -> Array:
-    """A model's output as float32 (n,), (n, k), (n, *map) or (n, k, *map).
+    """A model's output for `n` windows as float32 (n,), (n, k), (n, *map) or (n, k, *map).
 
     Axes of length 1 that networks leave are dropped: (n, 1) is one value per window,
-    (n, k, 1, 1) are k values, (n, 1, h, w) is one map.
-
-    Parameters
-    ----------
-    values : ndarray
-        From `as_numbers`.
-    n : int
-        Windows that the model was given.
-    spatial_ndim : int
-        Axes of a window, and of a map. With 1, a second axis counts as k values.
-
-    Raises
-    ------
-    UsageError
-        Another shape.
+    (n, k, 1, 1) are k values, (n, 1, h, w) is one map. With one spatial axis a second axis
+    counts as k values. Raises UsageError for another shape.
     """
     shape = values.shape
     if values.ndim > 1 and all(s == 1 for s in shape[2:]):
@@ -175,53 +134,3 @@ def as_window_values(values: Array, n: int, spatial_ndim: int) -> Array:
             f"({n}, k), or maps ({n}, {axes}) or ({n}, k, {axes}): keep the batch axis"
         )
     return values.astype(np.float32, copy=False)
-
-
-def as_numbers(result: Any, n: int, *, module: bool) -> Array:
-    """A model's output as one array of real numbers on the CPU, at least 32 bits wide.
-
-    Parameters
-    ----------
-    result : array, tensor or sequence
-        What the model returned; of a callable also a list with one element per window.
-    n : int
-        Windows that it was given.
-    module : bool
-        Whether the model is a module, whose lists are several outputs.
-
-    Raises
-    ------
-    UsageError
-        Several outputs, or no real numbers.
-    """
-    several = isinstance(result, (tuple, list)) and (module or len(result) != n)
-    if several or isinstance(result, dict):
-        raise UsageError(
-            f"the model returned a {type(result).__name__} of {len(result)}, where one array is "
-            "needed: wrap the model in a function (or module) that picks the output"
-        )
-    if hasattr(result, "detach"):
-        result = result.detach()
-        if not result.is_floating_point() or result.element_size() < 4:
-            result = result.float()
-        result = result.cpu()
-    values = np.asarray(result)
-    if values.dtype.kind not in "fiub":
-        raise UsageError(
-            f"the model returned {type(result).__name__} of dtype {values.dtype}, where real "
-            "numbers are needed"
-        )
-    return values
-
-
-def _check_finite(values: Array) -> None:
-    # a sum is finite only when every part is, short of an overflow; then look closely
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(values.sum(dtype=np.float64))
-    if suspicious and not np.isfinite(values).all():
-        bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise UsageError(
-            f"the model returned {bad} of {values.size} values that are NaN or infinite; blending "
-            "would spread them over their neighbours, and NaN means 'not computed' in a result: "
-            "use float32 instead of half precision, or replace them within the model"
-        )

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,9 +27,19 @@ from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.intensity import full_scale
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
+from daskdmed.inference.models.outputs import Output, as_numbers, check_output
 from daskdmed.inference.models.programs import Program, is_program, is_scripted
-from daskdmed.inference.models.torchrun import BatchLimit, autocast_dtype, device_of, precision
-from daskdmed.inference.models.values import Cells, Layout, as_numbers, as_window_values
+from daskdmed.inference.models.torchrun import (
+    BatchLimit,
+    autocast_dtype,
+    cpu_threads,
+    device_of,
+    evaluation,
+    input_dtype,
+    is_training,
+    precision,
+)
+from daskdmed.inference.models.values import Cells, Layout, as_window_values
 
 if TYPE_CHECKING:
     import torch
@@ -39,27 +50,13 @@ Transform: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class BatchForm:
-    """How windows lie in the array that a model gets.
+    """How windows lie in the array that a model gets."""
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Of one window in a batch.
-    dtype : dtype
-        Of a batch.
-    scaled : bool
-        Whether samples are brought to the scale of networks on the way.
-    channels_first : bool
-        Whether the channel axis, the last one of a window, is the first one here.
-    channel_added : bool
-        Whether windows have no channel axis, and get one of length 1.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one window in a batch
     dtype: np.dtype[Any]
-    scaled: bool
-    channels_first: bool
-    channel_added: bool
+    scaled: bool  # samples are brought to the scale of networks on the way
+    channels_first: bool  # the channel axis, the last one of a window, is the first one here
+    channel_added: bool  # windows have no channel axis, and get one of length 1
 
     def allocate(self, n: int) -> Array:
         """Room for `n` windows."""
@@ -82,41 +79,42 @@ class BatchForm:
         return batch
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no model, and say how to make one of it."""
+    known = is_program(model) or isinstance(model, Program)
+    if known or (callable(model) and not isinstance(model, type)):
+        return
+    hint = ""
+    if isinstance(model, type):
+        hint = f"; this is the class itself, make an instance of it: {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        hint = (
+            "; a state_dict or checkpoint holds weights only: build the module, load_state_dict "
+            "them, and give the module"
+        )
+    raise UsageError(
+        "model must be a torch.nn.Module, a path of a program, or a callable, got "
+        f"{'None' if model is None else type(model).__name__}{hint}"
+    )
+
+
 @dataclass(frozen=True)
 class WindowModel:
-    """A model with the conversion in front of it and behind it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module, callable, path or exported program
-        See `daskdmed.inference.heatmap.heatmap`.
-    batch_tfms : callable, optional
-        What becomes of a batch before the model sees it.
-    device : str or torch.device, optional
-        Where a module runs. Default: where its parameters are.
-    autocast : bool, str or torch.dtype, optional
-        Run a module with mixed precision.
-    channels_last : bool
-        Give a module its weights and batches with the channels last in memory.
-    limit : BatchLimit
-        How many windows fit into memory.
-    """
+    """A model with the conversion in front of it and behind it; see `daskdmed.heatmap`."""
 
     model: Any
     batch_tfms: Transform | None = None
     device: Any = None
     autocast: Any = None
     channels_last: bool = False
+    output: Output | None = None
     limit: BatchLimit = field(default_factory=BatchLimit, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_model(self.model)
+        check_output(self.output)
         if is_program(self.model):
             object.__setattr__(self, "model", Program.of(self.model))
-        if not callable(self.model) and not isinstance(self.model, Program):
-            raise UsageError(
-                f"model must be a torch.nn.Module, a path of a program, or a callable, got "
-                f"{type(self.model).__name__}"
-            )
         if self.is_torch:
             autocast_dtype(self.autocast)
             return
@@ -139,11 +137,12 @@ class WindowModel:
         module = sys.modules.get("torch")
         return module is not None and isinstance(self.model, module.nn.Module)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the model and its transform."""
-        parts = (self.model, self.batch_tfms)
-        return fingerprint(parts if self.batch_tfms is not None else self.model)
+        """Digest of the model, its transform, and which of its outputs is meant."""
+        model = _uncompiled(self.model)
+        parts: Any = model if self.batch_tfms is None else (model, self.batch_tfms)
+        return fingerprint(parts if self.output is None else (parts, "output", self.output))
 
     def place(self) -> WindowModel:
         """The model ready to be called: loaded, and on its device (a copy when it moves)."""
@@ -168,53 +167,33 @@ class WindowModel:
         return model.to(memory_format=torch.channels_last)
 
     def portable(self) -> WindowModel:
-        """The same model in a form that can be pickled: scripted modules cannot."""
+        """The same in a form that can be pickled: scripted and compiled modules cannot."""
         if is_scripted(self.model):
             return replace(self, model=Program.of(self.model))
-        return self
+        return replace(self, model=_uncompiled(self.model))
+
+    @property
+    def _module(self) -> Any:
+        """The module whose mode matters; None for callables and exported programs."""
+        fixed = isinstance(self.model, Program) or hasattr(self.model, "daskdmed_batch")
+        return self.model if self.is_torch and not fixed else None
 
     def in_evaluation(self) -> WindowModel:
         """The same model in evaluation mode for good; a copy where it is not in that mode."""
-        module: Any = self.model
-        if not self.is_torch or isinstance(module, Program) or hasattr(module, "daskdmed_batch"):
+        if self._module is None or not is_training(self._module):
             return self
-        if not any(part.training for part in module.modules()):
-            return self
-        return replace(self, model=copy.deepcopy(module).eval())
+        return replace(self, model=copy.deepcopy(self._module).eval())
 
     @contextlib.contextmanager
     def ready(self, workers: int = 1) -> Iterator[None]:
         """Evaluation mode and a fair share of CPU threads per worker; both are put back."""
-        if not self.is_torch:
+        with evaluation(self._module), cpu_threads(workers if self.is_torch else 0):
             yield
-            return
-        import torch
-        from dask.system import CPU_COUNT
-
-        exported = isinstance(self.model, Program) or hasattr(self.model, "daskdmed_batch")
-        modules = [] if exported else list(self.model.modules())
-        modes = [module.training for module in modules]
-        threads = torch.get_num_threads()
-        if modules:
-            self.model.eval()
-        torch.set_num_threads(max(1, min(threads, CPU_COUNT // max(workers, 1))))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            for module, training in zip(modules, modes, strict=True):
-                if module.training != training:
-                    module.training = training
 
     def form(self, kernel: tuple[int, ...], like: Any) -> BatchForm:
         """How windows are laid into a batch.
 
-        Parameters
-        ----------
-        kernel : tuple of int
-            Extent of a window.
-        like : ndarray or ImageView
-            Shape and dtype as the pixels: spatial axes, then at most one of channels.
+        `like` has shape and dtype as the pixels: spatial axes, then at most one of channels.
         """
         channels = tuple(like.shape[len(kernel) :])
         inner = (channels or (1,)) if self.is_torch else channels
@@ -222,7 +201,7 @@ class WindowModel:
         first = scaled and not self.channels_last
         return BatchForm(
             shape=(*inner, *kernel) if first else (*kernel, *inner),
-            dtype=np.dtype(np.float32) if scaled else np.dtype(like.dtype),
+            dtype=self._scaled_dtype if scaled else np.dtype(like.dtype),
             scaled=scaled,
             channels_first=first,
             channel_added=len(inner) > len(channels),
@@ -233,6 +212,12 @@ class WindowModel:
         return self.is_torch and self.batch_tfms is None and self.device_type == "cpu"
 
     @property
+    def _scaled_dtype(self) -> np.dtype[Any]:
+        """Half precision begins as float32, which NumPy divides faster, and is cast by torch."""
+        wide = str(input_dtype(self.model)) == "torch.float64"
+        return np.dtype(np.float64 if wide else np.float32)
+
+    @property
     def device_type(self) -> str:
         """Where a module runs; a program that is not loaded yet says so by `device` only."""
         if self.device is not None:
@@ -240,29 +225,17 @@ class WindowModel:
         return str(device_of(self.model).type) if hasattr(self.model, "parameters") else "cpu"
 
     def __call__(self, batch: Array) -> Array:
-        """Run the model on one batch, in smaller ones when memory runs out.
+        """Real numbers as the model gives them for a batch, in smaller ones when memory runs out.
 
-        Parameters
-        ----------
-        batch : ndarray
-            As `form` lays it out, or windows as they are for a callable.
-
-        Returns
-        -------
-        ndarray
-            Real numbers, as the model gives them.
-
-        Raises
-        ------
-        UsageError
-            The model's output is no array of numbers.
+        The batch is as `form` lays it out, or windows as they are for a callable. Raises
+        UsageError where the output is no array of numbers.
         """
         return self.limit.run(self._call, batch)
 
     def _call(self, batch: Array) -> Array:
         if not self.is_torch:
             given = batch if self.batch_tfms is None else self.batch_tfms(batch)
-            return as_numbers(self.model(given), len(batch), module=False)
+            return as_numbers(self.model(given), len(batch), self.output, module=False)
         fixed = getattr(self.model, "daskdmed_batch", None)
         if fixed is None or len(batch) == fixed:
             return self._forward(batch)
@@ -277,38 +250,29 @@ class WindowModel:
     def _forward(self, batch: Array) -> Array:
         import torch
 
-        device = device_of(self.model)
+        device, kind = device_of(self.model), input_dtype(self.model)
         with precision(self.autocast, device):
-            tensor = torch.from_numpy(batch)
+            tensor: Any = torch.from_numpy(batch)
             if not self._scales_on_cpu:
                 # channels-last memory seen as channels first, as the loader gives it
                 tensor = torch.movedim(tensor, -1, 1).to(device)
                 if self.batch_tfms is None:
-                    tensor = scaled_tensor(tensor, self.channels_last)
+                    tensor = scaled_tensor(tensor, self.channels_last, kind)
                 else:
                     tensor = self.batch_tfms(tensor).to(device)
             elif self.channels_last:
                 tensor = torch.movedim(tensor, -1, 1)
-            return as_numbers(self.model(tensor), len(batch), module=True)
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor = tensor.to(kind)
+            return as_numbers(self.model(tensor), len(batch), self.output, module=True)
 
     def values(self, batch: Array, spatial_ndim: int) -> Array:
         """Values of the windows of one batch, see `as_window_values`."""
         return as_window_values(self(batch), len(batch), spatial_ndim)
 
-    def maps(self, windows: Sequence[Array], layout: Layout) -> Array:
-        """Maps of windows of one shape, each (*kernel[, c]), which are not changed.
-
-        Returns
-        -------
-        ndarray of float32
-            (n, max(k, 1), *cells).
-
-        Raises
-        ------
-        UsageError
-            Another shape than `layout`, or values that are not finite.
-        """
-        return layout.arrange(self._on(windows, len(layout.cells)), len(windows))
+    def maps(self, windows: Sequence[Array], layout: Layout, where: Callable[[int], str]) -> Array:
+        """Maps (n, max(k, 1), *cells) of windows (*kernel[, c]), see `Layout.arrange`."""
+        return layout.arrange(self._on(windows, len(layout.cells)), len(windows), where)
 
     def _on(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
         first = windows[0]
@@ -318,13 +282,7 @@ class WindowModel:
         """Shape of the values of a window, learnt from windows of background.
 
         A slide is full of background, so that every model must take it; no pixel is read.
-
-        Raises
-        ------
-        UsageError
-            The model's output is not of a shape that a heatmap takes.
-        Exception
-            Whatever the model raises, with a note.
+        What the model raises gets a note.
         """
         windows = [background_window(view, kernel_size)] * min(2, batch_size)
         with _trying(windows, "of background"):
@@ -337,19 +295,7 @@ class WindowModel:
     ) -> tuple[Layout, Array]:
         """Shape of the map of a window, learnt from one, and that map (max(k, 1), *cells).
 
-        Parameters
-        ----------
-        window : ndarray
-            (*kernel[, c]).
-        spatial_ndim, fits, wanted
-            See `Layout.of_maps`.
-
-        Raises
-        ------
-        UsageError
-            The output has no such shape.
-        Exception
-            Whatever the model raises, with a note.
+        For `fits` and `wanted` see `Layout.of_maps`. What the model raises gets a note.
         """
         with _trying([window]):
             values = self._on([window], spatial_ndim)
@@ -357,7 +303,7 @@ class WindowModel:
         layout = Layout.of_maps(
             values.shape, 1, spatial_ndim, fits, channels_first=first, wanted=wanted
         )
-        return layout, layout.arrange(values, 1)[0]
+        return layout, layout.arrange(values, 1, lambda i: "the one that it was tried on")[0]
 
 
 def background_window(view: ImageView, shape: Sequence[int]) -> Array:
@@ -380,26 +326,36 @@ def _trying(windows: Sequence[Array], what: str = "") -> Iterator[None]:
 
 
 def scale_into(target: Array, source: Array) -> None:
-    """Copy samples into float32, on the scale of `daskdmed.core.intensity`."""
+    """Copy samples into floats, on the scale of `daskdmed.core.intensity`."""
     full = full_scale(source.dtype)
     if full is None:
         target[...] = source
-    elif target.strides[-1] != target.itemsize and target.shape[-1] <= 4:
+        return
+    by = target.dtype.type(full)
+    if target.strides[-1] != target.itemsize and target.shape[-1] <= 4:
         # channels become planes: one at a time has long runs, and takes a third of the time
         for channel in range(target.shape[-1]):
-            np.divide(source[..., channel], np.float32(full), out=target[..., channel])
+            np.divide(source[..., channel], by, out=target[..., channel])
     else:
-        np.divide(source, np.float32(full), out=target)
+        np.divide(source, by, out=target)
 
 
-def scaled_tensor(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """Samples as float32 on the scale of `daskdmed.core.intensity`, where the tensor is."""
+def scaled_tensor(tensor: torch.Tensor, channels_last: bool, kind: Any = None) -> torch.Tensor:
+    """Samples as float32 on the scale of `daskdmed.core.intensity`, where the tensor is.
+
+    `kind` is the type that they shall have in the end: double precision is computed as such.
+    """
     full = full_scale(tensor.dtype)
-    tensor = tensor.float()
+    tensor = tensor.double() if str(kind) == "torch.float64" else tensor.float()
     if not channels_last:
         tensor = tensor.contiguous()
     # what had to be cast is a copy already
     return tensor if full is None else tensor.div_(full)
+
+
+def _uncompiled(model: Any) -> Any:
+    """The module inside of one that ``torch.compile`` made."""
+    return getattr(model, "_orig_mod", model)
 
 
 __all__ = [
@@ -408,6 +364,7 @@ __all__ = [
     "Transform",
     "WindowModel",
     "background_window",
+    "check_model",
     "scale_into",
     "scaled_tensor",
 ]

@@ -160,7 +160,7 @@ def lazy_array(array: Any, *, name: str | None = None) -> da.Array:
 def _create(place: Location, spec: ResultSpec, *, replace: bool = False) -> ResultStore:
     try:
         group = zarr.create_group(
-            place.target, zarr_format=3, attributes=spec.attributes(), overwrite=replace
+            place.store, zarr_format=3, attributes=spec.attributes(), overwrite=replace
         )
         return ResultStore(group, spec)
     except (OSError, ValueError) as error:

@@ -1,0 +1,210 @@
+"""What a run over several images did: ``run.json`` and ``run.csv`` beside its results.
+
+One row per image: what became of it and why, how many windows, in how many seconds. Written
+again while the run goes on, so that a run that is killed has told how far it was.
+
+Not covered: progress on the screen (`daskdmed.core.progress`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import importlib.metadata
+import io
+import json
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from daskdmed import __version__
+from daskdmed.cohort.sources import Image, Images, LeftOut
+from daskdmed.core.errors import DatasetError, StoreError
+from daskdmed.core.files import new_file, write_failure
+from daskdmed.core.places import filesystem, is_remote
+from daskdmed.core.types import PathLike
+from daskdmed.inference.models.window import WindowModel
+
+#: names of the files
+JSON, CSV = "run.json", "run.csv"
+#: seconds between two times that a report is written
+_EVERY = 5.0
+_COLUMNS = (
+    "patient", "record", "state", "windows", "seconds", "windows_per_second", "reason", "result",
+)  # fmt: skip
+#: arguments of a call that are no parameters of its results
+_NOT_SAID = ("image", "dataset", "model", "out", "client", "progress", "compute")
+
+
+class RunReport:
+    """The report of one run. `out` is its folder; without one nothing is written.
+
+    The state of an image is "done", "done before" (its numbers are those of the report that
+    was there), "skipped", "stopped" (begun, and not ended), or "not begun".
+    """
+
+    def __init__(
+        self,
+        out: PathLike | None,
+        kind: str,
+        images: Images,
+        left_out: LeftOut,
+        model: str,
+        said: Mapping[str, Any],
+    ) -> None:
+        self._out = None if out is None else str(out).rstrip("/")
+        self._left_out, self._began, self._written = left_out, time.time(), 0.0
+        self._lock = threading.Lock()
+        self._rows = {image.key: _row(image) for image in images}
+        self._starts: dict[str, float] = {}
+        self._before = self._earlier()
+        self._facts: dict[str, Any] = {
+            "format": "daskdmed-run",
+            "version": 1,
+            "kind": kind,
+            "state": "running",
+            "error": "",
+            "began": _when(self._began),
+            "model": model,
+            "parameters": {k: _plain(v) for k, v in said.items() if k not in _NOT_SAID},
+            "versions": {
+                "daskdmed": __version__,
+                "python": platform.python_version(),
+                **{name: _version(name) for name in ("dask", "numpy", "torch", "zarr")},
+            },
+        }
+
+    @classmethod
+    def of(
+        cls, kind: str, images: Images, left_out: LeftOut, model: WindowModel, said: dict[str, Any]
+    ) -> RunReport:
+        """Of a call with the arguments `said`; results of a single image need no report."""
+        out = None if images.single else said["out"]
+        return cls(out, kind, images, left_out, model.fingerprint, said)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[RunReport]:
+        """Write the report when the run ends, whatever ends it."""
+        try:
+            yield self
+        except BaseException as error:
+            notes = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            self._facts |= {"state": "stopped", "error": f"{type(error).__name__}: {notes}"}
+            with contextlib.suppress(StoreError):  # what ended the run is what counts
+                self._write()
+            raise
+        self._facts["state"] = "finished"
+        self._write()
+
+    def began(self, key: str, windows: int, result: str) -> None:
+        """The work on an image begins."""
+        self._starts[key] = time.perf_counter()
+        self._rows[key] |= {"state": "stopped", "windows": windows, "result": result}
+
+    def ended(self, key: str, *, before: bool = False) -> None:
+        """An image is complete; with `before` it was so when the run began."""
+        seconds = time.perf_counter() - self._starts[key]
+        row = self._rows[key]
+        speed = row["windows"] / max(seconds, 1e-9)
+        row |= {
+            "state": "done",
+            "seconds": round(seconds, 3),
+            "windows_per_second": round(speed, 1),
+        }
+        if before:
+            known = self._before.get(key, {})
+            row |= {name: known.get(name) for name in ("seconds", "windows_per_second")}
+            row["state"] = "done before"
+        if time.time() - self._written > _EVERY:
+            self._write()
+
+    def _earlier(self) -> dict[str, dict[str, Any]]:
+        """Rows of the report that is there, if any, of what was complete then."""
+        if self._out is None:
+            return {}
+        try:
+            with _reading(f"{self._out}/{JSON}") as file:
+                rows = json.load(file)["images"]
+            return {row["patient"]: row for row in rows if row["state"].startswith("done")}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
+
+    def _write(self) -> None:
+        if self._out is None:
+            return
+        with self._lock:
+            for failure in self._left_out.failures:
+                row = self._rows.get(failure.patient)
+                if row is not None and not row["state"].startswith("done"):
+                    row |= {"state": "skipped", "reason": failure.reason}
+            now, rows = time.time(), list(self._rows.values())
+            done = [row for row in rows if row["state"] == "done"]
+            facts = {
+                **self._facts,
+                "written": _when(now),
+                "seconds": round(now - self._began, 3),
+                "windows": sum(row["windows"] for row in done),
+                "images": rows,
+            }
+            table = io.StringIO()
+            writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            _put(f"{self._out}/{JSON}", json.dumps(facts, indent=1))
+            _put(f"{self._out}/{CSV}", table.getvalue())
+            self._written = now
+
+
+def _row(image: Image) -> dict[str, Any]:
+    try:
+        record = image.record.name
+    except DatasetError:
+        record = image.request.record or ""
+    row = dict.fromkeys(_COLUMNS)
+    return row | {"patient": image.key, "record": record, "state": "not begun", "reason": ""}
+
+
+def _reading(place: str) -> Any:
+    if not is_remote(place):
+        return open(place, encoding="utf-8")
+    fs, inner = filesystem(place)
+    return fs.open(inner, "r")
+
+
+def _put(place: str, text: str) -> None:
+    """Write a file as a whole."""
+    if not is_remote(place):
+        with new_file(place, overwrite=True) as path:
+            path.write_text(text, encoding="utf-8")
+        return
+    fs, inner = filesystem(place)
+    try:
+        fs.pipe_file(inner, text.encode())
+    except OSError as error:
+        raise write_failure(place, error) from error
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Parameters as JSON has them, others as text."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    named = callable(value) or hasattr(value, "shape")
+    return type(value).__name__ if named else str(value)
