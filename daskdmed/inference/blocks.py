@@ -205,18 +205,41 @@ class WindowBlocks:
 
 
 # ------------------------------------------------------------------------- Dask arrays
-class _Part:
+class Part:
     """The image, for one block: whole in this process, narrowed to its pixels when it travels."""
 
     def __init__(self, view: ImageView, region: Region) -> None:
         self.view, self.region = view, region
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Part, (self.view.narrowed(self.region), self.region)
+        return Part, (self.view.narrowed(self.region), self.region)
 
 
-def _delivered(view: ImageView, region: Region, values: Array) -> _Part:
-    return _Part(view.attached(values), region)
+def image_parts(view: ImageView, regions: Mapping[Index, Region], name: str) -> da.Array:
+    """The image for regions of it, as an array of one element for each index.
+
+    Pixels that are persisted on a cluster are delivered by it.
+    """
+    layer: dict[Any, Any] = {}
+    delivered: list[da.Array] = []
+    for index, region in regions.items():
+        key = (name, *index)
+        if view.remote is None:
+            layer[key] = DataNode(key, Part(view, region))
+            continue
+        pixels = view.delivery(region).rechunk(-1)
+        delivered.append(pixels)
+        first = TaskRef((pixels.name, *(0,) * pixels.ndim))
+        there = DataNode(None, view.detached(region))
+        layer[key] = Task(key, _delivered, there, DataNode(None, region), first)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=delivered)
+    ends = np.max(list(regions), axis=0) + 1
+    chunks = tuple((1,) * int(n) for n in ends)
+    return da.Array(graph, name, chunks, meta=np.empty((0,) * len(chunks), object))
+
+
+def _delivered(view: ImageView, region: Region, values: Array) -> Part:
+    return Part(view.attached(values), region)
 
 
 def lazy(
@@ -238,8 +261,10 @@ def lazy(
     """
     token = name.rpartition("-")[2]
     sources: list[Any] = []
+    lead = (0,) * len(blocks.lead)
     if travels and type(blocks.view).narrowed is not ImageView.narrowed:
-        sources = [_parts(blocks, f"heatmap-image-{token}")]
+        regions = {(*lead, *index): blocks.region(index) for index in blocks.indexes()}
+        sources = [image_parts(blocks.view, regions, f"heatmap-image-{token}")]
         everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
         blocks = replace(blocks, view=blocks.view.detached(everything))
     # keys of their own, so that they are kept and sent once
@@ -247,7 +272,6 @@ def lazy(
         "blocks": delayed(blocks, name=f"heatmap-blocks-{token}", traverse=False),
         "model": delayed(model, name=model_key or f"heatmap-model-{token}", traverse=False),
     }
-    lead = (0,) * len(blocks.lead)
     if split:
         pixels = da.map_blocks(
             _read,
@@ -276,38 +300,18 @@ def _ones(blocks: WindowBlocks) -> tuple[tuple[int, ...], ...]:
     return tuple((1,) * len(c) for c in blocks.chunks)
 
 
-def _parts(blocks: WindowBlocks, name: str) -> da.Array:
-    """The image for each block, as an array of one element per block."""
-    view, lead = blocks.view, (0,) * len(blocks.lead)
-    layer: dict[Any, Any] = {}
-    delivered: list[da.Array] = []
-    for index in blocks.indexes():
-        key, region = (name, *lead, *index), blocks.region(index)
-        if view.remote is None:
-            layer[key] = DataNode(key, _Part(view, region))
-            continue
-        pixels = view.delivery(region).rechunk(-1)
-        delivered.append(pixels)
-        first = TaskRef((pixels.name, *(0,) * pixels.ndim))
-        layer[key] = Task(
-            key, _delivered, DataNode(None, view.detached(region)), DataNode(None, region), first
-        )
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=delivered)
-    return da.Array(graph, name, _ones(blocks), meta=np.empty((0,) * len(blocks.chunks), object))
-
-
-def _read(part: _Part | None = None, *, blocks: WindowBlocks, block_id: Index) -> Array:
+def _read(part: Part | None = None, *, blocks: WindowBlocks, block_id: Index) -> Array:
     view = blocks.view if part is None else part.view
     return blocks.read(view, block_id[len(blocks.lead) :])
 
 
 def _values(
-    source: _Part | Array | None = None, *, blocks: WindowBlocks, model: Shipped, block_id: Index
+    source: Part | Array | None = None, *, blocks: WindowBlocks, model: Shipped, block_id: Index
 ) -> Array:
     index = block_id[len(blocks.lead) :]
     if source is None:
         return blocks.values(model, index, blocks.view)
-    return blocks.values(model, index, source.view if isinstance(source, _Part) else source)
+    return blocks.values(model, index, source.view if isinstance(source, Part) else source)
 
 
 def _write(values: Array, *, blocks: WindowBlocks, target: Any, block_id: Index) -> Array:
@@ -335,4 +339,4 @@ def written(
     return convert_legacy_graph(dict(graph)), keys
 
 
-__all__ = ["WindowBlocks", "lazy", "written"]
+__all__ = ["Part", "WindowBlocks", "image_parts", "lazy", "written"]

@@ -8,21 +8,17 @@ drawing (`daskdmed.plot`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
-
-from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, images_of
+from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
-from daskdmed.core.work import default_threads
+from daskdmed.inference.blocks import WindowBlocks
+from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
-from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
+from daskdmed.inference.inputs import locations_of
 from daskdmed.inference.models.outputs import Output
-from daskdmed.inference.models.shipped import Shipped, devices_of
-from daskdmed.inference.models.window import Model, Transform, WindowModel
-from daskdmed.inference.report import RunReport
-from daskdmed.inference.resultjob import each_usable, given_back, run_each
+from daskdmed.inference.models.window import Model, Transform
+from daskdmed.store.results.resumable import ResultSpec
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 
 if TYPE_CHECKING:
@@ -184,40 +180,25 @@ def heatmap(
     ...     slide, lambda w: w.mean(axis=(1, 2, 3)), kernel_size=224, out="mean.zarr"
     ... )
     """
-    said = dict(locals())
-    check_resources(resources, client)
-    if not compute:
-        check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
     settings = Settings(
         kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows
     )
-    request = Request(record, level, mpp, power, settings.ndim, tile_error)
-    images = images_of(image, request)
-    masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
-    devices = devices_of(device)
-    adapted = WindowModel(model, batch_tfms, devices[0], autocast, channels_last, output)
-    if not compute:
-        adapted = adapted.in_evaluation()
-    with adapted.ready(default_threads() if client is None else 1):
-        # a client may lack the device of its workers: it tries the model where it is
-        placed = (adapted if client is None else replace(adapted, device=None)).place()
-        shipped = Shipped(adapted, placed if client is None else None, devices)
-        facts = ModelFacts(adapted, placed)
+    call = Call("heatmap", image, dict(locals()), settings.ndim)
+    with call.ready():
+        facts = ModelFacts(call.model, call.placed)
+
+        def prepared(one: Image) -> tuple[WindowBlocks, ResultSpec]:
+            return settings.prepare(one, call.mask_of(one), facts)
+
         if not compute:
-
-            def later(one: Image) -> da.Array:
-                return lazy(*settings.prepare(one, masks(one), facts), shipped)
-
-            return given_back(images, dict(each_usable(images, left_out, later)), left_out)
+            return call.lazy(lambda one: lazy(*prepared(one), call.shipped))
         replaces = resume or overwrite
-        places = locations_of(images, out, client, replaces=replaces, on_error=on_error)
-        if client is not None:
-            shipped.pack()
+        places = locations_of(call.images, out, client, replaces=replaces, on_error=on_error)
 
         def job(one: Image) -> HeatmapJob:
             return HeatmapJob(
-                *settings.prepare(one, masks(one), facts),
-                shipped,
+                *prepared(one),
+                call.shipped,
                 places[one.key],
                 resume=resume,
                 overwrite=overwrite,
@@ -225,17 +206,7 @@ def heatmap(
                 split=bool(resources),
             )
 
-        found = run_each(
-            images,
-            left_out,
-            job,
-            RunReport.of("heatmap", images, left_out, adapted, said),
-            name="heatmap",
-            client=client,
-            resources=resources,
-            show=progress,
-        )
-    return given_back(images, found, left_out)
+        return call.run(job, report=not call.images.single)
 
 
 __all__ = ["heatmap"]

@@ -44,54 +44,31 @@ _OWN = (
 
 
 class ScanInput(TypedDict):
-    """What went in.
+    """What went in."""
 
-    Keys
-    ----
-    x : dask.array.Array
-        The image, lazy, at the resolution that was asked for: spatial axes first.
-    patient : Patient
-        Whose.
-    patient_id, record, scan_id : str
-        Its id, the name of the record, and both as "id/record".
-    spacing : tuple of float
-        Extent of a pixel of `x` along each spatial axis, array order, in `unit`.
-    unit : str
-        "micrometer" for what has an mpp, "millimeter" for what has a spacing, or "pixel" (of
-        level 0) for an image of unknown resolution.
-    """
-
+    #: the image, lazy, at the resolution that was asked for: spatial axes first
     x: da.Array
     patient: Patient
     patient_id: str
     record: str
-    scan_id: str
+    scan_id: str  # "id/record"
+    #: extent of a pixel of `x` along each spatial axis, array order, in `unit`: "micrometer" for
+    #: what has an mpp, "millimeter" for what has a spacing, or "pixel" (of level 0)
     spacing: tuple[float, ...]
     unit: str
 
 
 class ScanOutput(TypedDict):
-    """What came out.
+    """What came out."""
 
-    Keys
-    ----
-    y_pred : dask.array.Array
-        As `daskdmed.predict` returns it: lazy, of the Zarr array that was written.
-    y_true : dask.array.Array or None
-        The target, lazy, on the pixels of `x`; None when there is none.
-    spacing : tuple of float
-        Extent of a cell of `y_pred`; that of `x` for a prediction per pixel.
-    time_elapsed : float
-        Seconds that the prediction took.
-    out : str or None
-        Where `y_pred` is stored.
-    """
-
+    #: as `daskdmed.predict` returns it: lazy, of the Zarr array that was written
     y_pred: da.Array
+    #: the target, lazy, on the pixels of `x`; None when there is none
     y_true: da.Array | None
+    #: extent of a cell of `y_pred`; that of `x` for a prediction per pixel
     spacing: tuple[float, ...]
-    time_elapsed: float
-    out: str | None
+    time_elapsed: float  # seconds that the prediction took
+    out: str | None  # where `y_pred` is stored
 
 
 class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
@@ -163,16 +140,12 @@ def infer(
 
     Scans are predicted one after the other, when the iterator is asked for them; each uses
     all threads (or the whole cluster). Nothing but its place is kept of a scan that was
-    yielded.
+    yielded. The contract is that of MedSegPy's ``DataLoader.inference``.
 
     Parameters
     ----------
-    dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
-        Not changed.
-    model : torch.nn.Module or callable
-        As for `predict`.
-    kernel_size : int or sequence of int
-        As for `predict`.
+    dataset, model, kernel_size, level, mpp, power, tile_error, client
+        As for `daskdmed.predict`. The dataset is not changed.
     record : str or sequence of str, optional
         Which records are scans. Default: every record of a patient but the target and
         annotations.
@@ -183,8 +156,6 @@ def infer(
     target_classes : optional
         For annotations required, for label maps optional: which labels make which class, as
         ``target_classes=`` of `LightDL`.
-    level, mpp, power : optional
-        The resolution, at most one of them; values or functions of the patient.
     out : path or URL, optional
         Folder; each scan gets ``<patient>/<record>.zarr`` in it. Default: in memory, until
         the arrays are let go.
@@ -193,10 +164,6 @@ def infer(
     on_error : {"raise", "skip"}
         What a scan that fails does: ends the iteration with its error, or is reported in
         `Scans.failures` and in the log. When all fail, an error is raised in any case.
-    tile_error : {"raise", "fill"}
-        As for `predict`.
-    client : distributed.Client, optional
-        As for `predict`.
     **options
         Further keywords of `predict`: `overlap`, `blend`, `batch_size`, `post`, `resume`,
         `overwrite`, `receptive_field`...
@@ -215,10 +182,6 @@ def infer(
         Unknown options, or arguments that contradict each other.
     Exception
         What `predict` raises, with the patient and the record as a note.
-
-    Notes
-    -----
-    The contract is that of MedSegPy's ``DataLoader.inference``.
 
     Examples
     --------

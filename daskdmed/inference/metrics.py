@@ -86,14 +86,13 @@ class Confusion:
     @property
     def dice(self) -> Array:
         """2 TP / (2 TP + FP + FN), which is also the F1 score."""
-        twice = 2 * self.true_positives
-        return _ratio(twice, twice + self.false_positives + self.false_negatives)
+        return _ratio(2 * self.true_positives, self.matrix.sum(axis=0) + self.matrix.sum(axis=1))
 
     @property
     def iou(self) -> Array:
         """TP / (TP + FP + FN), the Jaccard index."""
-        union = self.true_positives + self.false_positives + self.false_negatives
-        return _ratio(self.true_positives, union)
+        tp = self.true_positives
+        return _ratio(tp, self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - tp)
 
     @property
     def sensitivity(self) -> Array:
@@ -209,7 +208,7 @@ def volume(
     classes: int | None = None,
     mask: AnyArray | None = None,
 ) -> Array:
-    """Area (two axes) or volume (three) of each class.
+    """Area (two axes) or volume (three) of each class, (classes,) float64.
 
     Parameters
     ----------
@@ -221,15 +220,10 @@ def volume(
     classes, mask
         As in `confusion`.
 
-    Returns
-    -------
-    ndarray of float64
-        (classes,).
-
     Raises
     ------
     GeometryError
-        `spacing` has another number of values than `labels` has axes, or is not positive.
+        `spacing` is not one positive number per axis.
     """
     array = as_dask(labels)
     steps = np.asarray(spacing, np.float64)
@@ -244,15 +238,7 @@ def volume(
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Scores of positives and negatives in bins; add two of them to pool scans.
-
-    Parameters
-    ----------
-    edges : ndarray
-        (bins + 1,).
-    positives, negatives : ndarray of int
-        (bins,).
-    """
+    """Scores of positives and negatives in bins, (bins,) each; add two of them to pool scans."""
 
     edges: Array
     positives: Array
@@ -307,7 +293,7 @@ def score_histogram(
     y_true : array
         Positive where it is above 0; integer or bool.
     score : array
-        Real numbers; NaN (outside of a mask) does not count.
+        Real numbers within `limits`; NaN (outside of a mask) does not count.
     bins : int
         Number of equal bins.
     limits : (float, float)
@@ -317,10 +303,8 @@ def score_histogram(
 
     Raises
     ------
-    GeometryError
-        The shapes differ.
-    UsageError
-        Scores outside `limits`, or arguments that are none.
+    GeometryError, UsageError
+        The shapes differ, or scores lie outside `limits`.
     """
     low, high = float(limits[0]), float(limits[1])
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -373,19 +357,12 @@ def update_blockwise(
     metric : torchmetrics.Metric
         Gets ``update(predictions, target)``. Metrics that keep all they are given (those
         with ``thresholds=None``) keep it here too.
-    y_true : array
-        Class numbers.
-    y_pred : array
-        Class numbers or scores of the same shape; with a leading channel axis for scores of
-        several classes. Pixels where a score is NaN are left out.
+    y_true, y_pred : array
+        Class numbers; and class numbers or scores of the same shape, or with a leading channel
+        axis for scores of several classes. Pixels where a score is NaN are left out.
     flatten : bool
         Give pixels as one axis, (n,) and (n[, k]); else chunks in their shape with a batch
         axis in front.
-
-    Raises
-    ------
-    GeometryError
-        The shapes do not fit.
     """
     import torch
 

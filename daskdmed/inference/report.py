@@ -27,6 +27,7 @@ from daskdmed.core.files import new_file, write_failure
 from daskdmed.core.places import filesystem, is_remote
 from daskdmed.core.types import PathLike
 from daskdmed.inference.models.window import WindowModel
+from daskdmed.inference.resultjob import ResultJob
 
 #: names of the files
 JSON, CSV = "run.json", "run.csv"
@@ -36,7 +37,11 @@ _COLUMNS = (
     "patient", "record", "state", "windows", "seconds", "windows_per_second", "reason", "result",
 )  # fmt: skip
 #: arguments of a call that are no parameters of its results
-_NOT_SAID = ("image", "dataset", "model", "out", "client", "progress", "compute")
+_NOT_SAID = (
+    "image", "dataset", "model", "out", "client", "progress", "compute", "settings", "folder",
+    "place",
+    "devices",
+)  # fmt: skip
 
 
 class RunReport:
@@ -52,14 +57,14 @@ class RunReport:
         kind: str,
         images: Images,
         left_out: LeftOut,
-        model: str,
+        model: WindowModel,
         said: Mapping[str, Any],
     ) -> None:
         self._out = None if out is None else str(out).rstrip("/")
+        self._model = model
         self._left_out, self._began, self._written = left_out, time.time(), 0.0
         self._lock = threading.Lock()
         self._rows = {image.key: _row(image) for image in images}
-        self._starts: dict[str, float] = {}
         self._before = self._earlier()
         self._facts: dict[str, Any] = {
             "format": "daskdmed-run",
@@ -68,7 +73,7 @@ class RunReport:
             "state": "running",
             "error": "",
             "began": _when(self._began),
-            "model": model,
+            "model": "",
             "parameters": {k: _plain(v) for k, v in said.items() if k not in _NOT_SAID},
             "versions": {
                 "daskdmed": __version__,
@@ -76,14 +81,6 @@ class RunReport:
                 **{name: _version(name) for name in ("dask", "numpy", "torch", "zarr")},
             },
         }
-
-    @classmethod
-    def of(
-        cls, kind: str, images: Images, left_out: LeftOut, model: WindowModel, said: dict[str, Any]
-    ) -> RunReport:
-        """Of a call with the arguments `said`; results of a single image need no report."""
-        out = None if images.single else said["out"]
-        return cls(out, kind, images, left_out, model.fingerprint, said)
 
     @contextlib.contextmanager
     def told(self) -> Iterator[RunReport]:
@@ -99,25 +96,22 @@ class RunReport:
         self._facts["state"] = "finished"
         self._write()
 
-    def began(self, key: str, windows: int, result: str) -> None:
+    def began(self, key: str, job: ResultJob) -> None:
         """The work on an image begins."""
-        self._starts[key] = time.perf_counter()
-        self._rows[key] |= {"state": "stopped", "windows": windows, "result": result}
+        start, row = time.perf_counter(), self._rows[key]
+        row |= {"state": "stopped", "windows": job.windows, "result": str(job.location)}
+        job.ended = lambda: self._ended(key, start, before=job.was_done)
 
-    def ended(self, key: str, *, before: bool = False) -> None:
+    def _ended(self, key: str, start: float, *, before: bool) -> None:
         """An image is complete; with `before` it was so when the run began."""
-        seconds = time.perf_counter() - self._starts[key]
-        row = self._rows[key]
-        speed = row["windows"] / max(seconds, 1e-9)
-        row |= {
-            "state": "done",
-            "seconds": round(seconds, 3),
-            "windows_per_second": round(speed, 1),
-        }
+        row, seconds = self._rows[key], time.perf_counter() - start
         if before:
             known = self._before.get(key, {})
             row |= {name: known.get(name) for name in ("seconds", "windows_per_second")}
             row["state"] = "done before"
+        else:
+            speed = round(row["windows"] / max(seconds, 1e-9), 1)
+            row |= {"state": "done", "seconds": round(seconds, 3), "windows_per_second": speed}
         if time.time() - self._written > _EVERY:
             self._write()
 
@@ -132,6 +126,12 @@ class RunReport:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}
 
+    def _fingerprint(self) -> str:
+        try:
+            return self._model.fingerprint
+        except Exception:  # a module whose weights are made at its first call, and had none
+            return ""
+
     def _write(self) -> None:
         if self._out is None:
             return
@@ -140,6 +140,7 @@ class RunReport:
                 row = self._rows.get(failure.patient)
                 if row is not None and not row["state"].startswith("done"):
                     row |= {"state": "skipped", "reason": failure.reason}
+            self._facts["model"] = self._fingerprint()
             now, rows = time.time(), list(self._rows.values())
             done = [row for row in rows if row["state"] == "done"]
             facts = {

@@ -6,20 +6,14 @@ Heatmaps and dense predictions derive from it. Not covered: what a block is, and
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from daskdmed.cohort.sources import Image, Images, LeftOut, Results
 from daskdmed.core.errors import ImageError
-from daskdmed.core.work import Index, Job, run
-from daskdmed.inference.report import RunReport
+from daskdmed.core.work import Index, Job
 from daskdmed.store.location import Location
 from daskdmed.store.results.resumable import ResultSpec, lazy_result, open_result
-
-T = TypeVar("T")
 
 
 class ResultJob(Job):
@@ -75,55 +69,3 @@ class ResultJob(Job):
         if self.location.in_memory:
             return f"{kept}; give out= to keep them when a run stops"
         return f"{kept} and kept in {self.location}; call again with resume=True to go on"
-
-
-def each_usable(
-    images: Images, left_out: LeftOut, make: Callable[[Image], T]
-) -> Iterator[tuple[str, T]]:
-    """Something made of every image that can be used, by the id of its patient."""
-    for one in images:
-        made: list[T] = []
-        with contextlib.nullcontext() if images.single else left_out.of(one):
-            made.append(make(one))
-        for usable in made:
-            yield one.key, usable
-
-
-def run_each(
-    images: Images,
-    left_out: LeftOut,
-    make: Callable[[Image], ResultJob],
-    report: RunReport,
-    **how: Any,
-) -> dict[str, Any]:
-    """Do the job of every image that can be used, see `daskdmed.core.work.run`, and report it.
-
-    Returns
-    -------
-    dict
-        Results by the id of the patient, without those that turned out not to be readable.
-    """
-    names: list[str] = []
-
-    def listed() -> Iterator[ResultJob]:
-        by_key = {image.key: image for image in images}
-        for name, job in each_usable(images, left_out, make):
-            names.append(name)
-            report.began(name, job.windows, str(job.location))
-            job.ended = functools.partial(report.ended, name, before=job.was_done)
-            if left_out.on_error == "skip" and not images.single:
-                job.excused = functools.partial(left_out.excuse, by_key[name])
-            yield job
-
-    with report.told():
-        results = run(listed(), **how)
-    return {name: r for name, r in zip(names, results, strict=True) if r is not None}
-
-
-def given_back(images: Images, found: dict[str, Any], left_out: LeftOut) -> Any:
-    """What the caller gets: the result of a single image, or all of them by patient id."""
-    if images.single:
-        return found[images[0].key]
-    results: Results[Any] = Results(found)
-    results.failures = tuple(left_out.failures)
-    return results

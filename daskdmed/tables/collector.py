@@ -38,15 +38,11 @@ class ProcessedPiece:
     Parameters
     ----------
     source_smallchunk : SmallChunk
-        Where it came from. Its pixels are let go, so that keeping pieces keeps no batches.
+        Where it came from. Its pixels are let go, so that keeping pieces keeps no batches;
+        their extent along each spatial axis is `size`.
     data : number, array or tensor
         The result. Anything may be kept or folded; what is streamed to disk has the same
         shape and type for all windows.
-
-    Attributes
-    ----------
-    size : tuple of int
-        Extent of the small chunk along each spatial axis.
     """
 
     source_smallchunk: SmallChunk
@@ -153,32 +149,14 @@ class StreamCollector(ABC):
 
     @abstractmethod
     def process_pieceofstream(self, batch: Any) -> Sequence[ProcessedPiece]:
-        """Make pieces of one batch.
+        """Make pieces of one batch, ``(x, patients, smallchunks)``.
 
-        Parameters
-        ----------
-        batch : tuple
-            What the loader gives: ``(x, patients, smallchunks)``.
-
-        Returns
-        -------
-        list of ProcessedPiece
-            Usually one per small chunk; fewer or none leave out windows, which are then
-            holes in a map.
+        Usually one per small chunk; fewer or none leave out windows, which are then holes in
+        a map.
         """
 
     def accumulate(self, previous: Any, piece: ProcessedPiece, patient: str) -> Any:
-        """Fold one piece into what a patient has so far, for ``mode="accumulate"``.
-
-        Parameters
-        ----------
-        previous : any
-            What this gave last for the patient; None at first.
-        piece : ProcessedPiece
-            The next piece.
-        patient : str
-            Patient id.
-        """
+        """Fold one piece into what a patient has so far, None at first; for "accumulate"."""
         raise UsageError(
             f"mode='accumulate' needs {type(self).__name__}.accumulate(previous, piece, patient)"
         )
@@ -204,13 +182,10 @@ class StreamCollector(ABC):
 
         Raises
         ------
-        UsageError
-            The collector has been used before, or a piece is no `ProcessedPiece`.
-        StoreError
-            The table cannot be written.
-        Exception
-            Whatever the loader or `process_pieceofstream` raises; nothing half-written is
-            left under the final names.
+        UsageError, StoreError, Exception
+            The collector has been used before, a piece is none, the table cannot be written,
+            or what the loader or `process_pieceofstream` raises; nothing half-written is left
+            under the final names.
         """
         if self._finished:
             raise UsageError("this collector has collected already; make a new one")
@@ -365,21 +340,17 @@ def run_stream(
 
     Parameters
     ----------
-    loader : SlidingWindowDL, LightDL or iterable of batches
-        Where batches come from.
+    loader, writer, progress
+        As for `StreamCollector`.
     process : callable or class
         ``f((x, patients, smallchunks))`` gives a list of `ProcessedPiece`, or one value
         (number, vector, map) per small chunk as an array or tensor. Or a subclass of
         `StreamCollector`.
-    writer : StreamWriter, optional
-        Stream to disk. It is closed at the end.
     fold : callable, optional
         ``fold(previous, piece, patient)``: accumulate instead of keeping all pieces.
     output : int or str, optional
         Which one, of a function that returns several values per small chunk, such as a model's
         (logits, features): by position, key or name, as for `daskdmed.heatmap`.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -388,10 +359,9 @@ def run_stream(
 
     Raises
     ------
-    UsageError
-        `writer` and `fold` together, or results that do not fit the batch.
-    StoreError
-        The table cannot be written.
+    UsageError, StoreError
+        `writer` and `fold` together, results that do not fit the batch, or a table that cannot
+        be written.
 
     Examples
     --------

@@ -20,20 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, images_of
+from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.places import local_path
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
-from daskdmed.core.work import Index, Job, default_threads
+from daskdmed.core.work import Index, Job
 from daskdmed.inference.blocks import WindowBlocks
+from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings
-from daskdmed.inference.inputs import check_resources
 from daskdmed.inference.models.outputs import Output
-from daskdmed.inference.models.shipped import Shipped, devices_of
-from daskdmed.inference.models.window import Model, Transform, WindowModel
-from daskdmed.inference.report import RunReport
-from daskdmed.inference.resultjob import given_back, run_each
+from daskdmed.inference.models.shipped import Shipped
+from daskdmed.inference.models.window import Model, Transform
 from daskdmed.loading.sliding.plan import ImageWindows
 from daskdmed.store.location import Location, result_path
 from daskdmed.store.results.resumable import ResultSpec, check_parameters
@@ -134,31 +132,21 @@ def features(
     ...     out="features", devices=["cuda:0", "cuda:1"], on_error="skip",
     ... )
     """
-    said = dict(locals())
     require_pyarrow()
-    folder = local_path(out) if isinstance(out, (str, os.PathLike)) else None
+    place: Any = out
+    folder = local_path(place) if isinstance(place, (str, os.PathLike)) else None
     if folder is None:
         raise UsageError(f"out={out!r}: tables of features are written to a local folder")
-    said["out"] = folder
-    check_resources(resources, client)
     settings = Settings(
         kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows
     )
-    request = Request(record, level, mpp, power, settings.ndim, tile_error)
-    images = images_of(dataset, request)
-    masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
-    where = devices_of(devices)
-    adapted = WindowModel(model, batch_tfms, where[0], autocast, channels_last, output)
-    with adapted.ready(default_threads() if client is None else 1):
-        # a client may lack the device of its workers: it tries the model where it is
-        placed = (adapted if client is None else replace(adapted, device=None)).place()
-        shipped = Shipped(adapted, placed if client is None else None, where)
-        facts = ModelFacts(adapted, placed)
-        if client is not None:
-            shipped.pack()
+    said = {**locals(), "out": folder, "device": devices}
+    call = Call("features", dataset, said, settings.ndim)
+    with call.ready():
+        facts = ModelFacts(call.model, call.placed)
 
         def job(one: Image) -> Any:
-            blocks, spec = settings.prepare(one, masks(one), facts)
+            blocks, spec = settings.prepare(one, call.mask_of(one), facts)
             if blocks.layout.cells:
                 raise UsageError(
                     f"the model gives {blocks.layout}; features are one vector per window, "
@@ -175,21 +163,10 @@ def features(
             if table.is_done(overwrite):
                 return DoneJob(table)
             return FeatureJob(
-                table, blocks, spec, shipped, travels=client is not None, split=bool(resources)
+                table, blocks, spec, call.shipped, travels=client is not None, split=bool(resources)
             )
 
-        report = RunReport(folder, "features", images, left_out, adapted.fingerprint, said)
-        found = run_each(
-            images,
-            left_out,
-            job,
-            report,
-            name="features",
-            client=client,
-            resources=resources,
-            show=progress,
-        )
-    return given_back(images, found, left_out)
+        return call.run(job, report=True)
 
 
 class FeatureTable:

@@ -134,16 +134,8 @@ class StreamWriter:
         """Whether a patient (or id) has a complete table; for ``dataset.filter``."""
         return self._path_of(str(getattr(patient, "id", patient))).exists()
 
-    # -- rows -------------------------------------------------------------------------
-
     def expect(self, images: Iterable[ImageGrid]) -> None:
-        """Announce images, so that those without any row have a table too.
-
-        Raises
-        ------
-        StoreError
-            A table of one of them is there already.
-        """
+        """Announce images, so that those without any row have a table too."""
         grids = list(images)
         for image in grids:
             self._claim(image.patient)
@@ -152,12 +144,8 @@ class StreamWriter:
     def write(self, pieces: Sequence[ProcessedPiece]) -> None:
         """Hand over rows; waits while the buffer is full.
 
-        Raises
-        ------
-        UsageError
-            Results differ in shape or type, or are no numbers.
-        StoreError
-            An earlier row could not be written (chained), or the writer is closed.
+        UsageError where results are no numbers or differ in shape or type, StoreError where an
+        earlier row could not be written (chained), or the writer is closed.
         """
         for patient, table in tabulate(pieces, by_patient=self.per_patient).items():
             self._claim(patient)
@@ -178,25 +166,15 @@ class StreamWriter:
                 self._check_free(self._path_of(key))
             self._checked.add(key)
 
-    # -- end --------------------------------------------------------------------------
-
     def flush(self) -> None:
-        """Wait until all rows handed over so far have left the buffer.
-
-        Raises
-        ------
-        StoreError
-            One could not be written.
-        """
+        """Wait until all rows handed over so far have left the buffer, or could not be written."""
         self._work.drain()
 
     def close(self) -> None:
         """Write what is left, and give every table its final name. Idempotent.
 
-        Raises
-        ------
-        StoreError
-            Something could not be written; tables that are not complete are discarded.
+        StoreError where something could not be written; tables that are not complete are
+        discarded.
         """
         self._work.close()
         self._closer.detach()

@@ -46,8 +46,11 @@ def one(patient, model=None, **keywords):
 
 
 def contents(folder):
+    """Every file of the stores, by name; reports of runs tell times."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("run.json", "run.csv")
     }
 
 

@@ -231,7 +231,7 @@ def test_maps_of_a_network():
 def test_a_tissue_mask_knows_its_image(tmp_path):
     tissue = pytest.importorskip("daskdmed.cohort.tissue.mask")
     slide = open_slide(make_slide(tmp_path / "a.tif", (1100, 900), levels=2, tissue=0.4).path)
-    mask = holes((22, 18))
+    mask = holes((18, 22))
     given = tissue.TissueMask(mask, shape0=(900, 1100), method="by hand")
     for level in (0, 1):
         found = heatmap(slide, weighted, kernel_size=50, mask=given, level=level)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from daskdmed import Dataset, Patient, Record, SlidingWindowDL, heatmap, infer, predict
-from daskdmed.errors import StoreError, UsageError
+from daskdmed.errors import GeometryError, StoreError, UsageError
 from daskdmed.inference.models.torchrun import evaluation
 from daskdmed.tables import ProcessedPiece, run_stream
 
@@ -309,3 +309,59 @@ def test_threads_share_several_devices():
     for wrong in ([], ["cpu", None]):
         with pytest.raises(UsageError, match="device="):
             heatmap(IMAGE, net, device=wrong, **KEYS)
+
+
+# -- masks ----------------------------------------------------------------------------------
+
+
+class Lies:
+    """A mask that knows where it lies, and no more."""
+
+    def __init__(self, data, scale):
+        self.data, self.scale = data, scale
+
+
+def sliding(image, mask):
+    axes = image.ndim - (image.shape[-1] == 3)
+    record = Record(array=image, spatial_ndim=axes)
+    data = Dataset("one", [Patient("a", {"x": record})])
+    return SlidingWindowDL(data, kernel_size=(8,) * axes, mask={"a": mask})
+
+
+CALLS = {
+    "heatmap": lambda i, m, k: heatmap(i, lambda w: w.reshape(len(w), -1).max(1), mask=m, **k),
+    "predict": lambda i, m, k: predict(i, lambda w: w, mask=m, **k),
+    "infer": lambda i, m, k: list(infer(i, lambda w: w, mask={"image": m}, **k)),
+    "sliding": lambda i, m, k: sliding(i, m),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", [(64, 256), (16, 48, 64)])
+def test_masks_of_another_aspect_ratio_are_refused(call, shape):
+    image = np.zeros(shape, np.float32)
+    keys = {"kernel_size": (8,) * len(shape)}
+    good = np.ones([n // 4 for n in shape], bool)
+    CALLS[call](image, good, keys)
+    CALLS[call](image, np.ones([n // 4 + 1 for n in shape], bool), keys)  # rounded up
+    for bad in (good.T, good[:, : shape[1] // 10], np.moveaxis(good, 0, 1)):
+        with pytest.raises(GeometryError, match="another aspect ratio.*not transposed"):
+            CALLS[call](image, bad, keys)
+    with pytest.raises(GeometryError, match="needs . axes"):
+        CALLS[call](image, good[0], keys)
+
+
+def test_masks_that_know_their_place():
+    image = np.arange(64 * 128, dtype=np.float32).reshape(64, 128)
+    inside = np.ones((4, 4), bool)
+    part = Lies(inside, (8, 8))  # the upper half of the left quarter
+    for found in (
+        heatmap(image, lambda w: w.max((1, 2)), kernel_size=16, mask=part),
+        predict(image, lambda w: w[:, ::16, ::16], kernel_size=16, overlap=0, mask=part),
+    ):
+        assert np.argwhere(np.isfinite(found.compute())).tolist() == [
+            [0, 0],
+            [0, 1],
+            [1, 0],
+            [1, 1],
+        ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
+import pickle
 
 import dask.array as da
 import numpy as np
@@ -16,28 +14,6 @@ import zarr
 from daskdmed import heatmap
 from daskdmed.errors import StoreError, TileError, UsageError
 from daskdmed.store.location import Location
-
-SCRIPT = """
-import itertools, os, signal, sys
-import dask.array as da, numpy as np
-from daskdmed import heatmap
-from daskdmed.store.results import donemap
-donemap._FLUSH_EVERY = 0
-
-class Mean:
-    def __init__(self, last):
-        self.last, self.calls = last, itertools.count(1)
-    def __dask_tokenize__(self):
-        return "mean"
-    def __call__(self, windows):
-        if next(self.calls) == self.last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return windows.mean(axis=(1, 2), dtype=np.float32)
-
-image = da.from_array(np.arange(320 * 320).reshape(320, 320), chunks=64, name="numbers")
-heatmap(image, Mean(int(sys.argv[2])), kernel_size=16, block_windows=2, out=sys.argv[1],
-        resume=sys.argv[3] == "resume")
-"""
 
 
 class Model:
@@ -230,6 +206,52 @@ def test_urls(image):
     np.testing.assert_allclose(run(image * 2, Model(), url, resume=True).compute(), expected * 2)
 
 
+def stores():
+    """What lies in the memory of one process, however it is named."""
+    import fsspec
+    from zarr.storage import FsspecStore, WrapperStore
+
+    of_url = FsspecStore.from_url("memory://results/c.zarr")
+    return {
+        "memory://results/b.zarr": True,
+        "simplecache::memory://results/b.zarr": True,
+        of_url: True,
+        WrapperStore(of_url): True,
+        zarr.storage.MemoryStore(): True,
+        FsspecStore(fsspec.filesystem("file", asynchronous=True, auto_mkdir=True)): False,
+        "s3://bucket/a.zarr": False,
+        "/data/memory.zarr": False,
+    }
+
+
+def test_what_other_processes_cannot_see():
+    pytest.importorskip("fsspec")
+    for target, hidden in stores().items():
+        assert Location(target).in_memory == hidden, target
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_result_in_memory_says_so_in_another_process(image, number, monkeypatch):
+    from daskdmed.store import homestore
+    from daskdmed.store.results.finished import open_heatmap
+
+    out = list(stores())[number]
+    found = run(image, Model(), out)
+    expected = found.compute()
+    kept = open_heatmap(out).lazy()
+    # pickled and back in this process it is what it was
+    sent = pickle.dumps((found, kept))
+    for again in pickle.loads(sent):
+        np.testing.assert_array_equal(again.compute(scheduler="sync"), expected)
+    monkeypatch.setattr(homestore, "_ID", "another process")
+    for there in pickle.loads(sent):
+        with pytest.raises(StoreError, match="lies in the memory of process.*out="):
+            there.compute(scheduler="sync")
+    # zarr's own store takes its content along
+    plain = pickle.loads(pickle.dumps(run(image, Model(), zarr.storage.MemoryStore())))
+    np.testing.assert_array_equal(plain.compute(scheduler="sync"), expected)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_target_that_may_not_be_written(image, tmp_path):
     tmp_path.chmod(0o500)
@@ -238,22 +260,6 @@ def test_a_target_that_may_not_be_written(image, tmp_path):
             run(image, Model(), tmp_path / "a.zarr")
     finally:
         tmp_path.chmod(0o700)
-
-
-def test_a_killed_process_resumes_to_the_identical_store(tmp_path):
-    script = tmp_path / "job.py"
-    script.write_text(SCRIPT)
-    whole, broken = tmp_path / "whole.zarr", tmp_path / "broken.zarr"
-
-    def run(out, last, mode):
-        return subprocess.run([sys.executable, str(script), str(out), last, mode]).returncode
-
-    assert run(whole, "0", "new") == 0
-    assert run(broken, "60", "new") == -signal.SIGKILL
-    done = zarr.open_group(broken, mode="r")["done"][...]
-    assert 0 < done.sum() < done.size
-    assert run(broken, "0", "resume") == 0
-    assert contents(broken) == contents(whole)
 
 
 class ModelOnWorkers:

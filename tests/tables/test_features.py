@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from daskdmed import Dataset, Patient, Record, SlidingWindowDL, heatmap, predict, samples
-from daskdmed.errors import DatasetError, GeometryError, StoreError, UsageError
+from daskdmed.errors import CorruptImageError, DatasetError, GeometryError, StoreError, UsageError
 from daskdmed.tables import StreamWriter, features, read_windows, run_stream, windows_to_heatmap
 from daskdmed.tables.formats import stored_facts
 
@@ -216,8 +217,6 @@ class _Torn:
         return "torn", self.number
 
     def __call__(self, block, block_info=None):
-        from daskdmed.errors import CorruptImageError
-
         if block_info[0]["chunk-location"][:2] == self.at:
             raise CorruptImageError("a torn tile", uri="torn.svs")
         return block
@@ -255,13 +254,13 @@ def test_slides_that_cannot_be_read_are_left_out(call, tmp_path):
     assert states == {"good": "done", "gone": "skipped", "torn": "skipped", "last": "done"}
     assert "torn tile" in rows["torn"]["reason"]
     assert "no such file" in rows["gone"]["reason"].lower() or "gone.svs" in rows["gone"]["reason"]
-    with pytest.raises(OSError, match="torn tile"):
-        run(data[[2]], on_error="raise") if call == "features" else heatmap(
-            data["torn"], Encoder(), **KEYS
-        )
-    with pytest.raises(DatasetError, match="none of the 1 images"):
-        alone = {"features": features, "heatmap": heatmap, "predict": heatmap}[call]
-        alone(data[[2]], Encoder(), out=tmp_path / "alone", on_error="skip", **KEYS)
+    shutil.rmtree(out)
+    with pytest.raises(CorruptImageError, match="torn tile"):
+        run(data[2:])
+    assert report(out)[0]["state"] == "stopped"
+    shutil.rmtree(out)
+    with pytest.raises(DatasetError, match="none of the 1 images.*torn tile"):
+        run(data[2:3], on_error="skip")
 
 
 def test_devices_share_the_work(tmp_path, made):
@@ -334,7 +333,7 @@ def test_killed_at_any_moment(made, tmp_path):
 
     total = int(run(tmp_path / "count", 0))
     assert contents(tmp_path / "count") == contents(folder)
-    for share in (0.3, 0.55, 0.95):
+    for share in (0.45, 0.95):
         out = tmp_path / str(share)
         run(out, int(total * share))
         features(cohort(), Encoder(), out=out, **KEYS)

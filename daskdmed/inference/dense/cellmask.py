@@ -18,19 +18,21 @@ from daskdmed.core.coverage import SummedArea
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.types import Array
 from daskdmed.inference.dense.mosaic import AxisWindows
-from daskdmed.tiling.mask import placed
 
 
 class CellMask:
     """Which cells are wanted: those under whose middle the mask is true, or above zero.
 
-    The mask lies over the image as `daskdmed.tiling.mask.placed` has it; GeometryError where
-    it does not, or holds values that are NaN or negative.
+    The mask lies over the image, see `daskdmed.tiling.mask.placed`, which checks that it does;
+    GeometryError for values that are NaN or negative.
     """
 
     def __init__(self, mask: Any, axes: Sequence[AxisWindows], downsample: Sequence[float]) -> None:
-        values, spans = placed(mask, tuple(axis.size for axis in axes), downsample)
-        given = np.asarray(values)
+        scale = getattr(mask, "scale", None)
+        given = np.asarray(mask if scale is None else mask.data)
+        spans: list[float] = [axis.size for axis in axes]
+        if scale is not None:
+            spans = [n * s / d for n, s, d in zip(given.shape, scale, downsample, strict=True)]
         if given.dtype.kind not in "biuf":
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:

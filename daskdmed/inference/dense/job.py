@@ -23,13 +23,13 @@ import numpy as np
 from dask import delayed
 from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 
 from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index, call_graph, threads_here
+from daskdmed.inference.blocks import Part, image_parts
 from daskdmed.inference.dense.cellmask import CellMask
 from daskdmed.inference.dense.sweep import Sweeper
 from daskdmed.inference.dense.sweepjobs import (
@@ -113,11 +113,11 @@ class PredictJob(ResultJob):
         if self._local:
             return call_graph(self.name, call, {i: (work.view, j) for i, j in self._jobs.items()})
         regions = {i: work.sweeper.region(work.view, job) for i, job in self._jobs.items()}
-        if work.view.remote is None:
+        if work.view.remote is None or not regions:
             items = {i: (work.view.narrowed(regions[i]), job) for i, job in self._jobs.items()}
             return call_graph(self.name, call, items)
         # the cluster delivers the pixels that are persisted on it
-        source = _parts(work.view, regions, f"predict-image-{uuid.uuid4().hex}")
+        source = image_parts(work.view, regions, f"predict-image-{uuid.uuid4().hex}")
         graph, keys = call_graph(self.name, call, self._jobs)
         (shared,) = (key for key in graph if isinstance(key, str))
         for key, index in keys.items():
@@ -173,32 +173,8 @@ class _Write:
             raise write_failure(f"the chunks of step {step}", error) from error
 
 
-def _write_part(call: _Write, view: ImageView, job: SweepJob) -> None:
-    call((view, job))
-
-
-def _parts(view: ImageView, regions: Mapping[Index, Region], name: str) -> da.Array:
-    """The image cut down to regions, as an array of one element for each index."""
-    layer: dict[Any, Any] = {}
-    delivered: list[da.Array] = []
-    for index, region in regions.items():
-        key = (name, *index)
-        if view.remote is None:
-            layer[key] = DataNode(key, view.narrowed(region))
-            continue
-        pixels = view.delivery(region).rechunk(-1)
-        delivered.append(pixels)
-        first = TaskRef((pixels.name, *(0,) * pixels.ndim))
-        layer[key] = Task(key, _attached, DataNode(None, view.detached(region)), first)
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=delivered)
-    ndim = len(next(iter(regions)))
-    ends = [max(index[axis] for index in regions) + 1 for axis in range(ndim)]
-    chunks = tuple((1,) * n for n in ends)
-    return da.Array(graph, name, chunks, meta=np.empty((0,) * ndim, object))
-
-
-def _attached(view: ImageView, values: Array) -> ImageView:
-    return view.attached(values)
+def _write_part(call: _Write, part: Part, job: SweepJob) -> None:
+    call((part.view, job))
 
 
 def lazy(work: Work, model: Shipped) -> da.Array:
@@ -228,7 +204,7 @@ def lazy(work: Work, model: Shipped) -> da.Array:
         for index in itertools.product(*map(range, counts)):
             job = SweepJob(index, index[:-1], *runs[index[-1]])
             regions[(0,) * len(outputs) + index] = work.sweeper.region(work.view, job)
-        sources = [_parts(work.view, regions, f"predict-image-{name}")]
+        sources = [image_parts(work.view, regions, f"predict-image-{name}")]
         everything = Region.of(work.view.spatial_shape)
         work = replace(work, view=work.view.detached(everything))
     # a key of its own each, so that they are kept and sent once
@@ -250,10 +226,10 @@ def lazy(work: Work, model: Shipped) -> da.Array:
 
 
 def _block(
-    part: Any = None, *, work: Work, model: Shipped, runs: list[Index], block_id: Index
+    part: Part | None = None, *, work: Work, model: Shipped, runs: list[Index], block_id: Index
 ) -> Array:
     """One block of `lazy`, of the whole image or of the part of it that was cut out."""
-    view = work.view if part is None else part
+    view = work.view if part is None else part.view
     sweeper, spec, plan = work.sweeper, work.spec, work.sweeper.plan
     placed = model.get()
     outputs = (spec.outputs,) if spec.outputs else ()

@@ -9,33 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, images_of
+from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import default_threads
+from daskdmed.inference.call import Call
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
 from daskdmed.inference.dense.cellmask import CellMask
 from daskdmed.inference.dense.finish import Finish, Post
 from daskdmed.inference.dense.job import PredictJob, Work, lazy
 from daskdmed.inference.dense.sweep import Sweeper
-from daskdmed.inference.inputs import check_lazy, check_resources, locations_of
+from daskdmed.inference.inputs import locations_of
 from daskdmed.inference.models.outputs import Output
-from daskdmed.inference.models.shipped import Shipped, devices_of
 from daskdmed.inference.models.window import Model, Transform, WindowModel
-from daskdmed.inference.report import RunReport
-from daskdmed.inference.resultjob import each_usable, given_back, run_each
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
+from daskdmed.tiling.mask import placed
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -171,43 +170,29 @@ def predict(
     ...     slide, unet, kernel_size=512, overlap=0.25, post="argmax", out="labels.zarr"
     ... )
     """
-    said = dict(locals())
-    check_resources(resources, client)
-    if not compute:
-        check_lazy(out=out, resume=resume, overwrite=overwrite, resources=resources)
     settings = _Settings(
         kernel_size, stride, overlap, receptive_field, output_stride, blend, sigma_scale, chunks,
         batch_size, post, fill,
     )  # fmt: skip
-    axes = spatial_axes(kernel_size)
-    images = images_of(image, Request(record, level, mpp, power, axes, tile_error))
-    masks, left_out = images.each(mask, "mask"), LeftOut(on_error, len(images))
-    devices = devices_of(device)
-    adapted = WindowModel(model, batch_tfms, devices[0], autocast, channels_last, output)
-    if not compute:
-        adapted = adapted.in_evaluation()
-    threads = sweeps_at_once(adapted, default_threads()) if client is None else 1
-    threads = min(threads * len(devices), default_threads())
-    with adapted.ready(threads):
-        # a client may lack the device of its workers: it tries the model where it is
-        placed = (adapted if client is None else replace(adapted, device=None)).place()
-        shipped = Shipped(adapted, placed if client is None else None, devices)
+    call = Call("predict", image, dict(locals()), spatial_axes(kernel_size))
+    threads = sweeps_at_once(call.model, default_threads())
+    threads = min(threads * len(call.devices), default_threads())
+    with call.ready(threads):
 
         def work(one: Image) -> Work:
-            return settings.work(one, masks(one), adapted, placed)
+            return settings.work(one, call.mask_of(one), call.model, call.placed)
 
         if not compute:
-            found = dict(each_usable(images, left_out, lambda one: lazy(work(one), shipped)))
-            return given_back(images, found, left_out)
-        places = locations_of(images, out, client, replaces=resume or overwrite, on_error=on_error)
+            return call.lazy(lambda one: lazy(work(one), call.shipped))
+        replaces = resume or overwrite
+        places = locations_of(call.images, out, client, replaces=replaces, on_error=on_error)
         if client is not None:
-            shipped.pack()
             threads = 2 * max(sum(client.nthreads().values()), 1)
 
         def job(one: Image) -> PredictJob:
             return PredictJob(
                 work(one),
-                shipped,
+                call.shipped,
                 places[one.key],
                 resume=resume,
                 overwrite=overwrite,
@@ -215,18 +200,7 @@ def predict(
                 local=client is None,
             )
 
-        found = run_each(
-            images,
-            left_out,
-            job,
-            RunReport.of("predict", images, left_out, adapted, said),
-            name="predict",
-            client=client,
-            threads=threads,
-            resources=resources,
-            show=progress,
-        )
-    return given_back(images, found, left_out)
+        return call.run(job, report=not call.images.single, threads=threads)
 
 
 def sweeps_at_once(model: WindowModel, threads: int) -> int:
@@ -262,7 +236,7 @@ class _Settings:
         if size is not None and (int(size) != size or size < 1):
             raise UsageError(f"batch_size must be a whole number >= 1, got {size!r}")
 
-    def work(self, image: Image, mask: Any, model: WindowModel, placed: WindowModel) -> Work:
+    def work(self, image: Image, mask: Any, model: WindowModel, here: WindowModel) -> Work:
         """Open an image, try the model, and lay out the windows."""
         view = image.view()
         windows = WindowChoice.of(
@@ -274,10 +248,13 @@ class _Settings:
             self.output_stride,
         )
         windows.check_bytes(self.batch_size or 1)
-        mosaic = windows.try_model(placed, self.blend, self.sigma_scale, self.chunks)
+        mosaic = windows.try_model(here, self.blend, self.sigma_scale, self.chunks)
         finish = Finish.of(self.post, mosaic.layout.outputs, self.fill)
-        cells = None if mask is None else CellMask(mask, mosaic.plan.axes, view.downsample)
-        on_cpu = placed.is_torch and placed.device_type == "cpu"
+        cells = None
+        if mask is not None:
+            placed(mask, view.spatial_shape, view.downsample)  # refuses what does not lie over it
+            cells = CellMask(mask, mosaic.plan.axes, view.downsample)
+        on_cpu = here.is_torch and here.device_type == "cpu"
         pixels = _BATCH_PIXELS // (4 if on_cpu else 1)
         size = self.batch_size or max(pixels // math.prod(mosaic.plan.kernel_size), 1)
         tile = view.tile_shape[-1]

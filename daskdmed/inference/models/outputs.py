@@ -148,6 +148,6 @@ def check_finite(values: Array, where: Callable[[int], str]) -> None:
     raise UsageError(
         f"the model returned {int((~good).sum())} of {values.size} values that are NaN or "
         f"infinite, for {len(windows)} of {len(values)} windows ({shown}); blending would spread "
-        "them over their neighbours, and NaN means 'not computed' in a result: use float32 or bfloat16 "
-        "instead of half precision, or replace them within the model (nan_to_num)"
+        "them over their neighbours, and NaN means 'not computed' in a result: use float32 or "
+        "bfloat16 instead of half precision, or replace them within the model (nan_to_num)"
     )
