@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import LocalStore, MemoryStore, ZipStore
+from zarr.storage import LocalStore, ZipStore
 
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import exchange
@@ -161,13 +161,9 @@ class Location:
 
     def open(self, mode: Any = "r+", zarr_format: Any = 3) -> zarr.Group:
         """The group that is there."""
-        target: Any = self.target
-        root = zip_root(target) if isinstance(target, str) else None
+        root = zip_root(self.target) if isinstance(self.target, str) else None
         try:
-            if root is not None:
-                target = ZipStore(target, mode="r")
-            else:
-                target = self.store
+            target: Any = self.store if root is None else ZipStore(self.target, mode="r")
             return zarr.open_group(target, path=root, mode=mode, zarr_format=zarr_format)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(

@@ -82,7 +82,11 @@ class ProcessedPiece:
             Their numbers differ, or there are several outputs and none is named.
         """
         chunks = list(smallchunks)
-        values = one_output(values, len(chunks), output)
+        n = len(chunks)
+        listed = output is None and isinstance(values, list) and len(values) == n
+        # a list has one result per window, unless each of them has one row per window
+        if not listed or all(getattr(value, "shape", ())[:1] == (n,) for value in values):
+            values = one_output(values, n, output)
         if len(chunks) != len(values):
             raise UsageError(f"{len(values)} results for {len(chunks)} small chunks")
         if hasattr(values, "detach"):
@@ -383,7 +387,7 @@ def run_stream(
     given: Any = process
     if not callable(given) or hasattr(given, "state_dict"):
         raise UsageError(
-            f"process= must be a function of a batch (x, patients, smallchunks), got "
+            f"process= must be callable with a batch (x, patients, smallchunks), got "
             f"{type(given).__name__}; of a module make one: lambda batch: model(batch[0].float() "
             "/ 255), or see daskdmed.tables.features"
         )

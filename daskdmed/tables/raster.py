@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
 
@@ -56,8 +57,8 @@ def windows_to_heatmap(
         What a `StreamWriter` wrote (".parquet", ".csv", or a folder of them), or
         rows in memory with the columns of `daskdmed.tables.rows`. A data frame does
         not know the grid and needs `image`.
-    out : path, URL or zarr store, optional
-        Where to write, as `daskdmed.heatmap` does. Default: in memory.
+    out, overwrite
+        As for `daskdmed.heatmap`.
     patient, record : str, optional
         Which image of the table, when it has several.
     image : ImageGrid, optional
@@ -66,8 +67,6 @@ def windows_to_heatmap(
         Of the map.
     block_windows : int or sequence of int, optional
         Cells per chunk, default 256 per axis.
-    overwrite : bool
-        Replace a result in `out`, which stays until the new one is finished.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def windows_to_heatmap(
     outputs = int(np.prod(rows.value_shape, dtype=int)) if rows.value_shape else 0
     values = rows.values.reshape(len(rows), outputs or 1)
     spec = _spec(image, outputs, dtype, block_windows, tokenize(indices, values))
-    location = Location.of(_in_memory() if out is None else out).writable()
+    location = Location.of(zarr.storage.MemoryStore() if out is None else out).writable()
     store, place = open_result(location, spec, resume=False, overwrite=overwrite)
     try:
         for index, picked in _by_block(indices, spec.block_windows):
@@ -119,13 +118,6 @@ def windows_to_heatmap(
     return lazy_result(location, spec)
 
 
-def _in_memory() -> Store:
-    """A store of this process."""
-    from zarr.storage import MemoryStore
-
-    return MemoryStore()
-
-
 def checked_indices(rows: WindowTable, image: ImageGrid) -> Array:
     """Cell of each row, (rows, axes), once all rows are found to fit the grid."""
     grid = image.grid
@@ -138,16 +130,11 @@ def checked_indices(rows: WindowTable, image: ImageGrid) -> Array:
         indices,
         f"lie outside the grid of {grid.counts} windows; crops without a grid make no map",
     )
-    names = axes_of(grid.ndim)
-    for axis, name in enumerate(names):
-        origins = np.array([grid.axis_origin(axis, i) for i in range(grid.counts[axis])])
-        for column, expected in (
-            (f"origin_{name}", origins[indices[:, axis]]),
-            (f"kernel_{name}", grid.kernel_size[axis]),
-            (f"stride_{name}", grid.stride[axis]),
-        ):
+    expected = WindowTable.of_grid(image, indices, rows.values).columns
+    for name in axes_of(grid.ndim):
+        for column in (f"origin_{name}", f"kernel_{name}", f"stride_{name}"):
             _refuse(
-                np.not_equal(rows.columns[column], np.broadcast_to(expected, len(rows))),
+                np.not_equal(rows.columns[column], expected[column]),
                 indices,
                 f"do not fit their grid: {column} is not that of {image.patient}/{image.record}",
             )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -126,74 +126,60 @@ def rows_of(table: WindowTable, first: int, stop: int) -> WindowTable:
 
 
 class TableThread:
-    """The queue and the thread. Knows nothing of the object that users hold."""
+    """One thread that takes work in order, with a bounded number of bytes before it.
+
+    Knows nothing of the object that users hold.
+    """
 
     def __init__(self, limit: int, paths: dict[str, Path]) -> None:
-        self._limit = limit
-        self._paths = paths
-        self._queue: deque[Rows | Expect | Finish] = deque()
-        self._bytes = 0
-        self._busy = False
+        self._limit, self._paths = limit, paths
+        self._pool = ThreadPoolExecutor(1, "daskdmed-writer")
+        self._thread: int | None = None
         self._change = threading.Condition()
+        self._bytes = self._waiting = 0
         self._error: BaseException | None = None
-        self._state: Literal["open", "closing", "aborting", "closed"] = "open"
+        self._closed = self._aborted = False
         self._open: dict[str, OpenTable] = {}
         self._like: WindowTable | None = None
-        self._thread: threading.Thread | None = None
 
     def put(self, item: Rows | Expect | Finish) -> None:
         """Hand over work; waits while the buffer is full."""
         with self._change:
-            self._start()
             # one item is always taken, however large
-            while self._queue and self._bytes + item.nbytes > self._limit:
-                self._raise()
+            while self._waiting and self._bytes + item.nbytes > self._limit and not self._error:
                 self._change.wait()
             self._raise()
-            if self._state != "open":
+            if self._closed:
                 raise StoreError("the writer is closed; make a new one")
-            self._queue.append(item)
+            self._waiting += 1
             self._bytes += item.nbytes
-            self._change.notify_all()
+            self._pool.submit(self._take, item)
 
     def drain(self) -> None:
         """Wait until nothing is left to do."""
-        with self._change:
-            while (self._queue or self._busy) and self._error is None:
-                self._change.wait()
-            self._raise()
+        if not self._closed:
+            self._pool.submit(lambda: None).result()
+        self._raise()
 
     def close(self) -> None:
         """Complete all tables and end the thread; raises what went wrong."""
         with self._change:
-            if self._state == "closed":
+            if self._closed:
                 return
-            if self._state == "open":
-                self._start()
-                self._state = "closing"
-                self._change.notify_all()
-        self._join()
+            self._closed = True
+        self._pool.submit(self._guarded, self._finish_all)
+        self._pool.shutdown()
         self._raise()
 
     def abort(self) -> None:
         """Discard what is not complete and end the thread."""
         with self._change:
-            if self._state == "closed":
+            if self._closed:
                 return
-            self._state = "aborting"
-            self._queue.clear()
-            self._change.notify_all()
-        self._join()
-
-    def _start(self) -> None:
-        if self._thread is None and self._state == "open":
-            self._thread = threading.Thread(target=self._work, name="daskdmed-writer", daemon=True)
-            self._thread.start()
-
-    def _join(self) -> None:
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        self._state = "closed"
+            self._closed = self._aborted = True
+        # the garbage collector may call this in the thread itself
+        self._pool.shutdown(wait=self._thread != threading.get_ident(), cancel_futures=True)
+        self._discard()
 
     def _raise(self) -> None:
         if self._error is None:
@@ -207,41 +193,34 @@ class TableThread:
 
     # -- in the thread ----------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _take(self, item: Rows | Expect | Finish) -> None:
+        with self._change:
+            self._waiting -= 1
+        self._guarded(self._do, item)
+        with self._change:
+            self._bytes -= item.nbytes
+            self._change.notify_all()
+
+    def _guarded(self, work: Callable[..., None], *given: Any) -> None:
+        """Do a piece of work, unless something went wrong before."""
+        self._thread = threading.get_ident()
+        if self._error is not None or self._aborted:
+            return
         try:
-            self._loop()
-            if self._state == "closing":
-                for key in list(self._open):
-                    self._finish(key)
+            work(*given)
         except BaseException as error:  # raised where rows are handed over, whatever it is
             logger.warning("writing rows failed: %s", error)
-            with self._change:
-                self._error = error
-                self._queue.clear()
-                self._bytes = 0
-        finally:
-            for table in self._open.values():
-                table.abort()
-            self._open.clear()
-            with self._change:
-                self._busy = False
-                self._change.notify_all()
+            self._error = error
+            self._discard()
 
-    def _loop(self) -> None:
-        while True:
-            with self._change:
-                self._busy = False
-                self._change.notify_all()
-                while not self._queue and self._state == "open":
-                    self._change.wait()
-                if self._state == "aborting" or not self._queue:
-                    return
-                item = self._queue.popleft()
-                self._busy = True
-            self._do(item)
-            with self._change:
-                self._bytes = max(self._bytes - item.nbytes, 0)
-            del item
+    def _finish_all(self) -> None:
+        for key in list(self._open):
+            self._finish(key)
+
+    def _discard(self) -> None:
+        for table in self._open.values():
+            table.abort()
+        self._open.clear()
 
     def _do(self, item: Rows | Expect | Finish) -> None:
         if isinstance(item, Finish):
@@ -276,12 +255,8 @@ class TableThread:
 
 def check_alike(first: WindowTable, table: WindowTable) -> None:
     """Refuse rows whose values or axes differ from those before."""
-    same = (first.ndim, first.value_shape, first.values.dtype) == (
-        table.ndim,
-        table.value_shape,
-        table.values.dtype,
-    )
-    if not same:
+    kinds = [(t.ndim, t.value_shape, t.values.dtype) for t in (first, table)]
+    if kinds[0] != kinds[1]:
         raise UsageError(
             f"results of one stream must agree: the first were {first.values.dtype} of shape "
             f"{first.value_shape} ({first.ndim} spatial axes), now {table.values.dtype} of "
