@@ -33,7 +33,7 @@ from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.window import Model, Transform
 from daskdmed.loading.sliding.plan import ImageWindows
-from daskdmed.store.location import Location, result_path
+from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.store.results.resumable import ResultSpec, check_parameters
 from daskdmed.tables.formats import ParquetFile, require_pyarrow, stored_facts
 from daskdmed.tables.rows import WindowTable
@@ -144,6 +144,7 @@ def features(
     call = Call("features", dataset, said, settings.ndim)
     with call.ready():
         facts = ModelFacts(call.model, call.placed)
+        names = file_names(image.key for image in call.images)
 
         def job(one: Image) -> Any:
             blocks, spec = settings.prepare(one, call.mask_of(one), facts)
@@ -154,7 +155,7 @@ def features(
                 )
             parameters = {**spec.parameters, "kind": "features"}
             spec = replace(spec, kind="features", parameters=parameters)
-            path = Path(result_path(folder, one.key, one.record.name, ".parquet"))
+            path = Path(result_path(folder, one.key, one.record.name, names, ".parquet"))
             windows = ImageWindows(
                 one.patient, one.record.name, blocks.view, blocks.grid, blocks.shape, blocks.keep,
                 one.resolution.level,
