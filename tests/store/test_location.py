@@ -356,7 +356,7 @@ def test_long_and_alike_ids_have_results_of_their_own(tmp_path):
     assert {name: np.asarray(a).item() for name, a in found.items()} == dict(
         zip(ids, map(float, range(6)), strict=True)
     )
-    folders = [path.name for path in (tmp_path / "out").iterdir()]
+    folders = [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()]
     assert len({name.casefold() for name in folders}) == len(ids)
     assert "short" in folders
 
@@ -392,9 +392,7 @@ def test_stores_of_every_kind_that_can_be_written(tmp_path):
     stores = [
         zarr.storage.MemoryStore(),
         zarr.storage.LocalStore(tmp_path / "local"),
-        zarr.storage.FsspecStore(
-            AsyncFileSystemWrapper(inner, asynchronous=True), path="/of-a-test/a.zarr"
-        ),
+        zarr.storage.FsspecStore(wrapped, path="/of-a-test/a.zarr"),
         f"memory://{tmp_path.name}/a.zarr",
         str(tmp_path / "a.zarr"),
     ]

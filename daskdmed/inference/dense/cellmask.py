@@ -38,9 +38,13 @@ class CellMask:
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
         # multiplied first: a middle that lies on an edge of the mask must not slip below it
+        cells = given.shape
+        beyond = scale is not None and getattr(mask, "shape0", None) is None
+        if beyond:  # where it ends nobody knows: nothing is wanted behind it
+            given = np.pad(given, [(0, 1)] * given.ndim)
         under = [
-            np.minimum((axis.middles * n / span).astype(np.intp), n - 1)
-            for n, axis, span in zip(given.shape, axes, spans, strict=True)
+            np.minimum((axis.middles * n / span).astype(np.intp), n - 1 + beyond)
+            for n, axis, span in zip(cells, axes, spans, strict=True)
         ]
         # what no middle lies on would only blur which windows are needed
         places = [np.unique(places, return_inverse=True) for places in under]
