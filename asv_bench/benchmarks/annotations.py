@@ -1,7 +1,8 @@
-"""Painting annotations: ten thousand nuclei, beside the time to write the pixels."""
+"""Painting annotations and reading them, beside what the libraries underneath do alone."""
 
 from __future__ import annotations
 
+import json
 import time
 
 import inputs
@@ -85,3 +86,55 @@ class Outlines(Once):
         from daskdmed import Annotations
 
         assert len(Annotations.from_mask(self.mask)) > 1
+
+
+class Read(Once):
+    """A document as QuPath writes it, of nuclei that it has found."""
+
+    timeout = 120
+
+    def setup(self) -> None:
+        requires("shapely")
+        self.number = 50_000 if inputs.side() > 20_000 else 200
+        rng = np.random.default_rng(0)
+        turn = np.linspace(0, 2 * np.pi, CORNERS // 2)
+        centre, radius = rng.uniform(99, 90_000, (self.number, 1, 2)), rng.uniform(4, 9, (1, 1, 1))
+        circles = centre + radius * np.stack([np.cos(turn), np.sin(turn)], axis=-1)
+        circles[:, -1] = circles[:, 0]
+        facts = {"objectType": "detection", "measurements": {"Area": 12.5, "Circularity": 0.9}}
+        features = [
+            {
+                "type": "Feature",
+                "id": f"{k:08d}",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {
+                    "classification": {"name": "ab"[k % 2], "color": [9, 0, 0]},
+                    **facts,
+                },
+            }
+            for k, ring in enumerate(circles.round(2).tolist())
+        ]
+        self.text = json.dumps({"type": "FeatureCollection", "features": features})
+
+    def read(self) -> int:
+        from daskdmed import read_annotations
+
+        return len(read_annotations(self.text))
+
+    def track_annotations(self) -> float:
+        return self.number / median_seconds(self.read, inputs.seconds())
+
+    def track_ratio_to_json_and_shapely(self) -> float:
+        """How much of the rate of the two libraries that it stands on is reached."""
+        import shapely
+
+        def limit() -> None:
+            document = json.loads(self.text)
+            rings = [f["geometry"]["coordinates"][0] for f in document["features"]]
+            shapely.polygons(np.array(rings))
+
+        alone = median_seconds(limit, inputs.seconds() / 2)
+        return alone / median_seconds(self.read, inputs.seconds() / 2)
+
+    track_annotations.unit = "annotations/s"
+    track_ratio_to_json_and_shapely.unit = "ratio"

@@ -229,10 +229,10 @@ def _colour(value: Any, flaws: list[str]) -> tuple[int, int, int] | None:
         return (value >> 16) & 255, (value >> 8) & 255, value & 255
     if isinstance(value, list) and len(value) in (3, 4):
         try:
-            red, green, blue = (round(float(c)) for c in value[:3])
+            red, green, blue = map(round, value[:3])
         except (TypeError, ValueError, OverflowError):
-            red = -1
-        if red >= 0 and all(0 <= c <= 255 for c in (red, green, blue)):
+            red = green = blue = -1
+        if 0 <= red <= 255 and 0 <= green <= 255 and 0 <= blue <= 255:
             return red, green, blue
     flaws.append(f"the colour {str(value)[:40]} is not [red, green, blue]")
     return None

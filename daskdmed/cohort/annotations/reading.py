@@ -8,11 +8,14 @@ repaired (`.drafts`).
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
+from daskdmed.cohort.annotations.annotation import Annotation
 from daskdmed.cohort.annotations.asap import parse_asap
 from daskdmed.cohort.annotations.drafts import Checker, OnInvalid, Parsed, extent_of, offset_of
 from daskdmed.cohort.annotations.geojson import parse_geojson
@@ -108,12 +111,42 @@ def read_annotations(
     content, uri = _content(source, max_bytes)
     if extent is None and hasattr(offset, "dimensions"):
         extent = offset
+    with _no_search_for_cycles():
+        # the document is gone when it ends
+        items, notes = _collected(
+            content, uri, offset, mpp, class_property, extent, on_invalid, dict(label_map or {})
+        )
+    return Annotations(items, source=uri, notes=notes)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Documents are millions of lists without cycles, which would be searched again and again."""
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()
+
+
+def _collected(
+    content: bytes,
+    uri: str,
+    offset: Any,
+    mpp: Any,
+    class_property: str | None,
+    extent: Any,
+    on_invalid: OnInvalid,
+    label_map: Mapping[str | None, str | None],
+) -> tuple[list[Annotation], list[str]]:
     start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     root = root_of(content, uri) if start == b"<" else ""
     if root == "annotations":
         scale, offset, slide = frame_of(uri, offset, mpp)
-        parsed = parse_ndpa(content, uri, class_property, scale)
         extent = slide if extent is None else extent
+        parsed = parse_ndpa(content, uri, class_property, scale)
     elif mpp is not None:
         raise UsageError(
             f"{uri or 'annotations'}: mpp= is for NDPA, whose coordinates are lengths; these are "
@@ -125,14 +158,8 @@ def read_annotations(
         parsed = _parse_xml(root, content, uri, class_property)
     else:
         raise _unknown(content, uri)
-    checker = Checker(
-        uri=uri,
-        on_invalid=on_invalid,
-        offset=offset_of(offset),
-        extent=extent_of(extent),
-        label_map=dict(label_map or {}),
-    )
-    return Annotations(checker.collect(parsed), source=uri, notes=checker.notes)
+    checker = Checker(uri, on_invalid, offset_of(offset), extent_of(extent), label_map)
+    return checker.collect(parsed), checker.notes
 
 
 def _parse_xml(root: str, content: bytes, uri: str, class_property: str | None) -> Parsed:
