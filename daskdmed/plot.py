@@ -14,7 +14,7 @@ import numpy as np
 
 from daskdmed.cohort.sources import ImageLike, Request, images_of
 from daskdmed.cohort.tissue.source import Source, source_of
-from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.extras import extra
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.store.ngff.reduction import Method, reduce_block
@@ -97,13 +97,8 @@ def overlay(
     UsageError, GeometryError
         The array has another number of axes, or `channel` does not fit it.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing needs matplotlib; install it with: pip install 'daskdmed[plot]'"
-        ) from error
+    colormaps = extra("matplotlib", "plot", "drawing needs").colormaps
+    figure_class = extra("matplotlib.figure", "plot", "drawing needs").Figure
     source = source_of(images_of(slide, Request(spatial_ndim=2)).only("overlay"))
     height, width = source.shape0
     given = None
@@ -118,7 +113,7 @@ def overlay(
     thumbnail = source.read((max(1, round(height / shrunk)), max(1, round(width / shrunk))))
     figure: Any
     if ax is None:
-        figure = _figure(Figure, width / height)
+        figure = _figure(figure_class, width / height)
         ax = figure.add_subplot()
     else:
         figure = ax.figure

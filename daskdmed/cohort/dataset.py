@@ -197,12 +197,8 @@ class Dataset(Sequence[Patient]):
 
         A ``.json`` file or a CSV with one row per record: the columns ``patient`` and
         ``uri``, and optionally ``record``, ``mpp``, ``backend``, ``label:*``, ``fact:*``.
-        Relative uris are relative to the folder of the manifest.
-
-        Raises
-        ------
-        DatasetError
-            No such file, a column is missing, or a row is wrong; names file and row.
+        Relative uris are relative to the folder of the manifest. What is wrong is a
+        `DatasetError` that names file and row.
         """
         from daskdmed.cohort.manifest import read_manifest
 
@@ -213,12 +209,8 @@ class Dataset(Sequence[Patient]):
 
         JSON keeps everything; CSV keeps everything but the dataset's name and whether an id
         was an integer. Slides below the folder of the manifest are written as relative
-        paths, so that the folder can be moved.
-
-        Raises
-        ------
-        DatasetError
-            A record is an array, or a label or fact cannot be written as JSON.
+        paths, so that the folder can be moved. A record of an array, or a label or fact that
+        JSON cannot hold, is a `DatasetError`.
         """
         from daskdmed.cohort.manifest import write_manifest
 
@@ -288,13 +280,7 @@ class Dataset(Sequence[Patient]):
 
     # ---------------------------------------------------------------- labels
     def labels(self, name: str, default: Any = _NO_DEFAULT) -> list[Any]:
-        """One label of every patient, in order.
-
-        Raises
-        ------
-        DatasetError
-            Patients lack it and no `default` is given; lists them.
-        """
+        """One label of every patient, in order; a `DatasetError` lists those that lack it."""
         without = [p.key for p in self.patients if name not in p.labels]
         if without and default is _NO_DEFAULT:
             raise DatasetError(
@@ -315,13 +301,7 @@ class Dataset(Sequence[Patient]):
         return Dataset(self.name, [p for p in self.patients if predicate(p)])
 
     def subset(self, ids: Iterable[str | int]) -> Dataset:
-        """The patients with these ids, in the order of `ids`.
-
-        Raises
-        ------
-        DatasetError
-            Unknown ids, or the same twice.
-        """
+        """The patients with these ids, in the order of `ids`, known and each once."""
         keys = [str(i) for i in ids]
         unknown = [k for k in keys if k not in self._positions]
         if unknown:
@@ -357,11 +337,6 @@ class Dataset(Sequence[Patient]):
         seed : int
             The same ids and seed give the same parts, whatever their order.
 
-        Returns
-        -------
-        tuple of Dataset
-            In the order of `fractions`, patients in the order of this dataset.
-
         Raises
         ------
         DatasetError
@@ -379,12 +354,8 @@ class Dataset(Sequence[Patient]):
     def kfold(self, k: int, *, by: By = None, seed: int = 0) -> list[tuple[Dataset, Dataset]]:
         """`k` pairs (train, validation); each patient validates exactly once.
 
-        Parameters as in `split`; folds differ by at most one patient, in each class too.
-
-        Raises
-        ------
-        DatasetError
-            `k` is below 2 or above the number of patients, or patients lack the label.
+        Parameters and errors as of `split`; folds differ by at most one patient, in each class
+        too. `k` is from 2 to the number of patients.
         """
         pairs = []
         for i, fold in enumerate(fold_indices(self.ids, self._classes(by), k, int(seed))):

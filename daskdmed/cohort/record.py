@@ -118,11 +118,8 @@ class Record(Unmoved):
         given = {"uri": uri, "array": array, "annotations": annotations}
         named = [key for key, value in given.items() if value is not None]
         if len(named) != 1:
-            got = (
-                "neither"
-                if not named
-                else f"both {' and '.join(named)}, uri={os.fspath(uri or '')!r}"
-            )
+            both = f"both {' and '.join(named)}, uri={os.fspath(uri or '')!r}"
+            got = both if named else "neither"
             raise DatasetError(
                 f"a record needs exactly one of uri=, array= and annotations=, got {got}; "
                 "write Record('slide.svs'), Record(array=x) or Record('slide.geojson')"
@@ -199,15 +196,7 @@ class Record(Unmoved):
         return named and self.backend is None
 
     def annotations(self) -> Annotations:
-        """The annotations of a record that holds them.
-
-        Raises
-        ------
-        DatasetError
-            The record is an image.
-        AnnotationError
-            The file cannot be read; names the object and the remedy.
-        """
+        """The annotations of a record that holds them; a `DatasetError` when it is an image."""
         if self._drawn is not None:
             return self._drawn
         if not self.is_annotations:
@@ -220,15 +209,7 @@ class Record(Unmoved):
         return annotations_of(str(self.uri))
 
     def open(self) -> Slide:
-        """Open the slide of a file record.
-
-        Raises
-        ------
-        DatasetError
-            The record is an array, or annotations.
-        ImageError
-            The file cannot be opened; names the file and the remedy.
-        """
+        """Open the slide of a file record; a `DatasetError` when it is an array or annotations."""
         if self.is_annotations:
             raise DatasetError(_NO_GRID.format(self))
         if self.uri is None:
@@ -275,12 +256,8 @@ class Record(Unmoved):
         ------
         ResolutionError
             The image does not have this resolution.
-        DatasetError
-            `spatial_ndim` contradicts the record, or the record is of annotations.
-        GeometryError
-            The array does not have so many axes.
-        ImageError
-            The file cannot be opened.
+        DatasetError, GeometryError
+            `spatial_ndim` contradicts the record or the array, or the record is of annotations.
         """
         if self.is_annotations:
             raise DatasetError(_NO_GRID.format(self))
@@ -403,18 +380,7 @@ class Patient(Unmoved):
         return str(tokenize(self.key, [r.token for r in self.records.values()], self.labels))
 
     def record(self, name: str | None = None) -> Record:
-        """One of the records.
-
-        Parameters
-        ----------
-        name : str, optional
-            Without it: the only image, or the one named "wsi" when there are several.
-
-        Raises
-        ------
-        DatasetError
-            No such record, or several and none is named "wsi"; lists the names.
-        """
+        """One of the records; without a name the only image, or of several that named "wsi"."""
         names = list(self.records)
         if name is None:
             # what was drawn on an image is no image: it does not count where one is asked for

@@ -22,7 +22,8 @@ import numpy as np
 
 from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.folder import image_id
-from daskdmed.cohort.image import Image, Request
+from daskdmed.cohort.image import Image as Image
+from daskdmed.cohort.image import Request as Request
 from daskdmed.cohort.record import DEFAULT_RECORD, Patient, Record
 from daskdmed.core import events
 from daskdmed.core.errors import (
@@ -59,16 +60,8 @@ _TAKEN = (
 class Images(Sequence[Image]):
     """Images in the order of their dataset. Made by `images_of`.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        The patients.
-    request : Request
-        What is asked of each.
-    given : mapping
-        Slides and views that the user had open, by patient id.
-    single : bool
-        Whether the user gave one image and not a collection (of perhaps one).
+    `given` are slides and views that the user had open, by patient id; `single` says whether it
+    was one image and not a collection (of perhaps one).
     """
 
     def __init__(
@@ -92,32 +85,16 @@ class Images(Sequence[Image]):
         return self._items[item]
 
     def only(self, purpose: str) -> Image:
-        """The image, where one can be used only.
-
-        Raises
-        ------
-        UsageError
-            There are several.
-        """
+        """The image, where one can be used only; a `UsageError` when there are several."""
         if len(self) > 1:
             raise UsageError(f"{purpose} takes one image, got {len(self)}: {self.dataset!r}")
         return self[0]
 
     def each(self, value: Any, name: str) -> Callable[[Image], Any]:
-        """An argument that every image has its own of, such as a mask.
+        """An argument, by its name, that every image has its own of, such as a mask.
 
-        Parameters
-        ----------
-        value : mapping, callable or any
-            ``{id: value}`` with an entry (perhaps None) for every patient, a function of the
-            patient, or the value itself where there is one image. None is nothing for all.
-        name : str
-            Of the argument, for messages.
-
-        Raises
-        ------
-        UsageError
-            One value for several images, or a mapping without an entry for each.
+        It is ``{id: value}`` with an entry (perhaps None) for every patient, a function of the
+        patient, or the value itself where there is one image. None is nothing for all.
         """
         if value is None:
             return lambda image: None
@@ -142,7 +119,11 @@ class Images(Sequence[Image]):
 
 
 def images_of(source: ImagesLike, request: Request | None = None) -> Images:
-    """Whatever the user has, as images. Opens nothing."""
+    """Whatever the user has, as images. Opens nothing.
+
+    A bare image becomes the only record of a patient, whose id is the name of the file without
+    its suffixes, or "image"; in a list of arrays their positions.
+    """
     request = request or Request()
     if isinstance(source, Dataset):
         if not len(source):
@@ -201,19 +182,7 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
 # ------------------------------------------------------------------------- what is left out
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image, or a part of one, that was left out.
-
-    Parameters
-    ----------
-    patient, record : str
-        Whose.
-    where : str
-        "open", or the region.
-    message : str
-        The error as text.
-    error : Exception, optional
-        The error.
-    """
+    """An image, or a part of one (`where`: "open", or the region), that was left out."""
 
     patient: str
     record: str
@@ -247,24 +216,16 @@ class Failure:
 
 
 class Results(dict[str, T]):
-    """Results by patient id, in the order of the dataset.
+    """Results by patient id, in the order of the dataset."""
 
-    Attributes
-    ----------
-    failures : tuple of Failure
-        What was left out, with ``on_error="skip"``.
-    """
-
+    #: what was left out, with ``on_error="skip"``
     failures: tuple[Failure, ...] = ()
 
 
 class LeftOut:
-    """What becomes of images that cannot be used: an error, or a report.
+    """What becomes of images that cannot be used: an error, or a report in `failures`.
 
-    Attributes
-    ----------
-    failures : list of Failure
-        Those left out so far.
+    When none of the `total` can be used it is an error in any case.
     """
 
     def __init__(self, on_error: OnError, total: int) -> None:
@@ -347,18 +308,3 @@ def open_all(
         failed = Failure.of(image, error)
         raise LoaderError(message, patient=failed.patient, record=failed.record) from error
     return made, left_out.failures
-
-
-__all__ = [
-    "Failure",
-    "Image",
-    "ImageLike",
-    "Images",
-    "ImagesLike",
-    "LeftOut",
-    "Request",
-    "Results",
-    "check_on_error",
-    "images_of",
-    "open_all",
-]

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from daskdmed.core.errors import DatasetError, MissingExtraError
+from daskdmed.core.errors import DatasetError
+from daskdmed.core.extras import extra
 from daskdmed.core.frozen import missing, plain
 from daskdmed.core.places import local
 
@@ -119,14 +120,9 @@ def _from_frame(
 
 
 def _read_parquet(path: Path) -> Any:
+    pandas = extra("pandas", "tables", f"{path}: save it as CSV, or reading Parquet needs")
     try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path}: reading Parquet needs pandas; pip install 'daskdmed[tables]', or save CSV"
-        ) from error
-    try:
-        return pd.read_parquet(path)
+        return pandas.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as Parquet: {error}") from error
 

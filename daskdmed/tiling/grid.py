@@ -140,28 +140,9 @@ class WindowGrid:
         overlap: OverlapLike | None = None,
         edge: Edge = "pad",
     ) -> WindowGrid:
-        """Make a grid from what users write.
+        """Make a grid from what users write; stride and overlap as in `stride_of`.
 
-        Parameters
-        ----------
-        shape : sequence of int
-            Extent of the image along each spatial axis, array order, in pixels.
-        kernel_size : int or sequence of int
-            Extent of a window, for all axes or one value per axis.
-        stride : int or sequence of int, optional
-            Distance between windows. Default: the kernel size.
-        overlap : int, float or sequence, optional
-            Instead of `stride`: int = pixels, float in [0, 1) = fraction of the kernel, see
-            `stride_of`.
-        edge : {"pad", "shift", "drop"}
-            See the class.
-
-        Raises
-        ------
-        GeometryError
-            A size, stride or overlap is out of range or has the wrong number of axes.
-        UsageError
-            Both `stride` and `overlap` are given, or `edge` is unknown.
+        `kernel_size` is one number for all axes, or one per axis in array order.
         """
         shape = tuple(int(s) for s in shape)
         kernel = per_axis(kernel_size, len(shape), "kernel_size")
@@ -196,13 +177,7 @@ class WindowGrid:
         return origin
 
     def origin(self, index: Sequence[int]) -> tuple[int, ...]:
-        """First pixel of a window.
-
-        Raises
-        ------
-        GeometryError
-            There is no such window.
-        """
+        """First pixel of a window; a `GeometryError` when there is none."""
         counts = self.counts
         if len(index) != self.ndim or not all(
             0 <= i < n for i, n in zip(index, counts, strict=True)
@@ -217,13 +192,7 @@ class WindowGrid:
         return zip(itertools.product(*ranges), itertools.product(*axes), strict=True)
 
     def box(self, start: Sequence[int], shape: Sequence[int]) -> WindowBlock:
-        """The block of `shape` windows that begins at window `start`.
-
-        Raises
-        ------
-        GeometryError
-            The box is empty or reaches beyond the grid.
-        """
+        """The block of `shape` windows that begins at window `start`, inside the grid."""
         counts = self.counts
         if not all(
             a >= 0 and n > 0 and a + n <= c for a, n, c in zip(start, shape, counts, strict=True)
@@ -266,21 +235,8 @@ class WindowGrid:
     ) -> tuple[WindowBlock, tuple[int, ...], Array | None]:
         """The smallest block around the kept windows of a block, so that no more is read.
 
-        Parameters
-        ----------
-        block : WindowBlock
-            Of this grid.
-        keep : ndarray of bool, shape ``block.shape``, optional
-            At least one is True. None: all are kept.
-
-        Returns
-        -------
-        block : WindowBlock
-            Its pixels are those that have to be read.
-        first : tuple of int
-            Its first window, counted from the first one of the block given.
-        keep : ndarray of bool or None
-            Of its windows; None when all are kept.
+        Also its first window, counted from that of the block given, and which of its windows
+        are kept. None keeps all.
         """
         if keep is None or keep.all():
             return block, (0,) * self.ndim, None
@@ -351,13 +307,6 @@ def stride_of(
         The stride itself. Default: the kernel.
     overlap : int, float or sequence, optional
         Instead of it: int = pixels, float in [0, 1) = fraction of the kernel.
-
-    Raises
-    ------
-    GeometryError
-        Not one number per axis, or an overlap that is out of range.
-    UsageError
-        Both are given.
 
     Examples
     --------

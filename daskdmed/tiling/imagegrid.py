@@ -16,22 +16,9 @@ from daskdmed.tiling.grid import WindowGrid
 class ImageGrid:
     """The windows of one image: where they would all lie, had all been computed.
 
-    Parameters
-    ----------
-    patient, record : str
-        Whose image.
-    grid : WindowGrid
-        Windows, at the resolution that was read; ``grid.shape`` is the image's.
-    downsample : tuple of float
-        Level-0 pixels per pixel along each spatial axis.
-    level : int or None
-        Level that was read, None when mpp or power was asked for.
-    mpp : (float, float) or None
-        (x, y) micrometers per pixel at the resolution that was read.
-    source : str
-        Path or URL of the image, empty for an array.
-    spacing : tuple of float or None
-        Millimeters per pixel along each spatial axis, of images without mpp.
+    The grid is at the resolution that was read: `level`, None when mpp or power was asked for,
+    with `downsample` level-0 pixels per pixel, `mpp` (x, y) there, or for images without it the
+    millimeters per pixel along each axis. `source` is empty for an array.
     """
 
     patient: str

@@ -98,11 +98,8 @@ class Categories:
         both = {label for _, group in pairs for label in group} & set(erased)
         if both:
             raise UsageError(f"the labels {sorted(map(str, both))} are both a category and erased")
-        values = (names, tuple(group for _, group in pairs), background, erased)
-        for attribute, value in zip(
-            ("names", "members", "background", "erase"), values, strict=True
-        ):
-            object.__setattr__(self, attribute, value)
+        members = tuple(group for _, group in pairs)
+        self.__dict__.update(names=names, members=members, background=background, erase=erased)
 
     @classmethod
     def of(cls, classes: Any) -> Categories:
@@ -126,10 +123,7 @@ class Categories:
         return tuple(dict.fromkeys(label for group in self.members for label in group))
 
     def classes_of(self, label: Label | None) -> tuple[int, ...]:
-        """Numbers, from 1, of the categories that a label belongs to.
-
-        (0,) for a label that erases, () for one that means nothing here.
-        """
+        """Numbers, from 1, of a label's categories; (0,) for one that erases."""
         if label in self.erase:
             return (0,)
         return tuple(k for k, group in enumerate(self.members, start=1) if label in group)
@@ -137,22 +131,11 @@ class Categories:
     def collate(
         self, labelmap: npt.ArrayLike, *, multichannel: bool = False, dtype: npt.DTypeLike = "u1"
     ) -> Array:
-        """Classes of an integer label map.
+        """Classes of an integer label map of any shape.
 
-        Parameters
-        ----------
-        labelmap : array-like of int or bool
-            Any shape. Values that no category names become background.
-        multichannel : bool
-            One channel of zeros and ones per category instead of class numbers. Only there
-            can a value belong to several categories; otherwise the last of them counts.
-        dtype : dtype
-            Of the result.
-
-        Returns
-        -------
-        ndarray
-            Shape of the map, or that with the channels of `channels` behind.
+        Values that no category names become background. With `multichannel` the channels of
+        `channels` lie behind, zeros and ones: only there can a value belong to several
+        categories, otherwise the last of them counts.
 
         Raises
         ------
@@ -180,24 +163,8 @@ class Categories:
     def collate_channels(self, masks: npt.ArrayLike, *, dtype: npt.DTypeLike = "u1") -> Array:
         """Classes of a stack of masks, labels being positions along the last axis.
 
-        A category is 1 where any of its masks is not 0.
-
-        Parameters
-        ----------
-        masks : array-like
-            (..., channels), of bool or numbers.
-        dtype : dtype
-            Of the result.
-
-        Returns
-        -------
-        ndarray
-            (..., len(channels)) of zeros and ones.
-
-        Raises
-        ------
-        GeometryError
-            A category names a channel that is not there.
+        A category is 1 where any of its masks is not 0, a channel each; a `GeometryError`
+        when it names a mask that is not there.
         """
         stack = np.asarray(masks)
         self._require_integers("positions of channels")
@@ -216,13 +183,7 @@ class Categories:
         return planes
 
     def fill_background(self, planes: Array) -> None:
-        """Write the background channel of a multi-channel target, in place.
-
-        Parameters
-        ----------
-        planes : ndarray
-            (..., len(channels)), the categories' channels filled.
-        """
+        """Write the background channel of a multi-channel target, in place."""
         if self.background is None:
             return
         own = 0 if self.background == "first" else -1
@@ -230,13 +191,7 @@ class Categories:
         planes[..., own] = ~others.astype(bool).any(axis=-1)
 
     def check_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
-        """The dtype, when class numbers fit into it.
-
-        Raises
-        ------
-        UsageError
-            They do not.
-        """
+        """The dtype, when class numbers fit into it; else a `UsageError`."""
         kind = np.dtype(dtype)
         if kind.kind in "iu" and len(self) > np.iinfo(kind).max:
             raise UsageError(f"{len(self)} classes do not fit into {kind}; use uint16")

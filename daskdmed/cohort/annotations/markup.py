@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from daskdmed.cohort.annotations.drafts import DraftError
-from daskdmed.core.errors import AnnotationError, MissingExtraError
+from daskdmed.core.errors import AnnotationError
+from daskdmed.core.extras import extra
 
 #: elements inside elements; the formats have up to seven
 _DEPTH = 32
@@ -23,17 +24,11 @@ def walk(content: bytes, uri: str, whole: Collection[str] = ()) -> Iterator[tupl
 
     These are dropped afterwards, so that memory does not grow with the document twice.
     """
-    try:
-        from defusedxml import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, iterparse
-    except ImportError as error:
-        raise MissingExtraError(
-            "annotations in XML need defusedxml; install it with: "
-            "pip install 'daskdmed[annotations]'"
-        ) from error
+    defused = extra("defusedxml.ElementTree", "annotations", "annotations in XML need")
+    unsafe = extra("defusedxml", "annotations", "annotations in XML need").DefusedXmlException
     where, depth, inside = uri or "annotations", 0, 0
     try:
-        for event, element in iterparse(
+        for event, element in defused.iterparse(
             io.BytesIO(content), events=("start", "end"), forbid_dtd=True
         ):
             if event == "start":
@@ -53,7 +48,7 @@ def walk(content: bytes, uri: str, whole: Collection[str] = ()) -> Iterator[tupl
                 yield event, element
             if not inside:
                 element.clear()
-    except DefusedXmlException as error:
+    except unsafe as error:
         raise AnnotationError(
             f"{where}: the XML holds a document type or entities ({type(error).__name__}), which "
             "annotations never need and attacks do; remove them",
@@ -61,7 +56,7 @@ def walk(content: bytes, uri: str, whole: Collection[str] = ()) -> Iterator[tupl
         ) from error
     except AnnotationError:
         raise
-    except (ParseError, ValueError, LookupError) as error:
+    except (defused.ParseError, ValueError, LookupError) as error:
         raise AnnotationError(
             f"{where}: is not complete XML: {error}; export it again", uri=uri
         ) from error

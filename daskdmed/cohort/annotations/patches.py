@@ -22,9 +22,9 @@ import numpy.typing as npt
 from daskdmed.core.errors import (
     AnnotationError,
     AnnotationNotFoundError,
-    MissingExtraError,
     UsageError,
 )
+from daskdmed.core.extras import extra
 from daskdmed.core.files import new_file
 from daskdmed.core.frozen import FrozenMapping, plain
 from daskdmed.core.places import local
@@ -131,16 +131,11 @@ class PatchCoordinates:
         Raises
         ------
         AnnotationError
-            The file is not HDF5 or contradicts itself: no ``coords``, no patch size, sizes
-            that do not belong together, features of another number of patches, coordinates
-            outside the slide. Names the file and the numbers.
-        AnnotationNotFoundError
-            There is no such file.
-        MissingExtraError
-            h5py is not installed.
+            There is no such file, it is not HDF5, or contradicts itself: no ``coords``, sizes
+            that do not belong together, coordinates outside the slide...
         """
         uri = str(local(path, "patch coordinates", AnnotationError))
-        h5py = _h5py()
+        h5py = extra("h5py", "hdf5", "patch coordinates need")
         try:
             with h5py.File(uri, "r") as file:
                 coords, attributes = _contents(file)
@@ -160,25 +155,13 @@ class PatchCoordinates:
     def write(self, path: PathLike, format: Format = "trident") -> None:
         """Write a file that TRIDENT or CLAM reads; an existing one is replaced.
 
-        Parameters
-        ----------
-        path : path
-            The file.
-        format : {"trident", "clam"}
-            TRIDENT needs `power0` and `power`, and square patches of whole level-0 pixels;
-            CLAM needs `level`.
-
-        Raises
-        ------
-        AnnotationError
-            What the format needs is not known, or an attribute is none of HDF5's.
-        StoreError
-            The file cannot be written.
+        TRIDENT's format needs `power0`, `power` and `extent0`, and square patches of whole
+        level-0 pixels, CLAM's needs `level`: an `AnnotationError` when these are not known.
         """
         if format not in ("trident", "clam"):
             raise UsageError(f'format is "trident" or "clam", got {format!r}')
         facts = self._as_trident() if format == "trident" else self._as_clam()
-        h5py = _h5py()
+        h5py = extra("h5py", "hdf5", "patch coordinates need")
         uri = os.fspath(path)
         try:
             with new_file(path, overwrite=True) as partial, h5py.File(partial, "w") as file:
@@ -245,21 +228,10 @@ class PatchCoordinates:
     def from_annotations(
         cls, annotations: Annotations, patch_size: int, **facts: Any
     ) -> PatchCoordinates:
-        """The reverse of `to_annotations`.
+        """The reverse of `to_annotations`; `facts` are other parameters of the class.
 
-        Parameters
-        ----------
-        annotations : Annotations
-            Boxes along the axes, all of one size, with whole corners.
-        patch_size : int
-            Side of a patch in pixels.
-        **facts
-            Other parameters of the class: ``level=``, ``power0=``...
-
-        Raises
-        ------
-        AnnotationError
-            There is no box, or one is not a box or of another size; names it.
+        The annotations are boxes along the axes, all of one size, with whole corners; an
+        `AnnotationError` names the first that is not.
         """
         boxes = annotations.shapes.bounds
         if len(boxes) == 0:
@@ -278,16 +250,6 @@ class PatchCoordinates:
             )
         size = float(sizes[0][0]), float(sizes[0][1])
         return cls(_whole(boxes[:, :2]), patch_size, size, **facts)
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtraError(
-            "patch coordinates need h5py; install it with: pip install 'daskdmed[hdf5]'"
-        ) from error
-    return h5py
 
 
 def _whole(coords: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.extras import extra
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -25,13 +25,7 @@ _POINT, _LINE, _RING, _POLYGON, _FIRST_COLLECTION = 0, 1, 2, 3, 4
 @functools.cache
 def require_shapely() -> Any:
     """The shapely module."""
-    try:
-        import shapely
-    except ImportError as error:
-        raise MissingExtraError(
-            "annotations need shapely; install it with: pip install 'daskdmed[annotations]'"
-        ) from error
-    return shapely
+    return extra("shapely", "annotations", "annotations need")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
@@ -83,7 +84,8 @@ class Annotations(Sequence[Annotation]):
     ) -> Annotations:
         """Exact outlines of a mask or a label map, along its pixels' borders.
 
-        Painting the result on the grid of the mask gives the mask back.
+        One polygon, with holes, per region of pixels connected along their sides. Painting
+        the result on the grid of the mask gives the mask back.
 
         Parameters
         ----------
@@ -96,11 +98,6 @@ class Annotations(Sequence[Annotation]):
             not name being left out. A sequence names the values 1, 2, ...
         origin : (float, float)
             Level-0 position (x, y) of the mask's corner.
-
-        Returns
-        -------
-        Annotations
-            One polygon, with holes, per region of pixels connected along their sides.
         """
         from daskdmed.cohort.annotations.outlines import outlines
 
@@ -124,16 +121,12 @@ class Annotations(Sequence[Annotation]):
     @property
     def counts(self) -> dict[str | None, int]:
         """Number of shapes of each label; None counts those without one."""
-        counts: dict[str | None, int] = {}
-        for item in self._items:
-            counts[item.label] = counts.get(item.label, 0) + 1
-        return counts
+        return dict(Counter(item.label for item in self._items))
 
     @property
     def areas(self) -> npt.NDArray[np.float64]:
         """Level-0 square pixels of each shape; 0 for lines and points."""
-        areas: npt.NDArray[np.float64] = require_shapely().area(self.geometries)
-        return areas
+        return np.asarray(require_shapely().area(self.geometries))
 
     @property
     def area(self) -> float:
@@ -180,14 +173,8 @@ class Annotations(Sequence[Annotation]):
     ) -> Annotations:
         """Those that match all that is given, in the same order.
 
-        Parameters
-        ----------
-        labels : str, iterable of str, or callable, optional
-            Labels to keep (None is "without a label"), or ``f(annotation) -> bool``.
-        bounds : (x0, y0, x1, y1), optional
-            Keep shapes that touch this box of the level-0 frame.
-        kinds : iterable of str, optional
-            Object types to keep ("annotation", "detection"...).
+        `labels` to keep (None is "without a label"), or ``f(annotation) -> bool``; shapes that
+        touch the box `bounds` of the level-0 frame; object types ("annotation", "detection"...).
         """
         keep = np.ones(len(self), bool)
         if callable(labels):
@@ -242,9 +229,10 @@ class Annotations(Sequence[Annotation]):
             Pixels (y, x).
         downsample : float or (float, float)
             Level-0 pixels per pixel along (y, x), any positive numbers.
-        classes : Categories, mapping of label to int, or sequence
-            Which label paints which number: a sequence gives 1, 2, ...; see `Categories`
-            for superclasses. In a mapping 0 erases and None names shapes without a label.
+        classes : Categories, mapping or sequence
+            Which label paints which number: ``{label: number}``, where 0 erases and None
+            names shapes without a label; or `Categories`, or what these are made of, which
+            number themselves 1, 2, ...
         multichannel : bool
             One channel of zeros and ones per class instead of numbers; shapes of different
             classes do not hide each other there.
@@ -301,22 +289,11 @@ class Annotations(Sequence[Annotation]):
         labels : str or iterable of str, optional
             Labels that count; without it every shape does. One that no shape of this slide
             has counts nowhere: slides of a cohort differ.
-        extent0 : (int, int)
-            Level-0 extent (y, x) of the image.
-        scale : float or (float, float)
-            Level-0 pixels per mask pixel along (y, x).
+        extent0, scale
+            Level-0 extent of the image, and level-0 pixels per mask pixel, along (y, x): the
+            mask has one divided by the other, rounded up.
         all_touched : bool
             Pixels that are covered in part count.
-
-        Returns
-        -------
-        ndarray of bool
-            (rows, columns): `extent0` divided by `scale`, rounded up.
-
-        Raises
-        ------
-        UsageError
-            `labels` is empty.
         """
         pair = pair_of(scale)
         sizes = [int(np.ceil(n / s - 1e-6)) for n, s in zip(extent0, pair, strict=True)]
@@ -343,17 +320,8 @@ class Annotations(Sequence[Annotation]):
     ) -> AnnotationView:
         """The annotations as an image on another image's grid: a target for the loader.
 
-        Parameters
-        ----------
-        like : ImageView
-            ``slide.view(level=1)`` or ``record.view(...)``: extent and resolution.
-        classes, multichannel, all_touched, dtype
-            As in `rasterize`.
-
-        Raises
-        ------
-        GeometryError
-            `like` has not two spatial axes.
+        `like` is ``slide.view(level=1)`` or ``record.view(...)``, with two spatial axes: extent
+        and resolution. The rest is as in `rasterize`.
         """
         from daskdmed.cohort.annotations.view import AnnotationView
 
@@ -372,22 +340,11 @@ class Annotations(Sequence[Annotation]):
         all_touched: bool = False,
         dtype: npt.DTypeLike = "u1",
     ) -> da.Array:
-        """A lazy array that lies block for block on an image's array.
+        """A lazy array, (y, x[, channels]), that lies block for block on an image's array.
 
-        Parameters
-        ----------
-        like : ImageView
-            The image's view.
-        chunks : int, (int, int), or tuple of tuples
-            As given to ``Slide.to_dask``, which rounds them down to whole storage tiles in
-            the same way; or the ``chunks`` of a Dask array, taken as they are.
-        classes, multichannel, all_touched, dtype
-            As in `rasterize`.
-
-        Returns
-        -------
-        dask.array.Array
-            (y, x) or (y, x, channels); its name depends on the content only.
+        `chunks` are as given to ``Slide.to_dask``, which rounds them down to whole storage
+        tiles in the same way; or those of a Dask array, taken as they are. The rest is as of
+        `view`. The name of the array depends on the content only.
         """
         from daskdmed.images.lazy import to_dask
 
@@ -402,22 +359,10 @@ class Annotations(Sequence[Annotation]):
     @overload
     def to_geojson(self, path: PathLike, *, offset: Any = None) -> None: ...
     def to_geojson(self, path: PathLike | None = None, *, offset: Any = None) -> str | None:
-        """Write a GeoJSON FeatureCollection that QuPath imports.
+        """Write a GeoJSON FeatureCollection that QuPath imports; without a path give the text.
 
-        Parameters
-        ----------
-        path : path, optional
-            File to write, replaced whole; gzip when it ends in ``.gz``. Without it the text
-            is returned.
-        offset : (x, y) or Slide, optional
-            Subtracted from every coordinate: the reverse of `read_annotations`.
-
-        Raises
-        ------
-        AnnotationError
-            A property is not JSON's.
-        StoreError
-            The file cannot be written.
+        The file is replaced whole, and packed when it ends in ``.gz``. `offset`, (x, y) or a
+        slide, is subtracted from every coordinate: the reverse of `read_annotations`.
         """
         return write_geojson(self, path, offset)
 

@@ -233,7 +233,7 @@ def target_view(
     multichannel: bool = False,
     all_touched: bool = False,
 ) -> ImageView:
-    """A record as a target on an image's grid.
+    """A record as a target on an image's grid: a view with the spatial shape of `like`.
 
     Parameters
     ----------
@@ -243,23 +243,17 @@ def target_view(
         The image's view.
     classes : Categories, mapping or sequence, optional
         For annotations required, see ``Annotations.rasterize``. For a label map optional:
-        which of its values make which class; without it, it is taken as it is.
+        `Categories`, or what makes them, of its values; without it, it is taken as it is.
     multichannel : bool
         One channel of zeros and ones per class.
     all_touched : bool
         Annotations paint pixels that they cover in part. Does not apply to label maps.
 
-    Returns
-    -------
-    ImageView
-        With the spatial shape of `like`.
-
     Raises
     ------
-    UsageError
-        Annotations without `classes`, or options that the record cannot follow.
-    DatasetError
-        A label map that has no resolution of the extent of `like`.
+    UsageError, DatasetError
+        Annotations without `classes`, options that the record cannot follow, or a label map
+        that has no resolution of the extent of `like`.
     """
     if record.is_annotations:
         annotations = record.annotations()

@@ -21,19 +21,9 @@ from daskdmed.cohort.tissue.html import slide_overlay
 from daskdmed.cohort.tissue.mask import TissueMask
 from daskdmed.cohort.tissue.methods import RULES, clean, detect, detect_intensity
 from daskdmed.cohort.tissue.picture import preview
-from daskdmed.cohort.tissue.source import (
-    ASSUMED_UM,
-    Source,
-    grid_shape,
-    source_of,
-)
-from daskdmed.core.errors import (
-    DaskdmedError,
-    DatasetError,
-    GeometryError,
-    ResolutionError,
-    UsageError,
-)
+from daskdmed.cohort.tissue.source import ASSUMED_UM, Source, grid_shape, source_of
+from daskdmed.core import errors
+from daskdmed.core.errors import DaskdmedError, GeometryError, ResolutionError, UsageError
 from daskdmed.core.types import Array, OnError, OnTileError
 from daskdmed.core.work import run_all
 from daskdmed.images.arrayview import ArrayView
@@ -125,14 +115,8 @@ def tissue_mask(
     ------
     UsageError
         A method that does not fit the image, or a callable with a result of another shape.
-    ResolutionError
-        Micrometers are given and the image has no mpp.
-    GeometryError
-        A mask with another aspect ratio or number of axes.
-    ImageNotFoundError, UnsupportedImageError, CorruptImageError
-        From the image or the mask file.
-    MissingExtraError
-        scikit-image is needed and not installed.
+    ResolutionError, GeometryError
+        Micrometers for an image without mpp; a mask with another aspect ratio or axes.
 
     Notes
     -----
@@ -339,13 +323,6 @@ def tissue_masks(
     Results: dict of str to TissueMask
         By patient id as text, in the order of the dataset; ``failures`` lists what was left
         out.
-
-    Raises
-    ------
-    DatasetError
-        A patient has no such record, or no mask could be made under "skip".
-    UsageError
-        A patient has no entry in the mapping of methods.
     """
     images = images_of(dataset, Request(record, spatial_ndim=spatial_ndim, tile_error=tile_error))
     left_out = LeftOut(on_error, len(images))
@@ -391,7 +368,7 @@ def _lives_on_cluster(image: Image) -> bool:
     """Whether it is a persisted array, whose blocks only its own client can ask for."""
     try:
         record = image.record
-    except DatasetError:  # said when the image's turn comes
+    except errors.DatasetError:  # said when the image's turn comes
         return False
     array = record.array
     return array is not None and ArrayView(array, array.ndim).remote is not None

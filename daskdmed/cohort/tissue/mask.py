@@ -50,19 +50,6 @@ class TissueMask:
         `data` has no axes or no pixels, or the sizes contradict each other.
     """
 
-    __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "_count",
-        "_packed",
-        "_unpacked",
-        "method",
-        "mpp",
-        "picture",
-        "scale",
-        "shape",
-        "shape0",
-    )
     shape: tuple[int, ...]
     shape0: tuple[int, ...]
     scale: tuple[float, ...]
@@ -85,30 +72,17 @@ class TissueMask:
     ) -> None:
         values = np.ascontiguousarray(np.asarray(data) != 0)
         extent = _extent(values.shape, scale, shape0)
-        packed = zlib.compress(np.packbits(values).tobytes(), 1)
-        count = int(np.count_nonzero(values))
-        self._fill(packed, values.shape, extent, count, method, mpp, picture)
-
-    def _fill(
-        self,
-        packed: bytes,
-        shape: tuple[int, ...],
-        shape0: tuple[int, ...],
-        count: int,
-        method: str,
-        mpp: tuple[float, float] | None,
-        picture: bytes,
-    ) -> None:
-        put = functools.partial(object.__setattr__, self)
-        put("_packed", packed)
-        put("_unpacked", None)
-        put("_count", count)
-        put("shape", tuple(int(n) for n in shape))
-        put("shape0", shape0)
-        put("scale", tuple(e / n for e, n in zip(shape0, shape, strict=True)))
-        put("method", str(method))
-        put("mpp", None if mpp is None else (float(mpp[0]), float(mpp[1])))
-        put("picture", bytes(picture))
+        self.__dict__.update(
+            _packed=zlib.compress(np.packbits(values).tobytes(), 1),
+            _unpacked=None,
+            _count=int(np.count_nonzero(values)),
+            shape=values.shape,
+            shape0=extent,
+            scale=tuple(e / n for e, n in zip(extent, values.shape, strict=True)),
+            method=str(method),
+            mpp=None if mpp is None else (float(mpp[0]), float(mpp[1])),
+            picture=bytes(picture),
+        )
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a TissueMask cannot be changed (setting {name!r}); make a new one")
@@ -124,7 +98,7 @@ class TissueMask:
         values = np.unpackbits(bits, count=math.prod(self.shape)).view(np.bool_)
         values = values.reshape(self.shape)
         values.flags.writeable = False
-        object.__setattr__(self, "_unpacked", weakref.ref(values))
+        self.__dict__["_unpacked"] = weakref.ref(values)
         return values
 
     @property
@@ -169,23 +143,10 @@ class TissueMask:
 
     # ---------------------------------------------------------------- shares of regions
     def fraction_of(self, region: Region) -> float:
-        """Share of a level-0 region that is tissue.
+        """Share of a level-0 region that is tissue, in [0, 1].
 
-        Parameters
-        ----------
-        region : Region
-            Level-0 pixels, array order. It may reach over the border: what counts is the
-            part inside the image, as for the windows of a masked heatmap.
-
-        Returns
-        -------
-        float
-            The exact area-weighted mean of the mask, in [0, 1]; 0 for a region outside.
-
-        Raises
-        ------
-        GeometryError
-            The region has another number of axes.
+        The exact area-weighted mean of the mask over the part of the region inside the image,
+        as for the windows of a masked heatmap; 0 for a region outside.
         """
         self._same_axes(region.origin, "a region")
         boxes = []
@@ -198,19 +159,9 @@ class TissueMask:
         return min(1.0, max(0.0, value))
 
     def fractions(self, origins: ArrayLike, shape: tuple[int, ...]) -> Array:
-        """`fraction_of` many regions of one size, by an integral image.
+        """`fraction_of` many regions of one shape, by an integral image: (n,) float64.
 
-        Parameters
-        ----------
-        origins : array-like
-            (n, axes) first pixel of each region, level 0, array order.
-        shape : tuple of int
-            Their extent along each axis, level-0 pixels.
-
-        Returns
-        -------
-        ndarray of float64
-            (n,), each in [0, 1].
+        `origins` are (n, axes), the first level-0 pixel of each region in array order.
         """
         first = np.asarray(origins, np.float64)
         if first.ndim != 2 or first.shape[1] != self.ndim:
@@ -253,9 +204,8 @@ class TissueMask:
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "TissueMask", self.token
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        facts = (self._packed, self.shape, self.shape0, self._count)
-        return _rebuild, (*facts, self.method, self.mpp, self.picture)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unpacked": None}
 
     # ---------------------------------------------------------------- files
     def save(self, path: PathLike) -> None:
@@ -296,20 +246,6 @@ class TissueMask:
         from daskdmed.cohort.tissue.picture import mask_html
 
         return mask_html(self)
-
-
-def _rebuild(
-    packed: bytes,
-    shape: tuple[int, ...],
-    shape0: tuple[int, ...],
-    count: int,
-    method: str,
-    mpp: tuple[float, float] | None,
-    picture: bytes,
-) -> TissueMask:
-    mask = TissueMask.__new__(TissueMask)
-    mask._fill(packed, shape, shape0, count, method, mpp, picture)
-    return mask
 
 
 def _extent(

@@ -8,14 +8,13 @@ Not covered: reading thumbnails (`daskdmed.cohort.tissue.source`).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.extras import extra
 from daskdmed.core.types import Array
 
 #: structures below this, in micrometers, do not decide what is tissue
@@ -40,13 +39,8 @@ class Rule:
 
 def skimage(module: str) -> Any:
     """A module of scikit-image."""
-    try:
-        return importlib.import_module(f"skimage.{module}")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"tissue masks need scikit-image ({error}); pip install 'daskdmed[tissue]', or give "
-            "a mask as an array or a file"
-        ) from error
+    what = "tissue masks need scikit-image, or are given as an array or a file:"
+    return extra(f"skimage.{module}", "tissue", what)
 
 
 # -------------------------------------------------------------------- scores of bright fields
