@@ -10,7 +10,7 @@ This module does not cover errors of libraries underneath: those are chained as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 #: how much of a list a message shows
 _SHOWN = 10
@@ -18,6 +18,9 @@ _SHOWN = 10
 
 class DaskdmedError(Exception):
     """Base class of all errors of this library."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class UsageError(DaskdmedError, ValueError):
@@ -31,8 +34,10 @@ class ImageError(DaskdmedError, OSError):
         super().__init__(message)
         self.uri = uri
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
+    @classmethod
+    def of(cls, uri: str, what: str) -> Self:
+        """An error whose message begins with the image."""
+        return cls(f"{uri}: {what}", uri=uri)
 
 
 class ImageNotFoundError(ImageError, FileNotFoundError):
@@ -92,9 +97,6 @@ class LoaderError(DaskdmedError, RuntimeError):
         self.patient = patient
         self.record = record
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
-
 
 class LoaderClosedError(LoaderError):
     """The loader was closed, or was never started."""
@@ -123,9 +125,6 @@ class AnnotationError(DaskdmedError, ValueError):
         super().__init__(message)
         self.uri = uri
         self.index = index
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class AnnotationNotFoundError(AnnotationError, FileNotFoundError):

@@ -126,11 +126,12 @@ class _Digest:
 
     def _object(self, value: Any, depth: int) -> None:
         module = type(value).__module__
-        if _is_tensor(value):
+        torch = sys.modules.get("torch")  # without it there is nothing of it
+        if torch is not None and isinstance(value, torch.Tensor):
             self._put(str(value.dtype), tuple(value.shape))
             self._array(_tensor_bytes(value))
             return
-        if _is_module(value):
+        if torch is not None and isinstance(value, torch.nn.Module):
             self._network(value, depth)
             return
         if not _installed(module):
@@ -175,16 +176,6 @@ def _installed(module: str | None) -> bool:
     if module == "__main__" or found is None:
         return False
     return path is None or "site-packages" in path or path.startswith(sys.base_prefix + "/lib")
-
-
-def _is_module(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.nn.Module)
-
-
-def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _tensor_bytes(value: Any) -> np.ndarray[Any, Any]:

@@ -11,6 +11,25 @@ import numpy as np
 
 from daskdmed.core.errors import ResolutionError
 
+#: UDUNITS names as OME-Zarr has them, and the usual symbols
+_MICROMETERS = {
+    **dict.fromkeys(("picometer", "pm"), 1e-6),
+    **dict.fromkeys(("angstrom", "å"), 1e-4),
+    **dict.fromkeys(("nanometer", "nm"), 1e-3),
+    **dict.fromkeys(("micrometer", "micron", "microns", "um", "µm", "μm"), 1.0),
+    **dict.fromkeys(("millimeter", "mm"), 1e3),
+    **dict.fromkeys(("centimeter", "cm"), 1e4),
+    **dict.fromkeys(("decimeter", "dm"), 1e5),
+    **dict.fromkeys(("meter", "m"), 1e6),
+    **dict.fromkeys(("inch", "in"), 25400.0),
+    **dict.fromkeys(("foot", "ft"), 304800.0),
+}
+
+
+def micrometers_per(unit: str | None) -> float | None:
+    """Micrometers per unit of length; None when it is not given, or is none."""
+    return _MICROMETERS.get((unit or "").lower())
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:

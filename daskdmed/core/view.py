@@ -183,12 +183,8 @@ class ImageView:
     def read_padded(self, region: Region, out: Array | None = None) -> Array:
         """Pixels of any region; where it lies outside the image they are the background.
 
-        Parameters
-        ----------
-        region : Region
-            In pixels of the view; may lie partly or wholly outside.
-        out : ndarray, optional
-            As in `read`. Without it recycled memory, see `daskdmed.core.buffers`.
+        The region may lie partly or wholly outside; `out` as in `read`, without it recycled
+        memory, see `daskdmed.core.buffers`.
 
         Raises
         ------

@@ -44,14 +44,6 @@ class ArrayView(ImageView):
         three channels of uint8, 0 for other unsigned integers, bools and floats; signed
         integers have none, because what is empty in CT is not 0 but -1024.
 
-    Raises
-    ------
-    GeometryError
-        The array has fewer axes than `spatial_ndim`, unknown (NaN) chunks, or more than
-        one axis behind the spatial ones; or `spacing` does not have one number per axis.
-    UsageError
-        `background` does not fit the channels or the sample type.
-
     Notes
     -----
     Big-endian values are read in the machine's own order, which models need.
@@ -103,12 +95,10 @@ class ArrayView(ImageView):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Array shape, spatial axes first."""
         return self._shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Sample type."""
         return self._dtype
 
     @property
@@ -180,13 +170,11 @@ class ArrayView(ImageView):
         return view
 
     def attached(self, values: Array) -> ArrayView:
-        """A detached view with the values of its region."""
         view = copy.copy(self)
         view.array = da.from_array(np.asarray(values), chunks=-1, name=False)
         return view
 
     def delivery(self, region: Region) -> da.Array:
-        """The region of the array."""
         part: da.Array = self.array[self._local(region).slices]
         return part
 

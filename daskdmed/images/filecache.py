@@ -178,10 +178,10 @@ def open_reader(key: FileKey) -> Reader:
     backend = get_backend(key.backend)
     found = backend.fingerprint(key.uri)
     if found != key.fingerprint:
-        raise ImageError(
-            f"{key.uri}: the file changed since the slide was opened (it was "
+        raise ImageError.of(
+            key.uri,
+            f"the file changed since the slide was opened (it was "
             f"{key.fingerprint}, it is {found}); open the slide again",
-            uri=key.uri,
         )
     return open_image(backend, key.uri, key.image)
 

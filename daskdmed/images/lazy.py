@@ -93,12 +93,8 @@ def _edges(view: ImageView, chunks: Any) -> _Edges:
             f"the whole axis, or the chunks of a Dask array, got {chunks!r}"
         )
     sizes = (align_chunk(*axis) for axis in zip(numbers, view.tile_shape, shape, strict=True))
-    return tuple(_regular(extent, size) for extent, size in zip(shape, sizes, strict=True))
-
-
-def _regular(extent: int, size: int) -> tuple[int, ...]:
-    whole, rest = divmod(extent, size)
-    return (size,) * whole + ((rest,) if rest else ())
+    axes = zip(shape, sizes, strict=True)
+    return tuple((n,) * (extent // n) + ((extent % n,) if extent % n else ()) for extent, n in axes)
 
 
 def _require_graphs() -> None:

@@ -62,9 +62,6 @@ _EXACT = 1 / 600
 #: (height, width) of storage tiles where OpenSlide does not tell
 _USUAL_TILE = 512
 
-_cache_lock = threading.Lock()
-_cache: Any = None
-
 
 class OpenSlideBackend:
     """Opens what OpenSlide opens. Needs the extra ``openslide``."""
@@ -88,11 +85,10 @@ class OpenSlideBackend:
             return False
 
     def open(self, uri: str) -> Reader:
-        """Open a local slide."""
         path = local_path(uri)
         if path is None:
-            raise UnsupportedImageError(
-                f"{uri}: OpenSlide reads local files only; download the slide first", uri=uri
+            raise UnsupportedImageError.of(
+                uri, "OpenSlide reads local files only; download the slide first"
             )
         check_readable(uri, path)
         if os.path.isdir(path):
@@ -107,7 +103,7 @@ class OpenSlideBackend:
         """Size and modification time of the file and of the files it refers to."""
         path = local_path(uri)
         if path is None:
-            raise UnsupportedImageError(f"{uri}: OpenSlide reads local files only", uri=uri)
+            raise UnsupportedImageError.of(uri, "OpenSlide reads local files only")
         return fingerprint_files(uri, [path, *_companions(path)])
 
 
@@ -127,7 +123,7 @@ class OpenSlideReader(BaseReader):
             self.info = _describe(self._handle)
             self._downsamples: tuple[float, ...] = self._handle.level_downsamples
         except _openslide().OpenSlideError as error:
-            raise CorruptImageError(f"{uri}: OpenSlide fails: {error}", uri=uri) from error
+            raise CorruptImageError.of(uri, f"OpenSlide fails: {error}") from error
 
     def read(
         self,
@@ -137,7 +133,6 @@ class OpenSlideReader(BaseReader):
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
         target = prepare_output(self._uri, self.info, level, region, out)
         tile = self.info.levels[level].tile_shape
         steps = tuple(max(1, _PIECE // t) * t if t <= _PIECE else _PIECE for t in tile)
@@ -151,14 +146,13 @@ class OpenSlideReader(BaseReader):
         return target
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, 3) uint8, over the background."""
         if name not in self.info.associated:
             raise self._no_associated(name)
         try:
             rgba = self._attempt(lambda handle: np.asarray(handle.associated_images[name]))
         except _OpenSlideFailed as error:
-            raise CorruptImageError(
-                f"{self._uri}: associated image {name!r} cannot be decoded: {error}", uri=self._uri
+            raise CorruptImageError.of(
+                self._uri, f"associated image {name!r} cannot be decoded: {error}"
             ) from error
         out = np.empty((*rgba.shape[:2], 3), np.uint8)
         _blend(rgba, self.info.background, out)
@@ -225,37 +219,35 @@ def _open_handle(uri: str, path: str) -> Any:
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise UnsupportedImageError(
-            f"{uri}: OpenSlide does not know this format; check that it is a slide, and for "
-            f"MRXS and VMS that the files beside it are there",
-            uri=uri,
+        raise UnsupportedImageError.of(
+            uri,
+            "OpenSlide does not know this format; check that it is a slide, and for "
+            "MRXS and VMS that the files beside it are there",
         ) from error
     except openslide.OpenSlideError as error:
         if _UNSUPPORTED.search(str(error)):
-            raise UnsupportedImageError(
-                f"{uri}: OpenSlide does not read it: {error}; convert it", uri=uri
+            raise UnsupportedImageError.of(
+                uri, f"OpenSlide does not read it: {error}; convert it"
             ) from error
-        raise CorruptImageError(
-            f"{uri}: OpenSlide cannot open it: {error}; the file is truncated or damaged, "
-            f"copy it again",
-            uri=uri,
+        raise CorruptImageError.of(
+            uri,
+            f"OpenSlide cannot open it: {error}; the file is truncated or damaged, copy it again",
         ) from error
-    cache = _shared_cache(openslide)
+    cache = _shared_cache()
     if cache is not None:
         handle.set_cache(cache)
     return handle
 
 
-def _shared_cache(openslide: Any) -> Any:
+@functools.cache
+def _shared_cache() -> Any:
     """One cache per process: the default of 32 MiB per handle adds up over many slides."""
-    global _cache
-    with _cache_lock:
-        if _cache is None:
-            try:
-                _cache = openslide.OpenSlideCache(_CACHE_BYTES)
-            except openslide.OpenSlideVersionError as error:
-                logger.debug("every slide has its own cache: %s", error)
-        return _cache
+    openslide = _openslide()
+    try:
+        return openslide.OpenSlideCache(_CACHE_BYTES)
+    except openslide.OpenSlideVersionError as error:
+        logger.debug("every slide has its own cache: %s", error)
+        return None
 
 
 def _describe(handle: Any) -> SlideInfo:

@@ -21,59 +21,38 @@ from daskdmed.core.view import FailedTile
 
 @dataclass(frozen=True, slots=True)
 class LevelInfo:
-    """One level of the pyramid.
+    """One level of the pyramid."""
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Of what `Reader.read` returns: (height, width, channels) of slides, in general
-        ``(*space, channels)``.
-    tile_shape : tuple of int
-        Of a storage tile along the spatial axes; for strips (rows per strip, width).
-    downsample : tuple of float
-        Level-0 pixels per pixel along each spatial axis, exact: level-0 extent / this extent.
-    """
-
+    #: of what `Reader.read` returns, ``(*space, channels)``: (height, width, channels) of slides
     shape: tuple[int, ...]
+    #: of a storage tile along the spatial axes; for strips (rows per strip, width)
     tile_shape: tuple[int, ...]
+    #: level-0 pixels per pixel along each spatial axis, exact: level-0 extent / this extent
     downsample: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
-    """What is known of a slide once it is open. Small, picklable.
+    """What is known of a slide once it is open. Small, picklable."""
 
-    Parameters
-    ----------
-    levels : tuple of LevelInfo
-        Largest first.
-    dtype : str
-        NumPy name of the sample type, "uint8" or "uint16" as a rule.
-    background : tuple of int
-        Value of pixels outside the image and of missing tiles, one per channel: white for
-        RGB, 0 for single-channel fluorescence, the file's own background when it names one.
-    mpp : tuple of float or None
-        (x, y) micrometers per pixel at level 0.
-    power : float or None
-        Objective power.
-    vendor : str
-        OpenSlide's name of the vendor, or "generic-tiff", "ome", "ome-zarr"...
-    properties : mapping
-        Every property name that OpenSlide gives for such a file and the data allow, as str.
-    associated : tuple of str
-        Names of associated images ("label", "macro", "thumbnail").
-    images : tuple of str
-        Names of all images of the file, when it holds several that may be the slide.
-    """
-
+    #: largest first
     levels: tuple[LevelInfo, ...]
+    #: NumPy name of the sample type, "uint8" or "uint16" as a rule
     dtype: str
+    #: pixels outside the image and missing tiles, one per channel: white for RGB, 0 for
+    #: single-channel fluorescence, the file's own background when it names one
     background: tuple[int, ...]
+    #: (x, y) micrometers per pixel at level 0
     mpp: tuple[float, float] | None = None
+    #: objective power
     power: float | None = None
+    #: OpenSlide's name of the vendor, or "generic-tiff", "ome", "ome-zarr"...
     vendor: str = ""
+    #: every property name that OpenSlide gives for such a file and the data allow, as str
     properties: Mapping[str, str] = field(default_factory=dict)
+    #: names of associated images ("label", "macro", "thumbnail")
     associated: tuple[str, ...] = ()
+    #: names of all images of the file, when it holds several that may be the slide
     images: tuple[str, ...] = ()
 
     @property
@@ -98,10 +77,7 @@ class Reader(Protocol):
 
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """The last tiles that ``tile_error="fill"`` painted with the background.
-
-        `daskdmed.images.readers.TileFailures` keeps them.
-        """
+        """The last tiles that ``tile_error="fill"`` painted, see `BaseReader` in `readers`."""
         ...
 
     def read(
@@ -165,14 +141,10 @@ class Backend(Protocol):
         ...
 
     def open(self, uri: str) -> Reader:
-        """Open a file.
+        """Open a file, or raise in bounded time and memory what names it and a remedy.
 
-        Raises
-        ------
-        ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
-            Typed, naming the file and a remedy, in bounded time and memory.
-        MissingExtraError
-            The library underneath is not installed.
+        `ImageNotFoundError`, `ImagePermissionError`, `UnsupportedImageError`,
+        `CorruptImageError`; `MissingExtraError` when the library underneath is not installed.
         """
         ...
 

@@ -175,7 +175,7 @@ class BaseReader:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ImageError(f"{self._uri}: the reader is closed", uri=self._uri)
+            raise ImageError.of(self._uri, "the reader is closed")
 
     def _no_associated(self, name: str) -> UsageError:
         there = ", ".join(self.info.associated) or "none"

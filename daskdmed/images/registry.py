@@ -104,8 +104,8 @@ def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
     if not is_remote(uri):
         fingerprint(uri)  # says plainly that the file is not there
         if os.path.isfile(uri) and os.path.getsize(uri) == 0:
-            raise CorruptImageError(
-                f"{uri}: the file is empty (0 bytes); fetch it again from where it came", uri=uri
+            raise CorruptImageError.of(
+                uri, "the file is empty (0 bytes); fetch it again from where it came"
             )
     reasons = []
     is_known = False
@@ -159,10 +159,10 @@ def open_image(backend: Backend, uri: str, image: str) -> Reader:
         return backend.open(uri)
     opener: Callable[[str, str], Reader] | None = getattr(backend, "open_image", None)
     if opener is None:
-        raise UnsupportedImageError(
-            f"{uri}: the backend {backend.name!r} knows one image per file, image={image!r} is "
+        raise UnsupportedImageError.of(
+            uri,
+            f"the backend {backend.name!r} knows one image per file, image={image!r} is "
             "none of it; leave image= away",
-            uri=uri,
         )
     return opener(uri, image)
 

@@ -103,10 +103,8 @@ def open_slides(
 
     Parameters
     ----------
-    uris : iterable of str or path-like
-        The slides.
-    backend : str, optional
-        As in `open_slide`.
+    uris, backend
+        Of each slide, as in `open_slide`.
     max_workers : int, optional
         Threads; default 8.
     on_error : {"raise", "skip"}
@@ -369,17 +367,12 @@ class Slide:
         return view.read_padded(Region(origin, (height, width)))
 
     def get_thumbnail(self, size: tuple[int, int]) -> Array:
-        """A small picture of the whole slide, averaged over areas.
+        """A small picture (height, width, channels) of the whole slide, averaged over areas.
 
         Parameters
         ----------
         size : (int, int)
             (width, height) to stay within; the aspect is kept.
-
-        Returns
-        -------
-        ndarray
-            (height, width, channels) of the slide's dtype.
         """
         width, height = _pair(size, "size")
         if width <= 0 or height <= 0:

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from daskdmed.core.errors import (
     CorruptImageError,
@@ -30,29 +30,6 @@ from daskdmed.core.types import PathLike
 
 #: read at most this much with one call, so that one damaged number cannot ask for terabytes
 MAX_READ = 2**31
-
-
-class Source(Protocol):
-    """Bytes of one file, readable from many threads at once."""
-
-    uri: str
-    size: int
-
-    def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes at `offset`; fewer only at the end of the file."""
-        ...
-
-    def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
-        """Several ranges at once; one round trip where the file system can do that."""
-        ...
-
-    def open_file(self) -> Any:
-        """A fresh seekable file object (or a path) for a parser that wants one."""
-        ...
-
-    def close(self) -> None:
-        """Release the handle. Idempotent."""
-        ...
 
 
 def normalize_uri(uri: PathLike) -> str:
@@ -102,20 +79,16 @@ def explain_os_error(exc: BaseException, uri: str) -> ImageError:
     if isinstance(exc, ImageError):
         return exc
     if isinstance(exc, FileNotFoundError | NotADirectoryError):
-        return ImageNotFoundError(f"{uri}: no such file; check the path", uri=uri)
+        return ImageNotFoundError.of(uri, "no such file; check the path")
     if isinstance(exc, PermissionError):
-        return ImagePermissionError(
-            f"{uri}: no permission to read the file; ask for read access", uri=uri
-        )
+        return ImagePermissionError.of(uri, "no permission to read the file; ask for read access")
     if isinstance(exc, IsADirectoryError):
-        return UnsupportedImageError(
-            f"{uri}: this is a directory, not a slide; name a file in it", uri=uri
-        )
+        return UnsupportedImageError.of(uri, "this is a directory, not a slide; name a file in it")
     if isinstance(exc, ImportError):
-        return UnsupportedImageError(
-            f"{uri}: reading this kind of URL needs another package: {exc}", uri=uri
+        return UnsupportedImageError.of(
+            uri, f"reading this kind of URL needs another package: {exc}"
         )
-    return ImageError(f"{uri}: cannot be opened: {type(exc).__name__}: {exc}", uri=uri)
+    return ImageError.of(uri, f"cannot be opened: {type(exc).__name__}: {exc}")
 
 
 class FinalError(UnsupportedImageError):
@@ -138,13 +111,13 @@ class LocalSource:
         self._lock: threading.Lock | None = None if hasattr(os, "pread") else threading.Lock()
 
     def read(self, offset: int, count: int) -> bytes:
-        """Bytes at an offset."""
+        """`count` bytes at an offset; fewer only at the end of the file."""
         if self._lock is not None:
             with self._lock:
                 os.lseek(self._fd, offset, os.SEEK_SET)
                 return os.read(self._fd, count)
         if count > MAX_READ:
-            raise CorruptImageError(f"{self.uri}: a single read of {count} bytes", uri=self.uri)
+            raise CorruptImageError.of(self.uri, f"a single read of {count} bytes")
         data = os.pread(self._fd, count, offset)
         if len(data) == count or offset + len(data) >= self.size:
             return data
@@ -156,7 +129,6 @@ class LocalSource:
         return data
 
     def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
-        """Several ranges, one after the other."""
         return list(map(self.read, offsets, counts))
 
     def open_file(self) -> Any:
@@ -164,7 +136,6 @@ class LocalSource:
         return Path(self.uri).open("rb")
 
     def close(self) -> None:
-        """Close the descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -181,15 +152,14 @@ class RemoteSource:
             raise IsADirectoryError(uri)
         size = info.get("size")
         if size is None:
-            raise UnsupportedImageError(
-                f"{uri}: the server does not tell the size, so ranges cannot be read; "
+            raise UnsupportedImageError.of(
+                uri,
+                "the server does not tell the size, so ranges cannot be read; "
                 "download the file first",
-                uri=uri,
             )
         self.size = int(size)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Bytes at an offset."""
         return self.read_many([offset], [count])[0]
 
     def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
@@ -207,16 +177,19 @@ class RemoteSource:
         """Servers and proxies without ranges answer with the whole file, from its beginning."""
         if len(data) <= stop - start:
             return data
-        raise RangeError(
-            f"{self.uri}: asked for the range of {stop - start} bytes at {start}, the server sent "
+        raise RangeError.of(
+            self.uri,
+            f"asked for the range of {stop - start} bytes at {start}, the server sent "
             f"{len(data)}, as those that ignore ranges send the whole file ({self.size} bytes); "
             f"download it, or open simplecache::{self.uri}, which downloads it once",
-            uri=self.uri,
         )
 
     def open_file(self) -> Any:
-        """A buffered file object."""
         return self._fs.open(self._path, "rb")
 
     def close(self) -> None:
         """Nothing to release: fsspec owns its connections."""
+
+
+#: bytes of one file, readable from many threads at once
+Source: TypeAlias = LocalSource | RemoteSource

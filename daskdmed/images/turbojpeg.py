@@ -53,15 +53,13 @@ class TurboJpeg:
         except AttributeError as exc:
             raise OSError(f"{path} is not the TurboJPEG library: {exc}") from exc
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._init.restype = pointer
-        self._init.argtypes = []
-        self._destroy.restype = number
-        self._destroy.argtypes = [pointer]
-        self._decompress.restype = number
-        self._decompress.argtypes = [
-            pointer, ctypes.c_char_p, ctypes.c_ulong, pointer,
-            number, number, number, number, number,
-        ]  # fmt: skip
+        stream = (ctypes.c_char_p, ctypes.c_ulong)
+        for function, result, *arguments in (
+            (self._init, pointer),
+            (self._destroy, number, pointer),
+            (self._decompress, number, pointer, *stream, pointer, *(number,) * 5),
+        ):
+            function.restype, function.argtypes = result, arguments
         self.path = path
         self._local = threading.local()
 
@@ -103,34 +101,26 @@ def library() -> TurboJpeg | None:
     named = os.environ.get(VARIABLE, "")
     if named.lower() in ("off", "0"):
         return None
-    if named:
-        return _named(named)
-    for path in _candidates():
+    for path in [named] if named else _candidates():
         try:
             found = TurboJpeg(path)
-        except OSError:
+        except OSError as exc:
+            if named:
+                raise UsageError(
+                    f"{VARIABLE}={path} is no TurboJPEG library ({exc}); name its file, set off "
+                    "to do without, or unset the variable to have it searched for"
+                ) from exc
             continue
         if agrees(found):
             _log.debug("JPEG tiles are decoded by %s", path)
             return found
+        if named:
+            raise UsageError(
+                f"{VARIABLE}={path} decodes to other pixels than imagecodecs; name another "
+                "library, or set off to do without"
+            )
         _log.warning("%s decodes to other pixels than imagecodecs, and is not used", path)
     return None
-
-
-def _named(path: str) -> TurboJpeg:
-    try:
-        found = TurboJpeg(path)
-    except OSError as exc:
-        raise UsageError(
-            f"{VARIABLE}={path} is no TurboJPEG library ({exc}); name its file, set off to "
-            "do without, or unset the variable to have it searched for"
-        ) from exc
-    if not agrees(found):
-        raise UsageError(
-            f"{VARIABLE}={path} decodes to other pixels than imagecodecs; name another "
-            "library, or set off to do without"
-        )
-    return found
 
 
 def _candidates() -> Iterator[str]:

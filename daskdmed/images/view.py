@@ -53,12 +53,10 @@ class SlideView(ImageView):
 
     @property
     def uri(self) -> str:
-        """The image."""
         return self.key.uri
 
     @property
     def backend(self) -> str:
-        """Name of the backend that reads it."""
         return self.key.backend
 
     @property
@@ -68,12 +66,10 @@ class SlideView(ImageView):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Sample type."""
         return np.dtype(self.dtype_name)
 
     @property
     def spatial_ndim(self) -> int:
-        """Two, (y, x), for slides."""
         return len(self.source_tile)
 
     @property
@@ -87,12 +83,10 @@ class SlideView(ImageView):
 
     @property
     def background(self) -> Array:
-        """Value of pixels outside the image, shape (channels,)."""
         return np.asarray(self.background_value, self.dtype)
 
     @property
     def token(self) -> str:
-        """Deterministic name of content and resolution."""
         facts = (self.key, self.level, self.shape, self.scale, self.tile_error)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
@@ -103,7 +97,6 @@ class SlideView(ImageView):
 
     @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """Tiles of the file that ``tile_error="fill"`` painted, see `Slide.failed_tiles`."""
         with cache.lease(self.key) as reader:
             return reader.failed_tiles
 

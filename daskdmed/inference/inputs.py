@@ -34,13 +34,7 @@ def as_location(out: PathLike | Store | None, client: Client | None) -> Location
         out = zarr.storage.MemoryStore()
     elif not isinstance(out, (str, os.PathLike)) and not hasattr(out, "supports_writes"):
         raise UsageError(f"out must be a path, a URL or a Zarr store, got {type(out).__name__}")
-    location = Location.of(out).writable()
-    if client is not None and location.in_memory:
-        raise UsageError(
-            "workers of a cluster cannot write into this process's memory; "
-            "give out= a path or URL that all of them see"
-        )
-    return location
+    return Location.of(out).writable(client)
 
 
 def locations_of(

@@ -1,9 +1,12 @@
-"""Tiles of a made slide: drawn once per (four corner labels, place in the texture), then reused.
+"""Tiles of a made slide: what lies where; drawn once per (corner labels, place), then reused.
 
 A tile's content is a pure function of its key. Inside a tile every label has a weight that
 runs bilinearly between the corners plus a periodic noise; the strongest label wins. Along an
 edge the weight depends on the two corners of that edge only, so borders meet without seams.
 Memory is bounded by least-recently-used memos.
+
+Where tissue, background and the two classes lie is told by labels on the corners of the tile
+grid, not on tiles, so that borders run through tiles. Pure and seeded.
 """
 
 from __future__ import annotations
@@ -19,13 +22,55 @@ from daskdmed.samples._texture import smooth_noise
 
 if TYPE_CHECKING:
     from daskdmed.core.types import Array
-    from daskdmed.samples._jpeg import JpegEncoder
+    from daskdmed.samples._pyramid import JpegEncoder
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 #: side of a mask cell is tile / CELLS
 CELLS = 8
+
+
+def _hills(rng: np.random.Generator, shape: tuple[int, int], scale: float, rough: float) -> Array:
+    """Noise with most of its power near one scale and a tail of finer detail."""
+    # twice the size, cut to one quarter: the Fourier noise is periodic, a slide is not
+    big = (2 * shape[0], 2 * shape[1])
+    spectrum = np.fft.rfft2(rng.standard_normal(big, dtype=np.float32))
+    fy = np.fft.fftfreq(big[0]).astype(np.float32)[:, None]
+    fx = np.fft.rfftfreq(big[1]).astype(np.float32)[None, :]
+    frequency = np.hypot(fy, fx) * scale
+    spectrum *= 1.0 / (1.0 + frequency**2) ** rough
+    spectrum[0, 0] = 0
+    field = np.fft.irfft2(spectrum, s=big)[: shape[0], : shape[1]].astype(np.float32)
+    return field / max(float(field.std()), 1e-6)
+
+
+def _top(field: Array, candidates: Array, fraction: float) -> Array:
+    """The given fraction of the candidate corners where the field is highest."""
+    count = round(fraction * int(candidates.sum()))
+    chosen = np.zeros(field.shape, bool)
+    if count:
+        masked = np.where(candidates, field, -np.inf).ravel()
+        chosen.ravel()[np.argsort(-masked, kind="stable")[:count]] = True
+    return chosen
+
+
+def corner_labels(seed: int, tiles: tuple[int, int], *, tissue: float, second: float) -> Array:
+    """Label of every corner of the tile grid, uint8 (rows + 1, columns + 1): indices into
+    `LABEL_CLASSES`. Of the corners a fraction is `tissue`, of which a fraction is of class 2."""
+    shape = (tiles[0] + 1, tiles[1] + 1)
+    islands, classes, looks = np.random.default_rng((seed, 2)).spawn(3)
+    extent = float(max(shape))
+    height = _hills(islands, shape, extent * 0.45, 1.35)
+    # sections lie in the middle of the glass: fall off towards the rim
+    y = np.abs(np.linspace(-1, 1, shape[0], dtype=np.float32))[:, None]
+    x = np.abs(np.linspace(-1, 1, shape[1], dtype=np.float32))[None, :]
+    height -= 1.6 * np.maximum(y, x) ** 3 + 2.5 * np.clip(np.maximum(y, x) - 0.9, 0, None) * 10
+    is_tissue = _top(height, np.ones(shape, bool), tissue)
+    is_second = _top(_hills(classes, shape, max(extent * 0.12, 6.0), 1.4), is_tissue, second)
+    other_look = _hills(looks, shape, max(extent * 0.05, 10.0), 1.3) > 0
+    labels = np.where(is_second, 3, 1) + other_look
+    return np.where(is_tissue, labels, 0).astype(np.uint8)
 
 
 class Memo(Generic[K, V]):
@@ -36,17 +81,12 @@ class Memo(Generic[K, V]):
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value of a key, made when it is not there."""
-        try:
-            value = self._values[key]
-        except KeyError:
-            value = make()
-            self._values[key] = value
+        if key not in self._values:
+            self._values[key] = make()
             if len(self._values) > self._capacity:
                 self._values.popitem(last=False)
-            return value
         self._values.move_to_end(key)
-        return value
+        return self._values[key]
 
 
 def shrink(image: Array, factor: int) -> Array:
@@ -115,7 +155,6 @@ class TileBank:
         return np.asarray(pattern * self.places**2 + place)
 
     def get(self, key: int) -> Tile:
-        """The tile of a key."""
         return self._memo.get(key, lambda: self._make(key))
 
     def _make(self, key: int) -> Tile:

@@ -36,20 +36,10 @@ def available() -> tuple[str, ...]:
 
 
 def fetch(name: str) -> Path:
-    """Path of a published slide, downloaded when it is not here yet.
+    """Path of a published slide (one of `available`), downloaded when it is not here yet.
 
     Looked for in the folder named by ``DASKDMED_DATA_DIR``, then in the cache folder of the
     user, then at its origin. The sha256 is verified wherever the file is found.
-
-    Parameters
-    ----------
-    name : str
-        One of `available`.
-
-    Returns
-    -------
-    Path
-        An existing file.
 
     Raises
     ------

@@ -85,28 +85,13 @@ def make_slide(
     progress : bool
         Show a progress bar.
 
-    Returns
-    -------
-    MadeSlide
-        Where the slide and its ground truth are.
-
     Raises
     ------
     UsageError
         An argument is outside its range.
     """
     plan = SlidePlan(
-        size,
-        tile=tile,
-        levels=levels,
-        downsample=downsample,
-        quality=quality,
-        subsampling=subsampling,
-        tissue=tissue,
-        classes=classes,
-        tumour=tumour,
-        mpp=mpp,
-        power=power,
+        size, tile, levels, downsample, quality, subsampling, tissue, classes, tumour, mpp, power
     )
     textures = plan.textures(seed, tiles_from)
     bank = plan.bank(textures, seed)
@@ -148,10 +133,6 @@ def make_cohort(
     **options
         As in `make_slide`: tile, levels, downsample, quality, subsampling, mpp, power,
         tiles_from, share_tiles, bigtiff.
-
-    Returns
-    -------
-    list of MadeSlide
 
     Raises
     ------

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import UsageError
-from daskdmed.samples._bank import CELLS, TileBank
-from daskdmed.samples._jpeg import JpegEncoder
-from daskdmed.samples._layout import corner_labels
+from daskdmed.samples._bank import CELLS, TileBank, corner_labels
 from daskdmed.samples._made import MadeSlide
-from daskdmed.samples._pyramid import CLASSIC_LIMIT, LevelAssembler, PyramidWriter, grid
+from daskdmed.samples._pyramid import (
+    CLASSIC_LIMIT,
+    JpegEncoder,
+    LevelAssembler,
+    PyramidWriter,
+    grid,
+)
 from daskdmed.samples._texture import LABEL_CLASSES, synthetic_textures, textures_from_slide
 
 if TYPE_CHECKING:
@@ -79,7 +83,6 @@ class SlidePlan:
         return textures_from_slide(source, seed, period, self.tile)
 
     def bank(self, textures: Array, seed: int) -> TileBank:
-        """The tiles."""
         capacity = max(64, 768 * 256**2 // self.tile**2)
         return TileBank(
             textures,
@@ -92,7 +95,6 @@ class SlidePlan:
         )
 
     def description(self, path: Path, seed: int) -> str:
-        """ImageDescription of the first page."""
         w, h = self.size
         head = "Aperio Image (made)" if path.suffix.lower() == ".svs" else "daskdmed made slide"
         return (
@@ -110,7 +112,6 @@ class SlidePlan:
         big: bool | None = None,
         progress: bool = False,
     ) -> MadeSlide:
-        """Write the slide and its ground truth."""
         rows, columns = grid(self.size, self.tile)
         second = self.tumour if self.classes == 2 else 0.0
         corners = corner_labels(seed, (rows, columns), tissue=self.tissue, second=second)

@@ -4,6 +4,9 @@
 (the later ones marked as reduced images), readable by OpenSlide, tifffile and libtiff.
 `LevelAssembler` gathers shrunken tiles of one level into tiles of the next; only one row of
 tiles per level is in memory. What the tiles show is decided elsewhere.
+
+Slide scanners store the quantisation and Huffman tables once per level (tag 347) and an
+abbreviated JPEG stream per tile; made slides do the same, so that they decode like real ones.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -20,8 +23,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import UsageError
+from daskdmed.images.tiff.jpeg import segments
 from daskdmed.samples._bank import Memo, shrink
-from daskdmed.samples._jpeg import SUBSAMPLINGS, JpegEncoder
 
 if TYPE_CHECKING:
     from daskdmed.core.types import Array
@@ -30,6 +33,53 @@ _ASCII, _SHORT, _LONG, _RATIONAL, _UNDEFINED, _LONG8 = 2, 3, 4, 5, 7, 16
 _FORMATS = {_SHORT: "H", _LONG: "I", _RATIONAL: "I", _LONG8: "Q"}
 #: a classic TIFF addresses 4 GiB; stay clear of it
 CLASSIC_LIMIT = 2**32 - 2**26
+
+#: chroma subsampling name -> (horizontal, vertical), the value of TIFF tag 530
+SUBSAMPLINGS: dict[str, tuple[int, int]] = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_APP0, _DQT, _DHT = 0xE0, 0xDB, 0xC4
+
+
+def split_tables(stream: bytes) -> tuple[bytes, bytes]:
+    """Split a JPEG stream into (tables, abbreviated stream). The JFIF header is dropped: inside a
+    TIFF the photometric tag says the colour space."""
+    tables, rest, begin = [_SOI], [_SOI], 2
+    for marker, _, end in segments(stream):
+        if marker != _APP0:
+            (tables if marker in (_DQT, _DHT) else rest).append(stream[begin:end])
+        begin = end
+    return b"".join([*tables, _EOI]), b"".join([*rest, stream[begin:]])
+
+
+class JpegEncoder:
+    """Encodes RGB tiles into abbreviated YCbCr streams with common `tables`, TIFF tag 347."""
+
+    def __init__(self, quality: int, subsampling: str) -> None:
+        if subsampling not in SUBSAMPLINGS:
+            raise UsageError(
+                f"subsampling must be one of {', '.join(map(repr, SUBSAMPLINGS))}, "
+                f"got {subsampling!r}"
+            )
+        if not 1 <= quality <= 100:
+            raise UsageError(f"quality must be between 1 and 100, got {quality!r}")
+        self.quality = int(quality)
+        self.subsampling = subsampling
+        self.tables = b""
+
+    def encode(self, tile: Array) -> bytes:
+        import imagecodecs
+
+        stream = imagecodecs.jpeg8_encode(
+            tile,
+            level=self.quality,
+            colorspace="RGB",
+            outcolorspace="YCBCR",
+            subsampling=self.subsampling,
+            optimize=False,
+        )
+        self.tables, abbreviated = split_tables(bytes(stream))
+        return abbreviated
 
 
 def grid(size: tuple[int, int], tile: int) -> tuple[int, int]:
@@ -86,7 +136,6 @@ class PyramidWriter:
             counts.append(place[1])
 
     def finish(self, encoder: JpegEncoder, mpp: float, description: str, software: str) -> None:
-        """Write the directories and give the file its name."""
         if not self._big and self._at > CLASSIC_LIMIT:
             raise UsageError(
                 f"{self.path}: {self._at} bytes do not fit a classic TIFF; pass bigtiff=True"
@@ -96,13 +145,14 @@ class PyramidWriter:
             start, next_link = self._directory(
                 self._tags(level, size, encoder, mpp, description, software)
             )
-            self._patch(link, start)
+            self._file.seek(link)
+            self._file.write(struct.pack("<Q" if self._big else "<I", start))
+            self._file.seek(0, os.SEEK_END)
             link = next_link
         self._file.close()
         os.replace(self._partial, self.path)
 
     def abort(self) -> None:
-        """Close and remove the unfinished file."""
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
@@ -167,11 +217,6 @@ class PyramidWriter:
         data = np.asarray(values, dtype="<u8").astype(f"<{_FORMATS[kind]}").tobytes()
         return len(values) // (2 if kind == _RATIONAL else 1), data
 
-    def _patch(self, link: int, target: int) -> None:
-        self._file.seek(link)
-        self._file.write(struct.pack("<Q" if self._big else "<I", target))
-        self._file.seek(0, os.SEEK_END)
-
     def _align(self) -> None:
         self._write(b"\0" * (-self._at % 8))
 
@@ -208,30 +253,22 @@ class LevelAssembler:
 
     @property
     def pending(self) -> bool:
-        """Whether a started row of tiles waits to be taken."""
         return self._filled > 0 and self._done < self.rows
 
     def take(self) -> tuple[list[bytes], list[Array], Array]:
         """(streams, shrunken tiles, ids) of the row of tiles gathered so far."""
-        streams, smalls, ids = [], [], []
-        for ident, stream, small in self._tiles():
-            ids.append(ident)
-            streams.append(stream)
-            smalls.append(small)
+        side, factor = self._tile, self._factor
+        ids, made = [], []
+        for column in range(self.columns):
+            content = self._below[:, column * factor : (column + 1) * factor].tobytes()
+            ids.append(self._known.setdefault(content, len(self._known)))
+            view = self._pixels[:, column * side : (column + 1) * side]
+            made.append(self._memo.get(ids[-1], partial(self._encode, view)))
         self._filled = 0
         self._done += 1
         self._pixels[:] = 255
         self._below[:] = -1
-        return streams, smalls, np.asarray(ids, np.int64)
-
-    def _tiles(self) -> Iterator[tuple[int, bytes, Array]]:
-        side, factor = self._tile, self._factor
-        for column in range(self.columns):
-            content = self._below[:, column * factor : (column + 1) * factor].tobytes()
-            ident = self._known.setdefault(content, len(self._known))
-            view = self._pixels[:, column * side : (column + 1) * side]
-            stream, small = self._memo.get(ident, partial(self._encode, view))
-            yield ident, stream, small
+        return [one[0] for one in made], [one[1] for one in made], np.asarray(ids, np.int64)
 
     def _encode(self, view: Array) -> tuple[bytes, Array]:
         pixels = np.ascontiguousarray(view)

@@ -3,7 +3,7 @@
 Synthetic ones imitate haematoxylin and eosin in optical density (stain vectors of Ruifrok
 and Johnston, Anal Quant Cytol Histol 2001): nuclei take haematoxylin, the rest eosin.
 `textures_from_slide` cuts them out of a real slide instead. Where on a slide which texture
-lies is decided in `daskdmed.samples._layout`.
+lies is decided in `daskdmed.samples._bank`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, ZipStore
 
-from daskdmed.core.errors import StoreError
+from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.files import exchange
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
@@ -104,8 +104,13 @@ class Location:
             return cls(str(out.root.absolute()))
         return cls(out)
 
-    def writable(self) -> Location:
-        """Itself; an error where a run cannot write block by block, and change what is there."""
+    def writable(self, client: object = None) -> Location:
+        """Itself; an error where a run, or the workers of a client, cannot write block by block."""
+        if client is not None and self.in_memory:
+            raise UsageError(
+                "workers of a cluster cannot write into this process's memory; "
+                "give a path or URL that all of them see"
+            )
         target, reason = self.target, ""
         if isinstance(target, Store):
             if target.read_only:

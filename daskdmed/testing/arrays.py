@@ -32,16 +32,8 @@ def coordinate_image(shape: Sequence[int], dtype: npt.DTypeLike = "int32") -> Ar
     Returns
     -------
     ndarray
-        Of shape ``(*shape, 3)`` for uint8, else `shape`. Pixels are numbered in C order.
-
-    Raises
-    ------
-    GeometryError
-        The type cannot number so many pixels.
-
-    See Also
-    --------
-    coordinates_of : The inverse.
+        Of shape ``(*shape, 3)`` for uint8, else `shape`. Pixels are numbered in C order; an error
+        where the type cannot number so many. `coordinates_of` is the inverse.
 
     Examples
     --------
@@ -66,19 +58,10 @@ def coordinate_image(shape: Sequence[int], dtype: npt.DTypeLike = "int32") -> Ar
 
 
 def coordinates_of(pixels: Array, shape: Sequence[int]) -> Array:
-    """Where pixels of a `coordinate_image` come from.
+    """Where pixels of a `coordinate_image` of a spatial shape come from.
 
-    Parameters
-    ----------
-    pixels : ndarray
-        Any part of the image, in any arrangement; uint8 with 3 channels last.
-    shape : sequence of int
-        The spatial shape the image was made with.
-
-    Returns
-    -------
-    ndarray of int64
-        Coordinates along a new last axis, in array order.
+    They may be any part of it, in any arrangement, uint8 with 3 channels last; the coordinates,
+    int64, lie along a new last axis, in array order.
     """
     index = pixels.astype(np.int64)
     if pixels.dtype == np.uint8:
@@ -87,21 +70,9 @@ def coordinates_of(pixels: Array, shape: Sequence[int]) -> Array:
 
 
 def assert_same_pixels(actual: Array, expected: Array, *, atol: float = 0, what: str = "") -> None:
-    """Assert that two arrays agree in shape, dtype and every value.
+    """Assert that two arrays agree in shape, dtype and every value, up to `atol`.
 
-    Parameters
-    ----------
-    actual, expected : ndarray
-        What there is, and what there should be.
-    atol : float
-        Largest difference that passes, for lossy compression.
-    what : str
-        Put in front of the message.
-
-    Raises
-    ------
-    AssertionError
-        They differ; the message says how many values, how much, and where first.
+    The message, behind `what`, says how many values differ, how much, and where first.
     """
     prefix = f"{what}: " if what else ""
     if actual.shape != expected.shape:

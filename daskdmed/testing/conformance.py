@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -30,6 +31,9 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.protocols import Backend, Reader
 from daskdmed.testing.arrays import assert_same_pixels
+
+if TYPE_CHECKING:
+    from daskdmed.images.slide import Slide
 
 
 class BackendConformance:
@@ -66,15 +70,10 @@ class BackendConformance:
     # -- what a subclass provides ------------------------------------------------------
 
     def make(self, tmp_path: Path) -> tuple[str, list[Array]]:
-        """Write an image. At least two levels and several tiles make the tests worth it.
+        """Write an image: its uri, and the reference pixels of every level, largest first.
 
-        Returns
-        -------
-        uri : str
-            What to open.
-        levels : list of ndarray
-            Reference pixels of every level, ``(*space, channels)``, largest first: (height,
-            width, channels) of slides, (z, y, x, channels) of volumes.
+        ``(*space, channels)``: (height, width, channels) of slides, (z, y, x, channels) of
+        volumes. At least two levels and several tiles make the tests worth it.
         """
         raise TypeError(f"{type(self).__name__} must define make(self, tmp_path)")
 
@@ -90,17 +89,10 @@ class BackendConformance:
         return str(path)
 
     def make_damaged(self, tmp_path: Path) -> tuple[str, list[Array], Region] | None:
-        """Write an image with one storage tile of level 0 that cannot be decoded.
+        """As `make`, with one storage tile of level 0 that cannot be decoded, and its pixels.
 
-        Returns
-        -------
-        uri, levels
-            As `make`.
-        damaged : Region
-            The pixels of level 0 that are lost: all of them and no others. Not in the first
-            tile along any axis.
-
-        None skips the tests of damage.
+        All that are lost and no others, not in the first tile along any axis. None skips the
+        tests of damage.
         """
         return None
 
@@ -310,12 +302,8 @@ class BackendConformance:
         reader.close()
 
     def test_slide_survives_pickling(self, image: tuple[str, list[Array]]) -> None:
-        if not self.through_slide or image[1][0].ndim != 3:
-            pytest.skip("through_slide is False, or the image is no plane")
-        from daskdmed.images.slide import open_slide
-
-        uri, levels = image
-        slide = open_slide(uri, backend=self.backend.name)
+        _, levels = image
+        slide = self._open_slide(image)
         copy = pickle.loads(pickle.dumps(slide))
         assert copy == slide
         height, width = levels[0].shape[:2]
@@ -326,18 +314,19 @@ class BackendConformance:
         slide.close()
 
     def test_slide_to_dask(self, image: tuple[str, list[Array]]) -> None:
+        with self._open_slide(image) as slide:
+            for level, expected in enumerate(image[1]):
+                actual = slide.to_dask(level, chunks=256).compute(scheduler="threads")
+                self._same(actual, expected, f"to_dask of level {level}")
+
+    # -- helpers -----------------------------------------------------------------------
+
+    def _open_slide(self, image: tuple[str, list[Array]]) -> Slide:
         if not self.through_slide or image[1][0].ndim != 3:
             pytest.skip("through_slide is False, or the image is no plane")
         from daskdmed.images.slide import open_slide
 
-        uri, levels = image
-        with open_slide(uri, backend=self.backend.name) as slide:
-            for level, expected in enumerate(levels):
-                lazy = slide.to_dask(level, chunks=256)
-                actual = lazy.compute(scheduler="threads")
-                self._same(actual, expected, f"to_dask of level {level}")
-
-    # -- helpers -----------------------------------------------------------------------
+        return open_slide(image[0], backend=self.backend.name)
 
     def _same(self, actual: Array, expected: Array, what: str) -> None:
         assert_same_pixels(actual, expected, atol=self.atol, what=what)

@@ -64,7 +64,7 @@ def stream(kind, seed=0):
 def without(data, markers):
     """A stream without some of its segments."""
     kept, end = [data[:2]], 2
-    for marker, _, stop in jpeg._segments(data):
+    for marker, _, stop in jpeg.segments(data):
         if marker not in markers:
             kept.append(data[end:stop])
         end = stop
@@ -73,9 +73,9 @@ def without(data, markers):
 
 def only(data, markers):
     """The stream of tables that a directory would hold."""
-    rest = {m for m, _, _ in jpeg._segments(data)} - markers
+    rest = {m for m, _, _ in jpeg.segments(data)} - markers
     head = without(data, rest)
-    stop = 2 + sum(2 + 2 + len(b) for m, b, _ in jpeg._segments(data) if m in markers)
+    stop = 2 + sum(2 + 2 + len(b) for m, b, _ in jpeg.segments(data) if m in markers)
     return head[:stop] + b"\xff\xd9"
 
 

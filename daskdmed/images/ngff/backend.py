@@ -34,11 +34,9 @@ class ZarrBackend:
     priority = 20
 
     def accepts(self, uri: str) -> bool:
-        """Whether there are Zarr metadata, or the name of a URL says so."""
         return looks_like_zarr(uri)
 
     def open(self, uri: str) -> Reader:
-        """Open a Zarr group or array."""
         return self.open_image(uri, "")
 
     def open_image(self, uri: str, image: str) -> Reader:
@@ -51,7 +49,6 @@ class ZarrBackend:
             raise
 
     def fingerprint(self, uri: str) -> str:
-        """Versions of the metadata files of the image and of its levels."""
         return fingerprint(uri)
 
 
@@ -72,7 +69,6 @@ class ZarrReader(BaseReader):
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
         self._check_open()
         target = prepare_output(self._uri, self.info, level, region, out)
         if target.size == 0:
@@ -88,7 +84,6 @@ class ZarrReader(BaseReader):
         return target
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, channels) uint8."""
         self._check_open()
         plane = self._pyramid.associated.get(name)
         if plane is None:
@@ -105,7 +100,6 @@ class ZarrReader(BaseReader):
         return out
 
     def close(self) -> None:
-        """Close the store. Idempotent."""
         if not self._closed:
             self._closed = True
             self._store.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.resolution import micrometers_per
 
 Version = Literal["0.4", "0.5"]
 OME_VERSION: Version = "0.5"
@@ -22,17 +23,6 @@ OME_VERSION: Version = "0.5"
 ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 #: of channels and labels whose colours are not given
 PALETTE = ("00B4D8", "FF5D5D", "FFD166", "06D6A0", "B388EB", "F4A261", "8ECAE6", "E5E5E5")
-#: micrometers per unit; UDUNITS names as OME-Zarr has them, and the usual symbols
-_UNITS = {
-    **dict.fromkeys(("angstrom", "å"), 1e-4),
-    **dict.fromkeys(("picometer", "pm"), 1e-6),
-    **dict.fromkeys(("nanometer", "nm"), 1e-3),
-    **dict.fromkeys(("micrometer", "micron", "um", "µm", "μm"), 1.0),
-    **dict.fromkeys(("millimeter", "mm"), 1e3),
-    **dict.fromkeys(("centimeter", "cm"), 1e4),
-    **dict.fromkeys(("meter", "m"), 1e6),
-    "inch": 25400.0,
-}
 #: what parsing malformed metadata raises
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 _TYPES = {"c": "channel", "t": "time"}
@@ -60,21 +50,16 @@ class Axis:
         """From ``multiscales.axes``: a name in version 0.3, a mapping since then."""
         if isinstance(value, str):
             return cls.named(value)
-        name = str(value["name"])
-        unit = value.get("unit")
-        return cls(
-            name,
-            str(value.get("type") or _TYPES.get(name, "space")),
-            None if unit is None else str(unit),
-        )
+        named, unit = cls.named(str(value["name"])), value.get("unit")
+        kind = str(value.get("type") or named.type)
+        return cls(named.name, kind, None if unit is None else str(unit))
 
     @property
     def micrometers(self) -> float | None:
         """Micrometers per unit, None where the unit is not given or is no length."""
-        return _UNITS.get(str(self.unit or "").lower())
+        return micrometers_per(self.unit)
 
     def to_json(self) -> dict[str, Any]:
-        """As in ``multiscales.axes``."""
         found = {"name": self.name, "type": self.type}
         return found if self.unit is None else {**found, "unit": self.unit}
 
@@ -115,17 +100,11 @@ class LevelPlace:
 
     def coarser(self, path: str, factors: Sequence[int]) -> LevelPlace:
         """The level whose pixels cover `factors` pixels of this one, per axis."""
-        return LevelPlace(
-            path,
-            tuple(s * f for s, f in zip(self.scale, factors, strict=True)),
-            tuple(
-                t + (f - 1) / 2 * s
-                for t, s, f in zip(self.translation, self.scale, factors, strict=True)
-            ),
-        )
+        axes = list(zip(self.scale, self.translation, factors, strict=True))
+        centres = tuple(t + (f - 1) / 2 * s for s, t, f in axes)
+        return LevelPlace(path, tuple(s * f for s, _, f in axes), centres)
 
     def to_json(self) -> dict[str, Any]:
-        """As in ``multiscales.datasets``."""
         transforms = [
             {"type": "scale", "scale": [float(s) for s in self.scale]},
             {"type": "translation", "translation": [float(t) for t in self.translation]},
@@ -162,18 +141,10 @@ class Channel:
         return _hex_digits(self.color) or ""
 
     def to_json(self) -> dict[str, Any]:
-        """As in ``omero.channels``."""
-        window = {}
-        if self.limits is not None:
-            window["min"], window["max"] = self.limits
-        if self.window is not None:
-            window["start"], window["end"] = self.window
-        found = {
-            **({"label": self.label} if self.label else {}),
-            **({"color": self.color} if self.color else {}),
-            **({} if self.active is None else {"active": self.active}),
-        }
-        return {**found, "window": window} if window else found
+        window = dict(zip(("min", "max"), self.limits or (), strict=False))
+        window |= zip(("start", "end"), self.window or (), strict=False)
+        facts = {"label": self.label, "color": self.color, "active": self.active, "window": window}
+        return {key: value for key, value in facts.items() if value or value is False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +155,6 @@ class ImageLabel:
     names: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As ``image-label``."""
         found: dict[str, Any] = {
             "colors": [
                 {"label-value": int(value), "rgba": [int(c) for c in rgba]}
@@ -269,22 +239,18 @@ class Multiscale:
         old = ome_of(before or {})
         first, *others = old.get("multiscales") or [{}]
         theirs = first.get("axes") or [{}] * len(self.axes)
+        inside = {"version": version} if version == "0.4" else {}
+        outside = {} if inside else {"version": version}
         described: dict[str, Any] = {
             "axes": [_with_rest(a.to_json(), b) for a, b in zip(self.axes, theirs, strict=True)],
             "datasets": [level.to_json() for level in self.levels],
+            **({"name": self.name} if self.name else {}),
+            **({"type": self.method} if self.method else {}),
+            **inside,
         }
-        if self.name:
-            described["name"] = self.name
-        if self.method:
-            described["type"] = self.method
-        ome: dict[str, Any] = {}
-        if version == "0.4":
-            described["version"] = version
-        else:
-            ome["version"] = version
         described = _with_rest(described, first)
         described.pop("coordinateTransformations", None)  # they are in those of each level
-        ome = {"multiscales": [described, *others], **ome}
+        ome: dict[str, Any] = {"multiscales": [described, *others], **outside}
         if self.channels:
             model = "color" if len(self.channels) > 1 else "greyscale"
             ome["omero"] = {
@@ -293,8 +259,7 @@ class Multiscale:
                 "rdefs": {"model": model},
             }
         if self.label is not None:
-            extra = {"version": version} if version == "0.4" else {}
-            ome["image-label"] = {**extra, **self.label.to_json()}
+            ome["image-label"] = {**inside, **self.label.to_json()}
         return ome_attributes({**old, **ome}, version)
 
 
@@ -336,6 +301,12 @@ def hex_color(value: str) -> str:
     if digits is None:
         raise UsageError(f"a colour is six hexadecimal digits like 'FF8000', got {value!r}")
     return digits
+
+
+def rgb(digits: str) -> tuple[int, int, int]:
+    """Red, green and blue of six hexadecimal digits."""
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
 
 
 def _hex_digits(value: str) -> str | None:

@@ -99,10 +99,10 @@ def read_pyramid(uri: str, node: Any, image: str = "") -> Pyramid:
     except MALFORMED as error:
         if image and isinstance(error, UsageError):
             raise
-        raise CorruptImageError(
-            f"{uri}: the image metadata are malformed ({type(error).__name__}: {error}); "
+        raise CorruptImageError.of(
+            uri,
+            f"the image metadata are malformed ({type(error).__name__}: {error}); "
             f"check them with an OME-Zarr validator",
-            uri=uri,
         ) from error
 
 
@@ -131,12 +131,11 @@ def _image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]
     names, pixels, spacing = [], [], []
     for one in groups:
         described = Multiscale.parse(one.attrs.asdict())
-        levels = () if described is None else tuple(_ome_levels(uri, one, described))
-        plane = max(levels, key=lambda p: p.shape[0] * p.shape[1], default=None)
+        level = described and described.levels[0].path
+        shape = _child(uri, one, level, "the array").shape if level else (0, 0)
         names.append((described and described.name) or one.basename)
-        pixels.append(0 if plane is None else plane.shape[0] * plane.shape[1])
-        mpp = None if plane is None or described is None else _mpp(described, plane)
-        spacing.append(mpp and mpp[0])
+        pixels.append(shape[-1] * shape[-2])
+        spacing.append(described.spacing()[-1] if described else None)
     chosen = choose_image(uri, image, names, pixels, spacing)
     if not image:
         say_choice(uri, names[chosen], [*names[:chosen], *names[chosen + 1 :]])
@@ -158,9 +157,8 @@ def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
     if not isinstance(own, Mapping):
         return {}
     if own.get("state") == "incomplete":
-        raise UnsupportedImageError(
-            f"{uri}: its conversion is not finished; call to_ome_zarr again with resume=True",
-            uri=uri,
+        raise UnsupportedImageError.of(
+            uri, "its conversion is not finished; call to_ome_zarr again with resume=True"
         )
     return own
 
@@ -169,8 +167,8 @@ def _child(uri: str, group: Any, path: str, what: str) -> Any:
     try:
         return group[path]
     except (KeyError, FileNotFoundError) as error:
-        raise CorruptImageError(
-            f"{uri}: {what}, {path!r}, is missing; the copy is incomplete", uri=uri
+        raise CorruptImageError.of(
+            uri, f"{what}, {path!r}, is missing; the copy is incomplete"
         ) from error
     except MemoryError:
         raise
@@ -184,12 +182,12 @@ def _ome_levels(uri: str, group: Any, image: Multiscale) -> Iterator[Plane]:
     for i, level in enumerate(image.levels):
         array = _child(uri, group, level.path, f"the array of level {i}")
         if not hasattr(array, "chunks"):
-            raise CorruptImageError(f"{uri}: level {i}, {level.path!r}, is no array", uri=uri)
+            raise CorruptImageError.of(uri, f"level {i}, {level.path!r}, is no array")
         if len(names) != array.ndim:
-            raise CorruptImageError(
-                f"{uri}: level {i}, {level.path!r}, has {array.ndim} dimensions, the metadata name "
+            raise CorruptImageError.of(
+                uri,
+                f"level {i}, {level.path!r}, has {array.ndim} dimensions, the metadata name "
                 f"the axes {names}",
-                uri=uri,
             )
         yield _plane(uri, array, level.path, names)
 
@@ -219,11 +217,11 @@ def _plain_levels(uri: str, group: Any) -> tuple[Plane, ...]:
         slack = 2 * max(h0 / h, w0 / w)  # levels round their extents either way
         fits = abs(h0 - h * w0 / w) <= slack * max(1.0, h0 / w0)
         if not fits or c != c0 or plane.array.dtype != finer.array.dtype or h >= finer.shape[0]:
-            raise UnsupportedImageError(
-                f"{uri}: the arrays {finer.path!r} {finer.shape} and {plane.path!r} {plane.shape} "
+            raise UnsupportedImageError.of(
+                uri,
+                f"the arrays {finer.path!r} {finer.shape} and {plane.path!r} {plane.shape} "
                 f"are no levels of one image; give the path of one of them, or add OME-Zarr "
                 f"metadata",
-                uri=uri,
             )
     return tuple(planes)
 
@@ -319,10 +317,10 @@ def _assemble(
     channels = first.shape[2]
     for plane in planes[1:]:
         if plane.shape[2] != channels or plane.array.dtype != first.array.dtype:
-            raise CorruptImageError(
-                f"{uri}: level {plane.path!r} has {plane.shape[2]} channels of "
+            raise CorruptImageError.of(
+                uri,
+                f"level {plane.path!r} has {plane.shape[2]} channels of "
                 f"{plane.array.dtype}, level {first.path!r} {channels} of {first.array.dtype}",
-                uri=uri,
             )
     mpp = None if image is None else _mpp(image, first)
     background = _background(first, image)

@@ -78,10 +78,10 @@ def open_store(uri: str) -> Any:
         for name in METADATA_NAMES:
             file = os.path.join(path, name)
             if os.path.isfile(file) and os.path.getsize(file) > _MAX_METADATA:
-                raise CorruptImageError(
-                    f"{uri}: {name} has {os.path.getsize(file)} bytes, more than any metadata "
+                raise CorruptImageError.of(
+                    uri,
+                    f"{name} has {os.path.getsize(file)} bytes, more than any metadata "
                     f"({_MAX_METADATA}); it is not loaded",
-                    uri=uri,
                 )
         return LocalStore(path, read_only=True)
     if zipfile.is_zipfile(path):
@@ -102,7 +102,7 @@ def open_node(uri: str, store: Any) -> Any:
         return zarr.open(store=store, path=root, mode="r")
     except FileNotFoundError as error:
         if local_path(uri) is None and _Folder(uri).facts("") is None:
-            raise ImageNotFoundError(f"{uri}: nothing is there; check the URL", uri=uri) from error
+            raise ImageNotFoundError.of(uri, "nothing is there; check the URL") from error
         raise UnsupportedImageError(
             f"{uri} has no Zarr metadata ({', '.join(METADATA_NAMES[:3])}); give the folder that "
             f"has them",
@@ -122,15 +122,15 @@ def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     if local_path(uri) is None and not isinstance(error, _PARSING):
         return explain_os_error(error, uri)  # clients of object stores have errors of their own
     if isinstance(error, zipfile.BadZipFile):
-        return CorruptImageError(f"{uri}: the zip file is damaged: {error}", uri=uri)
+        return CorruptImageError.of(uri, f"the zip file is damaged: {error}")
     text = f"{type(error).__name__}: {error}"
     if "codec" in text.lower():
-        return UnsupportedImageError(
-            f"{uri}: {where} needs a codec that is not installed ({text}); install the package "
+        return UnsupportedImageError.of(
+            uri,
+            f"{where} needs a codec that is not installed ({text}); install the package "
             f"that has it",
-            uri=uri,
         )
-    return CorruptImageError(f"{uri}: the Zarr metadata of {where} are broken ({text})", uri=uri)
+    return CorruptImageError.of(uri, f"the Zarr metadata of {where} are broken ({text})")
 
 
 def fingerprint(uri: str) -> str:
@@ -143,7 +143,7 @@ def fingerprint(uri: str) -> str:
             return fingerprint_files(uri, [path])
     facts = _facts_of(_Folder(uri))
     if not facts:
-        raise ImageNotFoundError(f"{uri}: no Zarr metadata there", uri=uri)
+        raise ImageNotFoundError.of(uri, "no Zarr metadata there")
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
 
@@ -196,7 +196,7 @@ class _Folder:
 def _no_filesystem(uri: str, error: Exception) -> Exception:
     if isinstance(error, ImportError):
         return MissingExtraError(f"{uri}: the file system needs a package: {error}")
-    return UnsupportedImageError(f"{uri}: fsspec knows no such file system: {error}", uri=uri)
+    return UnsupportedImageError.of(uri, f"fsspec knows no such file system: {error}")
 
 
 def _facts_of(place: _Folder) -> list[str]:

@@ -24,7 +24,7 @@ from daskdmed.images.readers import (
     prepare_output,
 )
 from daskdmed.images.source import Source
-from daskdmed.images.tiff.decode import Canvas, LevelPlan, read_level
+from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
 
 _log = logging.getLogger("daskdmed.images")
@@ -50,13 +50,11 @@ class TiffReader(BaseReader):
         *,
         tile_error: OnTileError = "raise",
     ) -> Array:
-        """Read a region (y, x) of a level, see `daskdmed.images.protocols.Reader.read`."""
         self._check_open()
         out = prepare_output(self._uri, self.info, level, region, out)
         return self._fill(self._plans[level], region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
-        """One associated image, (height, width, channels) uint8."""
         plan = self._associated.get(name)
         if plan is None:
             raise self._no_associated(name)
@@ -65,7 +63,6 @@ class TiffReader(BaseReader):
         return self._fill(plan, Region.of(plan.shape[:2]), out, white, "raise")
 
     def close(self) -> None:
-        """Release the descriptor. Idempotent."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -82,7 +79,7 @@ class TiffReader(BaseReader):
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
             self._failures(level, (row, column), cause, tile_error)
 
-        read_level(plan, self._source, region, out, background, fail)
+        read_level(plan, Reading(self._source, background, fail), region, out)
         return out
 
 
@@ -93,7 +90,6 @@ class TiffBackend:
     priority = 10
 
     def accepts(self, uri: str) -> bool:
-        """Whether the file starts like a TIFF; never raises."""
         try:
             source = sources.open_source(uri)
         except ImageError:
@@ -110,7 +106,6 @@ class TiffBackend:
         return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
     def open(self, uri: str) -> TiffReader:
-        """Open a file."""
         return self.open_image(uri, "")
 
     def open_image(self, uri: str, image: str) -> TiffReader:
@@ -125,7 +120,6 @@ class TiffBackend:
             raise sources.explain_os_error(exc, uri) from exc
 
     def fingerprint(self, uri: str) -> str:
-        """Size and modification time, or what identifies a remote object."""
         return sources.fingerprint(uri)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.core.types import Array
 from daskdmed.images.source import FinalError
-from daskdmed.images.tiff import colour, jpeg
+from daskdmed.images.tiff import jpeg
 from daskdmed.images.tiff.fetch import DecodeError
 from daskdmed.images.tiff.jpeg import Paint
 
@@ -54,6 +54,13 @@ _SURPLUS = 2**26
 _DTYPES = ("uint8", "uint16", "int8", "int16", "uint32", "int32", "float32")
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 
+_LEVELS = np.arange(256, dtype=np.int64) - 128
+# ITU-R BT.601 as in JFIF, rounded half up as OpenSlide rounds it
+_R_CR = ((1402 * _LEVELS + 500) // 1000).astype(np.int16)
+_B_CB = ((1772 * _LEVELS + 500) // 1000).astype(np.int16)
+_G_CB_CR = (-34414 * _LEVELS[:, None] - 71414 * _LEVELS + 50000) // 100000
+_G_CB_CR = _G_CB_CR.astype(np.int16)
+
 
 @dataclass(frozen=True, slots=True)
 class PageFormat:
@@ -80,12 +87,17 @@ class Decoder:
     """Decodes the tiles of one level."""
 
     decode: Decode
+    #: from stored samples to those that are given out, and how many there are of each
     convert: Convert | None
     stored: int
     given: int
+    #: tiles need no change, so that a part of one can be read
     raw: bool = False
+    #: the fastest way is into the destination, when that is contiguous
     direct: bool = False
+    #: the fastest way is into scratch tiles that are copied together
     grouped: bool = False
+    #: a whole tile to its place in a large array; nothing is faster, but it may decline
     paint: Paint | None = None
 
 
@@ -93,10 +105,10 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
     """Choose how the tiles of a page are decoded; an error for what is not covered."""
     if fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize:
         # OpenSlide would make 8-bit colours of them
-        raise FinalError(
-            f"{uri}: no backend reads {fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}; "
+        raise FinalError.of(
+            uri,
+            f"no backend reads {fmt.bits}-bit samples of type {fmt.dtype or 'unknown'}; "
             f"convert them to one of {', '.join(_DTYPES)}",
-            uri=uri,
         )
     stored = 1 if fmt.planar else fmt.samples
     code = fmt.compression
@@ -118,7 +130,7 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
 
 
 def _unsupported(uri: str, what: str) -> UnsupportedImageError:
-    return UnsupportedImageError(f"{uri}: the tiff backend does not read {what}", uri=uri)
+    return UnsupportedImageError.of(uri, f"the tiff backend does not read {what}")
 
 
 def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Convert | None, int]:
@@ -131,14 +143,14 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
     if photometric == _MINISWHITE:
         if samples != 1 or dtype.kind != "u":
             raise _unsupported(uri, f"min-is-white pixels of {samples} samples, type {dtype}")
-        return colour.invert, 1
+        return np.invert, 1
     if fmt.planar and has_alpha(fmt):
         raise _unsupported(uri, "an alpha channel in a plane of its own")
     if samples in (2, 4) and has_alpha(fmt):
         if dtype.kind != "u" or dtype.itemsize > 2:
             raise _unsupported(uri, f"an alpha channel of type {dtype}")
         associated = fmt.extrasamples[:1] != (2,)
-        return colour.blend_alpha(background, dtype, associated=associated), samples - 1
+        return blend_alpha(background, dtype, associated=associated), samples - 1
     # of a palette the stored values: of label maps they are the labels, of a channel's lookup
     # table the intensities
     return None, samples
@@ -185,7 +197,7 @@ def _image(unpack: Callable[..., Any], fmt: PageFormat) -> Decode:
         if tile.ndim == 2:
             tile = tile[..., None]
         if aperio and not _subsampled(data):
-            tile = colour.ycbcr_to_rgb(tile)
+            tile = ycbcr_to_rgb(tile)
         if tile.ndim != 3 or tile.shape[2] != out.shape[2] or tile.dtype != kind:
             raise DecodeError(
                 f"the tile decodes to {tile.shape} {tile.dtype}, expected {out.shape} {kind}"
@@ -261,3 +273,35 @@ def _unpacked(unpack: Callable[..., Any], data: bytes, out: Array) -> Any:
             out[...] = np.frombuffer(found, np.uint8, len(out))
             return out
         raise
+
+
+def ycbcr_to_rgb(tile: Array) -> Array:
+    """Full-range YCbCr (h, w, 3) uint8 to RGB, rounded as OpenSlide rounds it."""
+    luma = tile[..., 0].astype(np.int16)
+    cb, cr = tile[..., 1], tile[..., 2]
+    rgb = np.empty(tile.shape, np.int16)
+    rgb[..., 0] = luma + _R_CR[cr]
+    rgb[..., 1] = luma + _G_CB_CR[cb, cr]
+    rgb[..., 2] = luma + _B_CB[cb]
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+def blend_alpha(
+    background: tuple[int, ...], dtype: np.dtype[Any], *, associated: bool
+) -> Callable[[Array], Array]:
+    """Function that lays pixels (h, w, c + 1) of unsigned integers with alpha on the background,
+    rounded to nearest. With `associated` alpha colours are already multiplied by it."""
+    top = int(np.iinfo(dtype).max)
+    ground = np.asarray(background, np.uint64)
+
+    def blend(tile: Array) -> Array:
+        alpha = tile[..., -1:]
+        if alpha.size and int(alpha.min()) == top:
+            return tile[..., :-1]
+        wide = tile.astype(np.uint64)
+        alpha = wide[..., -1:]
+        colour = wide[..., :-1] * (top if associated else alpha)
+        mixed = (colour + (top - alpha) * ground + top // 2) // top
+        return np.asarray(np.minimum(mixed, top).astype(dtype))
+
+    return blend

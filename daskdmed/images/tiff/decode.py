@@ -38,6 +38,8 @@ _KEPT_SCRATCH = 16 * 2**20
 #: have the background painted, or raises
 OnFailure = Callable[[int, int, int, Exception], None]
 Piece = tuple[int, int, int, int]
+#: encoded bytes of each tile, None for a missing one
+Parts = list[bytes | Exception | None]
 
 
 @dataclass(slots=True)
@@ -49,7 +51,6 @@ class TileCount:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, level: int, tiles: int) -> None:
-        """Count tiles of a level."""
         with self._lock:
             self.tiles += tiles
             self.by_level[level] += tiles
@@ -117,42 +118,41 @@ class Canvas:
     short_tiles: bool = False
 
 
-def read_level(
-    plan: LevelPlan | Canvas,
-    source: Source,
-    region: Region,
-    out: Array,
-    background: Array,
-    fail: OnFailure,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """From which file, over what, and who is told of tiles that cannot be decoded."""
+
+    source: Source
+    background: Array
+    fail: OnFailure
+
+
+def read_level(plan: LevelPlan | Canvas, job: Reading, region: Region, out: Array) -> None:
     """Fill `out` with a region of a level; see `read_region`."""
     if isinstance(plan, LevelPlan):
-        read_region(plan, source, region, out, background, fail)
+        read_region(plan, job, region, out)
         if plan.finer is not None:
-            _render_missing(plan, source, region, out, background, fail)
+            _render_missing(plan, plan.finer, job, region, out)
         return
-    out[...] = background
+    out[...] = job.background
     for corner, part in plan.parts:
         inside = Region(corner, part.shape[:2]).intersect(region)
         if inside.size:
             target = out[inside.local_to(region).slices]
-            inner = inside.shift((-corner[0], -corner[1]))
-            read_region(part, source, inner, target, background, fail)
+            read_region(part, job, inside.shift((-corner[0], -corner[1])), target)
 
 
 def _render_missing(
-    plan: LevelPlan, source: Source, region: Region, out: Array, background: Array, fail: OnFailure
+    plan: LevelPlan, finer: LevelPlan, job: Reading, region: Region, out: Array
 ) -> None:
     """Tiles without data from the finer level, as OpenSlide does it.
 
     Aperio writes none at the edges of lower levels, where the finer one may have tissue.
     """
-    finer = plan.finer
-    assert finer is not None
 
     def read(part: Region) -> Array:
         values = np.empty((*part.shape, finer.shape[2]), finer.dtype)
-        read_level(finer, source, part, values, background, fail)
+        read_level(finer, job, part, values)
         return values
 
     extent = finer.shape[:2]
@@ -165,9 +165,7 @@ def _render_missing(
             resample_region(box, scale, extent, finer.tile[0], read, target)
 
 
-def read_region(
-    plan: LevelPlan, source: Source, region: Region, out: Array, background: Array, fail: OnFailure
-) -> None:
+def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> None:
     """Fill `out`, (height, width, channels) of any strides, with a region inside the level.
 
     Missing tiles and those that `fail` was told of become the background (channels,).
@@ -193,9 +191,9 @@ def read_region(
             if plan.decoder.raw:
                 _skip_rows(plan, offsets, counts, stored, band)
                 stored, band = y1 - y0, (0, y1 - y0)
-            job = _Row(plan, row, first, stored, band, background[channels], fail)
-            parts = fetch(source, offsets, counts, plan_limit(plan))
-            _read_row(job, parts, pieces, target[y0 - top : y1 - top], in_place)
+            one = _Row(plan, row, first, stored, band, job.background[channels], job.fail)
+            parts = fetch(job.source, offsets, counts, plan_limit(plan))
+            _read_row(one, parts, pieces, target[y0 - top : y1 - top], in_place)
 
 
 def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:
@@ -220,13 +218,7 @@ class _Row:
     fail: OnFailure
 
 
-def _read_row(
-    job: _Row,
-    parts: list[bytes | Exception | None],
-    pieces: list[Piece],
-    target: Array,
-    in_place: bool,
-) -> None:
+def _read_row(job: _Row, parts: Parts, pieces: list[Piece], target: Array, in_place: bool) -> None:
     decoder = job.plan.decoder
     done = [False] * len(pieces)
     if in_place and decoder.convert is None:
@@ -241,9 +233,7 @@ def _read_row(
         counter.add(job.plan.level, decoded)
 
 
-def _decode_singly(
-    job: _Row, parts: list[bytes | Exception | None], pieces: list[Piece], target: Array
-) -> int:
+def _decode_singly(job: _Row, parts: Parts, pieces: list[Piece], target: Array) -> int:
     """Tile by tile; the number of tiles decoded."""
     decoder, tile_w, (ty0, ty1) = job.plan.decoder, job.plan.tile[1], job.band
     direct = decoder.direct and decoder.convert is None and ty1 - ty0 == job.stored
@@ -285,9 +275,7 @@ def _rows_apart(out: Array) -> bool:
     )
 
 
-def _decode_in_place(
-    job: _Row, parts: list[bytes | Exception | None], pieces: list[Piece], target: Array
-) -> list[bool]:
+def _decode_in_place(job: _Row, parts: Parts, pieces: list[Piece], target: Array) -> list[bool]:
     """Tiles that are wanted whole to their places; which of all tiles were decoded."""
     paint, tile_w = job.plan.decoder.paint, job.plan.tile[1]
     if paint is None or job.band != (0, job.stored):
@@ -302,11 +290,7 @@ def _decode_in_place(
 
 
 def _decode_grouped(
-    job: _Row,
-    parts: list[bytes | Exception | None],
-    pieces: list[Piece],
-    target: Array,
-    done: list[bool],
+    job: _Row, parts: Parts, pieces: list[Piece], target: Array, done: list[bool]
 ) -> int:
     """Some tiles at a time, then one copy with long runs of memory for all of them; those that are
     done already are only counted."""

@@ -6,6 +6,8 @@ Not covered: which tiles (`daskdmed.images.tiff.decode`), and how the file is re
 
 from __future__ import annotations
 
+from typing import Any
+
 from daskdmed.images.source import Source
 
 
@@ -25,44 +27,33 @@ def fetch(
     """Bytes of several tiles, with one call for neighbours in the file: None for a missing tile, an
     exception for an unreadable one."""
     found: list[bytes | Exception | None] = [None] * len(offsets)
-    runs: list[tuple[int, int, list[int]]] = []
-    size = source.size
+    runs: list[list[int]] = []
     begin = end = -1
-    members: list[int] = []
     for i, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
         if not offset or not count:
             continue
         stop = offset + count
-        if offset < 0 or stop > size or not 0 < count <= limit:
-            found[i] = _bad_range(offset, count, size, limit)
+        if offset < 0 or stop > source.size or not 0 < count <= limit:
+            found[i] = _bad_range(offset, count, source.size, limit)
             continue
-        if members and end <= offset <= end + GAP and stop - begin <= RUN:
-            members.append(i)
-            end = stop
+        if runs and end <= offset <= end + GAP and stop - begin <= RUN:
+            runs[-1].append(i)
         else:
-            if members:
-                runs.append((begin, end, members))
-            begin, end, members = offset, stop, [i]
-    if members:
-        runs.append((begin, end, members))
+            runs.append([i])
+            begin = offset
+        end = stop
+    spans = [(offsets[run[0]], offsets[run[-1]] + counts[run[-1]]) for run in runs]
+    blobs: list[Any]
     try:
-        blobs = source.read_many([r[0] for r in runs], [r[1] - r[0] for r in runs])
+        blobs = source.read_many([a for a, _ in spans], [b - a for a, b in spans])
     except Exception as exc:
-        for _, _, members in runs:
-            for i in members:
-                found[i] = exc
-        return found
-    for (begin, end, members), blob in zip(runs, blobs, strict=True):
-        if len(blob) < end - begin:
-            short = DecodeError(f"only {len(blob)} of {end - begin} bytes at offset {begin}")
-            for i in members:
-                found[i] = short
-        elif len(members) == 1:
-            found[members[0]] = blob
-        else:
-            for i in members:
-                at = offsets[i] - begin
-                found[i] = blob[at : at + counts[i]]
+        blobs = [exc] * len(runs)
+    for run, (begin, end), blob in zip(runs, spans, blobs, strict=True):
+        if not isinstance(blob, Exception) and len(blob) < end - begin:
+            blob = DecodeError(f"only {len(blob)} of {end - begin} bytes at offset {begin}")
+        for i in run:
+            at, whole = offsets[i] - begin, len(run) == 1 or isinstance(blob, Exception)
+            found[i] = blob if whole else blob[at : at + counts[i]]
     return found
 
 

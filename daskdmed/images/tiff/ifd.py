@@ -41,7 +41,6 @@ class IFD:
     tags: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
 
     def first(self, tag: int, default: int = 0) -> int:
-        """First value of an integer tag."""
         entry = self.tags.get(tag)
         return entry[1][0] if entry and entry[1] else default
 
@@ -104,10 +103,10 @@ def _descend(source: Source, layout: _Layout, main: IFD, found: dict[int, IFD]) 
 
 
 def _corrupt(source: Source, what: str) -> NoReturn:
-    raise CorruptImageError(
-        f"{source.uri}: broken TIFF structure: {what} (the file has {source.size} bytes); "
+    raise CorruptImageError.of(
+        source.uri,
+        f"broken TIFF structure: {what} (the file has {source.size} bytes); "
         "the copy may be incomplete, fetch it again from where it came",
-        uri=source.uri,
     )
 
 
@@ -115,15 +114,13 @@ def _header(source: Source) -> tuple[_Layout, int]:
     head = source.read(0, 16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if len(head) == 0:
-        raise CorruptImageError(
-            f"{source.uri}: the file is empty (0 bytes); fetch it again", uri=source.uri
-        )
+        raise CorruptImageError.of(source.uri, "the file is empty (0 bytes); fetch it again")
     version = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 4 else 0
     if order is None or version not in (42, 43):
-        raise UnsupportedImageError(
-            f"{source.uri}: not a TIFF file (it starts with {head[:4]!r}); "
+        raise UnsupportedImageError.of(
+            source.uri,
+            f"not a TIFF file (it starts with {head[:4]!r}); "
             "check the path, or name another backend",
-            uri=source.uri,
         )
     if len(head) < (16 if version == 43 else 8):
         _corrupt(source, "it ends within the header")
@@ -190,8 +187,7 @@ def _read_tag(
         if tag in (_WIDTH, _LENGTH, _STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS):
             _corrupt(source, f"tag {tag} of the directory at {ifd.offset} has type {kind}")
         return
-    length = width * number
-    code = _INTEGER.get(kind)
+    length, code, wanted, data = width * number, _INTEGER.get(kind), number, raw
     if length > layout.inline:
         where = layout.word.unpack(raw)[0] + (up << 32)
         if where + length > source.size:
@@ -200,18 +196,12 @@ def _read_tag(
                 f"tag {tag} of the directory at offset {ifd.offset} claims {number} values "
                 f"({length} bytes) at offset {where}",
             )
-        if code is None or number > 4096 or tag != _SUBIFD:
-            # bits per sample is the only other list, and its first value stands for all
-            few = source.read(where, width * min(number, 1)) if code else b""
-            values = struct.unpack(layout.order + code, few) if code and few else ()
-        else:
-            values = struct.unpack(f"{layout.order}{number}{code}", source.read(where, length))
-    elif code is None or not number:
-        values = ()
-    else:
-        values = struct.unpack_from(f"{layout.order}{number}{code}", raw)
-        if up and number == 1:
-            values = (values[0] + (up << 32),)
+        # bits per sample is the only other list, and its first value stands for all
+        wanted = number if tag == _SUBIFD and number <= 4096 else 1
+        data = source.read(where, width * wanted) if code else b""
+    values = struct.unpack_from(f"{layout.order}{wanted}{code}", data) if code and wanted else ()
+    if up and number == 1 and data is raw and values:
+        values = (values[0] + (up << 32),)
     ifd.tags[tag] = (number, tuple(int(v) for v in values))
 
 

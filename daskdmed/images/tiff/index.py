@@ -75,10 +75,10 @@ def parse(source: Source, image: str = "") -> TiffIndex:
     except DaskdmedError:
         raise
     except (MemoryError, RecursionError, Exception) as exc:
-        raise CorruptImageError(
-            f"{source.uri}: the TIFF structure cannot be parsed: {type(exc).__name__}: {exc}; "
+        raise CorruptImageError.of(
+            source.uri,
+            f"the TIFF structure cannot be parsed: {type(exc).__name__}: {exc}; "
             "the copy may be incomplete, fetch it again from where it came",
-            uri=source.uri,
         ) from exc
     finally:
         handle.close()
@@ -87,7 +87,7 @@ def parse(source: Source, image: str = "") -> TiffIndex:
 def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
     series = vendors.all_series(tif)
     if not series:
-        raise UnsupportedImageError(f"{source.uri}: the TIFF file holds no image", uri=source.uri)
+        raise UnsupportedImageError.of(source.uri, "the TIFF file holds no image")
     scans = vendors.scans(series)
     main = vendors.main_series(source.uri, scans, metadata.ome_spacing(tif), image)
     vendors.check_readable(tif, main, source.uri)
@@ -201,21 +201,21 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
     planes: list[PageIndex] = []
     for number in pick.ravel().tolist():
         if number >= len(level._pages):
-            raise UnsupportedImageError(
-                f"{source.uri}: {count} planes are stored behind one directory (ImageJ "
+            raise UnsupportedImageError.of(
+                source.uri,
+                f"{count} planes are stored behind one directory (ImageJ "
                 "hyperstack); save the file as OME-TIFF",
-                uri=source.uri,
             )
         page = level[number]
         if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
             named = re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or "")
-            raise FinalError(
-                f"{source.uri}: plane {number} of the image lies in another file; its OME-XML "
+            raise FinalError.of(
+                source.uri,
+                f"plane {number} of the image lies in another file; its OME-XML "
                 f"names {listing(sorted(set(named)))}; convert them to one file (bfconvert)",
-                uri=source.uri,
             )
         if page is None:
-            raise CorruptImageError(f"{source.uri}: plane {number} is missing", uri=source.uri)
+            raise CorruptImageError.of(source.uri, f"plane {number} is missing")
         planes.extend(_page_planes(page, source))
     return planes
 
@@ -231,9 +231,8 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
     """One index per separately stored plane of a page."""
     key = page.keyframe
     if key.imagedepth != 1 or (key.is_tiled and key.tiledepth != 1):
-        raise UnsupportedImageError(
-            f"{source.uri}: the tiff backend does not read volumes stored in one page",
-            uri=source.uri,
+        raise UnsupportedImageError.of(
+            source.uri, "the tiff backend does not read volumes stored in one page"
         )
     fmt = page_format(page)
     height, width = int(key.imagelength), int(key.imagewidth)
@@ -251,11 +250,11 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
     counts = np.array(page.databytecounts, np.int64)
     number = planes * grid[0] * grid[1]
     if len(offsets) < number or len(counts) < number:
-        raise CorruptImageError(
-            f"{source.uri}: an image of {width} x {height} pixels has {number} tiles of "
+        raise CorruptImageError.of(
+            source.uri,
+            f"an image of {width} x {height} pixels has {number} tiles of "
             f"{tile[1]} x {tile[0]}, but {len(offsets)} offsets and {len(counts)} sizes are "
             "listed; fetch the file again",
-            uri=source.uri,
         )
     short = not key.is_tiled and getattr(key, "jpegheader", None) is None
     nbytes = tile[0] * tile[1] * fmt.samples * max(1, fmt.bits // 8)
@@ -264,10 +263,10 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
         short and grid == (1, 1) and (fmt.compression, fmt.predictor, fmt.fillorder) == (1, 1, 1)
     )
     if nbytes > ifd.MAX_SEGMENT_BYTES and not parts:
-        raise CorruptImageError(
-            f"{source.uri}: tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
+        raise CorruptImageError.of(
+            source.uri,
+            f"tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
             f"{ifd.MAX_SEGMENT_BYTES} bytes",
-            uri=source.uri,
         )
     area = grid[0] * grid[1]
     return [
@@ -324,8 +323,8 @@ def make_plan(
         for p in planes
     }
     if len(kinds) > 1 or any(p.format.tables != first.format.tables for p in planes):
-        raise UnsupportedImageError(
-            f"{source.uri}: the channels of the image differ in size or encoding", uri=source.uri
+        raise UnsupportedImageError.of(
+            source.uri, "the channels of the image differ in size or encoding"
         )
     decoder = make_decoder(first.format, background, source.uri)
     dtype = np.dtype(first.format.dtype)

@@ -122,7 +122,7 @@ class Painter:
         # TurboJPEG goes by the markers: one of Adobe's, behind the start, says what it is
         start = b"\xff\xd8" + _adobe(space) + _shared_tables(tables)
         self._start = start if header is None else start + header[2:]
-        self._shared = _table_names(_segments(tables or b""))
+        self._shared = _table_names(segments(tables or b""))
         #: the last header that was looked at and found good, and its picture
         self._known: tuple[bytes, int, int] | None = None
 
@@ -192,8 +192,8 @@ class Header:
     @classmethod
     def parse(cls, data: bytes) -> Header | None:
         """Read a header; None where it is not one."""
-        segments = _segments(data)
-        bodies = {marker: body for marker, body, _ in segments}
+        parts = segments(data)
+        bodies = {marker: body for marker, body, _ in parts}
         scan = bodies.get(0xDA, b"")
         frames = [m for m in bodies if 0xC0 <= m <= 0xCF and m not in (0xC4, 0xC8, 0xCC)]
         if len(frames) != 1 or not scan or len(scan) < 1 + 2 * scan[0]:
@@ -206,23 +206,23 @@ class Header:
         dc = {("huffman", n >> 4) for n in scan[2 : 2 + 2 * scan[0] : 2]}
         ac = {("huffman", 0x10 | (n & 15)) for n in scan[2 : 2 + 2 * scan[0] : 2]}
         return cls(
-            length=segments[-1][2],
+            length=parts[-1][2],
             frame=frames[0],
             precision=frame[0],
             rows=int.from_bytes(frame[1:3]),
             width=int.from_bytes(frame[3:5]),
             sampling=tuple(components[1::3]),
-            space=_named_space(segments),
+            space=_named_space(parts),
             scanned=scan[0],
             needs=frozenset(quantisation | dc | ac),
-            brings=_table_names(segments),
+            brings=_table_names(parts),
         )
 
 
-def _named_space(segments: list[_Segment]) -> int | None:
+def _named_space(parts: list[_Segment]) -> int | None:
     """What the markers say of the colours; a JFIF marker outweighs Adobe's."""
     named = None
-    for marker, body, _ in segments:
+    for marker, body, _ in parts:
         if marker == 0xE0 and body[:4] == b"JFIF":
             return YCBCR
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
@@ -230,10 +230,10 @@ def _named_space(segments: list[_Segment]) -> int | None:
     return named
 
 
-def _table_names(segments: list[_Segment]) -> frozenset[_Table]:
+def _table_names(parts: list[_Segment]) -> frozenset[_Table]:
     """Tables that segments define; of Huffman's, 0x10 and more are those for AC."""
     found: set[_Table] = set()
-    for marker, body, _ in segments:
+    for marker, body, _ in parts:
         at = 0
         while marker == 0xDB and at < len(body):
             found.add(("quantisation", body[at] & 15))
@@ -244,7 +244,7 @@ def _table_names(segments: list[_Segment]) -> frozenset[_Table]:
     return frozenset(found)
 
 
-def _segments(data: bytes) -> list[_Segment]:
+def segments(data: bytes) -> list[_Segment]:
     """(marker, body, end) of the segments up to the first scan, the last of them."""
     found = []
     position = 2
@@ -267,7 +267,7 @@ def _shared_tables(tables: bytes | None) -> bytes:
     """Quantisation and Huffman tables of a stream of tables; nothing else of it lasts."""
     return b"".join(
         b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2) + body
-        for marker, body, _ in _segments(tables or b"")
+        for marker, body, _ in segments(tables or b"")
         if marker in (0xDB, 0xC4)
     )
 

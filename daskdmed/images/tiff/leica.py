@@ -9,11 +9,12 @@ Not covered: pixels (`daskdmed.images.tiff.decode`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
-from daskdmed.images.tiff.vendors import local_name, xml_root
+from daskdmed.images.tiff.vendors import xml_root
 
 _MAX_SIDE = 2**31
 #: areas scanned at one power agree in the size of a pixel to this fraction
@@ -51,72 +52,64 @@ def slide_layout(tif: Any, main: Any, uri: str) -> Layout:
     """Read the layout from the file's XML; `main` is the series of the largest area."""
     root = xml_root(tif.pages.first.description)
     series = [s for s in tif.series if s.kind == "scn"]
-    images = [] if root is None else _images(root)
+    images = [] if root is None else list(_images(root))
     if len(images) != len(series):
-        raise CorruptImageError(
-            f"{uri}: the Leica XML names {len(images)} images, the file has {len(series)}; "
-            "fetch it again",
-            uri=uri,
+        raise CorruptImageError.of(
+            uri,
+            f"the Leica XML names {len(images)} images, the file has {len(series)}; fetch it again",
         )
-    pairs = [(s, view, where) for s, (view, where) in zip(series, images, strict=True)]
-    chosen, collection = next((v, c) for s, v, c in pairs if s is main)
+    chosen, collection = images[series.index(main)]
     step_x = chosen["sizeX"] / main.keyframe.imagewidth
     step_y = chosen["sizeY"] / main.keyframe.imagelength
     areas: list[Area] = []
     properties: dict[str, str] = {}
-    for one, view, where in pairs:
-        step = view["sizeX"] / one.keyframe.imagewidth
-        if where is not collection or abs(step / step_x - 1) >= _SAME_POWER:
+    for one, (view, where) in zip(series, images, strict=True):
+        key = one.keyframe
+        if (
+            where is not collection
+            or abs(view["sizeX"] / key.imagewidth / step_x - 1) >= _SAME_POWER
+        ):
             continue
         if len(one.levels) != len(main.levels):
-            raise UnsupportedImageError(
-                f"{uri}: the scanned areas of this Leica slide have different levels, which the "
+            raise UnsupportedImageError.of(
+                uri,
+                "the scanned areas of this Leica slide have different levels, which the "
                 "tiff backend does not compose",
-                uri=uri,
             )
         area = Area(one, view["offsetX"] / step_x, view["offsetY"] / step_y)
-        name = f"openslide.region[{len(areas)}]."
-        properties[name + "x"] = str(round(area.x))
-        properties[name + "y"] = str(round(area.y))
-        properties[name + "width"] = str(one.keyframe.imagewidth)
-        properties[name + "height"] = str(one.keyframe.imagelength)
+        properties |= _box(
+            f"openslide.region[{len(areas)}].", area.x, area.y, key.imagewidth, key.imagelength
+        )
         areas.append(area)
-    properties.update(_bounds(areas))
+    left, top = min(a.x for a in areas), min(a.y for a in areas)
+    right = max(a.x + a.series.keyframe.imagewidth for a in areas)
+    bottom = max(a.y + a.series.keyframe.imagelength for a in areas)
+    properties |= _box("openslide.bounds-", left, top, right - left, bottom - top)
     width = _number(collection.attrib.get("sizeX")) / step_x
     height = _number(collection.attrib.get("sizeY")) / step_y
     if not (0 < width < _MAX_SIDE and 0 < height < _MAX_SIDE):
-        raise CorruptImageError(
-            f"{uri}: the Leica XML claims a slide of {width:.0f} x {height:.0f} pixels; fetch "
+        raise CorruptImageError.of(
+            uri,
+            f"the Leica XML claims a slide of {width:.0f} x {height:.0f} pixels; fetch "
             "the file again",
-            uri=uri,
         )
     return Layout(width, height, tuple(areas), properties)
 
 
-def _bounds(areas: list[Area]) -> dict[str, str]:
-    left, top = min(a.x for a in areas), min(a.y for a in areas)
-    right = max(a.x + a.series.keyframe.imagewidth for a in areas)
-    bottom = max(a.y + a.series.keyframe.imagelength for a in areas)
-    return {
-        "openslide.bounds-x": str(round(left)),
-        "openslide.bounds-y": str(round(top)),
-        "openslide.bounds-width": str(round(right - left)),
-        "openslide.bounds-height": str(round(bottom - top)),
-    }
+def _box(prefix: str, x: float, y: float, width: float, height: float) -> dict[str, str]:
+    facts = {"x": x, "y": y, "width": width, "height": height}
+    return {prefix + name: str(round(value)) for name, value in facts.items()}
 
 
-def _images(root: Any) -> list[tuple[dict[str, float], Any]]:
+def _images(root: Any) -> Iterator[tuple[dict[str, float], Any]]:
     """View and collection of every image that has pixels, in the order of the file."""
-    found = []
-    for collection in (e for e in root if local_name(e) == "collection"):
-        for image in (e for e in collection if local_name(e) == "image"):
-            views = [e for e in image if local_name(e) == "view"]
-            for pixels in (e for e in image if local_name(e) == "pixels"):
-                if views and any(local_name(e) == "dimension" for e in pixels):
+    for collection in root.findall("{*}collection"):
+        for image in collection.findall("{*}image"):
+            view = image.find("{*}view")
+            for pixels in image.findall("{*}pixels"):
+                if view is not None and pixels.find("{*}dimension") is not None:
                     names = ("sizeX", "sizeY", "offsetX", "offsetY")
-                    view = {n: _number(views[0].attrib.get(n)) for n in names}
-                    found.append((view, collection))
-    return found
+                    yield {n: _number(view.attrib.get(n)) for n in names}, collection
 
 
 def _number(text: str | None) -> float:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from daskdmed.core.resolution import micrometers_per
 from daskdmed.images.readers import number_text
 from daskdmed.images.tiff.vendors import named, xml_root, xmp_texts
 
@@ -21,24 +23,19 @@ _TEXT_TAGS = {
     306: "DateTime", 315: "Artist", 316: "HostComputer", 33432: "Copyright",
 }  # fmt: skip
 _NUMBER_TAGS = {282: "XResolution", 283: "YResolution", 286: "XPosition", 287: "YPosition"}
-_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
-_MICROMETERS = {
-    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3,
-    "pm": 1e-6, "Å": 1e-4, "inch": 25400.0, "in": 25400.0, "ft": 304800.0,
-    "micrometer": 1.0, "micron": 1.0, "nanometer": 1e-3, "millimeter": 1e3,
+_HAMAMATSU_TAGS = {
+    65421: "SourceLens", 65422: "XOffsetFromSlideCentre", 65423: "YOffsetFromSlideCentre",
+    65427: "Reference", 65442: "ScannerSerialNumber",
 }  # fmt: skip
+_LEICA_TAGS = {
+    "objective": "objective",
+    "numericalAperture": "aperture",
+    "illuminationSource": "illumination-source",
+    "creationDate": "creation-date",
+}
+_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
 #: resolution tags outside this are print settings (72 dpi), not a microscope's
 _PLAUSIBLE = (0.005, 60.0)
-_VENDORS = {
-    "svs": "aperio",
-    "ndpi": "hamamatsu",
-    "philips": "philips",
-    "scn": "leica",
-    "bif": "ventana",
-    "qpi": "qptiff",
-    "ome": "ome",
-}
-
 #: properties longer than this are pictures in disguise, or OME-XML of thousands of planes
 _LONG_VALUE = 2**16
 
@@ -57,23 +54,10 @@ class Metadata:
 
 def describe(tif: Any, main: Any) -> Metadata:
     """The metadata of the slide in a file that tifffile has open; `main` is its series."""
-    first = tif.pages.first
-    about = Metadata(_VENDORS.get(main.kind, "generic-tiff"))
-    about.properties.update(tiff_properties(first))
-    if main.kind == "svs":
-        _aperio(about, _text(first.description))
-    elif main.kind == "ndpi":
-        _hamamatsu(about, first)
-    elif main.kind == "philips":
-        _philips(about, tif.philips_metadata or "")
-    elif main.kind == "scn":
-        _leica(about, _text(first.description), main.keyframe)
-    elif main.kind == "bif":
-        _ventana(about, tif)
-    elif main.kind == "qpi":
-        _qptiff(about, _text(first.description))
-    elif main.kind == "ome":
-        _ome(about, tif.ome_metadata or "", main)
+    vendor, read = _READERS.get(main.kind, ("generic-tiff", None))
+    about = Metadata(vendor, properties=tiff_properties(tif.pages.first))
+    if read is not None:
+        read(about, tif, main)
     if about.mpp is None:
         about.mpp = resolution_mpp(main.keyframe, (tif.imagej_metadata or {}).get("unit"))
     return about
@@ -111,8 +95,7 @@ def resolution_mpp(page: Any, imagej_unit: object = None) -> Mpp | None:
     """
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
     if imagej_unit:
-        name = str(imagej_unit).replace("\\u00B5", "µ")
-        unit = _MICROMETERS.get(name) or _MICROMETERS.get(name.lower())
+        unit = micrometers_per(str(imagej_unit).replace("\\u00B5", "µ"))
     x, y = (_ratio(page.tags.valueof(code)) for code in (282, 283))
     if unit is None or not x or not y:
         return None
@@ -139,45 +122,44 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _aperio(about: Metadata, description: str) -> None:
-    for part in description.split("|")[1:]:
-        key, sep, value = part.partition("=")
-        if sep:
-            about.properties[f"aperio.{key.strip()}"] = value.strip()
+def _entries(prefix: str, parts: Iterable[str]) -> dict[str, str]:
+    """Properties of lines "key = value"."""
+    pairs = (part.partition("=") for part in parts)
+    return {f"{prefix}.{k.strip()}": v.strip() for k, sep, v in pairs if sep and k.strip()}
+
+
+def _aperio(about: Metadata, tif: Any, main: Any) -> None:
+    about.properties |= _entries("aperio", _text(tif.pages.first.description).split("|")[1:])
     mpp = _float(about.properties.get("aperio.MPP"))
     about.mpp = (mpp, mpp) if mpp else None
     about.power = _float(about.properties.get("aperio.AppMag"))
 
 
-def _hamamatsu(about: Metadata, page: Any) -> None:
-    names = {
-        65422: "XOffsetFromSlideCentre",
-        65423: "YOffsetFromSlideCentre",
-        65421: "SourceLens",
-        65427: "Reference",
-        65442: "ScannerSerialNumber",
-    }
-    for code, name in names.items():
-        value = page.tags.valueof(code)
+def _hamamatsu(about: Metadata, tif: Any, main: Any) -> None:
+    valueof = tif.pages.first.tags.valueof
+    for code, name in _HAMAMATSU_TAGS.items():
+        value = valueof(code)
         if value is not None:
             text = value if isinstance(value, str) else number_text(float(value))
             about.properties[f"hamamatsu.{name}"] = text
-    for line in _text(page.tags.valueof(65449)).splitlines():
-        key, sep, value = line.partition("=")
-        if sep and key.strip():
-            about.properties[f"hamamatsu.{key.strip()}"] = value.strip()
-    about.power = _float(page.tags.valueof(65421))
+    about.properties |= _entries("hamamatsu", _text(valueof(65449)).splitlines())
+    about.power = _float(valueof(65421))
 
 
-def _philips(about: Metadata, text: str) -> None:
-    root = xml_root(text)
+def _drop_description(about: Metadata) -> None:
+    """Leave out the vendor's XML, as OpenSlide does; Philips embeds whole pictures in it."""
+    for name in ("tiff.ImageDescription", "openslide.comment"):
+        about.properties.pop(name, None)
+
+
+def _philips(about: Metadata, tif: Any, main: Any) -> None:
+    root = xml_root(tif.philips_metadata or "")
     if root is None:
         return
     _drop_description(about)
     _philips_attributes(about, root, "philips.")
     for scanned in root.iter("DataObject"):
-        kind = scanned.find("Attribute[@Name='PIM_DP_IMAGE_TYPE']")
-        if kind is not None and (kind.text or "").strip() == "WSI":
+        if (scanned.findtext("Attribute[@Name='PIM_DP_IMAGE_TYPE']") or "").strip() == "WSI":
             _philips_attributes(about, scanned, "philips.")
             break
     spacing = re.findall(r"[0-9.eE+-]+", about.properties.get("philips.DICOM_PIXEL_SPACING", ""))
@@ -186,12 +168,6 @@ def _philips(about: Metadata, text: str) -> None:
         y, x = (_float(v) for v in spacing)
         about.mpp = plausible(x and x * 1000, y and y * 1000)
     about.power = _float(about.properties.get("philips.DICOM_OBJECTIVE_POWER"))
-
-
-def _drop_description(about: Metadata) -> None:
-    """Leave out the vendor's XML, as OpenSlide does; Philips embeds whole pictures in it."""
-    for name in ("tiff.ImageDescription", "openslide.comment"):
-        about.properties.pop(name, None)
 
 
 def _philips_attributes(about: Metadata, parent: Any, prefix: str) -> None:
@@ -206,42 +182,30 @@ def _philips_attributes(about: Metadata, parent: Any, prefix: str) -> None:
             about.properties[prefix + name] = value
 
 
-def _leica(about: Metadata, text: str, page: Any) -> None:
-    root = xml_root(text)
+def _leica(about: Metadata, tif: Any, main: Any) -> None:
+    root = xml_root(_text(tif.pages.first.description))
     if root is None:
         return
     _drop_description(about)
+    width, height = main.keyframe.imagewidth, main.keyframe.imagelength
     for image in named(root, "image"):
-        pixels = next(named(image, "pixels"), None)
-        if pixels is None or _float(pixels.attrib.get("sizeX")) != page.imagewidth:
+        pixels = image.find(".//{*}pixels")
+        if pixels is None or _float(pixels.attrib.get("sizeX")) != width:
             continue
-        for view in named(image, "view"):
-            x = _spacing(view.attrib.get("sizeX"), page.imagewidth)
-            y = _spacing(view.attrib.get("sizeY"), page.imagelength)
-            about.mpp = plausible(x, y)
-        device = next(named(image, "device"), None)
-        if device is not None:
-            for key, value in device.attrib.items():
-                about.properties[f"leica.device-{key}"] = value
-        for tag, name in (
-            ("objective", "objective"),
-            ("numericalAperture", "aperture"),
-            ("illuminationSource", "illumination-source"),
-            ("creationDate", "creation-date"),
-        ):
-            element = next(named(image, tag), None)
-            if element is not None and element.text:
-                about.properties[f"leica.{name}"] = element.text.strip()
+        for view in named(image, "view"):  # in nanometres
+            x, y = (_float(view.attrib.get(f"size{axis}")) for axis in "XY")
+            about.mpp = plausible(x and x / 1000 / width, y and y / 1000 / height)
+        for device in image.findall(".//{*}device")[:1]:
+            about.properties |= {f"leica.device-{k}": v for k, v in device.attrib.items()}
+        for tag, name in _LEICA_TAGS.items():
+            text = (image.findtext(f".//{{*}}{tag}") or "").strip()
+            if text:
+                about.properties[f"leica.{name}"] = text
         about.power = _float(about.properties.get("leica.objective"))
         return
 
 
-def _spacing(nanometers: Any, pixels: int) -> float | None:
-    size = _float(nanometers)
-    return size / 1000 / pixels if size else None
-
-
-def _ventana(about: Metadata, tif: Any) -> None:
+def _ventana(about: Metadata, tif: Any, main: Any) -> None:
     for text in xmp_texts(tif):
         root = xml_root(text)
         for scan in () if root is None else named(root, "iScan"):
@@ -252,32 +216,29 @@ def _ventana(about: Metadata, tif: Any) -> None:
             return
 
 
-def _qptiff(about: Metadata, text: str) -> None:
+def _qptiff(about: Metadata, tif: Any, main: Any) -> None:
+    text = _text(tif.pages.first.description)
     for key, value in re.findall(r"<(\w+)>([^<>]{1,256})</\1>", text):
         about.properties.setdefault(f"qptiff.{key}", value.strip())
     objective = re.match(r"\s*([0-9.]+)\s*x?", about.properties.get("qptiff.Objective", ""))
     about.power = _float(objective.group(1)) if objective else None
 
 
-def _ome(about: Metadata, text: str, main: Any) -> None:
-    root = xml_root(text)
+def _ome(about: Metadata, tif: Any, main: Any) -> None:
+    root = chosen = xml_root(tif.ome_metadata or "")
     if root is None:
         return
-    chosen = root
+    size = main.keyframe.imagewidth, main.keyframe.imagelength
     for image in named(root, "Image"):
-        pixels = next(named(image, "Pixels"), None)
-        size = (main.keyframe.imagewidth, main.keyframe.imagelength)
+        pixels = image.find("{*}Pixels")
         if pixels is None or tuple(_float(pixels.attrib.get(f"Size{a}")) for a in "XY") != size:
             continue
         chosen = image
-        x, y = (_physical(pixels.attrib, axis) for axis in "XY")
-        about.mpp = plausible(x, y)
-        for key in ("ID", "Name"):
-            if image.attrib.get(key):
-                about.properties[f"ome.Image.{key}"] = image.attrib[key]
+        about.mpp = plausible(*(_physical(pixels.attrib, axis) for axis in "XY"))
+        found = [(f"Image.{key}", image.attrib.get(key)) for key in ("ID", "Name")]
         for number, channel in enumerate(named(pixels, "Channel")):
-            if channel.attrib.get("Name"):
-                about.properties[f"ome.Channel[{number}].Name"] = channel.attrib["Name"]
+            found.append((f"Channel[{number}].Name", channel.attrib.get("Name")))
+        about.properties |= {f"ome.{name}": value for name, value in found if value}
         break
     powers = {
         o.attrib.get("ID"): _float(o.attrib.get("NominalMagnification"))
@@ -287,6 +248,18 @@ def _ome(about: Metadata, text: str, main: Any) -> None:
     possible = {powers[used]} if used in powers else set(powers.values())
     if len(possible) == 1:  # of a scanner with several objectives the image must say which
         (about.power,) = possible
+
+
+#: tifffile's name of an arrangement -> vendor, and who reads its metadata
+_READERS: dict[str, tuple[str, Callable[[Metadata, Any, Any], None]]] = {
+    "svs": ("aperio", _aperio),
+    "ndpi": ("hamamatsu", _hamamatsu),
+    "philips": ("philips", _philips),
+    "scn": ("leica", _leica),
+    "bif": ("ventana", _ventana),
+    "qpi": ("qptiff", _qptiff),
+    "ome": ("ome", _ome),
+}
 
 
 def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
@@ -304,5 +277,5 @@ def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
 
 def _physical(attributes: Any, axis: str) -> float | None:
     size = _float(attributes.get(f"PhysicalSize{axis}"))
-    unit = _MICROMETERS.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+    unit = micrometers_per(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
     return size * unit if size and unit else None

@@ -77,10 +77,10 @@ def check_readable(tif: Any, main: Any, uri: str) -> None:
     else:
         vendor, found = "Trestle", _trestle_overlap(main.keyframe)
     if found:
-        raise UnsupportedImageError(
-            f"{uri}: the tiles of this {vendor} slide {found} and have to be stitched, which "
+        raise UnsupportedImageError.of(
+            uri,
+            f"the tiles of this {vendor} slide {found} and have to be stitched, which "
             "the tiff backend does not do; install openslide-python, which does",
-            uri=uri,
         )
 
 
@@ -188,13 +188,9 @@ def _aperio_associated(tif: Any) -> dict[str, Any]:
 
 
 def named(root: Any, name: str) -> Iterator[Any]:
-    """Elements of an XML tree by local name, whatever the namespace."""
-    return (e for e in root.iter() if local_name(e) == name)
-
-
-def local_name(element: Any) -> str:
-    """Name of an XML element without its namespace."""
-    return str(element.tag).rpartition("}")[2]
+    """Elements below another by local name, whatever the namespace."""
+    found: Iterator[Any] = root.iterfind(f".//{{*}}{name}")
+    return found
 
 
 def xml_root(text: str) -> Any | None:

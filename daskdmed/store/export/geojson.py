@@ -18,7 +18,7 @@ import numpy as np
 from daskdmed.core.errors import BudgetError, UsageError
 from daskdmed.core.files import new_file
 from daskdmed.core.types import Array, PathLike
-from daskdmed.images.ngff.metadata import PALETTE, hex_color
+from daskdmed.images.ngff.metadata import PALETTE, hex_color, rgb
 from daskdmed.store.export.polygons import isolines
 from daskdmed.store.results.finished import Heatmap, open_heatmap
 from daskdmed.store.results.georeference import Georeference
@@ -46,8 +46,8 @@ def heatmap_contours(
 
     Parameters
     ----------
-    heatmap : path, zarr store, array or Heatmap
-        (rows, columns) or (k, rows, columns), see `daskdmed.store.results.finished.open_heatmap`.
+    heatmap, georeference
+        (rows, columns) or (k, rows, columns), see `daskdmed.store.open_heatmap`.
     thresholds : float or sequence of float
         One region set each; with several the regions of higher ones lie in those of lower
         ones.
@@ -61,8 +61,6 @@ def heatmap_contours(
         Leave out polygons with a smaller area, in level-0 pixels squared.
     colors : sequence of str, optional
         Six hexadecimal digits per channel.
-    georeference : Georeference, optional
-        The place of an array without one of its own.
 
     Returns
     -------
@@ -96,13 +94,12 @@ def heatmap_contours(
         values = _values(source.pick(i))
         name = source.channel_names[i] if source.channel_names else "heatmap"
         code = hex_color(colors[number]) if colors else PALETTE[number % len(PALETTE)]
-        colour = (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16))
         for level in levels:
             for polygon in _regions(values, level, source, smooth):
                 if polygon.area >= min_area and polygon.area > 0:
                     facts = {"measurements": {"threshold": level}}
                     label = name if len(levels) == 1 else f"{name} >= {level:g}"
-                    found.append(Annotation(polygon, label, colour=colour, properties=facts))
+                    found.append(Annotation(polygon, label, colour=rgb(code), properties=facts))
     return Annotations(found)
 
 
@@ -184,22 +181,14 @@ def _tiles(
                 left, right = columns[column].tolist()
                 if bottom <= top or right <= left:
                     continue  # wholly outside the slide
-                known = {
-                    name: float(v)
-                    for name, v in zip(names, band[:, column], strict=True)
-                    if math.isfinite(v)
+                known = zip(names, band[:, column].tolist(), strict=True)
+                box = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+                measurements = {name: v for name, v in known if math.isfinite(v)}
+                yield {
+                    "type": "Feature",
+                    "geometry": {"type": "Polygon", "coordinates": [box]},
+                    "properties": {"objectType": "tile", "measurements": measurements},
                 }
-                yield _rectangle((left, top, right, bottom), known)
-
-
-def _rectangle(box: tuple[float, float, float, float], known: dict[str, float]) -> dict[str, Any]:
-    left, top, right, bottom = box
-    corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [corners]},
-        "properties": {"objectType": "tile", "measurements": known},
-    }
 
 
 def _levels(thresholds: float | Sequence[float]) -> list[float]:
@@ -255,7 +244,6 @@ def _regions(values: Array, level: float, source: Heatmap, smooth: bool) -> Iter
         height, width = source.shape0[:2]
         slide = shapely.box(0, 0, width, height)
         shapes = [shapely.intersection(shape, slide) for shape in shapes]
-    for shape in shapes:
-        for part in shapely.get_parts(shape):
-            if part.geom_type == "Polygon" and not part.is_empty:
-                yield part
+    for part in shapely.get_parts(shapes):
+        if part.geom_type == "Polygon" and not part.is_empty:
+            yield part

@@ -119,26 +119,17 @@ def export_ome_zarr(
     Parameters
     ----------
     heatmap : path, zarr store, array or Heatmap
-        Over two or three axes of space, see `daskdmed.store.results.finished.open_heatmap`.
-    path : path or URL
-        Where to write.
+        Over two or three axes of space, see `daskdmed.store.open_heatmap`.
     version : {"0.5", "0.4"}
         Of OME-Zarr.
     factor, smallest, channels, colors, window
         As in `daskdmed.store.add_pyramid`.
-    georeference : Georeference, optional
-        The place of an array without one of its own.
+    georeference
+        As in `daskdmed.store.open_heatmap`.
     overwrite : bool
         Replace a store that is there, which stays until the new one is complete.
     client : distributed.Client, optional
         Copy on a cluster, whose workers can read `heatmap`.
-
-    Raises
-    ------
-    StoreError
-        Something is there, or it cannot be written.
-    UsageError, GeometryError
-        Arguments that do not fit the result.
     """
     version = check_version(version)
     source = open_heatmap(heatmap, georeference)

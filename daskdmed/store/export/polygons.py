@@ -33,19 +33,10 @@ def isolines(values: Array, level: float) -> list[Any]:
     from skimage.measure import find_contours
 
     field = _closed(np.asarray(values, np.float64), level)
-    shells: list[Any] = []
-    holes: list[Any] = []
-    for loop in find_contours(field, 0.0, positive_orientation="high"):
-        if len(loop) < 4:
-            continue
-        ring = loop - 0.5  # the padding is one cell, centres are at one half
-        area = _signed_area(ring)
-        if area == 0:
-            continue
-        (shells if area > 0 else holes).append(shapely.make_valid(shapely.Polygon(ring)))
-    if not shells:
-        return []
-    return _with_holes(shells, holes)
+    # the padding is one cell, centres are at one half
+    loops = [shapely.linearrings(loop - 0.5) for loop in find_contours(field, 0.0) if len(loop) > 3]
+    found = shapely.build_area(shapely.geometrycollections(loops)) if loops else None
+    return [] if found is None else [p for p in shapely.get_parts(found) if not p.is_empty]
 
 
 def _closed(values: Array, level: float) -> Array:
@@ -65,32 +56,3 @@ def _closed(values: Array, level: float) -> Array:
     field[unknown] = -np.where(beside > 0, beside, largest)[unknown]
     field[infinite] = np.copysign(largest, np.pad(values, 1)[infinite])
     return field
-
-
-def _signed_area(ring: Array) -> float:
-    """Positive when high values are inside, for loops as find_contours gives them."""
-    y, x = ring[:, 0], ring[:, 1]
-    return float(np.sum(y[:-1] * x[1:] - y[1:] * x[:-1])) / 2
-
-
-def _with_holes(shells: list[Any], holes: list[Any]) -> list[Any]:
-    """Cut every hole out of the smallest shell around it."""
-    import shapely
-
-    if not holes:
-        return shells
-    tree = shapely.STRtree(shells)
-    areas = shapely.area(shells)
-    points = shapely.point_on_surface(holes)
-    inside = tree.query(points, predicate="within")
-    owners: dict[int, int] = {}
-    for hole, shell in inside.T.tolist():
-        if hole not in owners or areas[shell] < areas[owners[hole]]:
-            owners[hole] = shell
-    cut: dict[int, list[Any]] = {}
-    for hole, shell in owners.items():
-        cut.setdefault(shell, []).append(holes[hole])
-    return [
-        shapely.difference(shell, shapely.union_all(cut[i])) if i in cut else shell
-        for i, shell in enumerate(shells)
-    ]

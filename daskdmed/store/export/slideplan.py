@@ -62,12 +62,11 @@ class PlannedLevel:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of work."""
         return Region.of(self.shape[1:]).cells(self.block).size
 
     def regions(self) -> Iterator[Region]:
-        """The blocks (y, x), in C order."""
-        return Region.of(self.shape[1:]).tiles(self.block)
+        """The blocks (c, y, x), in C order."""
+        return Region.of(self.shape).tiles((self.shape[0], *self.block))
 
     def to_json(self) -> dict[str, Any]:
         """What the store's bytes depend on."""
@@ -82,7 +81,6 @@ class PlannedLevel:
 
 def plan_levels(
     slide: Slide,
-    *,
     level: int | None,
     mpp: float | tuple[float, float] | None,
     pyramid: Pyramid,
@@ -114,7 +112,10 @@ def plan_levels(
         if pyramid in ("build", "none"):
             copied = range(first, first + 1)
         views = [slide.view(level=number, tile_error=tile_error) for number in copied]
-    asked = _Asked(_pair(chunks, "chunks"), _shards(shards), sharded)
+    if shards is None or isinstance(shards, bool):
+        asked = _Asked(_pair(chunks, "chunks"), None, sharded and shards is not False)
+    else:
+        asked = _Asked(_pair(chunks, "chunks"), _pair(shards, "shards"), sharded)
     levels = [_copied(number, view, asked, slide) for number, view in enumerate(views)]
     if pyramid in ("auto", "build"):
         factors = level_factors(levels[-1].shape[1:], 2, SMALLEST_LEVEL)
@@ -128,7 +129,7 @@ class _Asked:
     """Chunks and shards as the user wants them; None for what is good."""
 
     chunks: tuple[int, int] | None
-    shards: tuple[int, int] | bool | None
+    shards: tuple[int, int] | None
     sharded: bool
 
 
@@ -174,8 +175,8 @@ def _level(
     target = strip if wide else (side, side)
     shard = None
     unit = chunk
-    if asked.sharded and asked.shards is not False:
-        if isinstance(asked.shards, tuple):
+    if asked.sharded:
+        if asked.shards is not None:
             shard = _checked_shard(asked.shards, chunk, extents)
         else:
             goal = (target[0], side)
@@ -241,14 +242,6 @@ def _checked_shard(
             )
         found.append(min(-(-s // c) * c, -(-n // c) * c))
     return tuple(found)
-
-
-def _shards(value: Extent | bool) -> tuple[int, int] | bool | None:
-    if value is None or value is True:
-        return None
-    if value is False:
-        return False
-    return _pair(value, "shards")
 
 
 def _pair(value: Extent, name: str) -> tuple[int, int] | None:

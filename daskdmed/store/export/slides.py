@@ -135,16 +135,8 @@ def slide_to_ome_zarr(
     slide = _opened(slide)
     version = check_version(version)
     codec = compressors_for(compressor, version)
-    plan = plan_levels(
-        slide,
-        level=level,
-        mpp=mpp,
-        pyramid=pyramid,
-        chunks=chunks,
-        shards=shards,
-        sharded=version == "0.5",
-        tile_error=tile_error,
-    )
+    sharded = version == "0.5"
+    plan = plan_levels(slide, level, mpp, pyramid, chunks, shards, sharded, tile_error)
     location = _target(path, client)
     job = _Job(slide, plan, version, codec, associated, location)
     place = job.place(resume=resume, overwrite=overwrite)
@@ -169,15 +161,10 @@ def _opened(image: ImageLike) -> Slide:
 
 
 def _target(path: PathLike, client: Client | None) -> Location:
-    location = Location.of(path).writable()
+    location = Location.of(path).writable(client)
     if not isinstance(location.target, str):
         raise UsageError(
             f"path must be a path or a URL, got {type(path).__name__}; slides open by name only"
-        )
-    if client is not None and location.in_memory:
-        raise UsageError(
-            "workers of a cluster cannot write into this process's memory; give a path or URL "
-            "that all of them see"
         )
     return location
 
@@ -191,21 +178,9 @@ class CopyTask:
     target: Any
 
     def __call__(self, region: Region) -> None:
-        """Read and write."""
-        values = np.empty((self.target.shape[0], *region.shape), self.target.dtype)
-        self.view.read(region, values.transpose(1, 2, 0))
-        self.target[(slice(None), *region.slices)] = values
-
-
-@dataclass(frozen=True)
-class _BuildTask:
-    """Computes one block of a coarser level."""
-
-    reduce: ReduceTask
-
-    def __call__(self, region: Region) -> None:
-        channels = self.reduce.target.shape[0]
-        self.reduce(Region((0, *region.origin), (channels, *region.shape)))
+        values = np.empty(region.shape, self.target.dtype)
+        self.view.read(Region(region.origin[1:], region.shape[1:]), values.transpose(1, 2, 0))
+        self.target[region.slices] = values
 
 
 class _LevelJob(Job):
@@ -240,8 +215,7 @@ class _LevelJob(Job):
     def flush(self) -> None:
         self._done.flush()
 
-    def finish(self) -> None:
-        self._done.flush()
+    finish = flush
 
 
 @dataclass(frozen=True)
@@ -282,7 +256,6 @@ class _Job:
         return found
 
     def attributes(self, state: str) -> dict[str, Any]:
-        """Own attributes of the group."""
         own = {
             "kind": KIND,
             "state": state,
@@ -396,7 +369,6 @@ class _Job:
         return group, arrays, DoneMap(group, (sum(level.blocks for level in self.plan),))
 
     def _levels(self, arrays: list[Any], done: DoneMap) -> Iterator[Job]:
-        """A job per level."""
         first = 0
         for number, (level, array) in enumerate(zip(self.plan, arrays, strict=True)):
             call: Any
@@ -404,7 +376,7 @@ class _Job:
                 call = CopyTask(level.view, array)
             else:
                 factors = (1, level.factor, level.factor)
-                call = _BuildTask(ReduceTask(arrays[number - 1], array, factors, "mean"))
+                call = ReduceTask(arrays[number - 1], array, factors, "mean")
             yield _LevelJob(self.slide.uri, level, call, done, first)
             first += level.blocks
 

@@ -56,8 +56,8 @@ def export_tiff(
 
     Parameters
     ----------
-    heatmap : path, zarr store, array or Heatmap
-        (rows, columns) or (k, rows, columns), see `daskdmed.store.results.finished.open_heatmap`.
+    heatmap, georeference
+        (rows, columns) or (k, rows, columns), see `daskdmed.store.open_heatmap`.
     path : path
         The file, which appears when it is complete.
     channel : int, optional
@@ -71,19 +71,8 @@ def export_tiff(
     cmap : str, optional
         A matplotlib colour map: RGB instead of grey, white where not computed. One channel
         of uint8 only.
-    georeference : Georeference, optional
-        The place of an array without one of its own.
     overwrite : bool
         Replace a file, which stays until the new one is complete.
-
-    Raises
-    ------
-    StoreError
-        Something is there, or it cannot be written.
-    UsageError, GeometryError
-        Arguments that do not fit the result.
-    MissingExtraError
-        `cmap` without matplotlib.
     """
     if dtype not in ("uint8", "float32"):
         raise UsageError(f"dtype must be 'uint8' or 'float32', got {dtype!r}")
@@ -183,27 +172,19 @@ def _write(
         "compression": "deflate",
         "predictor": colours is not None or dtype == "float32",
         "photometric": "minisblack" if colours is None else "rgb",
+        "resolutionunit": unit,
     }
+    options: dict[str, Any] = {"metadata": _ome(source), "subifds": len(levels) - 1}
+    if not ome:
+        options = {"metadata": None, "description": _description(source, dtype, limits)}
+    options["extratags"] = extra
     with tifffile.TiffWriter(path, bigtiff=size > _BIG, ome=ome) as writer:
         for number, level in enumerate(levels):
-            shape = level.shape if ome else level.shape[1:]
-            if colours is not None:
-                shape = (*shape, 3)
-            options: dict[str, Any] = {
-                "resolution": tuple(r / 2**number for r in resolution),
-                "resolutionunit": unit,
-            }
-            if number == 0:
-                options["extratags"] = extra
-                if ome:
-                    options |= {"metadata": _ome(source), "subifds": len(levels) - 1}
-                else:
-                    options |= {"description": _description(source, dtype, limits)}
-                    options["metadata"] = None
-            else:
-                options |= {"subfiletype": 1, "metadata": None}
+            shape = (*level.shape[not ome :], *(() if colours is None else (3,)))
+            options["resolution"] = tuple(r / 2**number for r in resolution)
             tiles = _tiles(level, dtype, limits, colours)
             writer.write(tiles, shape=shape, **common, **options)
+            options = {"subfiletype": 1, "metadata": None}
 
 
 def _tiles(
@@ -235,27 +216,16 @@ def _placed(
     place: Georeference, ome: bool
 ) -> tuple[tuple[float, float], int, list[tuple[Any, ...]]]:
     """Pixels per unit along (x, y), the unit, and tags of the first pixel's corner."""
-    size = [s * u for s, u in zip(place.stride, _pixel(place), strict=True)]
+    y, x = place.scale
     if place.mpp is None:
-        return (1 / size[1], 1 / size[0]), 1, []
-    resolution = (1e4 / size[1], 1e4 / size[0])
-    corner = [
-        (k - s) / 2 * u / 1e4
-        for k, s, u in zip(place.kernel_size, place.stride, _pixel(place), strict=True)
-    ]
-    if ome or min(corner) < 0:
-        return resolution, 3, []
+        return (1 / x, 1 / y), 1, []
+    axes = zip(place.kernel_size, place.stride, place.pixel, strict=True)
+    corner = [(k - s) / 2 * u / 1e4 for k, s, u in axes]
     tags: list[tuple[Any, ...]] = []
-    for code, value in ((286, corner[1]), (287, corner[0])):
-        tags.append((code, 5, 1, (round(value * 10**8), 10**8), True))
-    return resolution, 3, tags
-
-
-def _pixel(place: Georeference) -> tuple[float, float]:
-    """Extent (y, x) of a pixel at the resolution of the windows: micrometers, else level-0."""
-    if place.mpp is None:
-        return place.downsample[0], place.downsample[1]
-    return place.mpp[1], place.mpp[0]
+    if not ome and min(corner) >= 0:
+        for code, value in ((286, corner[1]), (287, corner[0])):
+            tags.append((code, 5, 1, (round(value * 10**8), 10**8), True))
+    return (1e4 / x, 1e4 / y), 3, tags
 
 
 def _description(source: Heatmap, dtype: str, limits: tuple[float, float] | None) -> str:
@@ -277,20 +247,11 @@ def _description(source: Heatmap, dtype: str, limits: tuple[float, float] | None
 
 def _ome(source: Heatmap) -> dict[str, Any]:
     place = source.georeference
-    size = [s * u for s, u in zip(place.stride, _pixel(place), strict=True)]
     found: dict[str, Any] = {"axes": "CYX", "Channel": {"Name": list(source.channel_names)}}
     if place.mpp is not None:
-        found |= {
-            "PhysicalSizeX": size[1],
-            "PhysicalSizeXUnit": "µm",
-            "PhysicalSizeY": size[0],
-            "PhysicalSizeYUnit": "µm",
-        }
-        centre = place.translation
-        found["Plane"] = {
-            "PositionX": [centre[1]] * source.channels,
-            "PositionXUnit": ["µm"] * source.channels,
-            "PositionY": [centre[0]] * source.channels,
-            "PositionYUnit": ["µm"] * source.channels,
-        }
+        plane = found["Plane"] = {}
+        for axis, size, centre in zip("YX", place.scale, place.translation, strict=True):
+            found |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
+            plane[f"Position{axis}"] = [centre] * source.channels
+            plane[f"Position{axis}Unit"] = ["µm"] * source.channels
     return found

@@ -32,6 +32,7 @@ from daskdmed.images.ngff.metadata import (
     hex_color,
     ome_attributes,
     ome_of,
+    rgb,
     version_of,
 )
 from daskdmed.store.location import Location
@@ -163,7 +164,7 @@ def write_labels(
     if dtype.kind not in "uib":
         raise UsageError(f"labels are integers or bool, got {dtype}")
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-    home = _home(group)
+    home = group.require_group(_HOME)
     announced = name in ome_of(home.attrs.asdict()).get("labels", [])
     if announced and not overwrite:
         raise StoreError(
@@ -177,8 +178,11 @@ def write_labels(
         shards=tuple(finest.shards[i] for i in spatial) if finest.shards else None,
         dtype=dtype,
         version=version_of(group),
+        name=name,
     )
-    target = _inside(location, name)
+    target = None  # a store object has no places inside
+    if isinstance(location.target, str):
+        target = Location(f"{location.target.rstrip('/')}/{_HOME}/{name}")
     place = target.staging if target is not None and announced else target
     try:
         if place is not None:
@@ -187,17 +191,17 @@ def write_labels(
         else:
             made = home.create_group(name, overwrite=True)
         places, largest = job.write(made, labels, client)
-        job.describe(made, name, places, ImageLabel(*_shown(classes, colors, largest)))
-        if place is not None and target is not None and place != target:
+        job.describe(made, places, ImageLabel(*_shown(classes, colors, largest)))
+        if place is not None and target is not None:
             target.replace(place)
-        _announce(home, name, job.version)
+        job.announce(home)
     except OSError as error:
         raise write_failure(f"labels {name!r} of {location}", error, "call again") from error
 
 
 @dataclass(frozen=True)
 class _LabelJob:
-    """What a label image shares with its image."""
+    """What a label image shares with its image, and its name."""
 
     axes: tuple[Axis, ...]
     places: list[LevelPlace]
@@ -205,6 +209,7 @@ class _LabelJob:
     shards: tuple[int, ...] | None
     dtype: np.dtype[Any]
     version: str
+    name: str
 
     def write(
         self, group: zarr.Group, labels: Any, client: Client | None
@@ -239,23 +244,24 @@ class _LabelJob:
                 )
             source = group[fine.path]
             build_levels(group, source, [factor], self.axes, "mode", [coarse.path], client)
-            factors = (factor,) * len(self.axes)
-            written.append(written[-1].coarser(coarse.path, factors))
+            written.append(written[-1].coarser(coarse.path, (factor,) * len(self.axes)))
         return written, largest
 
-    def describe(
-        self, group: zarr.Group, name: str, places: list[LevelPlace], label: ImageLabel
-    ) -> None:
+    def describe(self, group: zarr.Group, places: list[LevelPlace], label: ImageLabel) -> None:
         """The metadata, in one write."""
+        method = "mode" if len(places) > 1 else ""
         image = Multiscale(
-            axes=self.axes,
-            levels=tuple(places),
-            name=name,
-            method="mode" if len(places) > 1 else "",
-            label=label,
-            version=self.version,
+            self.axes, tuple(places), self.name, method, label=label, version=self.version
         )
         group.attrs.put(image.attributes())
+
+    def announce(self, home: zarr.Group) -> None:
+        """Name the label image in the group of all labels, when it is complete."""
+        names = [*ome_of(home.attrs.asdict()).get("labels", [])]
+        if self.name not in names:
+            names.append(self.name)
+        extra = {} if self.version == "0.4" else {"version": self.version}
+        home.attrs.update(ome_attributes({**extra, "labels": names}, self.version))
 
 
 @dataclass(frozen=True)
@@ -286,27 +292,6 @@ def _spatial(place: LevelPlace, kept: Sequence[int]) -> LevelPlace:
     )
 
 
-def _home(group: zarr.Group) -> zarr.Group:
-    return group.require_group(_HOME)
-
-
-def _inside(location: Location, name: str) -> Location | None:
-    """The place of a label image, None inside a store object."""
-    if not isinstance(location.target, str):
-        return None
-    return Location(f"{location.target.rstrip('/')}/{_HOME}/{name}")
-
-
-def _announce(home: zarr.Group, name: str, version: str) -> None:
-    """Name the label image in the group of all labels, when it is complete."""
-    ome = ome_of(home.attrs.asdict())
-    names = [*ome.get("labels", [])]
-    if name not in names:
-        names.append(name)
-    content = {"labels": names} if version == "0.4" else {"version": version, "labels": names}
-    home.attrs.update(ome_attributes(content, version))
-
-
 def _shown(
     classes: Sequence[str] | Mapping[int, str] | None,
     colors: Sequence[str] | Mapping[int, str] | None,
@@ -317,11 +302,8 @@ def _shown(
     count = min(max([largest, *names]), _MOST_COLORS)
     found = {i: PALETTE[(i - 1) % len(PALETTE)] for i in range(1, count + 1)}
     found |= {label: hex_color(color) for label, color in given.items()}
-    shades = {0: (0, 0, 0, 0)}
-    for label, color in found.items():
-        red, green, blue = (int(color[i : i + 2], 16) for i in (0, 2, 4))
-        shades[label] = (red, green, blue, 255)
-    return shades, names
+    shades = {label: (*rgb(color), 255) for label, color in found.items()}
+    return {0: (0, 0, 0, 0), **shades}, names
 
 
 def _by_label(given: Sequence[str] | Mapping[int, str] | None, word: str) -> dict[int, str]:

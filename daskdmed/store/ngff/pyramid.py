@@ -28,6 +28,7 @@ from daskdmed.images.ngff.metadata import PALETTE, Axis, Channel, LevelPlace, he
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level, stored_image, write_units
 from daskdmed.store.ngff.reduction import METHODS, Method, reduce_block
+from daskdmed.store.results.donemap import DONE, progress_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,7 +62,6 @@ class ReduceTask:
     method: Method
 
     def __call__(self, unit: Region) -> None:
-        """Read, reduce, write."""
         box = unit.times(self.factors).clip(self.source.shape)
         values = reduce_block(self.source[box.slices], self.factors, self.method)
         self.target[unit.slices] = values
@@ -104,25 +104,16 @@ def make_channels(
     names: Sequence[str] | None,
     colors: Sequence[str] | None,
 ) -> list[Channel]:
-    """How `count` channels are shown."""
     for word, given in (("channels", names), ("colors", colors)):
         if given is not None and len(given) != count:
             raise UsageError(
                 f"{word} must have one entry per channel ({count}), got {list(given)!r}"
             )
-    shown = [hex_color(c) for c in colors] if colors is not None else None
-    found = []
-    for i in range(count):
-        default = "FFFFFF" if count == 1 else PALETTE[i % len(PALETTE)]
-        found.append(
-            Channel(
-                label=names[i] if names is not None else str(i),
-                color=shown[i] if shown is not None else default,
-                window=(float(windows[i][0]), float(windows[i][1])),
-                limits=(float(windows[i][0]), float(windows[i][1])),
-            )
-        )
-    return found
+    palette = ["FFFFFF"] if count == 1 else [PALETTE[i % len(PALETTE)] for i in range(count)]
+    shown = palette if colors is None else map(hex_color, colors)
+    labels = map(str, range(count)) if names is None else names
+    limits = [(float(low), float(high)) for low, high in windows]
+    return [Channel(*one) for one in zip(labels, shown, limits, limits, strict=True)]
 
 
 def build_levels(
@@ -234,8 +225,9 @@ def add_pyramid(
     count = 1 if image.channel is None else array.shape[image.channel]
     windows = [window] * count if window is not None else value_range(array, image.channel, client)
     if len(image.channels) == count:
-        channels = channels or _all([channel.label for channel in image.channels])
-        colors = colors or _all([channel.digits for channel in image.channels])
+        labels, digits = ([getattr(c, n) for c in image.channels] for n in ("label", "digits"))
+        channels = channels or (labels if all(labels) else None)
+        colors = colors or (digits if all(digits) else None)
     shown = tuple(make_channels(count, windows, channels, colors))
 
     def describe(levels: Sequence[LevelPlace]) -> None:
@@ -244,28 +236,19 @@ def add_pyramid(
         )
         group.attrs.update(new.attributes(group.attrs.asdict()))
 
+    levels = [finest]
     try:
         if len(image.levels) > 1:
-            describe([finest])  # what is replaced is not shown while it is
+            describe(levels)  # what is replaced is not shown while it is
         totals = level_factors(extents, factor, smallest)
         names = [_following(finest.path, number) for number in range(1, len(totals) + 1)]
         build_levels(group, array, totals, image.axes, method, names, client)
-        levels = [
-            finest,
-            *(
-                finest.coarser(name, _per_axis(total, image.axes))
-                for name, total in zip(names, totals, strict=True)
-            ),
-        ]
+        for name, total in zip(names, totals, strict=True):
+            levels.append(finest.coarser(name, _per_axis(total, image.axes)))
         describe(levels)
     except OSError as error:
         raise write_failure(f"the pyramid of {location}", error, "call again to go on") from error
     return len(levels)
-
-
-def _all(given: list[str]) -> list[str] | None:
-    """As it is, None when one is empty."""
-    return given if all(given) else None
 
 
 def _usual_method(group: zarr.Group) -> Method:
@@ -292,11 +275,10 @@ def _check_arguments(
 
 
 def _check_finished(location: Location, group: zarr.Group) -> None:
-    if "daskdmed" in group.attrs and "done" in group:
-        flags: Any = group["done"]
-        done = np.asarray(flags[...])
-        if not done.all():
+    if "daskdmed" in group.attrs and DONE in group:
+        done, total = progress_of(group)
+        if done < total:
             raise StoreError(
-                f"{location}: {np.count_nonzero(done)} of {done.size} blocks are done; finish "
+                f"{location}: {done} of {total} blocks are done; finish "
                 "the run first (resume=True), so that coarse levels show all of it"
             )

@@ -24,6 +24,13 @@ DONE = "done"
 _FLUSH_EVERY = 1.0
 
 
+def progress_of(group: zarr.Group) -> tuple[int, int]:
+    """How many blocks of a store are done, and of how many."""
+    flags: Any = group[DONE]
+    done = np.asarray(flags[...])
+    return int(np.count_nonzero(done)), done.size
+
+
 class DoneMap:
     """The map of one store, `shape` blocks per axis, within its group; made when it is missing."""
 
@@ -39,16 +46,13 @@ class DoneMap:
 
     @property
     def total(self) -> int:
-        """Number of blocks."""
         return self._done.size
 
     @property
     def finished(self) -> int:
-        """Number of blocks that are done."""
         return int(np.count_nonzero(self._done))
 
     def __getitem__(self, index: Sequence[int]) -> bool:
-        """Whether a block is done."""
         return bool(self._done[tuple(index)])
 
     def pending(self) -> Iterator[tuple[int, ...]]:

@@ -138,11 +138,6 @@ def open_heatmap(
     georeference : Georeference, optional
         The place of an array without one of its own; goes before its own.
 
-    Returns
-    -------
-    Heatmap
-        Ready to be read.
-
     Raises
     ------
     StoreError

@@ -44,12 +44,12 @@ class Georeference:
     @property
     def scale(self) -> tuple[float, ...]:
         """Distance between cells per axis, in `units`; without a unit in level-0 pixels."""
-        return tuple(s * u for s, u in zip(self.stride, self._pixel, strict=True))
+        return tuple(s * u for s, u in zip(self.stride, self.pixel, strict=True))
 
     @property
     def translation(self) -> tuple[float, ...]:
         """Centre of the first window, in the units of `scale`."""
-        return tuple((k - 1) / 2 * u for k, u in zip(self.kernel_size, self._pixel, strict=True))
+        return tuple((k - 1) / 2 * u for k, u in zip(self.kernel_size, self.pixel, strict=True))
 
     @property
     def units(self) -> tuple[str | None, ...]:
@@ -91,7 +91,6 @@ class Georeference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As kept in the attributes of a group."""
         found: dict[str, Any] = {
             "kernel_size": list(self.kernel_size),
             "stride": list(self.stride),
@@ -102,7 +101,6 @@ class Georeference:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Georeference:
-        """The reverse of `to_json`."""
         spacing = value.get("spacing")
         return cls(
             tuple(value["kernel_size"]),
@@ -113,7 +111,8 @@ class Georeference:
         )
 
     @property
-    def _pixel(self) -> tuple[float, ...]:
+    def pixel(self) -> tuple[float, ...]:
+        """Extent of a pixel at the resolution of the windows per axis, in `units`."""
         if self.spacing is not None:
             return self.spacing
         if self.mpp is None:

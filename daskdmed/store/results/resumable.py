@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
-import numpy as np
 import zarr
 from dask.base import tokenize
 
@@ -22,7 +21,7 @@ from daskdmed.core.files import write_failure
 from daskdmed.images.ngff.metadata import axis_names
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level
-from daskdmed.store.results.donemap import DONE, DoneMap
+from daskdmed.store.results.donemap import DONE, DoneMap, progress_of
 from daskdmed.store.results.georeference import Georeference
 
 #: name of the result array within the group
@@ -64,12 +63,10 @@ class ResultSpec:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Number of blocks per axis."""
         return tuple(-(-n // b) for n, b in zip(self.counts, self.block_windows, strict=True))
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Axis names of the array."""
         return axis_names(len(self.counts), bool(self.outputs))
 
     def attributes(self) -> dict[str, Any]:
@@ -177,9 +174,7 @@ def _occupied(location: Location) -> str:
     if isinstance(own, dict):
         state = f"a {own.get('kind', 'result')}"
         if DONE in group:
-            done: Any = group[DONE]
-            flags = np.asarray(done[...])
-            state += f" with {np.count_nonzero(flags)} of {flags.size} blocks done"
+            state += " with {} of {} blocks done".format(*progress_of(group))
     return (
         f"{location} holds {state}; resume=True goes on with it (same parameters), "
         "overwrite=True replaces it, or give another out="
