@@ -15,11 +15,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dask
 
 from daskdmed.core.errors import ImageError
+from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import Reader
 
 DEFAULT_LIMIT = 128
@@ -43,17 +44,15 @@ class FileKey:
         )
 
 
+@dataclass(slots=True, eq=False)
 class _Entry:
     """One reader with the number of its users."""
 
-    __slots__ = ("closed", "lock", "reader", "stamp", "users")
-
-    def __init__(self) -> None:
-        self.reader: Reader | None = None
-        self.stamp: object = None
-        self.users = 0
-        self.closed = False
-        self.lock = threading.Lock()
+    reader: Reader | None = None
+    stamp: object = None
+    users: int = 0
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class FileCache:
@@ -104,8 +103,7 @@ class FileCache:
                 spare = [reader] if old.reader is not reader else []
             else:
                 spare = [] if old is None else self._dropped(self._entries.pop(key))
-                entry = self._entries[key] = _Entry()
-                entry.reader, entry.stamp = reader, stamp
+                self._entries[key] = _Entry(reader, stamp)
                 spare += self._overdue()
         _close(spare)
 
@@ -202,6 +200,35 @@ def _close(readers: list[Reader]) -> None:
 
 #: the readers of this process
 cache = FileCache()
+
+
+class OfFile:
+    """What slides and views know of their file, which they name by value."""
+
+    __slots__ = ()
+    key: FileKey
+
+    @property
+    def uri(self) -> str:
+        """Absolute path or URL."""
+        return self.key.uri
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that reads the file."""
+        return self.key.backend
+
+    @property
+    def fingerprint(self) -> str:
+        """State of the file when it was opened."""
+        return self.key.fingerprint
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
+        with cache.lease(self.key) as reader:
+            return reader.failed_tiles
+
 
 if hasattr(os, "register_at_fork"):
     # locks may be held and descriptors are the parent's: the child begins anew

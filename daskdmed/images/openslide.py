@@ -28,13 +28,7 @@ from daskdmed.core.places import local_path
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.protocols import SlideInfo
-from daskdmed.images.readers import (
-    BaseReader,
-    check_readable,
-    fingerprint_files,
-    level_infos,
-    prepare_output,
-)
+from daskdmed.images.readers import BaseReader, check_readable, fingerprint_files, level_infos
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader
@@ -125,25 +119,16 @@ class OpenSlideReader(BaseReader):
         except _openslide().OpenSlideError as error:
             raise CorruptImageError.of(uri, f"OpenSlide fails: {error}") from error
 
-    def read(
-        self,
-        level: int,
-        region: Region,
-        out: Array | None = None,
-        *,
-        tile_error: OnTileError = "raise",
-    ) -> Array:
-        target = prepare_output(self._uri, self.info, level, region, out)
+    def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         tile = self.info.levels[level].tile_shape
         steps = tuple(max(1, _PIECE // t) * t if t <= _PIECE else _PIECE for t in tile)
         read = functools.partial(self._read_piece, level)
         for piece in region.tiles(steps):
-            part = target[piece.local_to(region).slices]
+            part = out[piece.local_to(region).slices]
             try:
                 read(piece, part)
             except _OpenSlideFailed:
                 self._read_tiles(level, piece, part, tile_error, read)
-        return target
 
     def read_associated(self, name: str) -> Array:
         if name not in self.info.associated:

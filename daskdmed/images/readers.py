@@ -173,6 +173,25 @@ class BaseReader:
         """The last tiles that ``tile_error="fill"`` painted with the background."""
         return self._failures.kept
 
+    def read(
+        self,
+        level: int,
+        region: Region,
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
+    ) -> Array:
+        """Read a region of a level, see `daskdmed.images.protocols.Reader.read`."""
+        self._check_open()
+        target = prepare_output(self._uri, self.info, level, region, out)
+        if target.size:
+            self._read(level, region, target, tile_error)
+        return target
+
+    def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
+        """`read` of what has been checked."""
+        raise NotImplementedError(f"{type(self).__name__} must define _read")
+
     def _check_open(self) -> None:
         if self._closed:
             raise ImageError.of(self._uri, "the reader is closed")

@@ -23,8 +23,7 @@ from daskdmed.core.errors import GeometryError, ImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
-from daskdmed.core.view import FailedTile
-from daskdmed.images.filecache import FileKey, cache
+from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.registry import get_backend, open_with
 from daskdmed.images.source import normalize_uri
@@ -145,7 +144,7 @@ class _FromAbove:
         return function if slide is None else MethodType(function, slide)
 
 
-class Slide:
+class Slide(OfFile):
     """A whole-slide image: facts, and ways to its pixels. Picklable, without open handles.
 
     Made by `open_slide`. Equal when file, backend, fingerprint, image and mpp are equal.
@@ -159,21 +158,6 @@ class Slide:
         self.key = key
         self.info = info
         self._mpp = mpp
-
-    @property
-    def uri(self) -> str:
-        """Absolute path or URL."""
-        return self.key.uri
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that reads the file."""
-        return self.key.backend
-
-    @property
-    def fingerprint(self) -> str:
-        """State of the file when it was opened."""
-        return self.key.fingerprint
 
     @property
     def token(self) -> str:
@@ -244,12 +228,6 @@ class Slide:
     def images(self) -> tuple[str, ...]:
         """Names of the images in the file, when it holds several: ``image=`` of `open_slide`."""
         return self.info.images
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        """Tiles that ``tile_error="fill"`` painted in this process since the file was opened."""
-        with cache.lease(self.key) as reader:
-            return reader.failed_tiles
 
     def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
         """The same slide with its level-0 resolution, micrometers per pixel (x, y), given by the

@@ -52,14 +52,13 @@ class TurboJpeg:
             self._decompress = library.tjDecompress2
         except AttributeError as exc:
             raise OSError(f"{path} is not the TurboJPEG library: {exc}") from exc
-        pointer, number = ctypes.c_void_p, ctypes.c_int
-        stream = (ctypes.c_char_p, ctypes.c_ulong)
-        for function, result, *arguments in (
-            (self._init, pointer),
-            (self._destroy, number, pointer),
-            (self._decompress, number, pointer, *stream, pointer, *(number,) * 5),
-        ):
-            function.restype, function.argtypes = result, arguments
+        pointer: Any = ctypes.c_void_p
+        number: Any = ctypes.c_int
+        stream: list[Any] = [ctypes.c_char_p, ctypes.c_ulong]
+        self._init.restype, self._init.argtypes = pointer, []
+        self._destroy.restype, self._destroy.argtypes = number, [pointer]
+        self._decompress.restype = number
+        self._decompress.argtypes = [pointer, *stream, pointer, *[number] * 5]
         self.path = path
         self._local = threading.local()
 
@@ -101,7 +100,7 @@ def library() -> TurboJpeg | None:
     named = os.environ.get(VARIABLE, "")
     if named.lower() in ("off", "0"):
         return None
-    for path in [named] if named else _candidates():
+    for path in [os.path.expanduser(named)] if named else _candidates():
         try:
             found = TurboJpeg(path)
         except OSError as exc:

@@ -19,8 +19,8 @@ from daskdmed.core.errors import ResolutionError
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError
-from daskdmed.core.view import FailedTile, ImageView
-from daskdmed.images.filecache import FileKey, cache
+from daskdmed.core.view import ImageView
+from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.resample import resample_region
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SAME_RESOLUTION = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class SlideView(ImageView):
+class SlideView(OfFile, ImageView):
     """One slide at one resolution, made by ``Slide.view``. Picklable, without open handles.
 
     Level `level` of shape `source_shape` and storage tile `source_tile` is read; `scale` are its
@@ -50,19 +50,6 @@ class SlideView(ImageView):
     background_value: tuple[int, ...]
     mpp: tuple[float, float] | None
     tile_error: OnTileError = "raise"
-
-    @property
-    def uri(self) -> str:
-        return self.key.uri
-
-    @property
-    def backend(self) -> str:
-        return self.key.backend
-
-    @property
-    def fingerprint(self) -> str:
-        """State of the file when the slide was opened."""
-        return self.key.fingerprint
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -94,11 +81,6 @@ class SlideView(ImageView):
     def cheap_to_cut(self) -> bool:
         """True for a level as it is stored; neighbouring regions of others share pixels."""
         return self.scale is None
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        with cache.lease(self.key) as reader:
-            return reader.failed_tiles
 
     def _read(self, region: Region, out: Array | None) -> Array:
         if self.scale is None:

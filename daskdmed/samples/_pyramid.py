@@ -23,7 +23,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import UsageError
-from daskdmed.images.tiff.jpeg import segments
 from daskdmed.samples._bank import Memo, shrink
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ _APP0, _DQT, _DHT = 0xE0, 0xDB, 0xC4
 def split_tables(stream: bytes) -> tuple[bytes, bytes]:
     """Split a JPEG stream into (tables, abbreviated stream). The JFIF header is dropped: inside a
     TIFF the photometric tag says the colour space."""
+    from daskdmed.images.tiff.jpeg import segments
+
     tables, rest, begin = [_SOI], [_SOI], 2
     for marker, _, end in segments(stream):
         if marker != _APP0:

@@ -25,10 +25,10 @@ from daskdmed.store import add_pyramid, location, open_heatmap
 from daskdmed.store.location import Location, file_name, file_names, result_path
 
 
-def write(target, value):
+def write(target, value, extent=40):
     """A store whose every chunk and whose metadata say which one it is."""
     group = zarr.create_group(target, attributes={"value": value}, overwrite=True)
-    array = group.create_array("0", shape=(40, 40), chunks=(10, 10), dtype="int64")
+    array = group.create_array("0", shape=(extent, extent), chunks=(10, 10), dtype="int64")
     array[...] = value
     return target
 
@@ -70,7 +70,7 @@ def test_a_reader_never_finds_nothing(tmp_path):
     reader = context.Process(target=watch, args=(str(out), ready, stop, found))
     reader.start()
     ready.wait()  # a new process may take longer to begin than all that follows
-    for value in range(1, 40):
+    for value in range(1, 20):
         write(out.staging.path, value)
         out.replace(out.staging)
         assert read(out.target) == value
@@ -152,8 +152,8 @@ def test_the_order_in_which_an_object_store_is_replaced(bucket, monkeypatch):
     states = []
     for at in range(200):
         out = Location.of(f"{bucket}/{at}.zarr")
-        write(out.target, 1)
-        write(out.staging.target, 2)
+        write(out.target, 1, extent=20)
+        write(out.staging.target, 2, extent=20)
         with monkeypatch.context() as patch:
             calls = iter(range(10_000))
 

@@ -19,7 +19,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.ngff.planes import read_pyramid
 from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
-from daskdmed.images.readers import BaseReader, prepare_output
+from daskdmed.images.readers import BaseReader
 
 if TYPE_CHECKING:
     from daskdmed.images.protocols import Reader
@@ -61,27 +61,15 @@ class ZarrReader(BaseReader):
         self._pyramid = read_pyramid(uri, open_node(uri, store), image)
         self.info = self._pyramid.info
 
-    def read(
-        self,
-        level: int,
-        region: Region,
-        out: Array | None = None,
-        *,
-        tile_error: OnTileError = "raise",
-    ) -> Array:
-        self._check_open()
-        target = prepare_output(self._uri, self.info, level, region, out)
-        if target.size == 0:
-            return target
+    def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         plane = self._pyramid.planes[level]
         try:
-            plane.read(region, target)
+            plane.read(region, out)
         except MemoryError:
             raise
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
-            self._read_tiles(level, region, target, tile_error, plane.read)
-        return target
+            self._read_tiles(level, region, out, tile_error, plane.read)
 
     def read_associated(self, name: str) -> Array:
         self._check_open()

@@ -16,13 +16,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images import source as sources
 from daskdmed.images.protocols import SlideInfo
-from daskdmed.images.readers import (
-    BaseReader,
-    level_infos,
-    level_properties,
-    number_text,
-    prepare_output,
-)
+from daskdmed.images.readers import BaseReader, level_infos, level_properties, number_text
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
@@ -42,17 +36,8 @@ class TiffReader(BaseReader):
         self._background = np.asarray(index.background, index.dtype)
         self._lock = threading.Lock()
 
-    def read(
-        self,
-        level: int,
-        region: Region,
-        out: Array | None = None,
-        *,
-        tile_error: OnTileError = "raise",
-    ) -> Array:
-        self._check_open()
-        out = prepare_output(self._uri, self.info, level, region, out)
-        return self._fill(self._plans[level], region, out, self._background, tile_error)
+    def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
+        self._fill(self._plans[level], region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
         plan = self._associated.get(name)
@@ -60,7 +45,8 @@ class TiffReader(BaseReader):
             raise self._no_associated(name)
         out = np.empty(plan.shape, plan.dtype)
         white = np.full(plan.shape[2], 255, plan.dtype)
-        return self._fill(plan, Region.of(plan.shape[:2]), out, white, "raise")
+        self._fill(plan, Region.of(plan.shape[:2]), out, white, "raise")
+        return out
 
     def close(self) -> None:
         with self._lock:
@@ -75,12 +61,11 @@ class TiffReader(BaseReader):
         out: Array,
         background: Array,
         tile_error: OnTileError,
-    ) -> Array:
+    ) -> None:
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
             self._failures(level, (row, column), cause, tile_error)
 
         read_level(plan, Reading(self._source, background, fail), region, out)
-        return out
 
 
 class TiffBackend:
