@@ -109,7 +109,7 @@ class Location:
         if client is not None and self.in_memory:
             raise UsageError(
                 "workers of a cluster cannot write into this process's memory; "
-                "give a path or URL that all of them see"
+                "give a path or URL that all of them see (out=, path=)"
             )
         target, reason = self.target, ""
         if isinstance(target, Store):
