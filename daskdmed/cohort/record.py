@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
-from daskdmed.core.frozen import FrozenMapping, Unmoved, missing, plain
+from daskdmed.core.frozen import FrozenMapping, missing, plain
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
@@ -43,7 +43,7 @@ _NO_GRID = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Record(Unmoved):
+class Record:
     """One image of a patient: a file, or an array; or what was drawn on one of its images.
 
     A record of annotations (`is_annotations`) has no grid of its own: it is painted on that
@@ -323,7 +323,7 @@ class Record(Unmoved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patient(Unmoved):
+class Patient:
     """An id, named records and labels.
 
     Parameters
@@ -406,6 +406,11 @@ class Patient(Unmoved):
 
     def __repr__(self) -> str:
         return f"Patient({self.id!r}, records={list(self.records)}, labels={dict(self.labels)})"
+
+
+# every batch holds patients, and training frameworks (Lightning) take the dataclasses in a batch
+# apart to look for tensors, and refuse frozen ones: to them a patient is one plain object
+del Patient.__dataclass_fields__
 
 
 def _clean_id(value: Any) -> str | int:

@@ -18,9 +18,9 @@ V = TypeVar("V")
 
 
 class Unmoved:
-    """Part of a batch that stays on the host, as it is.
+    """What came with a batch and stays on the host, as it is.
 
-    Frameworks move a batch by calling `to` on what has it. Without it Lightning takes
+    Frameworks move values by calling `to` on what has it. Without it Lightning takes
     dataclasses apart to look for tensors, and refuses frozen ones.
     """
 

@@ -95,13 +95,7 @@ class Advice:
         return {size: math.ceil(s / gained) for size, s in self.read_seconds.items()}
 
     def best(self, patches_per_second: float) -> Choice:
-        """The most varied choice that is fast enough, or the fastest when none is.
-
-        Parameters
-        ----------
-        patches_per_second : float
-            What the model consumes.
-        """
+        """The most varied choice that is fast enough, or the fastest when none is."""
         enough = [c for c in self.choices if c.patches_per_second >= patches_per_second]
         if not enough:
             return max(self.choices, key=lambda c: c.patches_per_second)
@@ -233,7 +227,7 @@ def advise(
         seconds, copy, one = _measure(found, geometry, workers, blocks, rng)
         read_seconds[geometry.bigchunk] = seconds
         copied, single = min(copied, copy), min(single, one)
-        pixels = float(np.mean([_block_pixels(e.grid.largest) for e in found.entries]))
+        pixels = float(np.mean([math.prod(e.grid.largest) for e in found.entries]))
         choices += [
             _choice(geometry, allotment, count, seconds, copy, batch_size, pixels)
             for count in sorted(draws)
@@ -264,7 +258,6 @@ def _choice(
     # a batch of b draws from n big chunks meets n (1 - (1 - 1/n)^b) of them
     slots = allotment.slots
     distinct = slots * (1 - (1 - 1 / slots) ** batch_size)
-    small = _block_pixels(geometry.smallchunk)
     return Choice(
         geometry.bigchunk,
         draws,
@@ -272,12 +265,8 @@ def _choice(
         slots,
         allotment.nbytes,
         distinct,
-        draws * small / pixels,
+        draws * math.prod(geometry.smallchunk) / pixels,
     )
-
-
-def _block_pixels(extent: tuple[int, ...]) -> int:
-    return int(np.prod(extent, dtype=np.int64))
 
 
 def _measure(
@@ -289,16 +278,15 @@ def _measure(
         entry = found.entries[int(rng.integers(len(found.entries)))]
         jobs.append((entry.view, entry.grid.region(int(rng.integers(len(entry.grid))))))
     with ThreadPoolExecutor(threads) as pool:
+
+        def seconds_each(jobs: list[tuple[ImageView, Region]]) -> float:
+            began = time.perf_counter()
+            for _ in pool.map(lambda job: job[0].read_padded(job[1]).shape, jobs):
+                pass
+            return (time.perf_counter() - began) / len(jobs)
+
         block = next(iter(pool.map(lambda job: job[0].read_padded(job[1]), jobs[:threads])))
-        began = time.perf_counter()
-        for _ in pool.map(lambda job: job[0].read_padded(job[1]).shape, jobs):
-            pass
-        read = (time.perf_counter() - began) / len(jobs)
-        small = _crops(jobs, geometry, rng, 16 * threads)
-        began = time.perf_counter()
-        for _ in pool.map(lambda job: job[0].read_padded(job[1]).shape, small):
-            pass
-        single = (time.perf_counter() - began) / len(small)
+        read, single = (seconds_each(j) for j in (jobs, _crops(jobs, geometry, rng, 16 * threads)))
     return read, _copy_seconds(block, geometry.smallchunk, rng), single
 
 

@@ -29,14 +29,10 @@ class BigChunk(Unmoved):
         Pixels, spatial axes first, channels last. Shared with every other draw of the
         visit: do not write into it. None in the provenance of a batch, because the block
         may have left memory by then.
-    origin : tuple of int
-        First pixel along each spatial axis, array order, at the resolution read.
-    shape : tuple of int
-        Spatial extent.
-    patient : str
-        Patient id.
-    record : str
-        Name of the record.
+    origin, shape : tuple of int
+        First pixel and extent along each spatial axis, array order, at the resolution read.
+    patient, record : str
+        Patient id and name of the record.
     visit : int
         Number of the visit in the plan.
     downsample : tuple of float
@@ -79,16 +75,10 @@ class SmallChunk(Unmoved):
         Pixels as sampled (before any transform), spatial axes first, channels last.
     location : tuple of int
         First pixel in the level-0 frame, (x, y) or (x, y, z).
-    origin : tuple of int
-        First pixel at the resolution read, array order.
-    level : int or None
-        Level read, None when the resolution was given by mpp or power.
-    mpp : (float, float) or None
-        (x, y) micrometers per pixel.
     patient : Patient
         Whose.
-    record : str
-        Name of the record.
+    origin, level, mpp, record
+        As of `BigChunk`.
     bigchunk : BigChunk
         The big chunk it was cropped from, without pixels.
     draw : int
@@ -111,15 +101,7 @@ class SmallChunk(Unmoved):
 
 @dataclass(frozen=True, slots=True)
 class Provenance(Unmoved):
-    """What all crops of one visit share.
-
-    Parameters
-    ----------
-    patient : Patient
-        Whose.
-    bigchunks : tuple of BigChunk
-        The visit's pieces, without pixels.
-    """
+    """What all crops of one visit share: patient, and its pieces without pixels."""
 
     patient: Patient
     bigchunks: tuple[BigChunk, ...]
@@ -179,22 +161,24 @@ class SmallChunks(Unmoved):
     def __getitem__(self, index: int | slice) -> SmallChunk | list[SmallChunk]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
+        return SmallChunk(**self._facts(range(len(self))[index]))
+
+    def _facts(self, i: int) -> dict[str, Any]:
         source = self._provenance[i]
         bigchunk = source.bigchunks[int(self._pieces[i])]
         origin = tuple(int(o) for o in self.origins[i])
-        return SmallChunk(
-            data=self.data[i],
-            location=location_of(origin, bigchunk.downsample),
-            origin=origin,
-            level=bigchunk.level,
-            mpp=bigchunk.mpp,
-            patient=source.patient,
-            record=bigchunk.record,
-            bigchunk=bigchunk,
-            draw=int(self.draws[i]),
-            target=None if self.targets is None else self.targets[i],
-        )
+        return {
+            "data": self.data[i],
+            "location": location_of(origin, bigchunk.downsample),
+            "origin": origin,
+            "level": bigchunk.level,
+            "mpp": bigchunk.mpp,
+            "patient": source.patient,
+            "record": bigchunk.record,
+            "bigchunk": bigchunk,
+            "draw": int(self.draws[i]),
+            "target": None if self.targets is None else self.targets[i],
+        }
 
     @property
     def provenance(self) -> Sequence[Provenance]:

@@ -176,13 +176,13 @@ class UniformCollector(SmallChunkCollector):
     def extract_smallchunk(
         self, bigchunk: BigChunk, context: CollectContext, rng: np.random.Generator
     ) -> tuple[int, ...]:
-        """A uniform position."""
         room = np.subtract(bigchunk.shape, context.smallchunk_size) + 1
         return tuple(int(v) for v in rng.integers(room))
 
 
 CollectorFunction: TypeAlias = Callable[[BigChunk, CollectContext, np.random.Generator], Any]
-
+CollectorLike: TypeAlias = SmallChunkCollector | type[SmallChunkCollector] | CollectorFunction
+ChooserLike: TypeAlias = BigChunkLoader | type[BigChunkLoader] | RegionChooser
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -201,16 +201,8 @@ def is_stateful(collector: CollectorFunction | None) -> bool:
     return bool(getattr(collector, "stateful", False))
 
 
-def as_collector(
-    collector: SmallChunkCollector | type[SmallChunkCollector] | CollectorFunction | None,
-) -> CollectorFunction | None:
-    """The function behind a collector, None for the default.
-
-    Raises
-    ------
-    UsageError
-        Neither a collector nor a function.
-    """
+def as_collector(collector: CollectorLike | None) -> CollectorFunction | None:
+    """The function behind a collector, None for the default."""
     if isinstance(collector, type) and issubclass(collector, SmallChunkCollector):
         collector = collector()
     if collector is None or type(collector) is UniformCollector:
@@ -225,16 +217,8 @@ def as_collector(
     )
 
 
-def as_chooser(
-    loader: BigChunkLoader | type[BigChunkLoader] | RegionChooser | None,
-) -> RegionChooser | None:
-    """The function behind a big-chunk loader, None for the grid.
-
-    Raises
-    ------
-    UsageError
-        Neither a loader nor a function.
-    """
+def as_chooser(loader: ChooserLike | None) -> RegionChooser | None:
+    """The function behind a big-chunk loader, None for the grid."""
     if isinstance(loader, type) and issubclass(loader, BigChunkLoader):
         loader = loader()
     if loader is None:

@@ -65,15 +65,7 @@ class DiversityStats:
 
 
 class Diversity:
-    """Counts what `DiversityStats` says.
-
-    Parameters
-    ----------
-    catalogue : Catalogue
-        Sizes of the images.
-    size : tuple of int
-        Extent of a small chunk.
-    """
+    """Counts what `DiversityStats` says."""
 
     def __init__(self, catalogue: Catalogue, size: tuple[int, ...]) -> None:
         self._entries = {str(e.patient.id): e for e in catalogue.entries}
@@ -153,14 +145,12 @@ class Diversity:
             for i, k in ((0, 0), (0, 2), (1, 1), (2, 0), (2, 2)):
                 self._reached[name][at[i, :, 0], at[k, :, 1]] = True
 
-    def stats(self, areas: AreaSource | None = None) -> DiversityStats:
-        """What has been counted.
+    def knows(self, patient: str) -> bool:
+        """Whether there is such a patient."""
+        return patient in self._entries
 
-        Parameters
-        ----------
-        areas : AreaSource, optional
-            Where small chunks may lie; without it everywhere.
-        """
+    def stats(self, areas: AreaSource | None = None) -> DiversityStats:
+        """What has been counted."""
         with self._lock:
             self._count()
         batches = max(1, self._batches)
@@ -179,29 +169,21 @@ class Diversity:
         )
 
     def counts(self, patient: str) -> npt.NDArray[np.uint32]:
-        """How many small chunks were centred in each cell of a patient's image.
-
-        Raises
-        ------
-        UsageError
-            No such patient.
-        """
+        """How many small chunks were centred in each cell of a patient's image."""
         if patient not in self._entries:
             some = ", ".join(list(self._entries)[:5])
             raise UsageError(f"there is no patient {patient!r} in this loader; there are {some}")
         with self._lock:
             self._count()
-        found = self._maps.get(patient)
-        if found is None:
+        if patient not in self._maps:
             return np.zeros(cells_of(_extent(self._entries[patient])), np.uint32)
-        return found.copy()
+        return self._maps[patient].copy()
 
     def usable(self, patient: str, areas: AreaSource | None) -> npt.NDArray[np.bool_]:
         """Cells in which a small chunk can be centred."""
-        known = self._usable.get(patient)
-        if known is None:
-            known = self._usable[patient] = self._find_usable(patient, areas)
-        return known
+        if patient not in self._usable:
+            self._usable[patient] = self._find_usable(patient, areas)
+        return self._usable[patient]
 
     def _find_usable(self, patient: str, areas: AreaSource | None) -> npt.NDArray[np.bool_]:
         shape = cells_of(_extent(self._entries[patient]))
@@ -229,8 +211,7 @@ class Diversity:
 
 def _extent(entry: Entry) -> Array:
     """Rows and columns of an entry's image: its last two spatial axes."""
-    view = entry.view
-    return np.array(view.spatial_shape[-2:])
+    return np.array(entry.view.spatial_shape[-2:])
 
 
 def cells_of(extent: Array) -> tuple[int, int]:
@@ -240,13 +221,7 @@ def cells_of(extent: Array) -> tuple[int, int]:
 
 
 def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -> Figure:
-    """A count map over the thumbnail of its image.
-
-    Raises
-    ------
-    MissingExtraError
-        matplotlib is not installed.
-    """
+    """A count map over the thumbnail of its image."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -6,18 +6,23 @@ of it. Paths are pure functions of the step and the image's shape.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
+from daskdmed.core.checks import check_count
 from daskdmed.core.errors import UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.loading.collectors import BigChunkLoader
 from daskdmed.persistence.reading import LoadContext
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Explorer(BigChunkLoader):
@@ -39,15 +44,11 @@ class Explorer(BigChunkLoader):
     """
 
     def __init__(self, size: int | Sequence[int] | None = None, *, regions: int = 1) -> None:
-        if isinstance(regions, bool) or int(regions) != regions or regions < 1:
-            raise UsageError(f"regions must be an integer >= 1, got {regions!r}")
         self.size = size
-        self.regions = int(regions)
+        self.regions = check_count("regions", regions)
 
     @abstractmethod
-    def place(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Sequence[float]:
+    def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
         """First pixel of a step.
 
         Parameters
@@ -68,7 +69,6 @@ class Explorer(BigChunkLoader):
         context: LoadContext,
         rng: np.random.Generator,
     ) -> list[Region]:
-        """The next `regions` steps of the path."""
         size = self._extent(context)
         room = tuple(n - s for n, s in zip(context.shape, size, strict=True))
         first = context.nth * self.regions
@@ -90,9 +90,7 @@ class Explorer(BigChunkLoader):
                 raise UsageError(f"size {wanted} has {len(wanted)} axes, the image {axes}")
         return tuple(min(w, n) for w, n in zip(wanted, context.shape, strict=True))
 
-    def _region(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Region:
+    def _region(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Region:
         place = self.place(step, room, size, context)
         origin = tuple(min(max(round(p), 0), r) for p, r in zip(place, room, strict=True))
         return Region(origin, size)
@@ -121,10 +119,7 @@ class GridExplorer(Explorer):
             raise UsageError(f"overlap is a fraction in [0, 1), got {overlap}")
         self.overlap = overlap
 
-    def place(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Sequence[float]:
-        """Position in the grid, the last axis fastest."""
+    def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
         strides = [max(1.0, s * (1 - self.overlap)) for s in size]
         counts = [math.ceil(r / d) + 1 for r, d in zip(room, strides, strict=True)]
         at = np.unravel_index(step % math.prod(counts), counts)
@@ -137,10 +132,7 @@ class SpiralExplorer(Explorer):
     Further axes are gone through one layer after the other.
     """
 
-    def place(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Sequence[float]:
-        """Position on the spiral."""
+    def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
         counts = tuple(math.ceil(r / s) + 1 for r, s in zip(room, size, strict=True))
         path = _spiral(counts[-2], counts[-1])
         layer, at = divmod(step % (len(path) * math.prod(counts[:-2])), len(path))
@@ -152,26 +144,19 @@ class SpiralExplorer(Explorer):
 @lru_cache(maxsize=64)
 def _spiral(rows: int, columns: int) -> list[tuple[int, int]]:
     """Cells of a grid from its centre outwards."""
-    return [cell for cell in _outwards(rows, columns) if _inside(cell, rows, columns)]
-
-
-def _inside(cell: tuple[int, int], rows: int, columns: int) -> bool:
-    return 0 <= cell[0] < rows and 0 <= cell[1] < columns
+    path = _outwards(rows, columns)
+    return [(y, x) for y, x in path if 0 <= y < rows and 0 <= x < columns]
 
 
 def _outwards(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     y, x = (rows - 1) // 2, (columns - 1) // 2
     yield y, x
-    leg, turn = 1, ((0, 1), (1, 0), (0, -1), (-1, 0))
-    direction = 0
-    while leg <= 2 * max(rows, columns) + 1:
-        for _ in range(2):
-            dy, dx = turn[direction % 4]
+    turns = itertools.cycle(((0, 1), (1, 0), (0, -1), (-1, 0)))
+    for leg in range(1, 2 * max(rows, columns) + 2):
+        for dy, dx in itertools.islice(turns, 2):
             for _ in range(leg):
                 y, x = y + dy, x + dx
                 yield y, x
-            direction += 1
-        leg += 1
 
 
 class CircleExplorer(Explorer):
@@ -200,10 +185,7 @@ class CircleExplorer(Explorer):
             raise UsageError(f"radius is in [0, 1] and steps at least 1, got {radius} and {steps}")
         self.radius, self.steps = radius, steps
 
-    def place(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Sequence[float]:
-        """Position on the circle."""
+    def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
         angle = 2 * math.pi * (step % self.steps) / self.steps
         turns = [0.0] * (len(room) - 2) + [math.sin(angle), math.cos(angle)]
         return [r / 2 * (1 + self.radius * t) for r, t in zip(room, turns, strict=True)]
@@ -217,10 +199,7 @@ class LowDiscrepancyExplorer(Explorer):
     begin at different places.
     """
 
-    def place(
-        self, step: int, room: tuple[int, ...], size: tuple[int, ...], context: LoadContext
-    ) -> Sequence[float]:
-        """The step's place."""
+    def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
         axes = len(room)
         phi = _golden(axes)
         start = np.random.default_rng(list(context.patient.encode()) or [0]).random(axes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.cohort.record import Patient
@@ -22,9 +21,8 @@ from daskdmed.loading.assembly import Assembly, crop_of
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
-    BigChunkLoader,
-    CollectorFunction,
-    SmallChunkCollector,
+    ChooserLike,
+    CollectorLike,
     as_chooser,
     as_collector,
     is_stateful,
@@ -44,7 +42,6 @@ from daskdmed.persistence.budget import allot, to_bytes
 from daskdmed.persistence.catalogue import Geometry, Target
 from daskdmed.persistence.cluster import connect
 from daskdmed.persistence.policy import PolicyLike, as_policy
-from daskdmed.persistence.reading import RegionChooser
 from daskdmed.persistence.where import AreaSource, TissueLike, Wish
 
 if TYPE_CHECKING:
@@ -74,9 +71,8 @@ class LightDL(Loader[SmallChunks]):
     dataset : Dataset, Patient, Record, Slide, view, path, URL, array, or list of these
         Patients and their records; bare images become patients, see `daskdmed.cohort.sources`.
     smallchunk_size : int or tuple of int, default 224
-        Extent of a small chunk in pixels at the resolution asked for. One number: two
-        spatial axes, (y, x). A tuple, one number per spatial axis, in array order:
-        ``(32, 64, 64)`` for a (z, y, x) array.
+        Pixels of a small chunk at the resolution asked for: one number for two spatial axes,
+        or one per spatial axis, in array order; ``(32, 64, 64)`` for a (z, y, x) array.
     batch_size : int, default 64
         Small chunks per batch.
     level, mpp, power
@@ -87,6 +83,14 @@ class LightDL(Loader[SmallChunks]):
     target : str, optional
         Name of a record of the same size (a mask), cropped at the same places and resident
         beside its big chunk: ``smallchunks.targets``.
+    target_level, target_mpp : optional
+        Resolution of the target, as `level` and `mpp`, when it is another than the image's.
+        The image must have a whole number of pixels per pixel of the target.
+    target_classes : optional
+        Classes of a target that is made of annotations or of a label map: `Categories`, or
+        what these are made of. Superclasses and a background channel are theirs.
+    target_channels : bool, default False
+        One channel of zeros and ones per class, instead of a map of class numbers.
     bigchunk_size : int or tuple of int, optional
         Largest extent of a big chunk; its first pixels lie on the storage tile grid. Default:
         4096 per axis of two, 256 per axis of three.
@@ -130,6 +134,9 @@ class LightDL(Loader[SmallChunks]):
     on_error : {"raise", "skip"}
         What an unreadable slide or big chunk does: reach ``next`` as an error that names
         patient, record and region, or be left out and reported by `stats`.
+    tile_error : {"raise", "fill"}
+        What a storage tile that cannot be decoded becomes: an error (see `on_error`), or
+        background and a warning.
     rank, world_size : int
         Which batches of the one global plan are ours, for several training processes: batch
         ``b`` is rank ``b % world_size``'s. Not given: those of `torch.distributed` when a
@@ -158,17 +165,6 @@ class LightDL(Loader[SmallChunks]):
     quotas : sequence of Quota, optional
         Guaranteed shares of every batch, by labels of patients and classes of annotations.
         What they leave is drawn from everybody.
-    target_level, target_mpp : optional
-        Resolution of the target, as `level` and `mpp`, when it is another than the image's.
-        The image must have a whole number of pixels per pixel of the target.
-    target_classes : optional
-        Classes of a target that is made of annotations or of a label map: `Categories`, or
-        what these are made of. Superclasses and a background channel are theirs.
-    target_channels : bool, default False
-        One channel of zeros and ones per class, instead of a map of class numbers.
-    tile_error : {"raise", "fill"}
-        What a storage tile that cannot be decoded becomes: an error (see `on_error`), or
-        background and a warning.
 
     Raises
     ------
@@ -205,11 +201,8 @@ class LightDL(Loader[SmallChunks]):
         resident: int | str = "2 GiB",
         smallchunks_per_bigchunk: int = 512,
         rotation: Literal["deterministic", "adaptive"] = "deterministic",
-        bigchunk_loader: BigChunkLoader | type[BigChunkLoader] | RegionChooser | None = None,
-        smallchunk_collector: SmallChunkCollector
-        | type[SmallChunkCollector]
-        | CollectorFunction
-        | None = None,
+        bigchunk_loader: ChooserLike | None = None,
+        smallchunk_collector: CollectorLike | None = None,
         policy: PolicyLike | None = None,
         tfms: Callable[[Any], Any] | None = None,
         batch_tfms: Callable[[Any], Any] | None = None,
@@ -237,7 +230,7 @@ class LightDL(Loader[SmallChunks]):
         super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
-        check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
+        draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
         images = images_of(dataset, Request(record, level, mpp, power, tile_error=tile_error))
         self.dataset = images.dataset
         self.epoch_length = epoch_length
@@ -272,13 +265,13 @@ class LightDL(Loader[SmallChunks]):
             classes,
             policy,
             batch_size=self.batch_size,
-            draws_per_visit=smallchunks_per_bigchunk,
+            draws_per_visit=draws,
             seed=check_seed(seed),
         )
         sampling = Sampling(
             crop=crop_of(catalogue, geometry),
             batch_size=self.batch_size,
-            draws_per_visit=smallchunks_per_bigchunk,
+            draws_per_visit=draws,
             collect=collect,
             adaptive=rotation == "adaptive",
             on_error=on_error,
@@ -351,11 +344,7 @@ class LightDL(Loader[SmallChunks]):
         """Batches per loop, at most.
 
         A finite plan has fewer when the collector ends visits, or big chunks cannot be read.
-
-        Raises
-        ------
-        TypeError
-            The loader is endless, or nobody can know where its policy ends.
+        `TypeError`: the loader is endless, or nobody can know where its policy ends.
         """
         whole = self._whole()
         if whole is None and self.epoch_length is None:
@@ -387,19 +376,7 @@ class LightDL(Loader[SmallChunks]):
         one; `get` goes there too, but goes on in the present one. After `load_state_dict`, the
         epoch of the state leaves the loader where it is, so that a training script that
         calls this at the start of every epoch can be resumed in the middle of one. States of
-        patients go on from epoch to epoch.
-
-        Parameters
-        ----------
-        epoch : int
-            0 or more.
-
-        Raises
-        ------
-        UsageError
-            Not such a number.
-        LoaderClosedError
-            The loader is closed.
+        patients go on from epoch to epoch. `UsageError`: not a number from 0.
         """
         check_count("epoch", epoch, 0)
         self._check_open()
@@ -434,25 +411,17 @@ class LightDL(Loader[SmallChunks]):
 
         Raises
         ------
-        UsageError
-            The loader has no such patient, or a collector that does not listen.
-        StateError
-            The payload cannot be pickled.
-        LoaderClosedError
-            The loader is closed.
+        UsageError, StateError
+            No such patient, or a collector that does not listen; or it cannot be pickled.
         """
         self._check_open()
         name = str(patient.id if isinstance(patient, Patient) else patient)
-        if name not in self._names:
+        if not self._diversity.knows(name):
             raise UsageError(
                 f"feedback to patient {name!r}: the loader has no such patient (it has "
                 f"{len(self._catalogue.entries)})"
             )
         return self._progress.post(name, payload)
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self._catalogue.population.patients)
 
     # -- looking at it ----------------------------------------------------------------
 
@@ -461,21 +430,8 @@ class LightDL(Loader[SmallChunks]):
     ) -> Figure:
         """Draw where small chunks of a patient came from so far, over the thumbnail.
 
-        Parameters
-        ----------
-        patient : Patient or str
-            Whose.
-        ax : matplotlib.axes.Axes, optional
-            Draw here instead of in a new figure.
-        alpha : float
-            Opacity, 0 to 1.
-
-        Raises
-        ------
-        UsageError
-            No such patient in this loader.
-        MissingExtraError
-            matplotlib is not installed.
+        On `ax`, or in a new figure; `alpha` is the opacity, 0 to 1. `UsageError`: there is no
+        such patient.
         """
         name = str(patient.id) if isinstance(patient, Patient) else str(patient)
         return self._diversity.plot(name, self._areas, ax=ax, alpha=alpha)
@@ -486,9 +442,7 @@ class LightDL(Loader[SmallChunks]):
         return LoaderStats(
             batches=self._progress.batches,
             patches=self._progress.batches * self.batch_size,
-            seconds=meter.seconds,
-            wait_seconds=meter.wait_seconds,
-            first_batch_seconds=meter.first_batch_seconds,
+            **meter.counters(),
             visits_admitted=meter.visits_admitted,
             visits_evicted=meter.visits_evicted,
             reads=meter.reads,

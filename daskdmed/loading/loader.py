@@ -254,12 +254,7 @@ class Loader(_Base, Generic[C]):
     # -- batches ----------------------------------------------------------------------
 
     def get(self, timeout: float | None = None) -> tuple[Any, list[Patient], C]:
-        """The next batch of the present pass, which no loop has to be in; so does ``next``.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait, for ever by default.
+        """The next batch of the present pass, without a loop; waits so many seconds at most.
 
         Returns
         -------

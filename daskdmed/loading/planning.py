@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask.base import tokenize
+from toolz import unique  # type: ignore[import-untyped]
 
 from daskdmed.core.errors import UsageError
 from daskdmed.loading.quotas import Quota, strata_of
@@ -80,12 +81,8 @@ class Planning:
             seed=self.seed,
             policy=self.policy,
         )
-        seen: set[int] = set()
-        for turn in itertools.islice(ahead, min(_AHEAD, len(self.catalogue.entries))):
-            for visit in turn.resident:
-                if visit.record not in seen:
-                    seen.add(visit.record)
-                    yield visit.record
+        turns = itertools.islice(ahead, min(_AHEAD, len(self.catalogue.entries)))
+        return iter(unique(visit.record for turn in turns for visit in turn.resident))
 
     def parameters(self) -> dict[str, Any]:
         """What batches depend on, for ``state_dict``; empty when nothing was asked for."""

@@ -72,13 +72,7 @@ class Progress(ABC):
         return {"version": _VERSION, **self._to_dict(), "parameters": dict(parameters)}
 
     def restore(self, state: Any, parameters: Mapping[str, Any]) -> None:
-        """The inverse of `saved`; ranks take as many batches each, so one may load another's.
-
-        Raises
-        ------
-        StateError
-            Of another version or of other parameters, or damaged.
-        """
+        """The inverse of `saved`; ranks take as many batches each, so one may load another's."""
         version = state.get("version") if isinstance(state, Mapping) else None
         if version != _VERSION:
             raise StateError(f"this state has version {version!r}, expected {_VERSION}")
@@ -115,15 +109,7 @@ def only_its_own(why: str) -> StateError:
 
 
 class DrawProgress(Progress):
-    """Where a `LightDL` stands.
-
-    Parameters
-    ----------
-    stateful : bool
-        Whether the collector declares that it uses states and feedback.
-    lag : int or None
-        Batches between feedback and its effect, `DEFAULT_LAG` for None.
-    """
+    """Where a `LightDL` stands."""
 
     def __init__(self, stateful: bool, lag: int | None = None) -> None:
         super().__init__()
@@ -139,7 +125,6 @@ class DrawProgress(Progress):
 
     @property
     def fresh(self) -> bool:
-        """Whether the next batch is the first of its epoch."""
         return not self.cursor.position and not self.over
 
     def take(self, cursor: Cursor) -> None:
@@ -150,15 +135,7 @@ class DrawProgress(Progress):
             self.mailbox.take()
 
     def post(self, patient: str, payload: Any) -> int:
-        """Keep feedback for a patient; gives the first batch that can differ for it.
-
-        Raises
-        ------
-        UsageError
-            The collector does not listen.
-        StateError
-            The payload cannot be pickled.
-        """
+        """Keep feedback for a patient; gives the first batch that can differ for it."""
         if self.mailbox is None:
             raise UsageError(
                 "the collector does not listen to feedback: write stateful = True in its class, "

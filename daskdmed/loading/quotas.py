@@ -107,15 +107,7 @@ def as_classes(labels: str | Sequence[str] | None) -> tuple[str, ...]:
 def as_quotas(
     quotas: Sequence[Quota] | None, labels: str | Sequence[str] | Mapping[str, float] | None
 ) -> tuple[tuple[Quota, ...], tuple[str, ...]]:
-    """Quotas, and the classes that everything is drawn from, from what users give.
-
-    Parameters
-    ----------
-    quotas : sequence of Quota or None
-        As given.
-    labels : str, sequence, mapping or None
-        Classes to draw from; a mapping gives each class its share.
-    """
+    """Quotas, and the classes that everything is drawn from, from what users give."""
     listed: tuple[Any, ...] = tuple(quotas or ())
     wrong = [q for q in listed if not isinstance(q, Quota)]
     if wrong:
@@ -135,11 +127,6 @@ def strata_of(
     """Strata of a batch, and the classes of each.
 
     What the quotas leave of a batch is drawn from everybody.
-
-    Raises
-    ------
-    UsageError
-        Quotas ask for more than a batch, or nobody belongs to one.
     """
     strata, classes = [], []
     for quota in quotas:

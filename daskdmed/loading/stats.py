@@ -20,11 +20,6 @@ class Meter(Tally):
     """Counts batches too, and how long the consumer waited for them.
 
     It outlives the parts of a loader and knows none of them.
-
-    Parameters
-    ----------
-    loader : str
-        Name of the loader.
     """
 
     def __init__(self, loader: str) -> None:
@@ -38,6 +33,11 @@ class Meter(Tally):
         """Begin to measure, unless that was done; so many batches have been taken before."""
         self._began = self._began or time.perf_counter()
         self._made = self._taken = batches
+
+    def counters(self) -> dict[str, Any]:
+        """What every `Stats` has of it."""
+        names = ("seconds", "wait_seconds", "first_batch_seconds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def seconds(self) -> float:
@@ -167,7 +167,6 @@ class LoaderStats(Stats):
         return self._per_second(self.patches)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value, for people."""
         varied, distance = self.diversity, self.diversity.repeat_distance
         return [
             ("patches", f"{self.patches:,} ({self.patches_per_second:,.0f} per second)"),
@@ -218,7 +217,6 @@ class SlidingStats(Stats):
         return self._per_second(self.windows)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value, for people."""
         rate = f"{self.windows_per_second:,.0f} per second"
         return [
             ("windows", f"{self.windows:,} of {self.total_windows:,} ({rate})"),

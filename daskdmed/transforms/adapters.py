@@ -80,11 +80,9 @@ class PerSample(Transform):
         self._masks = library == "torchvision"
 
     def parameters(self, samples: Samples) -> Params:
-        """A seed for each small chunk."""
         return {"seed": (samples.bits(1)[:, 0] >> np.uint64(32)).astype(np.int64)}
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Call the function with each image."""
         if self._style == "tensor":
             # a copy each: functions may write into what they get, and the loader's stays
             return self._each(lambda i: self.function(x[i].clone()), params, x)

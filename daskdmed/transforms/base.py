@@ -55,58 +55,29 @@ class Transform(ABC):
     def parameters(self, samples: Samples) -> Params:
         """Parameters of each small chunk; none by default.
 
-        Parameters
-        ----------
-        samples : Samples
-            Gives uniform numbers of each small chunk, and patient ids.
-
-        Returns
-        -------
-        dict of str to ndarray
-            Each with ``samples.size`` rows.
+        `samples` gives uniform numbers of each small chunk, and patient ids. Each array has
+        ``samples.size`` rows.
         """
         return {}
 
     @abstractmethod
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Transform images.
-
-        Parameters
-        ----------
-        x : Tensor
-            ``[batch, channels, *spatial]``; shared with the loader, not to be written into.
-        params : dict
-            Of `parameters`.
-        """
+        """Transform images ``[batch, channels, *spatial]``, without writing into them."""
 
     def on_target(self, target: Tensor, params: Params, axes: tuple[int, ...]) -> Tensor:
         """Transform targets the same way; unchanged by default, right where no pixel moves.
 
-        Parameters
-        ----------
-        target : Tensor
-            Label maps or channels, first axis the batch.
-        params : dict
-            Of `parameters`.
-        axes : tuple of int
-            Which axes of `target` are the spatial ones, in array order.
+        First axis the batch; `axes` are the spatial ones, in array order.
         """
         return target
 
     # -- what users call --------------------------------------------------------------
 
     def draw(self, source: Any) -> Params:
-        """Parameters for small chunks; the same whenever and wherever it is called.
+        """Parameters for `replay`, of small chunks or of integer keys ``[batch, k]``.
 
-        Parameters
-        ----------
-        source : SmallChunks or ndarray
-            Small chunks, or integer keys ``[batch, k]``.
-
-        Returns
-        -------
-        dict of str to ndarray
-            For `replay`. Names of the members of a `Compose` begin with their place.
+        The same whenever and wherever it is called. Names of the members of a `Compose` begin
+        with their place.
         """
         return self.parameters(Samples.of(source).at(self._salt))
 
@@ -201,13 +172,7 @@ def _as_tensor(array: Array) -> Tensor:
 
 
 def as_batch(x: Any) -> Tensor:
-    """Check that something is a tensor ``[batch, channels, *spatial]``.
-
-    Raises
-    ------
-    UsageError
-        It is not.
-    """
+    """`x`, if it is a tensor ``[batch, channels, *spatial]``."""
     if not isinstance(x, torch.Tensor) or x.ndim < 3:
         shape = getattr(x, "shape", None)
         raise UsageError(
@@ -224,13 +189,7 @@ def on_device(values: Array, like: Tensor, dtype: torch.dtype = torch.float32) -
 
 
 def check_probability(name: str, p: float) -> float:
-    """`p` in [0, 1].
-
-    Raises
-    ------
-    UsageError
-        It is not.
-    """
+    """`p` in [0, 1]."""
     if not 0.0 <= p <= 1.0:
         raise UsageError(f"{name} must be a probability in [0, 1], got {p!r}")
     return float(p)

@@ -26,13 +26,7 @@ def blocks_of(x: Tensor) -> Iterator[slice]:
 
 
 def white_of(x: Tensor, who: str) -> float:
-    """Value of the brightest sample: 255, 65535, or 1 for floating point.
-
-    Raises
-    ------
-    UsageError
-        Not RGB, or of a type that has no brightest value.
-    """
+    """Value of the brightest sample: 255, 65535, or 1 for floating point."""
     if x.shape[1] != 3:
         raise UsageError(
             f"{who} is for RGB images, [batch, 3, *spatial], got {tuple(x.shape)}; "
@@ -50,29 +44,11 @@ def white_of(x: Tensor, who: str) -> float:
 def colourwise(
     x: Tensor, function: Callable[..., Tensor], rows: Sequence[Tensor] = (), *, who: str
 ) -> Tensor:
-    """Apply a function of float32 colours to a batch.
+    """``function(block, white, *rows)`` on a batch, which is left as it is.
 
-    Parameters
-    ----------
-    x : Tensor, [batch, 3, *spatial]
-        Left as it is.
-    function : callable
-        ``function(block, white, *rows) -> block``, with block float32 [b, 3, pixels] in
-        [0, white], its own to write into. May leave that range.
-    rows : sequence of Tensor
-        Further arguments, of which the function gets the rows of its block.
-    who : str
-        For messages.
-
-    Returns
-    -------
-    Tensor
-        Like `x` in shape, type and memory layout; rounded where `x` is integer.
-
-    Raises
-    ------
-    UsageError
-        See `white_of`.
+    The block is float32 [b, 3, pixels] in [0, white], the function's own to write into; its
+    result may leave that range. Of `rows` it gets those of its block. Gives what is like `x`
+    in shape, type and layout, rounded where that is integer; `who` is for messages.
     """
     white = white_of(x, who)
     out = torch.empty_like(x)

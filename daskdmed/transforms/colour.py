@@ -66,7 +66,6 @@ class ColorJitter(Transform):
         self.p = check_probability("p", p)
 
     def parameters(self, samples: Samples) -> Params:
-        """Factors, and the shift of the hue."""
         ranges = (self.brightness, self.contrast, self.saturation, self.hue)
         low, high = zip(*ranges, (0.0, 1.0), strict=True)
         drawn = samples.uniform(5, low, high)
@@ -75,7 +74,6 @@ class ColorJitter(Transform):
         return {name: drawn[:, column] for column, name in enumerate(names)}
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Change colours."""
         b, c, s = (params[n] for n in ("brightness", "contrast", "saturation"))
         grey = np.tile(np.array(LUMA), (3, 1))
         matrix = s[:, None, None] * np.eye(3) + (1 - s)[:, None, None] * grey
@@ -152,7 +150,6 @@ class HEDJitter(Transform):
         self._separate = np.linalg.inv(self._stains)
 
     def parameters(self, samples: Samples) -> Params:
-        """Factor and bias of each stain."""
         low = [self.alpha[0]] * 3 + [self.beta[0]] * 3 + [0.0]
         high = [self.alpha[1]] * 3 + [self.beta[1]] * 3 + [1.0]
         drawn = samples.uniform(7, low, high)

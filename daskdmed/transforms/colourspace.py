@@ -75,15 +75,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def shift_hue(block: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of colours, keeping HSV's saturation and value.
-
-    Parameters
-    ----------
-    block : Tensor, [b, 3, pixels]
-        Colours, in any unit.
-    turns : Tensor, [b, 1]
-        Fractions of the colour circle.
-    """
+    """Turn the hue of colours [b, 3, pixels] by fractions of the circle [b, 1], as in HSV."""
     red, green, blue = block.unbind(1)
     value, low = block.amax(1), block.amin(1)
     chroma = value - low

@@ -54,7 +54,6 @@ class Compose(Transform):
 
     @property
     def uses_global_generators(self) -> bool:
-        """Whether a member does."""
         return any(member.uses_global_generators for member in self.transforms)
 
     def parameters(self, samples: Samples) -> Params:
@@ -67,7 +66,6 @@ class Compose(Transform):
         return params
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """All members on images."""
         for run in self._runs(params):
             fused = _fused(run, x.ndim - 2)
             if fused is not None:
@@ -78,7 +76,6 @@ class Compose(Transform):
         return x
 
     def on_target(self, target: Tensor, params: Params, axes: tuple[int, ...]) -> Tensor:
-        """All members on targets."""
         for run in self._runs(params):
             fused = _fused(run, len(axes))
             if fused is not None:

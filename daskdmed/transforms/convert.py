@@ -39,7 +39,6 @@ class ToFloat(Transform):
         self.dtype, self.scale = dtype, scale
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Convert and divide; memory layout stays."""
         scale = self.scale if self.scale is not None else full_scale(x.dtype) or 1.0
         if scale == 1.0:
             return x.to(self.dtype)
@@ -81,7 +80,6 @@ class Normalize(Transform):
         self.dtype = dtype
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Convert, subtract and divide, block by block."""
         white = full_scale(x.dtype) or 1.0
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean, std = (
@@ -113,11 +111,9 @@ class ToDevice(Transform):
         self.device = torch.device(device)
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Copy to the device, without waiting where memory allows it."""
         return x.to(self.device, non_blocking=True)
 
     def on_target(self, target: Tensor, params: Params, axes: tuple[int, ...]) -> Tensor:
-        """Copy to the device."""
         return target.to(self.device, non_blocking=True)
 
 

@@ -30,14 +30,9 @@ _SIGNED = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turns:
-    """A turn for each small chunk of a batch.
+    """A turn for each small chunk: arrays (batch, spatial axes) of int64 and bool.
 
-    Parameters
-    ----------
-    axes : ndarray of int64, shape (batch, spatial axes)
-        Axis j of the result is axis ``axes[:, j]`` of the source...
-    flips : ndarray of bool, shape (batch, spatial axes)
-        ...reversed where ``flips[:, j]``.
+    Axis j of the result is axis ``axes[:, j]`` of the source, reversed where ``flips[:, j]``.
     """
 
     axes: Array
@@ -65,27 +60,7 @@ class Turns:
 
 
 def turn(x: Tensor, turns: Turns, axes: Sequence[int]) -> Tensor:
-    """Move the pixels of each small chunk.
-
-    Parameters
-    ----------
-    x : Tensor
-        First axis the batch.
-    turns : Turns
-        One a row.
-    axes : sequence of int
-        The spatial axes of `x`.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape, type and memory layout; sharing `x`'s memory when nothing moves.
-
-    Raises
-    ------
-    UsageError
-        Axes of differing extent are to be exchanged.
-    """
+    """Move the pixels of each small chunk; gives `x` itself when nothing moves."""
     if x.dtype in _SIGNED:
         return turn(x.view(_SIGNED[x.dtype]), turns, axes).view(x.dtype)
     if axes[0] == 2 and x.movedim(1, -1).is_contiguous():
@@ -143,7 +118,6 @@ class Geometric(Transform):
         """The turn of each small chunk with so many spatial axes."""
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Turn images."""
         return turn(x, self.turns(params, x.ndim - 2), range(2, x.ndim))
 
     def on_target(self, target: Tensor, params: Params, axes: tuple[int, ...]) -> Tensor:
@@ -177,11 +151,9 @@ class RandomFlip(Geometric):
             raise UsageError("RandomFlip needs at least one axis")
 
     def parameters(self, samples: Samples) -> Params:
-        """Which axes are reversed."""
         return {"flip": samples.uniform(len(self.axes)) < self.p}
 
     def turns(self, params: Params, spatial_ndim: int) -> Turns:
-        """No axis changes place."""
         flip = params["flip"]
         flips = np.zeros((len(flip), spatial_ndim), bool)
         for column, axis in enumerate(self.axes):
@@ -223,7 +195,6 @@ class RandomRotate90(Geometric):
             raise UsageError(f"planes must be pairs of two different axes, got {planes!r}")
 
     def parameters(self, samples: Samples) -> Params:
-        """Quarter turns, and in which plane."""
         u = samples.uniform(3)
         quarters = (u[:, 0] * 4).astype(np.int64)
         return {
@@ -248,13 +219,7 @@ class RandomRotate90(Geometric):
 
 
 def spatial_axis(axis: int, spatial_ndim: int) -> int:
-    """An axis counted from either end, from the start.
-
-    Raises
-    ------
-    UsageError
-        There is no such axis.
-    """
+    """An axis counted from either end, from the start."""
     if not -spatial_ndim <= axis < spatial_ndim:
         raise UsageError(
             f"there is no spatial axis {axis}: the images have {spatial_ndim} spatial axes"

@@ -38,20 +38,7 @@ class Samples:
 
     @classmethod
     def of(cls, source: Any, size: int | None = None) -> Samples:
-        """From `SmallChunks`, from an integer array ``[batch, k]``, or from nothing.
-
-        Parameters
-        ----------
-        source : SmallChunks, ndarray, tensor, Samples or None
-            What identifies each small chunk.
-        size : int, optional
-            Length of the batch; needed with None, checked otherwise.
-
-        Raises
-        ------
-        UsageError
-            Another length than the batch, or not keys.
-        """
+        """From `SmallChunks`, from an integer array ``[batch, k]``, or from nothing."""
         if source is None:
             samples = cls(size or 0)
         elif isinstance(source, Samples):
@@ -74,13 +61,7 @@ class Samples:
         return Samples(self.size, mix(self.state ^ np.uint64(salt)), self.patients)
 
     def bits(self, count: int) -> Array:
-        """(size, count) uint64, uniform.
-
-        Raises
-        ------
-        UsageError
-            The batch came without keys.
-        """
+        """(size, count) uint64, uniform."""
         if self.state is None:
             raise UsageError(
                 "this transform is random and needs to know the small chunks: call it as "

@@ -79,12 +79,10 @@ class MacenkoNormalizer(StainNormalizer):
         self._target = dict(_REFERENCE)
 
     def represent(self, block: Tensor, white: float) -> Tensor:
-        """Optical density."""
         scaled = block * (255 / white)
         return scaled.add_(1).div_(self.background).log_().neg_()
 
     def estimate(self, colours: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Stain vectors and 99th percentile of concentrations of each image."""
         density = colours
         coloured = (density >= self.threshold).all(1)
         count = coloured.sum(-1)

@@ -50,29 +50,15 @@ class StainNormalizer(Transform):
     def represent(self, block: Tensor, white: float) -> Tensor:
         """Colours in the space in which statistics are taken.
 
-        Parameters
-        ----------
-        block : Tensor
-            float32 [b, 3, pixels] in [0, white]; not to be written into.
-        white : float
-            The brightest sample.
+        `block` is float32 [b, 3, pixels] in [0, white], not to be written into.
         """
 
     @abstractmethod
     def estimate(self, colours: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Statistics of each image, and whether they could be had.
 
-        Parameters
-        ----------
-        colours : Tensor
-            Of `represent`.
-
-        Returns
-        -------
-        statistics : tuple of Tensor
-            float64, [b, ...] each, named by `statistics`.
-        usable : Tensor of bool, [b]
-            False where the image says too little.
+        float64 [b, ...] each, as named by `statistics`; bool [b], False where the image says
+        too little.
         """
 
     @abstractmethod
@@ -81,31 +67,19 @@ class StainNormalizer(Transform):
     ) -> Tensor:
         """Colours (of `represent`) of the source's statistics to RGB of the target's.
 
-        Returns
-        -------
-        Tensor
-            float32 [b, 3, pixels], white at 1.
+        float32 [b, 3, pixels], white at 1.
         """
 
     # -- fitting ------------------------------------------------------------------------
 
     def fit(self, image: Array | Tensor) -> Self:
-        """Take the target's statistics.
+        """Take the target's statistics; gives the normaliser itself.
 
         Parameters
         ----------
         image : ndarray (y, x, 3) or Tensor [3, y, x]
-            RGB, uint8 or floating point in [0, 1].
-
-        Returns
-        -------
-        StainNormalizer
-            Itself.
-
-        Raises
-        ------
-        UsageError
-            Not an RGB image, or one without enough coloured pixels.
+            RGB, uint8 or floating point in [0, 1]. `UsageError` if it is no such image, or has
+            not enough coloured pixels.
         """
         self._target = self._statistics_of(image, "the target image")
         return self
@@ -118,12 +92,7 @@ class StainNormalizer(Transform):
         patient : Patient or str
             Whose.
         image : ndarray (y, x, 3) or Tensor [3, y, x]
-            RGB; with as much of the patient's tissue as possible.
-
-        Raises
-        ------
-        UsageError
-            As for `fit`, or the normaliser is not ``per="patient"``.
+            As for `fit`, with as much of the patient's tissue as possible.
         """
         if self.per != "patient":
             raise UsageError('fit_patient is for a normaliser with per="patient"')
@@ -149,13 +118,7 @@ class StainNormalizer(Transform):
 
     @property
     def target(self) -> Params:
-        """Statistics of the target, by name.
-
-        Raises
-        ------
-        UsageError
-            There is none yet.
-        """
+        """Statistics of the target, by name; `UsageError` before there is one."""
         if self._target is None:
             raise UsageError(f"{type(self).__name__} has no target yet; call fit(image) first")
         return self._target
@@ -163,7 +126,6 @@ class StainNormalizer(Transform):
     # -- applying -----------------------------------------------------------------------
 
     def parameters(self, samples: Samples) -> Params:
-        """Statistics of the patients for ``per="patient"``, nothing otherwise."""
         if self.per == "image":
             return {}
         if samples.patients is None:
@@ -183,7 +145,6 @@ class StainNormalizer(Transform):
         }
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
-        """Normalise each image."""
         target = tuple(on_device(self.target[n], x, torch.float64) for n in self.statistics)
         given = [on_device(params[n], x, torch.float64) for n in self.statistics if n in params]
 

@@ -49,11 +49,9 @@ class ReinhardNormalizer(StainNormalizer):
         self.luminosity = luminosity
 
     def represent(self, block: Tensor, white: float) -> Tensor:
-        """CIELAB."""
         return rgb_to_lab(block / white)
 
     def estimate(self, colours: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Mean and standard deviation of each image."""
         lab = colours
         exact = lab.to(torch.float64)
         if self.luminosity is None:
@@ -71,7 +69,6 @@ class ReinhardNormalizer(StainNormalizer):
     def bring(
         self, colours: Tensor, source: tuple[Tensor, ...], target: tuple[Tensor, ...]
     ) -> Tensor:
-        """Shift and scale each channel."""
         (mean, std), (wanted, wanted_std) = source, target
         # a channel without spread is shifted only
         scale = torch.where(std > _LEAST_SPREAD, wanted_std / std.clamp(min=_LEAST_SPREAD), 1.0)

@@ -232,12 +232,13 @@ class LoaderContract(OfLoader):
 
         with self.make() as loader:
             batch = next(loader)
-        x, patients, chunks = apply_to_collection(batch, Movable, lambda v: v.to("meta"))
-        assert x.device.type == "meta"
-        assert all(a is b for a, b in zip(patients, batch[1], strict=True))
-        assert chunks is batch[2]
-        chunk = chunks[0]
-        for part in (chunk, chunk.bigchunk, chunk.patient.record()):
+        for kind in (Movable, torch.Tensor):  # to move, and to convert
+            x, patients, chunks = apply_to_collection(batch, kind, lambda v: v.to("meta"))
+            assert x.device.type == "meta"
+            assert all(a is b for a, b in zip(patients, batch[1], strict=True))
+            assert chunks is batch[2]
+        assert apply_to_collection(chunk := chunks[0], Movable, lambda v: v.to("meta")) is chunk
+        for part in (chunks, chunk, chunk.bigchunk):
             assert part.to("meta", non_blocking=True) is part
 
     # -- transforms -------------------------------------------------------------------

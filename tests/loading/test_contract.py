@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from daskdmed.errors import UsageError
 from daskdmed.policies import OnePass
 from tests.loading.contract import LoaderContract, OfLightDL, OfSlidingWindowDL, names
 
@@ -37,6 +38,16 @@ class TestLightDL(OfLightDL, LoaderContract):
             loader.load_state_dict(state)
             assert names(itertools.islice(loader, 3)) == third[0][8:]
             assert names(itertools.islice(loader, 4)) == third[0]
+
+    def test_the_length_of_a_loop_can_be_changed(self):
+        with self.make(epoch_length=4) as loader:
+            first = []
+            for batch in loader:
+                first.append(batch)
+                loader.epoch_length = 2
+            assert len(first) == len(loader) == len(list(loader)) == 2
+            with pytest.raises(UsageError, match="epoch_length must be"):
+                loader.epoch_length = 0
 
     def test_the_present_epoch_is_begun_anew_where_it_is_asked_for(self):
         """As PyTorch's samplers do with set_epoch(0) before every loop."""

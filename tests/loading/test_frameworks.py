@@ -28,7 +28,8 @@ def module_that_sees():
         def training_step(self, batch, index):
             assert len(batch[0]) == len(batch[1]) == len(batch[2])
             self.seen.append(batch)
-            return self.model(batch[0].float()).mean()
+            loss = self.model(batch[0].to(self.model.weight.dtype)).mean()
+            return {"loss": loss, "patients": batch[1], "smallchunks": batch[2]}
 
         def on_validation_epoch_start(self):
             self.validated.append([])
@@ -75,6 +76,14 @@ class FrameworkContract(OfLoader):
             for _ in range(2):
                 trainer(tmp_path, limit_val_batches=3).validate(module, loader, verbose=False)
         assert [names(v) for v in module.validated] == [p[:24] for p in passes]
+
+    @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+    def test_lightning_in_any_precision(self, tmp_path, precision):
+        module = module_that_sees()
+        options = {"enable_checkpointing": False, "limit_train_batches": 2, "max_epochs": 1}
+        with self.make(**self.finite, tfms=torch.Tensor.float) as loader:
+            trainer(tmp_path, precision=precision, **options).fit(module, loader)
+        assert len(module.seen) == 2
 
     def test_lightning_predicts_with_patients_in_what_comes_out(self, tmp_path):
         with self.make(**self.finite) as loader:

@@ -20,7 +20,7 @@ import numpy as np
 from daskdmed.core import buffers
 from daskdmed.core.types import Array
 from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
-from daskdmed.loading.sliding.plan import ImageWindows, Load
+from daskdmed.loading.sliding.plan import Load
 from daskdmed.loading.sliding.read import Loaded, WindowFailure
 from daskdmed.tiling.extract import Windows
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -86,20 +86,8 @@ class WindowChunks(SmallChunks):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
-        plain = super().__getitem__(i)
-        return WindowChunk(
-            data=plain.data,
-            location=plain.location,
-            origin=plain.origin,
-            level=plain.level,
-            mpp=plain.mpp,
-            patient=plain.patient,
-            record=plain.record,
-            bigchunk=plain.bigchunk,
-            draw=plain.draw,
-            index=tuple(int(v) for v in self.indices[i]),
-            image=self._images[i],
-        )
+        place = tuple(int(v) for v in self.indices[i])
+        return WindowChunk(**self._facts(i), index=place, image=self._images[i])
 
     def __iter__(self) -> Iterator[WindowChunk]:
         return (self[i] for i in range(len(self)))
@@ -115,35 +103,17 @@ class WindowChunks(SmallChunks):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowBatch:
-    """Windows of one batch.
-
-    Parameters
-    ----------
-    smallchunks : WindowChunks
-        Pixels and places.
-    position : int
-        Number of the window in the plan with which the next batch begins.
-    failures : tuple of WindowFailure
-        What was left out since the batch before.
-    """
+    """Windows of one batch."""
 
     smallchunks: WindowChunks
+    #: number of the window in the plan with which the next batch begins
     position: int
+    #: what was left out since the batch before
     failures: tuple[WindowFailure, ...] = ()
 
 
 class WindowBatcher:
-    """Fills batches with the windows of one load after another.
-
-    Parameters
-    ----------
-    size : int
-        Windows per batch.
-    shape : tuple of int
-        Of one window, ``(*kernel[, c])``.
-    dtype : numpy.dtype
-        Sample type.
-    """
+    """Fills batches with the windows of one load after another."""
 
     def __init__(self, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.size = size
@@ -160,17 +130,7 @@ class WindowBatcher:
         self._draws: list[Array] = []
 
     def cut(self, load: Load, loaded: Loaded, skip: int) -> Iterator[WindowBatch]:
-        """Copy the windows of a load into batches, and give those that are full.
-
-        Parameters
-        ----------
-        load : Load
-            Which windows.
-        loaded : Loaded
-            Their pixels.
-        skip : int
-            How many of them were delivered before.
-        """
+        """Copy the windows of a load, but the first `skip`, and give the batches that are full."""
         if loaded.failure is not None:
             self._failures.append(loaded.failure)
         keep, rank = _deliverable(load, loaded, skip)
@@ -208,29 +168,23 @@ class WindowBatcher:
         within = np.empty((n, len(block.shape)), np.int64)
         within[:, :-1] = lead
         within[:, -1] = np.arange(begin, begin + n)
-        places = [
-            np.asarray(origins)[within[:, axis]] + first
-            for axis, (origins, first) in enumerate(
-                zip(block.origins, block.region.origin, strict=True)
-            )
-        ]
+        places = [np.asarray(o)[within[:, axis]] for axis, o in enumerate(block.origins)]
         self._indices.append(within + np.array(block.start))
-        self._origins.append(np.stack(places, axis=-1).astype(np.int64))
-        row = rank.reshape(-1, block.shape[-1])[_row_of(lead, block.shape)]
-        self._draws.append(row[begin : begin + n])
+        self._origins.append((np.stack(places, axis=-1) + block.region.origin).astype(np.int64))
+        self._draws.append(rank[lead][begin : begin + n])
         self._sources += [source] * n
         self._filled += n
 
     def _batch(self, position: int) -> WindowBatch:
         ndim = len(self._indices[0][0]) if self._indices else 1
-        empty = np.empty((0, ndim), np.int64)
+        none = np.empty((0, ndim), np.int64)
         data = self._data
         chunks = WindowChunks(
             np.empty((0, *self._shape), self._dtype) if data is None else data[: self._filled],
             self._sources,
-            np.concatenate(self._indices) if self._indices else empty,
-            np.concatenate(self._origins) if self._origins else empty,
-            np.concatenate(self._draws) if self._draws else np.empty(0, np.int64),
+            np.concatenate([none, *self._indices]),
+            np.concatenate([none, *self._origins]),
+            np.concatenate([none[:, 0], *self._draws]),
         )
         failures, self._failures = tuple(self._failures), []
         self._reset()
@@ -249,26 +203,18 @@ def _deliverable(load: Load, loaded: Loaded, skip: int) -> tuple[Array | None, A
     return keep, rank
 
 
-def _row_of(lead: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    number = 0
-    for i, n in zip(lead, shape[:-1], strict=True):
-        number = number * n + i
-    return number
-
-
 def provenance(load: Load) -> Provenance:
     """What all windows of a load share."""
-    image: ImageWindows = load.image
-    view = image.view
+    image, region = load.image, load.block.region
     bigchunk = BigChunk(
-        data=None,
-        origin=load.block.region.origin,
-        shape=load.block.region.shape,
-        patient=str(image.patient.id),
-        record=image.record,
-        visit=load.visit,
-        downsample=tuple(view.downsample),
-        level=image.level,
-        mpp=view.mpp,
+        None,
+        region.origin,
+        region.shape,
+        str(image.patient.id),
+        image.record,
+        load.visit,
+        tuple(image.view.downsample),
+        image.level,
+        image.view.mpp,
     )
     return Provenance(image.patient, (bigchunk,))

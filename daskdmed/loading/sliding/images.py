@@ -34,19 +34,7 @@ MasksLike: TypeAlias = "MaskLike | Mapping[Any, MaskLike] | Callable[[Patient], 
 
 @dataclass(frozen=True)
 class Layout:
-    """How windows are laid over every image.
-
-    Parameters
-    ----------
-    kernel_size, stride, overlap, edge
-        The grid, as `WindowGrid.of` takes it.
-    min_mask : float
-        Least covered share of a window.
-    block_windows : int or sequence of int, optional
-        Windows per load; chosen by `fit_block` when None.
-    budget : int
-        Bytes that two blocks must fit into.
-    """
+    """How windows are laid over every image; two blocks must fit into `budget` bytes."""
 
     kernel_size: PerAxis
     stride: PerAxis | None
@@ -92,23 +80,7 @@ class Layout:
 def open_images(
     images: Images, layout: Layout, mask: MasksLike, on_error: OnError
 ) -> tuple[list[ImageWindows], list[WindowFailure]]:
-    """Open everything, in parallel.
-
-    Returns
-    -------
-    opened : list of ImageWindows
-        Those that can be used, in the order of the dataset.
-    failures : list of WindowFailure
-        Those left out.
-
-    Raises
-    ------
-    DatasetError, LoaderError
-        See `daskdmed.cohort.sources.open_all`.
-    UsageError
-        What is asked for does not fit an image, or images differ in channels or sample
-        type.
-    """
+    """Open everything, in parallel: what can be used, in order, and what cannot."""
     mask_of = images.each(mask, "mask")
     opened, failures = open_all(images, lambda i: layout.over(i, mask_of(i)), on_error)
     _check(opened)

@@ -35,32 +35,17 @@ Order = Literal["sequential", "interleaved"]
 
 @dataclass(frozen=True, eq=False)
 class ImageWindows:
-    """One image, its windows, and which of them are delivered.
-
-    Parameters
-    ----------
-    patient : Patient
-        Whose.
-    record : str
-        Name of the record.
-    view : ImageView
-        The pixels.
-    grid : WindowGrid
-        The windows.
-    block_windows : tuple of int
-        Windows per load along each axis.
-    keep : ndarray of bool, shape ``grid.counts``, optional
-        False is left out. None: all are delivered.
-    level : int or None
-        Level asked for, None when the resolution was given by mpp or power.
-    """
+    """One image, its windows, and which of them are delivered."""
 
     patient: Patient
     record: str
     view: ImageView
     grid: WindowGrid
+    #: windows per load along each axis
     block_windows: tuple[int, ...]
+    #: bool, shape ``grid.counts``: False is left out
     keep: Array | None = None
+    #: asked for, None when the resolution was given by mpp or power
     level: int | None = 0
 
     @property
@@ -103,15 +88,7 @@ class ImageWindows:
         return counts.reshape(-1)
 
     def block(self, number: int) -> tuple[WindowBlock, Array | None]:
-        """The smallest block around the windows to deliver of block `number`, and which.
-
-        Returns
-        -------
-        block : WindowBlock
-            Its pixels are those that have to be read.
-        keep : ndarray of bool or None
-            Shape ``block.shape``; None when all are delivered.
-        """
+        """The smallest block around the windows to deliver of block `number`, and which."""
         index = np.unravel_index(number, self.grid.block_counts(self.block_windows))
         block = self.grid.block([int(i) for i in index], self.block_windows)
         if self.keep is None:
@@ -138,13 +115,7 @@ def block_bytes(grid: WindowGrid, block_windows: Sequence[int], bytes_per_pixel:
 def fit_block(
     grid: WindowGrid, tile_shape: Sequence[int], bytes_per_pixel: int, budget: int
 ) -> tuple[int, ...]:
-    """Windows per load: as for a heatmap, made smaller until two blocks fit the budget.
-
-    Raises
-    ------
-    BudgetError
-        Not even two blocks of one window do.
-    """
+    """Windows per load: as for a heatmap, made smaller until two blocks fit the budget."""
     shape = list(choose_block(grid, tile_shape, bytes_per_pixel=bytes_per_pixel))
     while 2 * (needed := block_bytes(grid, shape, bytes_per_pixel)) > budget:
         if max(shape) == 1:
@@ -163,32 +134,19 @@ def fit_block(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Load:
-    """One block to be read.
+    """One block to be read."""
 
-    Parameters
-    ----------
-    number : int
-        In the plan of this rank.
-    image : ImageWindows
-        Whose windows.
-    block : WindowBlock
-        The windows, and the pixels that they span.
-    keep : ndarray of bool or None
-        Shape ``block.shape``; None when all windows are delivered.
-    first : int
-        Position of its first window in the plan of this rank.
-    count : int
-        Windows to deliver.
-    visit : int
-        Number in the plan of all ranks.
-    """
-
+    #: in the plan of this rank
     number: int
     image: ImageWindows
     block: WindowBlock
+    #: bool, shape ``block.shape``: False is left out
     keep: Array | None
+    #: position of its first window in the plan of this rank
     first: int
+    #: windows to deliver
     count: int
+    #: number in the plan of all ranks
     visit: int
 
     @property
@@ -208,17 +166,8 @@ class Load:
 class LoadPlan:
     """The loads of one rank, in order.
 
-    Parameters
-    ----------
-    images : sequence of ImageWindows
-        In the order in which they are begun.
-    order : {"sequential", "interleaved"}
-        One image after the other, or the blocks of several by turns.
-    at_once : int
-        How many images take turns.
-    rank, world_size : int
-        Loads are dealt in contiguous runs of about equally many windows; every load
-        belongs to exactly one rank.
+    They are dealt in contiguous runs of about equally many windows; every load belongs to
+    exactly one rank.
     """
 
     def __init__(
@@ -312,11 +261,6 @@ def needed_regions(load: Load) -> list[Region]:
 
     Tiles that lie under no window to deliver (masked out, or in the gaps of a stride that
     exceeds the kernel) are in none of them, all others in exactly one.
-
-    Returns
-    -------
-    list of Region
-        Clipped to the region of the block; that region alone when everything is needed.
     """
     block, grid, tiles = load.block, load.image.grid, load.image.view.tile_shape
     region = block.region

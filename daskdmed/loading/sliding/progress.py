@@ -27,7 +27,6 @@ class WindowProgress(Progress):
 
     @property
     def fresh(self) -> bool:
-        """Whether the next window is the first."""
         return not self.position and not self.over
 
     def take(self, batch: WindowBatch) -> None:

@@ -78,31 +78,17 @@ class WindowFailure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """Pixels of a load.
+    """Pixels of a load."""
 
-    Parameters
-    ----------
-    pixels : ndarray, shape ``(*block.extent[, c])``
-        Undefined under windows that are not delivered.
-    lost : ndarray of bool or None
-        Shape ``block.shape``: windows that could not be read.
-    failure : WindowFailure or None
-        Describes those.
-    """
-
+    #: ``(*block.extent[, c])``, undefined under windows that are not delivered
     pixels: Array
+    #: bool, shape ``block.shape``: windows that could not be read
     lost: Array | None = None
     failure: WindowFailure | None = None
 
 
 class Throttle:
-    """Least interval between the beginnings of loads.
-
-    Parameters
-    ----------
-    interval : float
-        Seconds; 0 for none.
-    """
+    """Least interval in seconds between the beginnings of loads."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
@@ -118,19 +104,7 @@ class Throttle:
 
 
 class LoadReader:
-    """Reads loads in a pool of threads.
-
-    Parameters
-    ----------
-    cluster : Cluster or None
-        Where reading is done; None for the threads of the pool.
-    threads : int
-        Loads that are read at a time.
-    min_interval : float
-        Seconds between the beginnings of loads, at least.
-    skip : bool
-        Leave out windows that cannot be read instead of raising.
-    """
+    """Reads loads in a pool of threads; on the cluster where there is one."""
 
     def __init__(
         self, cluster: Cluster | None, threads: int, *, min_interval: float, skip: bool
@@ -138,7 +112,6 @@ class LoadReader:
         self.cluster = cluster
         self.retries = 0
         self.loads_read = 0
-        self.bytes_read = 0
         self._skip = skip
         self._throttle = Throttle(min_interval)
         self._closed = threading.Event()
@@ -179,13 +152,12 @@ class LoadReader:
         errors = [a.error for a in answers if isinstance(a, ReadFailure)]
         lost: list[Region] = []
         if errors and not self._skip:
-            raise _described(load, errors[0])
+            raise _described(load, errors[0]) from errors[0]
         if errors:
             regions, answers, lost = self._narrow(load, regions, answers)
         pixels = _assembled(load, regions, answers)
         with self._lock:
             self.loads_read += 1
-            self.bytes_read += sum(a.nbytes for a in answers)
         if not lost:
             return Loaded(pixels)
         return _with_losses(load, pixels, lost, errors[0])
@@ -344,15 +316,9 @@ def _assembled(load: Load, regions: Sequence[Region], answers: Sequence[Array]) 
 
 
 def _described(load: Load, error: BaseException) -> LoaderError:
-    image = load.image
-    wrapped = LoaderError(
-        f"patient {image.patient.id!r}, record {image.record!r}, {load}: "
-        f"{type(error).__name__}: {error}",
-        patient=str(image.patient.id),
-        record=image.record,
-    )
-    wrapped.__cause__ = error
-    return wrapped
+    patient, record = load.image.patient.id, load.image.record
+    said = f"patient {patient!r}, record {record!r}, {load}: {type(error).__name__}: {error}"
+    return LoaderError(said, patient=str(patient), record=record)
 
 
 def _with_losses(
