@@ -237,7 +237,8 @@ class LoaderContract(OfLoader):
             assert x.device.type == "meta"
             assert all(a is b for a, b in zip(patients, batch[1], strict=True))
             assert chunks is batch[2]
-        assert apply_to_collection(chunk := chunks[0], Movable, lambda v: v.to("meta")) is chunk
+        chunk = chunks[0]
+        assert apply_to_collection(chunk, Movable, lambda v: v.to("meta")) is chunk
         for part in (chunks, chunk, chunk.bigchunk):
             assert part.to("meta", non_blocking=True) is part
 
