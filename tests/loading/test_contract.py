@@ -21,7 +21,7 @@ class TestLightDL(OfLightDL, LoaderContract):
             expected = names(itertools.islice(endless, 15))
         assert [*counted[0], *counted[1], *left, *whole] == expected
 
-    @pytest.mark.parametrize("options", [{"policy": OnePass()}, {"epoch_length": 4}, {}], ids=str)
+    @pytest.mark.parametrize("options", [{"policy": OnePass()}, {"epoch_length": 4}, {}], ids=list)
     def test_restarted_loops_give_the_same(self, options):
         """However they end; `set_epoch` gives others, again and again."""
         with self.make(**options, restart=True) as loader:

@@ -136,7 +136,7 @@ def test_wrong_arguments(x):
             PerSample(random_flip, seed=seed)
 
 
-@pytest.mark.parametrize("result", [None, {"image": 1}, object()], ids=repr)
+@pytest.mark.parametrize("result", [None, {"image": 1}, object()], ids=["None", "dict", "object"])
 def test_what_a_function_may_not_give(x, keys, result):
     with pytest.raises(UsageError, match="gave .*; it must give a tensor or an array"):
         PerSample(lambda image: result)(x, keys)
