@@ -177,6 +177,16 @@ class Area:
         origin = tuple(f + b for f, b in zip(self.origin, begin, strict=True))
         return Area(mask, self.scale, self.least, origin, self.multiple)
 
+    def tight(self) -> Area:
+        """The part around what the mask covers; its border covers nothing."""
+        where = np.nonzero(self.mask)
+        if not where[0].size:
+            return self
+        low = [int(w.min()) for w in where]
+        box = tuple(slice(a, int(w.max()) + 1) for a, w in zip(low, where, strict=True))
+        origin = tuple(o + a - 1 for o, a in zip(self.origin, low, strict=True))
+        return Area(np.pad(self.mask[box], 1), self.scale, self.least, origin, self.multiple)
+
     def __getstate__(self) -> tuple[object, ...]:
         packed = np.packbits(self.mask)
         return packed, self.mask.shape, self.scale, self.least, self.origin, self.multiple

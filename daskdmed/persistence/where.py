@@ -46,6 +46,10 @@ logger = logging.getLogger("daskdmed.loading")
 
 #: areas kept in memory; a mask of a large slide has some megabytes, and is soon unpacked
 _KEPT = 16
+#: finer ones of a class in one big chunk
+_KEPT_FINE = 8
+#: pixels of a class in a big chunk up to which its places are counted exactly
+_FEW_PIXELS = 256
 #: big chunks are weighed by classes resolved to this part of a small chunk...
 _CLASS_PARTS = 8
 #: ... in which places are then found to this part of a small chunk
@@ -97,6 +101,7 @@ class AreaSource:
         self._on_error = on_error
         self._areas: OrderedDict[tuple[int, tuple[str, ...]], Area | None] = OrderedDict()
         self._weights: dict[tuple[int, tuple[str, ...]], Array | None] = {}
+        self._fine: OrderedDict[tuple[int, tuple[str, ...], Region], Area] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[None]] = {}
@@ -115,7 +120,7 @@ class AreaSource:
         with contextlib.suppress(DaskdmedError, OSError):
             area = self.area(record)
             if area is not None:
-                found = self._bounds(record, area)
+                found = self._bounds(record, (), area)
                 if found.any():
                     self._weights[record, ()] = found
 
@@ -150,12 +155,33 @@ class AreaSource:
         the slide, a pixel of `area` counts as a whole.
         """
         whole = self.area(record, classes)
-        if whole is None:
-            return None
-        coarse = whole.cut(region)
-        if not classes:
-            return coarse
-        return self._painted(record, classes, coarse)
+        if whole is None or not classes:
+            return None if whole is None else whole.cut(region)
+        key = (record, classes, region)
+        with self._lock:
+            fine = self._fine.get(key)
+        if fine is None:
+            fine = self._painted(record, classes, whole.cut(region).tight())
+            with self._lock:
+                self._fine[key] = fine
+                while len(self._fine) > _KEPT_FINE:
+                    self._fine.popitem(last=False)
+        return fine
+
+    def _deciding(
+        self, record: int, classes: tuple[str, ...], area: Area, region: Region
+    ) -> tuple[Area, bool]:
+        """What tells how many places a big chunk has, and whether that is exact.
+
+        Where a class has few pixels of the coarse mask, such as those of points, hardly any
+        place in them is in the class, so that most visits would be refused.
+        """
+        part = area.cut(region)
+        if not classes or not 0 < np.count_nonzero(part.mask) <= _FEW_PIXELS:
+            return part, not classes
+        fine = self.local(record, classes, region)
+        assert fine is not None
+        return fine, True
 
     def _painted(self, record: int, classes: tuple[str, ...], coarse: Area) -> Area:
         """A part of the mask of a class, each pixel divided into some."""
@@ -174,24 +200,30 @@ class AreaSource:
             classes=dict.fromkeys(classes, 1),
             all_touched=True,
         )
-        fine = Area(painted > 0, scale, None, origin, coarse.multiple)
+        (rows, columns), (down, across) = coarse.mask.shape, parts
+
+        def divided(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+            return np.repeat(np.repeat(mask, down, axis=0), across, axis=1)
+
+        mask = (painted > 0) & divided(coarse.mask)
+        fine = Area(mask, scale, None, origin, coarse.multiple)
         held: Any = fine.mask
         for axis, (spans, first) in enumerate(zip(self._spans(entry), origin, strict=True)):
             hit = np.zeros(held.shape[axis], bool)
             for low, high in fine.centres(axis, spans, self._size):
                 hit[max(0, low - first) : max(0, high - first)] = True
             held = held & (hit[:, None] if axis == 0 else hit)
-        (rows, columns), (down, across) = coarse.mask.shape, parts
         held = held.reshape(rows, down, columns, across).any(axis=(1, 3))
         lost = coarse.mask & ~held
         if lost.any():
-            fine.mask[np.repeat(np.repeat(lost, down, axis=0), across, axis=1)] = True
+            mask[divided(lost)] = True
         return fine
 
     def _spans(self, entry: Entry) -> Sequence[tuple[Span, ...]]:
         """What small chunks lie in, along each axis."""
         if self._anywhere:
-            return [(Span(0, n),) for n in entry.view.spatial_shape]
+            sizes = zip(entry.view.spatial_shape, self._size, strict=True)
+            return [(Span(0, max(size)),) for size in sizes]
         return entry.grid.axes
 
     def _drawn(self, entry: Entry) -> Annotations:
@@ -215,7 +247,7 @@ class AreaSource:
             if area is None:
                 found = self._everywhere(entry)
             else:
-                found = self._bounds(record, area)
+                found = self._bounds(record, classes, area)
                 if not classes and not found.any():
                     raise NoTissueError(self._no_tissue(entry, area))
         except (DaskdmedError, OSError) as error:
@@ -230,12 +262,12 @@ class AreaSource:
         found = entry.grid.places(entry.target_ratio)
         return None if (found == found[0]).all() else found
 
-    def _bounds(self, record: int, area: Area) -> npt.NDArray[np.float64]:
+    def _bounds(self, record: int, classes: tuple[str, ...], area: Area) -> npt.NDArray[np.float64]:
         grid = self._catalogue.entries[record].grid
         found = np.zeros(len(grid))
         for block in range(len(grid)):
             region = grid.region(block)
-            part = area.cut(region)
+            part, _ = self._deciding(record, classes, area, region)
             if part.mask.any():
                 places = Places(part, [region], self._size)
                 found[block] = places.bound if part.mask.all() or places.any() else 0
@@ -256,8 +288,9 @@ class AreaSource:
         if area is None:
             return True  # these weights are no bounds
         region = self._catalogue.entries[record].grid.region(block)
-        found = Places(area.cut(region), [region], self._size).tried(rng, 1)
-        if not classes or not len(found):
+        part, exact = self._deciding(record, classes, area, region)
+        found = Places(part, [region], self._size).tried(rng, 1)
+        if exact or not len(found):
             return len(found) > 0
         local = self.local(record, classes, region)
         assert local is not None
