@@ -251,6 +251,21 @@ def test_a_result_in_memory_says_so_in_another_process(image, number, monkeypatc
     np.testing.assert_array_equal(plain.compute(scheduler="sync"), expected)
 
 
+def test_clusters_cannot_write_into_this_process(image):
+    from daskdmed import export_heatmap
+    from daskdmed.store import add_pyramid
+
+    url = "memory://results/d.zarr"
+    result = run(image, Model(), url)
+    for call in (
+        lambda client: run(image, Model(), url, client=client, overwrite=True),
+        lambda client: add_pyramid(url, client=client),
+        lambda client: export_heatmap(result, "memory://results/e.ome.zarr", client=client),
+    ):
+        with pytest.raises(UsageError, match="this process's memory.*out="):
+            call(object())  # no client is asked for anything
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_target_that_may_not_be_written(image, tmp_path):
     tmp_path.chmod(0o500)

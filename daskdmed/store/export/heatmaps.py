@@ -141,7 +141,7 @@ def export_ome_zarr(
             f"OME-Zarr describes images over two or three axes of space, this result has "
             f"{len(source.counts)}"
         )
-    location = Location.of(path).writable()
+    location = Location.of(path).writable(client)
     try:
         there = location.holds_group()
         if there and not overwrite:

@@ -150,7 +150,7 @@ def write_labels(
     if not name or name.startswith(".") or "/" in name:
         raise UsageError(f"name must be one word without slashes, got {name!r}")
     _shown(classes, colors, 0)  # wrong ones are refused before anything is written
-    location = Location.of(store).writable()
+    location = Location.of(store).writable(client)
     group = location.open(zarr_format=None)
     image = stored_image(location, group)
     finest: Any = group[image.levels[0].path]

@@ -214,7 +214,7 @@ def add_pyramid(
     >>> daskdmed.store.add_pyramid("a.zarr", channels=["tumour"])  # doctest: +SKIP
     """
     _check_arguments(method, factor, smallest, window)
-    location = Location.of(store).writable()
+    location = Location.of(store).writable(client)
     group = location.open(zarr_format=None)
     image = stored_image(location, group)
     finest = image.levels[0]

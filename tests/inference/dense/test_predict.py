@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 import warnings
+from unittest import mock
 
 import dask
 import dask.array as da
@@ -26,6 +28,7 @@ from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.inference.dense import job as module
 from daskdmed.inference.dense import mosaic
 from daskdmed.samples import make_slide
+from daskdmed.store.results import donemap
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -475,42 +478,55 @@ def test_a_failed_run_resumes_to_the_identical_store(tmp_path, fail_at, many_ban
     assert last.calls == 1  # the trial
 
 
-SCRIPT = """
-import itertools, os, signal, sys
-import dask, dask.array as da, numpy as np
-from daskdmed import predict
-from daskdmed.inference.dense import mosaic
-from daskdmed.store.results import donemap
-mosaic._SWEEP_BYTES = 1
-donemap._FLUSH_EVERY = 0
 class Tilted:
+    """Kills its process at a call."""
+
     def __init__(self, last):
         self.last, self.calls = last, itertools.count(1)
+
     def __dask_tokenize__(self):
         return "tilted"
+
     def __call__(self, windows):
         if next(self.calls) == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
         return windows * np.linspace(1, 2, windows.shape[1], dtype=np.float32)[:, None]
-image = da.from_array(np.random.default_rng(0).random((200, 200)), chunks=64, name="noise")
-with dask.config.set(num_workers=2):
-    predict(image.astype("f4"), Tilted(int(sys.argv[2])), kernel_size=32, overlap=0.5, chunks=25,
-            batch_size=2, out=sys.argv[1], resume=sys.argv[3] == "resume")
-"""
+
+
+def tilted(out, last=0, **how):
+    """A run of many bands whose every mark reaches the disk."""
+    noise = np.random.default_rng(0).random((200, 200)).astype("f4")
+    image = da.from_array(noise, chunks=64, name="noise")
+    with (
+        mock.patch.object(mosaic, "_SWEEP_BYTES", 1),
+        mock.patch.object(donemap, "_FLUSH_EVERY", 0),
+        dask.config.set(num_workers=2),
+    ):
+        predict(
+            image,
+            Tilted(last),
+            kernel_size=32,
+            overlap=0.5,
+            chunks=25,
+            batch_size=2,
+            out=out,
+            **how,
+        )
 
 
 def test_killed_runs_resume_to_the_identical_store(tmp_path):
-    def run(out, last, how):
-        return subprocess.run([sys.executable, "-c", SCRIPT, str(out), str(last), how]).returncode
-
-    assert run(tmp_path / "whole.zarr", 0, "new") == 0
+    tilted(tmp_path / "whole.zarr")
     out = tmp_path / "killed.zarr"
+    script = (
+        "import sys; from tests.inference.dense.test_predict import tilted; tilted(sys.argv[1], "
+    )
     written = []
-    for how in ("new", "resume"):
-        assert run(out, 30, how) == -signal.SIGKILL
+    for how in ("30)", "30, resume=True)"):
+        done = subprocess.run([sys.executable, "-c", script + how, str(out)])
+        assert done.returncode == -signal.SIGKILL
         written.append(len(list((out / "0" / "c").rglob("*"))))
     assert 0 < written[0] < written[1], "killed amid the chunks"
-    assert run(out, 0, "resume") == 0
+    tilted(out, resume=True)
     assert files(out) == files(tmp_path / "whole.zarr")
 
 
