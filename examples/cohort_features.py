@@ -17,7 +17,7 @@ import daskdmed
 from daskdmed import Dataset, Patient, samples
 from daskdmed.tables import features, read_windows
 
-OUTPUT = Path("output/cohort_features")
+OUTPUT = Path("output/cohort_features").absolute()
 
 
 class Encoder(torch.nn.Module):

@@ -372,3 +372,28 @@ def test_a_network_on_workers(tmp_path, client):
             block_windows=2, channels_last=model is net,
         )  # fmt: skip
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class Sent:
+    """What a worker of a cluster must be sent."""
+
+    def __init__(self, payload):
+        self.payload = payload
+
+    def __call__(self, windows):
+        return windows.mean(axis=(1, 2), dtype=np.float32) + len(self.payload)
+
+
+@pytest.mark.cluster
+def test_a_cluster_gives_the_same_store(tmp_path, client):
+    image = da.from_array(np.arange(300.0 * 200).reshape(300, 200), chunks=64, name="numbers")
+    here, there = tmp_path / "here.zarr", tmp_path / "there.zarr"
+    keywords = {"kernel_size": 16, "block_windows": 3}
+    expected = heatmap(image, Sent(b"x" * 3), out=here, **keywords)
+    found = heatmap(image, Sent(b"x" * 3), out=there, client=client, **keywords)
+    np.testing.assert_array_equal(found.compute(), expected.compute())
+    assert contents(here) == contents(there)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 2)).train()
+    vectors = heatmap(image, net, out=tmp_path / "net.zarr", client=client, **keywords)
+    assert net.training
+    np.testing.assert_allclose(vectors, heatmap(image, net, **keywords), rtol=1e-5, atol=1e-3)

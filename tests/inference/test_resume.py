@@ -274,39 +274,3 @@ def test_a_target_that_may_not_be_written(image, tmp_path):
             run(image, Model(), tmp_path / "a.zarr")
     finally:
         tmp_path.chmod(0o700)
-
-
-class ModelOnWorkers:
-    """What a worker of a cluster must be sent, once."""
-
-    def __init__(self, payload):
-        self.payload = payload
-
-    def __call__(self, windows):
-        return windows.mean(axis=(1, 2), dtype=np.float32) + len(self.payload)
-
-
-@pytest.mark.cluster
-def test_a_cluster_gives_the_same_store(image, tmp_path):
-    from distributed import Client, LocalCluster
-
-    here, there = tmp_path / "here.zarr", tmp_path / "there.zarr"
-    model = ModelOnWorkers(b"x" * 3)
-    expected = run(image, model, here)
-    with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        found = run(image, model, there, client=client)
-        np.testing.assert_array_equal(found.compute(), expected.compute())
-        assert contents(here) == contents(there)
-        with pytest.raises(StoreError, match="a cosmic ray"):
-            run(image, Model(fail_at=4), tmp_path / "broken.zarr", client=client)
-        run(image, Model(), tmp_path / "broken.zarr", client=client, resume=True)
-        run(image, Model(), tmp_path / "local.zarr")
-        assert contents(tmp_path / "broken.zarr") == contents(tmp_path / "local.zarr")
-        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 2)).train()
-        vectors = run(image, net, tmp_path / "net.zarr", client=client)
-        np.testing.assert_allclose(vectors, run(image, net, None), rtol=1e-5, atol=1e-3)
-        with pytest.raises(UsageError, match="out="):
-            run(image, Model(), None, client=client)

@@ -15,6 +15,7 @@ Not covered: where windows lie (`daskdmed.inference.dense.mosaic`).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -137,22 +138,10 @@ class Blend:
                 sums.append(line)
             return np.asarray(functools.reduce(np.multiply.outer, sums), np.float32)
         total = np.zeros(tuple(shape), np.float32)
-        self._add(total, parts, (), ())
+        for window in itertools.product(*parts):
+            places = tuple(slice(a, b) for a, _, b in window)
+            total[places] += self._map([profile for _, profile, _ in window])
         return total
-
-    def _add(
-        self,
-        total: Array,
-        parts: list[list[tuple[int, Array, int]]],
-        where: tuple[slice, ...],
-        profiles: tuple[Array, ...],
-    ) -> None:
-        """Add all windows whose place along the first axes is `where`."""
-        if not parts:
-            total[where] += self._map(profiles)
-            return
-        for a, profile, b in parts[0]:
-            self._add(total, parts[1:], (*where, slice(a, b)), (*profiles, profile))
 
 
 def _profile(mode: BlendMode, n: int, sigma_scale: float) -> Array:

@@ -87,17 +87,8 @@ def padded_axis(size: int, kernel: int, stride: int, halo: int, unit: int) -> Ax
     stops = [min((o + kernel - halo) // unit, cells) for o in origins[:-1]] + [cells]
     starts = [0, *stops[:-1]]
     offsets = [a - o // unit for a, o in zip(starts, origins, strict=True)]
-    return AxisWindows(
-        size,
-        cells,
-        kernel,
-        unit,
-        tuple(origins),
-        tuple(starts),
-        tuple(stops),
-        tuple(offsets),
-        unit / 2,
-    )
+    places = (tuple(row) for row in (origins, starts, stops, offsets))
+    return AxisWindows(size, cells, kernel, unit, *places, unit / 2)
 
 
 def valid_axis(size: int, kernel: int, stride: int, field: int) -> AxisWindows:
@@ -112,17 +103,10 @@ def valid_axis(size: int, kernel: int, stride: int, field: int) -> AxisWindows:
     firsts = [min(i * each, cells - each) for i in range(-(-cells // each))]
     stops = [f + each for f in firsts]
     starts = [0, *stops[:-1]]
-    return AxisWindows(
-        size,
-        cells,
-        (each - 1) * stride + field,
-        stride,
-        tuple(f * stride for f in firsts),
-        tuple(starts),
-        tuple(stops),
-        tuple(a - f for a, f in zip(starts, firsts, strict=True)),
-        field / 2,
-    )
+    origins = [f * stride for f in firsts]
+    offsets = [a - f for a, f in zip(starts, firsts, strict=True)]
+    places = (tuple(row) for row in (origins, starts, stops, offsets))
+    return AxisWindows(size, cells, (each - 1) * stride + field, stride, *places, field / 2)
 
 
 def dense_axes(

@@ -86,17 +86,8 @@ def blended_axis(size: int, kernel: int, stride: int, reduction: int) -> AxisWin
     cells = -(-size // reduction)
     if size < kernel:
         before = (kernel - size) // 2 // reduction * reduction
-        return AxisWindows(
-            size,
-            cells,
-            kernel,
-            reduction,
-            (-before,),
-            (0,),
-            (cells,),
-            (before // reduction,),
-            reduction / 2,
-        )
+        places = (-before,), (0,), (cells,), (before // reduction,)
+        return AxisWindows(size, cells, kernel, reduction, *places, reduction / 2)
     last = cells * reduction - kernel
     origins = tuple(min(i * stride, last) for i in range(-(-last // stride) + 1))
     starts = tuple(o // reduction for o in origins)
