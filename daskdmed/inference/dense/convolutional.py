@@ -87,7 +87,7 @@ def padded_axis(size: int, kernel: int, stride: int, halo: int, unit: int) -> Ax
     stops = [min((o + kernel - halo) // unit, cells) for o in origins[:-1]] + [cells]
     starts = [0, *stops[:-1]]
     offsets = [a - o // unit for a, o in zip(starts, origins, strict=True)]
-    places = (tuple(row) for row in (origins, starts, stops, offsets))
+    places = tuple(origins), tuple(starts), tuple(stops), tuple(offsets)
     return AxisWindows(size, cells, kernel, unit, *places, unit / 2)
 
 
@@ -105,7 +105,7 @@ def valid_axis(size: int, kernel: int, stride: int, field: int) -> AxisWindows:
     starts = [0, *stops[:-1]]
     origins = [f * stride for f in firsts]
     offsets = [a - f for a, f in zip(starts, firsts, strict=True)]
-    places = (tuple(row) for row in (origins, starts, stops, offsets))
+    places = tuple(origins), tuple(starts), tuple(stops), tuple(offsets)
     return AxisWindows(size, cells, (each - 1) * stride + field, stride, *places, field / 2)
 
 
