@@ -122,7 +122,7 @@ class SlidePlan:
         mask_path = path.with_name(f"{path.stem}.mask.npy")
         try:
             self._fill(writer, bank, corners, mask_path, progress)
-            writer.finish(bank.encoder, self.mpp, self.description(path, seed), "daskdmed.samples")
+            writer.finish(bank.encoder, self.mpp, self.description(path, seed))
         except BaseException:
             writer.abort()
             raise

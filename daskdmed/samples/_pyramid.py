@@ -136,16 +136,15 @@ class PyramidWriter:
             offsets.append(place[0])
             counts.append(place[1])
 
-    def finish(self, encoder: JpegEncoder, mpp: float, description: str, software: str) -> None:
+    def finish(self, encoder: JpegEncoder, mpp: float, description: str) -> None:
         if not self._big and self._at > CLASSIC_LIMIT:
             raise UsageError(
                 f"{self.path}: {self._at} bytes do not fit a classic TIFF; pass bigtiff=True"
             )
         link = 8 if self._big else 4
         for level, size in enumerate(self._sizes):
-            start, next_link = self._directory(
-                self._tags(level, size, encoder, mpp, description, software)
-            )
+            tags = self._tags(level, size, encoder, mpp, description)
+            start, next_link = self._directory(tags)
             self._file.seek(link)
             self._file.write(struct.pack("<Q" if self._big else "<I", start))
             self._file.seek(0, os.SEEK_END)
@@ -158,13 +157,7 @@ class PyramidWriter:
         self._partial.unlink(missing_ok=True)
 
     def _tags(
-        self,
-        level: int,
-        size: tuple[int, int],
-        encoder: JpegEncoder,
-        mpp: float,
-        description: str,
-        software: str,
+        self, level: int, size: tuple[int, int], encoder: JpegEncoder, mpp: float, description: str
     ) -> list[tuple[int, int, Any]]:
         """(tag, type, values) of one level, ascending."""
         scale = self._sizes[0][0] / size[0], self._sizes[0][1] / size[1]
@@ -182,7 +175,7 @@ class PyramidWriter:
             (283, _RATIONAL, [per_cm[1].numerator, per_cm[1].denominator]),
             (284, _SHORT, [1]),
             (296, _SHORT, [3]),
-            (305, _ASCII, software.encode("ascii") + b"\0"),
+            (305, _ASCII, b"daskdmed.samples\0"),
             (322, _LONG, [self._tile]),
             (323, _LONG, [self._tile]),
             (324, self._offset_type, self._offsets[level]),

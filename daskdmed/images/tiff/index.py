@@ -28,7 +28,7 @@ from daskdmed.core.errors import (
 from daskdmed.images.readers import say_choice
 from daskdmed.images.source import FinalError, Source
 from daskdmed.images.tiff import ifd, leica, metadata, vendors
-from daskdmed.images.tiff.codecs import Decoder, PageFormat, has_alpha, make_decoder
+from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
 from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
@@ -243,8 +243,8 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
     if getattr(key, "jpegheader", None) is not None:
         tile = int(key.tilelength), int(key.tilewidth)
     # vendors pad: the grid follows the stored size, the extent may be smaller
-    stored_h, stored_w = _stored_size(key, height, width)
-    grid = -(-stored_h // tile[0]), -(-stored_w // tile[1])
+    stored_h, stored_w = (key.tags.valueof(code) or 0 for code in (257, 256))
+    grid = -(-max(height, int(stored_h)) // tile[0]), -(-max(width, int(stored_w)) // tile[1])
     planes = key.samplesperpixel if fmt.planar else 1
     offsets = np.array(page.dataoffsets, np.int64)
     counts = np.array(page.databytecounts, np.int64)
@@ -275,14 +275,6 @@ def _page_planes(page: Any, source: Source) -> list[PageIndex]:
         )
         for i in range(0, number, area)
     ]
-
-
-def _stored_size(key: Any, height: int, width: int) -> tuple[int, int]:
-    declared = key.tags.valueof(257), key.tags.valueof(256)
-    return (
-        max(height, int(declared[0])) if declared[0] else height,
-        max(width, int(declared[1])) if declared[1] else width,
-    )
 
 
 def page_format(page: Any) -> PageFormat:
@@ -327,42 +319,34 @@ def make_plan(
             source.uri, "the channels of the image differ in size or encoding"
         )
     decoder = make_decoder(first.format, background, source.uri)
-    dtype = np.dtype(first.format.dtype)
-    offsets = np.stack([p.offsets for p in planes])
-    counts = np.stack([p.counts for p in planes])
-    tile, grid = first.tile, first.grid
-    if first.short_tiles and decoder.raw:
-        tile, grid, offsets, counts = _cut_strips(first, decoder, dtype, offsets, counts)
-    return LevelPlan(
+    plan = LevelPlan(
         level=level,
         shape=(first.height, first.width, decoder.given * len(planes)),
-        tile=tile,
-        grid=grid,
-        offsets=offsets,
-        counts=counts,
+        tile=first.tile,
+        grid=first.grid,
+        offsets=np.stack([p.offsets for p in planes]),
+        counts=np.stack([p.counts for p in planes]),
         decoder=decoder,
-        dtype=dtype,
+        dtype=np.dtype(first.format.dtype),
         short_tiles=first.short_tiles,
     )
+    return _cut_strip(plan) if first.short_tiles and decoder.raw else plan
 
 
-def _cut_strips(
-    page: PageIndex,
-    decoder: Decoder,
-    dtype: np.dtype[np.generic],
-    offsets: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-) -> tuple[tuple[int, int], tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut a single long uncompressed strip into shorter ones."""
-    rows = page.tile[0]
-    line = page.width * decoder.stored * dtype.itemsize
-    if page.grid != (1, 1) or rows <= _VIRTUAL_ROWS:
-        return page.tile, page.grid, offsets, counts
-    number = -(-page.height // _VIRTUAL_ROWS)
-    start = np.arange(number, dtype=np.int64) * (_VIRTUAL_ROWS * line)
-    heights = np.minimum(_VIRTUAL_ROWS, page.height - np.arange(number) * _VIRTUAL_ROWS)
-    cut_offsets = np.where(offsets > 0, offsets + start, 0)
-    left = np.maximum(0, counts - start)
-    # a strip that is too short stays too short, which its decoder reports
-    cut_counts = np.where(counts > 0, np.maximum(1, np.minimum(heights * line, left)), 0)
-    return (_VIRTUAL_ROWS, page.width), (number, 1), cut_offsets, cut_counts
+def _cut_strip(plan: LevelPlan) -> LevelPlan:
+    """A single long uncompressed strip as several shorter ones."""
+    height, width, _ = plan.shape
+    if plan.grid != (1, 1) or plan.tile[0] <= _VIRTUAL_ROWS:
+        return plan
+    line = width * plan.decoder.stored * plan.dtype.itemsize
+    first = np.arange(0, height, _VIRTUAL_ROWS, dtype=np.int64)
+    whole = np.minimum(_VIRTUAL_ROWS, height - first) * line
+    left = np.maximum(0, plan.counts - first * line)
+    return replace(
+        plan,
+        tile=(_VIRTUAL_ROWS, width),
+        grid=(len(first), 1),
+        offsets=np.where(plan.offsets > 0, plan.offsets + first * line, 0),
+        # a strip that is too short stays too short, which its decoder reports
+        counts=np.where(plan.counts > 0, np.maximum(1, np.minimum(whole, left)), 0),
+    )
