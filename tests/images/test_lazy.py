@@ -50,7 +50,7 @@ def test_distributed(slide):
     expected = slide.read_region((0, 0), 0, slide.dimensions)
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):

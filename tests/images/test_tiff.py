@@ -420,7 +420,7 @@ def test_aperio_levels_without_a_thumbnail_between_them(tmp_path):
     from daskdmed import open_slide
     from daskdmed.samples import make_slide
 
-    path = make_slide(tmp_path / "two.svs", 2048, levels=2).path
+    path = make_slide(tmp_path / "two.svs", 512, tile=64, levels=2).path
     with openslide.OpenSlide(path) as theirs:
         assert theirs.level_count > 1
         slide = open_slide(path)
