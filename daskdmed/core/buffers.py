@@ -10,6 +10,7 @@ Not covered: who keeps blocks, and for how long (`daskdmed.persistence`). Arrays
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,12 +60,17 @@ class _Pool:
             self._spare.clear()
             self._bytes = 0
 
+    def unlock(self) -> None:
+        self._lock = threading.RLock()
+
     @property
     def nbytes(self) -> int:
         return self._bytes
 
 
 _pool = _Pool(SPARE_LIMIT)
+if hasattr(os, "register_at_fork"):  # a thread that was not copied may have held the lock
+    os.register_at_fork(after_in_child=_pool.unlock)
 
 
 class _Lease:

@@ -30,6 +30,17 @@ _here: dict[str, int] = {}
 _lock = threading.RLock()  # a loader may be collected, and give its share back, at any time
 
 
+def _in_child() -> None:
+    """What the parent of a forked process holds is counted there."""
+    global _lock
+    _lock = threading.RLock()
+    _here.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def claim(
     owner: object,
     holder: str,

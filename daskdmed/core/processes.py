@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from typing import Any
@@ -87,6 +88,10 @@ def _in_child() -> None:
     for closer in _closers:
         closer.detach()
     _closers.clear()
+    threaded = sys.modules.get("dask.threaded")
+    if threaded is not None:  # else `compute()` of any array would wait for its copied pools
+        threaded.default_pool, threaded.pools_lock = None, threading.Lock()
+        threaded.pools.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskdmed.core import events
-from daskdmed.core.errors import LoaderClosedError
+from daskdmed.core.errors import LoaderClosedError, LoaderError
 from daskdmed.core.waiting import explain
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.cluster import LOOK_EVERY, Workers, lost_connection, prepare_scheduler
@@ -83,6 +83,7 @@ class ResidentSet:
         self._ready: set[Unit] = set()
         self._wake = threading.Condition()
         self._closed = False
+        self._lost: LoaderError | None = None
         #: units or keys of tasks that the thread which makes batches waits for
         self._waits_for: list[Any] = []
         self._workers = Workers(client)
@@ -242,7 +243,7 @@ class ResidentSet:
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.tally.reads += 1
         if unit.ticket is None:
-            unit.future.add_done_callback(lambda _: self._arrived(unit))
+            unit.future.add_done_callback(lambda future: self._arrived(unit, future))
         else:
             ticket = unit.ticket
             ticket.when_done(lambda: self._arrived(unit))
@@ -255,13 +256,19 @@ class ResidentSet:
             return read_jobs, jobs
         return read_delivered, jobs, [list(values) for values in delivered]
 
-    def _arrived(self, unit: Unit) -> None:
+    def _arrived(self, unit: Unit, future: Future | None = None) -> None:
         if unit.waiting_for:
             self._tell(events.BigChunkReady, unit.visits, seconds=time.monotonic() - unit.asked)
         with self._wake:
             if unit.waiting_for:
                 self._ready.add(unit)
+                if future is not None and future.cancelled():
+                    self._lost = self._restarted()
             self._wake.notify_all()
+
+    def _restarted(self) -> LoaderError:
+        """Nobody here cancels what is wanted."""
+        return lost_connection(CancelledError("its tasks were cancelled"))
 
     def _tell(
         self, kind: Callable[..., events.Event], visits: Iterable[Visit], **more: float
@@ -304,6 +311,8 @@ class ResidentSet:
             with self._wake:
                 if self._closed:
                     raise LoaderClosedError(f"the loader was closed while it waited for {what}")
+                if self._lost is not None:
+                    raise self._lost
                 if found := done():
                     self._waits_for = []
                     return found
@@ -338,7 +347,9 @@ class ResidentSet:
         units = {}
         for number in visits:
             self.wait([number])
-            units[number] = self._units[number]
+            unit = units[number] = self._units[number]
+            if unit.future is not None and unit.future.cancelled():  # after it had come
+                raise self._restarted()
         there = self._workers.there()
         asked = {u.key: u.future for u in units.values() if u.holder not in there}
         if asked:

@@ -144,3 +144,13 @@ def test_tasks_of_others_keep_their_restrictions(cluster, client):
         assert cluster.scheduler.tasks["of-the-user"].worker_restrictions == {gone}
         future.release()
     assert_nothing_is_left(cluster)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_restart_of_the_cluster_is_an_error_at_once(kind):
+    """Also when no worker comes back."""
+    with tcp_cluster(1) as (_, client), LOADERS[kind](client) as loader:
+        next(loader)
+        client.restart(wait_for_workers=False)
+        with pytest.raises(LoaderError, match=r"(?s)it was restarted .*state_dict\(\)"):
+            collect(loader, 1000)

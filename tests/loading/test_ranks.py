@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from daskdmed import LightDL
 from daskdmed.errors import LoaderError, UsageError
 from daskdmed.loading.ranks import resolve
 from daskdmed.persistence import ranks as ranks_module
 from daskdmed.persistence.ranks import Ranks
-from tests.loading.conftest import assert_same_batches, collect, coordinate_dataset
+from tests.loading.clusters import tcp_cluster
+from tests.loading.conftest import assert_same_batches, collect
 from tests.loading.rank_process import PARAMETERS, counting_dataset
 from tests.waiting import until
 
@@ -29,9 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def local():
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0"
-    ) as cluster:
+    with tcp_cluster(2) as (cluster, _):
         yield cluster
 
 
@@ -41,70 +39,13 @@ def client(local):
         yield client
 
 
-class Run:
-    """Rank processes that start together."""
-
-    def __init__(self, folder, address, delays, patients):
-        self.folder = folder
-        self.job = {
-            "folder": str(folder),
-            "log": f"reads-{folder.name}",
-            "address": address,
-            "delays": delays,
-            "world_size": len(delays),
-            "patients": patients,
-        }
-        (folder / "job.json").write_text(json.dumps(self.job))
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.loading.rank_process", folder / "job.json", str(r)],
-                cwd=ROOT,
-                stderr=(folder / f"stderr-{r}").open("w"),
-            )
-            for r in range(len(delays))
-        ]
-        self.wait(lambda: all((folder / f"ready-{r}").exists() for r in range(len(delays))))
-        (folder / "go").touch()
-
-    def wait(self, condition):
-        def come():
-            failed = [r for r, p in enumerate(self.processes) if p.poll() not in (None, 0, -9)]
-            assert not failed, (self.folder / f"stderr-{failed[0]}").read_text()
-            return condition()
-
-        until(come)
-
-    def taken(self, rank):
-        at = self.folder / f"at-{rank}"
-        return int(at.read_text()) if at.exists() else 0
-
-    def result(self, rank):
-        with np.load(self.folder / f"rank-{rank}.npz") as saved:
-            return list(zip(saved["patients"].tolist(), saved["origins"], strict=True))
-
-    def reads(self):
-        return Counter((self.folder / self.job["log"]).read_text().splitlines())
-
-    def over(self):
-        return all(p.poll() is not None for p in self.processes)
-
-    def stop(self):
-        for process in self.processes:
-            process.kill()
-            process.wait()
+def waits(loader):
+    """Whether a rank waits for slower ones."""
+    return loader._engine.residents._ranks.waits
 
 
-@pytest.fixture
-def start(local, tmp_path):
-    runs = []
-
-    def start(delays, patients=4):
-        runs.append(Run(tmp_path, local.scheduler_address, delays, patients))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        run.stop()
+def reads(log):
+    return Counter(log.read_text().splitlines())
 
 
 def single(tmp_path, patients=4):
@@ -129,51 +70,83 @@ def assert_released(client):
     until(lambda: not big_chunks(client))
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("delays", [[0.0, 0.12], [0.0, 0.1, 0.0, 0.02]])
-def test_ranks_of_unequal_speed_read_each_big_chunk_once(start, client, tmp_path, delays):
-    run = start(delays)
-    most, ahead = 0, 0
-    while not run.over():
-        most = max(most, len(big_chunks(client)))
-        taken = [run.taken(r) for r in range(len(delays))]
-        ahead = max(ahead, max(taken) - min(taken))
-        time.sleep(0.02)
-    run.wait(run.over)
-    whole = single(tmp_path)
-    n = len(delays)
-    for rank in range(n):
-        assert_same(run.result(rank), whole[: len(whole) // n * n][rank::n])
-    reads = run.reads()
-    assert len(reads) == 4 * 9
-    assert set(reads.values()) == {1}, "each big chunk is read once for all ranks"
-    capacity = LightDL(coordinate_dataset(), **PARAMETERS)._assembly.planning.allotment.capacity
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_of_unequal_speed_read_each_big_chunk_once(local, client, tmp_path, world_size):
+    """The first takes what there is; the others a batch each when it has to wait for them."""
+    dataset, log = counting_dataset(tmp_path / f"unequal-{world_size}", 2), f"unequal-{world_size}"
+    options = {**PARAMETERS, "world_size": world_size}
+    with contextlib.ExitStack() as stack:
+        loaders = []
+        for rank in range(world_size):
+            own = stack.enter_context(Client(local, set_as_default=False))
+            loaders.append(stack.enter_context(LightDL(dataset, **options, rank=rank, client=own)))
+        taken = [[] for _ in loaders]
+
+        def take(rank):
+            if len(taken[rank]) < len(loaders[rank]):
+                _, who, chunks = next(loaders[rank])
+                taken[rank].append(([p.id for p in who], chunks.origins))
+
+        most, ahead, fast = 0, 0, loaders[0]
+        while len(taken[0]) < len(fast):
+            until(lambda: fast.stats().batches_ready or waits(fast))
+            if fast.stats().batches_ready:
+                take(0)
+            else:
+                for rank in range(1, world_size):
+                    take(rank)
+            most = max(most, len(big_chunks(client)))
+            ahead = max(ahead, len(taken[0]) - len(taken[-1]))
+        for _ in range(len(fast)):
+            for rank in range(1, world_size):
+                take(rank)
+        capacity = fast._assembly.planning.allotment.capacity
+    read = reads(tmp_path / log)
+    whole = single(tmp_path, 2)
+    for rank, batches in enumerate(taken):
+        assert_same(batches, whole[: len(whole) // world_size * world_size][rank::world_size])
+    assert len(read) == 2 * 9
+    assert set(read.values()) == {1}, "each big chunk is read once for all ranks"
     assert most <= capacity, "all ranks together hold what one of them may"
-    assert 0 < ahead < len(whole) // n, "the fast ones do not run away"
+    assert 0 < ahead < len(taken[0]), "the fast ones do not run away"
     assert_released(client)
 
 
 @pytest.mark.cluster
-def test_a_killed_rank_leaves_the_others_running(start, client, tmp_path):
-    run = start([0.0, 0.05])
-    run.wait(lambda: run.taken(1) >= 3)
-    run.processes[1].send_signal(signal.SIGKILL)
-    run.wait(lambda: run.processes[0].poll() == 0)
-    whole = single(tmp_path)
-    assert_same(run.result(0), whole[: len(whole) // 2 * 2][0::2])
-    reads = run.reads()
-    allotment = LightDL(coordinate_dataset(), **PARAMETERS)._assembly.planning.allotment
+def test_a_killed_rank_leaves_the_others_running(local, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
+    log, job = tmp_path / "killed", tmp_path / "job.json"
+    parameters = {"address": local.scheduler_address, "log": str(log), "patients": 2, "batches": 3}
+    job.write_text(json.dumps(parameters))
+    command = [sys.executable, "-m", "tests.loading.rank_process", job]
+    dataset = counting_dataset(log, 2)
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other,
+        LightDL(dataset, **PARAMETERS, rank=0, world_size=2, client=client) as loader,
+    ):
+        batches = []
+        for line in other.stdout:  # one a batch; then it stands still
+            _, who, chunks = next(loader)
+            batches.append(([p.id for p in who], chunks.origins))
+            if line.strip() == "3":
+                break
+        other.kill()
+        for _, who, chunks in loader:
+            batches.append(([p.id for p in who], chunks.origins))
+        allotment = loader._assembly.planning.allotment
+    whole, read = single(tmp_path, 2), reads(log)
+    assert_same(batches, whole[: len(whole) // 2 * 2][0::2])
     # what the dead rank alone had read ahead is gone with it
-    again = sum(reads.values()) - len(reads)
-    assert again <= allotment.capacity - allotment.slots
-    assert len(reads) == 4 * 9
+    assert sum(read.values()) - len(read) <= allotment.capacity - allotment.slots
+    assert len(read) == 2 * 9
     assert_released(client)
 
 
-@pytest.mark.cluster
 def test_a_rank_that_stands_still_is_left_behind(client, local, monkeypatch, caplog, tmp_path):
     """It can still go on later: what it missed is read again."""
-    monkeypatch.setattr(ranks_module, "STALL_LIMIT", 0.5)
+    monkeypatch.setattr(ranks_module, "STALL_LIMIT", 0.1)
     dataset = counting_dataset(tmp_path / "stalled", 2)
     small = {**PARAMETERS, "resident": "6 MiB"}
     options = {**small, "world_size": 2}
@@ -193,21 +166,23 @@ def test_a_rank_that_stands_still_is_left_behind(client, local, monkeypatch, cap
     assert_released(client)
 
 
-@pytest.mark.cluster
 def test_a_rank_that_never_comes_is_not_waited_for(client, monkeypatch, tmp_path):
-    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 0.3)
+    monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 0.1)
     dataset = counting_dataset(tmp_path / "alone", 2)
-    with LightDL(dataset, **PARAMETERS, rank=1, world_size=3, client=client) as loader:
+    options = {**PARAMETERS, "resident": "4 MiB"}
+    with LightDL(dataset, **options, rank=1, world_size=3, client=client) as loader:
         assert len(collect(loader, len(loader))) == len(loader)
         # and closing while it waits is no trouble
     monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
-    with LightDL(dataset, **PARAMETERS, rank=1, world_size=3, client=client) as loader:
+    with LightDL(dataset, **options, rank=1, world_size=3, client=client) as loader:
         next(loader)
-        time.sleep(0.3)
+        until(lambda: waits(loader))
+        with pytest.raises(TimeoutError, match=r"rank 1, in turn \d+, waits for ranks \[0, 2\]"):
+            while True:
+                loader.get(timeout=0.01)
     assert_released(client)
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("resident", ["1.6 MiB", "8 MiB"])
 def test_ranks_that_wait_for_each_other_after_every_step(client, local, tmp_path, resident):
     """As gradients are synchronised, over two epochs, with two big chunks in memory or ten."""
@@ -242,7 +217,6 @@ def test_ranks_that_wait_for_each_other_after_every_step(client, local, tmp_path
     assert_released(client)
 
 
-@pytest.mark.cluster
 def test_what_ranks_know_of_each_other(client, local, monkeypatch):
     monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
     with Client(local.scheduler_address, set_as_default=False) as second:
@@ -258,6 +232,8 @@ def test_what_ranks_know_of_each_other(client, local, monkeypatch):
         assert a.slowest == 5
         b.finished(5)
         b.tell()
+        a.begin_to_wait()
+        assert "rank 0, in turn 7, waits for ranks [1], in turn 5 of the plan" in a.describe()
         a.look()
         assert a.slowest == b.slowest == 6
         elsewhere = Ranks(second, "another plan", 1, 2)
