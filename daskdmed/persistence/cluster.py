@@ -19,6 +19,7 @@ import dask
 
 from daskdmed.core import processes
 from daskdmed.core.errors import LoaderError, UsageError
+from daskdmed.core.waiting import explain
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -87,8 +88,8 @@ def connect(client: Client | None) -> Cluster:
         workers = {}
     if not workers:
         raise LoaderError(
-            f"the cluster at {client.scheduler.address} has no workers, and none came within "
-            f"{WORKERLESS_LIMIT:.0f} s; start workers first"
+            f"no worker could be used within {WORKERLESS_LIMIT:.0f} s: {explain(client, ())}; "
+            "start workers first"
         )
     return Cluster(
         client=client,

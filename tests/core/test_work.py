@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from daskdmed import events
 from daskdmed.core.clusterwork import ClusterRun
 from daskdmed.core.work import Job, call_graph, default_threads, run, run_all
 from daskdmed.errors import StoreError, UsageError
+from tests.loading.clusters import scale, tcp_cluster
 
 
 class Squares(Job):
@@ -329,6 +331,32 @@ def test_few_blocks_of_pixels_wait_for_a_slow_model(client, monkeypatch):
     assert asked[0] == 1  # the function, once
     assert sum(asked) == 201
     assert max(asked) <= 64
+
+
+def test_a_run_without_workers_says_so_and_goes_on_when_one_comes(caplog):
+    said, found = threading.Event(), []
+
+    class Told(logging.Handler):
+        def emit(self, record):
+            said.set()
+
+    handler = Told()
+    logging.getLogger("daskdmed.work").addHandler(handler)
+    try:
+        with tcp_cluster(0) as (cluster, client), dask.config.set({"daskdmed.report-after": 0}):
+            job = Squares(range(5))
+            runner = threading.Thread(
+                target=lambda: found.append(run([job], name="squares", client=client))
+            )
+            runner.start()
+            said.wait()
+            scale(cluster, 1)
+            runner.join()
+    finally:
+        logging.getLogger("daskdmed.work").removeHandler(handler)
+    assert found == [[[0, 1, 4, 9, 16]]]
+    (line,) = [r.message for r in caplog.records if "has no workers" in r.message][:1]
+    assert line.startswith("no block of squares for 0 s: the cluster at tcp://")
 
 
 def _noting(get, asked):
