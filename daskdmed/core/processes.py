@@ -88,7 +88,7 @@ def _in_child() -> None:
     for closer in _closers:
         closer.detach()
     _closers.clear()
-    threaded = sys.modules.get("dask.threaded")
+    threaded: Any = sys.modules.get("dask.threaded")
     if threaded is not None:  # else `compute()` of any array would wait for its copied pools
         threaded.default_pool, threaded.pools_lock = None, threading.Lock()
         threaded.pools.clear()
