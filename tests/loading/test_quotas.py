@@ -260,6 +260,15 @@ def test_what_is_smaller_than_a_pixel_is_drawn_beside_what_is_not(size):
     assert (near | in_square(points, 340, 760, 90)).all()
 
 
+def test_places_of_points_are_counted_so_that_no_visit_is_refused():
+    data = one_slide(dot("a", 300, 500), dot("a", 301, 500), dot("a", 700, 700))
+    areas = LightDL(data, **OPTIONS, labels="a")._assembly.planning.areas
+    weights = areas.weights(0, ("a",))
+    assert weights.sum() == 3
+    rng = np.random.default_rng(0)
+    assert all(areas.accepts(0, ("a",), k, rng) for k in np.flatnonzero(weights) for _ in range(9))
+
+
 def test_what_lies_too_near_to_the_edge_is_named_and_the_rest_is_drawn(caplog):
     features = [dot("a", 20, 500), dot("a", 500, 500), dot("a", -7, 500), square("a", 0, 900, 500)]
     points = centres_of(one_slide(*features), labels="a")
