@@ -63,10 +63,8 @@ def overlay(
         or OME-Zarr image lies where `kernel_size`, `stride` and `downsample` say, or without
         these evenly over the whole slide. (rows, columns) or (k, rows, columns). Of a large
         one no more is in memory than is drawn.
-    alpha : float
-        Opacity of the heatmap, 0 to 1.
-    cmap : str
-        A matplotlib colour map.
+    alpha, cmap : float, str
+        Opacity of the heatmap, 0 to 1, and matplotlib's name of its colours.
     channel : int, optional
         Which of k values; needed when there are several.
     vmin, vmax : float, optional
@@ -79,23 +77,14 @@ def overlay(
         Of the windows, for arrays without a place of their own, (y, x).
     downsample : float
         Level-0 pixels per pixel of those.
-    title : str, optional
-        Default: the file's name.
-    label : str
-        Of the colour bar.
+    title, label : str
+        Of the figure (default the file's name) and of the colour bar.
 
     Returns
     -------
     matplotlib.figure.Figure
         With axes in level-0 pixels and a scale bar when the slide has an mpp. It is not
         registered with pyplot: save it with ``figure.savefig(...)``; notebooks show it.
-
-    Raises
-    ------
-    MissingExtraError
-        matplotlib is not installed.
-    UsageError, GeometryError
-        The array has another number of axes, or `channel` does not fit it.
     """
     colormaps = extra("matplotlib", "plot", "drawing needs").colormaps
     figure_class = extra("matplotlib.figure", "plot", "drawing needs").Figure
@@ -167,13 +156,10 @@ def _values(plane: Heatmap, most: int) -> tuple[Array, int]:
 
 
 def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: float) -> Georeference:
-    kernel = kernel_size if kernel_size is not None else stride
-    step = stride if stride is not None else kernel_size
-    assert kernel is not None
-    assert step is not None
-    return Georeference(
-        per_axis(kernel, 2, "kernel_size"), per_axis(step, 2, "stride"), (downsample, downsample)
-    )
+    kernel: Any = stride if kernel_size is None else kernel_size
+    step = kernel if stride is None else stride
+    sizes = per_axis(kernel, 2, "kernel_size"), per_axis(step, 2, "stride")
+    return Georeference(*sizes, (downsample, downsample))
 
 
 def _figure(figure: Any, ratio: float) -> Any:

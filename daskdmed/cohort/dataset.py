@@ -283,11 +283,7 @@ class Dataset(Sequence[Patient]):
         """One label of every patient, in order; a `DatasetError` lists those that lack it."""
         without = [p.key for p in self.patients if name not in p.labels]
         if without and default is _NO_DEFAULT:
-            raise DatasetError(
-                f"dataset {self.name!r}: {len(without)} of {len(self)} patients have no label "
-                f"{name!r}: {listing(without)}; known labels are {self.label_names}; "
-                "filter them out or pass default="
-            )
+            raise self._lacking(f"label {name!r}", without, "filter them out or pass default=")
         return [p.labels.get(name, default) for p in self.patients]
 
     @functools.cached_property
@@ -342,14 +338,10 @@ class Dataset(Sequence[Patient]):
         DatasetError
             The fractions do not sum to 1, or patients lack the label.
         """
-        if isinstance(fractions, Mapping):
-            names, values = [str(n) for n in fractions], list(fractions.values())
-        else:
-            values = list(fractions)
-            names = [str(i) for i in range(len(values))]
-        shares = check_fractions(values)
+        named = dict(fractions if isinstance(fractions, Mapping) else enumerate(fractions))
+        shares = check_fractions(list(named.values()))
         parts = split_indices(self.ids, self._classes(by), shares, int(seed))
-        return tuple(self._take(n, part) for n, part in zip(names, parts, strict=True))
+        return tuple(self._take(str(n), part) for n, part in zip(named, parts, strict=True))
 
     def kfold(self, k: int, *, by: By = None, seed: int = 0) -> list[tuple[Dataset, Dataset]]:
         """`k` pairs (train, validation); each patient validates exactly once.
@@ -361,9 +353,8 @@ class Dataset(Sequence[Patient]):
         for i, fold in enumerate(fold_indices(self.ids, self._classes(by), k, int(seed))):
             held_out = set(fold)
             rest = [j for j in range(len(self)) if j not in held_out]
-            pairs.append(
-                (self._take(f"fold{i}-train", rest), self._take(f"fold{i}-validation", fold))
-            )
+            train = self._take(f"fold{i}-train", rest)
+            pairs.append((train, self._take(f"fold{i}-validation", fold)))
         return pairs
 
     def _take(self, part: str, positions: Sequence[int]) -> Dataset:
@@ -382,12 +373,14 @@ class Dataset(Sequence[Patient]):
             )
         without = [k for k, c in zip(self.ids, classes, strict=True) if missing(c)]
         if without:
-            raise DatasetError(
-                f"dataset {self.name!r}: {len(without)} of {len(self)} patients have no class by "
-                f"{by!r}: {listing(without)}; known labels are {self.label_names}; "
-                "filter them out first"
-            )
+            raise self._lacking(f"class by {by!r}", without, "filter them out first")
         return classes
+
+    def _lacking(self, what: str, without: Sequence[str], remedy: str) -> DatasetError:
+        return DatasetError(
+            f"dataset {self.name!r}: {len(without)} of {len(self)} patients have no {what}: "
+            f"{listing(without)}; known labels are {self.label_names}; {remedy}"
+        )
 
     def _unknown(self, ids: Sequence[str]) -> DatasetError:
         near = difflib.get_close_matches(ids[0], self.ids, n=3)

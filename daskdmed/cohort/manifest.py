@@ -29,6 +29,8 @@ FORMAT = "daskdmed-manifest"
 VERSION = 1
 _FIXED = ("patient", "record", "uri", "mpp", "backend")
 _JSON = ":json"
+#: arguments of a record that JSON keeps, where they say something
+_TOLD = ("mpp", "backend", "spatial_ndim", "facts")
 _ABSENT: Any = object()
 
 
@@ -117,12 +119,8 @@ def _to_json(dataset: Dataset, target: Path) -> str:
         records = {}
         for name, record in patient.records.items():
             entry: dict[str, Any] = {"uri": _written(str(record.uri), target.parent)}
-            for optional in ("mpp", "backend", "spatial_ndim"):
-                if (value := getattr(record, optional)) is not None:
-                    entry[optional] = value
-            if record.facts:
-                entry["facts"] = dict(record.facts)
-            records[name] = entry
+            told = {n: getattr(record, n) for n in _TOLD} | {"facts": dict(record.facts) or None}
+            records[name] = entry | {n: value for n, value in told.items() if value is not None}
         patients.append({"id": patient.id, "records": records, "labels": dict(patient.labels)})
     document = {"format": FORMAT, "version": VERSION, "name": dataset.name, "patients": patients}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
@@ -147,13 +145,7 @@ def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
     for position, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:
             records = {
-                key: Record(
-                    _resolved(r["uri"], source.parent),
-                    mpp=_pair(r.get("mpp")),
-                    backend=r.get("backend"),
-                    spatial_ndim=r.get("spatial_ndim"),
-                    facts=r.get("facts"),
-                )
+                key: Record(_resolved(r["uri"], source.parent), **{n: r.get(n) for n in _TOLD})
                 for key, r in entry["records"].items()
             }
             patients.append(Patient(entry["id"], records, entry.get("labels", {})))
@@ -163,10 +155,6 @@ def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
                 'each has "id", "records" of name to {"uri": ...}, and "labels"'
             ) from error
     return cls(str(document.get("name", source.stem)) if name is None else name, patients)
-
-
-def _pair(mpp: Any) -> Any:
-    return tuple(mpp) if isinstance(mpp, list) else mpp
 
 
 # -------------------------------------------------------------------- CSV

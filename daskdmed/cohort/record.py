@@ -145,20 +145,10 @@ class Record:
                 "take mpp="
             )
         drawn = None if annotations is None else _as_annotations(annotations, backend)
-        own = {
-            "uri": path,
-            "array": lazy,
-            "name": name or "",
-            "mpp": pair,
-            "backend": backend,
-            "spatial_ndim": spatial_ndim,
-            "spacing": steps,
-            "background": plain(background),
-            "facts": FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()}),
-            "_drawn": drawn,
-        }
-        for attribute, value in own.items():
-            object.__setattr__(self, attribute, value)
+        self.__dict__.update(uri=path, array=lazy, name=name or "", mpp=pair, backend=backend)
+        self.__dict__.update(spatial_ndim=spatial_ndim, spacing=steps, _drawn=drawn)
+        known = FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()})
+        self.__dict__.update(background=plain(background), facts=known)
 
     @functools.cached_property
     def key(self) -> str:

@@ -19,11 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.errors import (
-    AnnotationError,
-    AnnotationNotFoundError,
-    UsageError,
-)
+from daskdmed.core.errors import AnnotationError, AnnotationNotFoundError, UsageError
 from daskdmed.core.extras import extra
 from daskdmed.core.files import new_file
 from daskdmed.core.frozen import FrozenMapping, plain
@@ -58,21 +54,13 @@ class PatchCoordinates:
     level : int, optional
         Pyramid level that patches are read from (CLAM).
     extent0 : (int, int), optional
-        (width, height) of the slide at level 0.
+        (width, height) of the slide at level 0, which no patch lies outside.
     power0, power : float, optional
         Objective power of level 0, and the one asked for (TRIDENT).
     overlap : int
         Of neighbouring patches, in pixels of the patch (TRIDENT).
-    name : str
-        The slide.
-    attributes : mapping
-        What else the file says.
-
-    Raises
-    ------
-    AnnotationError
-        The coordinates are not whole numbers in pairs, lie outside the slide, or a size is
-        not positive.
+    name, attributes
+        The slide, and what else the file says.
     """
 
     coords: npt.NDArray[np.int64]
@@ -103,9 +91,8 @@ class PatchCoordinates:
                     "another level?",
                     index=place,
                 )
-        for attribute, value in (("coords", coords), ("size0", pair)):
-            object.__setattr__(self, attribute, value)
-        object.__setattr__(self, "attributes", FrozenMapping(self.attributes))
+        attributes = FrozenMapping(self.attributes)
+        self.__dict__.update(coords=coords, size0=pair, attributes=attributes)
 
     def __len__(self) -> int:
         return len(self.coords)

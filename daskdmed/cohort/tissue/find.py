@@ -161,15 +161,14 @@ def _find(
     }
     explicit = min_area, max_hole
     _area_pixels(source, shape, explicit)
-    key = parameters_key(method, parameters) if cache and source.token is not None else None
-    if key is not None and source.token is not None:
-        found = lookup(source.token, key)
-        if found is not None and found.shape0 == source.shape0:
-            return found
-    mask = _make(source, method, name, shape, parameters)
-    if key is not None and source.token is not None:
-        store(source.token, key, mask)
-    return mask
+    key = parameters_key(method, parameters) if cache else None
+    if key is None or source.token is None:
+        return _make(source, method, name, shape, parameters)
+    found = lookup(source.token, key)
+    if found is None or found.shape0 != source.shape0:
+        found = _make(source, method, name, shape, parameters)
+        store(source.token, key, found)
+    return found
 
 
 def _make(
@@ -350,11 +349,8 @@ def _run(
     def keep(item: _Numbered, mask: TissueMask | DaskdmedError) -> None:
         found[item[0]] = mask
 
-    near: list[_Numbered] = []
-    away: list[_Numbered] = []
-    for numbered, local in zip(enumerate(calls), here, strict=True):
-        (near if client is None or local else away).append(numbered)
-    for where, items in ((client, away), (None, near)):
+    for where, local in ((client, False), (None, True)):
+        items = [n for n, h in zip(enumerate(calls), here, strict=True) if h == local]
         if items:
             run_all("tissue", items, _call_numbered, keep, client=where)
     return [found[number] for number in range(len(calls))]
