@@ -207,10 +207,9 @@ def as_collector(collector: CollectorLike | None) -> CollectorFunction | None:
         collector = collector()
     if collector is None or type(collector) is UniformCollector:
         return None
-    if isinstance(collector, SmallChunkCollector):
-        return collector.extract_smallchunk
-    if callable(collector):
-        return collector
+    function = getattr(collector, "extract_smallchunk", collector)
+    if callable(function):
+        return function
     raise UsageError(
         f"smallchunk_collector={collector!r} is neither a SmallChunkCollector nor a function "
         "f(bigchunk, context, rng)"
@@ -221,12 +220,9 @@ def as_chooser(loader: ChooserLike | None) -> RegionChooser | None:
     """The function behind a big-chunk loader, None for the grid."""
     if isinstance(loader, type) and issubclass(loader, BigChunkLoader):
         loader = loader()
-    if loader is None:
-        return None
-    if isinstance(loader, BigChunkLoader):
-        return loader.extract_bigchunk
-    if callable(loader):
-        return loader
+    function = getattr(loader, "extract_bigchunk", loader)
+    if function is None or callable(function):
+        return function
     raise UsageError(
         f"bigchunk_loader={loader!r} is neither a BigChunkLoader nor a function "
         "f(read, context, rng)"

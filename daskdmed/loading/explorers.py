@@ -49,18 +49,10 @@ class Explorer(BigChunkLoader):
 
     @abstractmethod
     def place(self, step: int, room: Shape, size: Shape, context: LoadContext) -> Sequence[float]:
-        """First pixel of a step.
+        """First pixel of a step, which count from 0 over all visits of the record.
 
-        Parameters
-        ----------
-        step : int
-            From 0, over all visits of the record.
-        room : tuple of int
-            Largest first pixel along each axis.
-        size : tuple of int
-            Extent of a region.
-        context : LoadContext
-            Patient, record, downsample.
+        `room` is the largest first pixel along each axis, `size` the extent of a region,
+        `context` knows patient, record and downsample.
         """
 
     def extract_bigchunk(

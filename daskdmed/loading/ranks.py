@@ -23,11 +23,6 @@ def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
     `torch.distributed` when one has been initialised, otherwise the only rank, whatever the
     environment says; "auto" also looks at the variables RANK and WORLD_SIZE that ``torchrun``
     sets.
-
-    Raises
-    ------
-    UsageError
-        Only one of the two is given, or they are no numbers that fit together.
     """
     if rank is None or rank == "auto":
         if world_size is not None:

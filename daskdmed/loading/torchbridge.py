@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import MissingExtraError
+from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.core.randomness import fold, mix, salt_of, stream
 from daskdmed.core.types import Array
 
@@ -43,12 +43,12 @@ def takes_smallchunks(tfms: Callable[..., Any]) -> bool:
 
 def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) -> Any:
     """Apply a transform to a whole batch, and to its targets when it gives some."""
-    if not takes_smallchunks(tfms):
-        return tfms(x)
-    result = tfms(x, smallchunks)
-    if isinstance(result, tuple):
-        x, smallchunks.targets = result
-        return x
+    asks = takes_smallchunks(tfms)
+    result = tfms(x, smallchunks) if asks else tfms(x)
+    if asks and isinstance(result, tuple):
+        result, smallchunks.targets = result
+    if result is None:
+        raise UsageError(f"the transform {tfms!r} gave None; let it return the batch")
     return result
 
 

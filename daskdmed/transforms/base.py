@@ -119,17 +119,10 @@ class Transform(ABC):
         return moved, self._replay_target(targets, given, x)
 
     def __call__(self, x: Tensor, keys: Any = None, targets: Any = None) -> Any:
-        """Draw and apply.
+        """Draw and apply; `x` and `targets` as for `replay`.
 
-        Parameters
-        ----------
-        x : Tensor
-            ``[batch, channels, *spatial]``.
-        keys : SmallChunks or ndarray, optional
-            Small chunks, whose targets are transformed along, or integer keys
-            ``[batch, k]``. Not needed where nothing is random.
-        targets : ndarray or Tensor, optional
-            See `replay`.
+        `keys` are small chunks, whose targets are transformed along, or integers ``[batch, k]``;
+        not needed where nothing is random.
         """
         x = as_batch(x)
         samples = Samples.of(keys, len(x))

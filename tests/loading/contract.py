@@ -342,6 +342,16 @@ class LoaderContract(OfLoader):
                     loader.get()
             assert loader.state_dict() == self.make().state_dict()
 
+    @pytest.mark.parametrize("option", ["tfms", "batch_tfms"])
+    def test_a_transform_that_forgets_to_return_the_batch(self, option):
+        class Forgets(Asks):
+            def __call__(self, x, chunks):
+                x += 1
+
+        with self.make(**{option: Forgets()}) as loader:
+            with pytest.raises(UsageError, match="gave None; let it return"):
+                loader.get()
+
     def test_errors_of_transforms_reach_the_consumer(self):
         def broken(sample):
             raise ValueError("no good")

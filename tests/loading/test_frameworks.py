@@ -106,6 +106,14 @@ class FrameworkContract(OfLoader):
             )
         assert names(again.seen) == names(module.seen[at:])
 
+    def test_fabric_moves_batches(self):
+        lightning = pytest.importorskip("lightning")
+        fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-true")
+        with self.make() as loader, self.make() as same:
+            wrapped = torch.utils.data.DataLoader(loader, batch_size=None)
+            moved = fabric.setup_dataloaders(wrapped)
+            assert names(itertools.islice(moved, 3)) == names(itertools.islice(same, 3))
+
     def test_a_stateful_dataloader_goes_on(self):
         stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
         with self.make(**self.finite) as loader:

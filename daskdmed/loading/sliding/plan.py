@@ -11,7 +11,7 @@ Not covered: reading (`daskdmed.loading.sliding.read`), batches
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -79,9 +79,7 @@ class ImageWindows:
         ]
         if self.keep is None:
             sizes = [np.diff(np.append(c, n)) for c, n in zip(cuts, self.grid.counts, strict=True)]
-            return np.array(
-                [math.prod(combination) for combination in itertools.product(*sizes)], np.int64
-            )
+            return functools.reduce(np.multiply.outer, sizes).reshape(-1).astype(np.int64)
         counts: Array = self.keep.astype(np.int64)
         for axis, cut in enumerate(cuts):
             counts = np.add.reduceat(counts, cut, axis=axis)

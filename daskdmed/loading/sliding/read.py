@@ -166,38 +166,35 @@ class LoadReader:
         self, load: Load, regions: Sequence[Region], attempts: int = ATTEMPTS
     ) -> list[Any]:
         """Arrays or `ReadFailure` for some regions, those that fail tried again."""
-        answers: list[Any] = [None] * len(regions)
+        answers: dict[int, Any] = {}
         todo = list(range(len(regions)))
         for attempt in range(attempts):
             if attempt:
                 with self._lock:
                     self.retries += 1
                 logger.info("%s: reading %s again", load.image.patient.id, load)
-            again = []
-            for place, answer in zip(
-                todo, self._fetch(load, [regions[i] for i in todo]), strict=True
-            ):
-                answers[place] = answer
-                # only what may pass is tried again: files, networks, workers
-                if isinstance(answer, ReadFailure) and isinstance(answer.error, OSError):
-                    again.append(place)
-            todo = again
+            fetched = self._fetch(load, [regions[i] for i in todo])
+            answers.update(zip(todo, fetched, strict=True))
+            # only what may pass is tried again: files, networks, workers
+            todo = [i for i in todo if isinstance(getattr(answers[i], "error", None), OSError)]
             if not todo:
                 break
-        return answers
+        return [answers[i] for i in range(len(regions))]
 
     def _narrow(
         self, load: Load, regions: Sequence[Region], answers: Sequence[Any]
     ) -> tuple[list[Region], list[Array], list[Region]]:
         """Halve what failed until single storage tiles fail: (regions, pixels, lost)."""
-        good: list[tuple[Region, Array]] = []
+        good: list[Region] = []
+        pixels: list[Array] = []
         lost: list[Region] = []
         left = _NARROWING
         todo = list(zip(regions, answers, strict=True))
         while todo:
             region, answer = todo.pop()
             if not isinstance(answer, ReadFailure):
-                good.append((region, answer))
+                good.append(region)
+                pixels.append(answer)
                 continue
             halves = _halves(region, load.image.view.tile_shape) if left > 0 else None
             if halves is None:
@@ -206,7 +203,7 @@ class LoadReader:
             found = self._attempt(load, halves, attempts=1)
             left -= sum(isinstance(a, ReadFailure) for a in found)
             todo += zip(halves, found, strict=True)
-        return [r for r, _ in good], [a for _, a in good], lost
+        return good, pixels, lost
 
     # -- pixels ---------------------------------------------------------------------
 
