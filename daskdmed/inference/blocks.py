@@ -337,6 +337,3 @@ def written(
     keys = {(name, *(0,) * len(blocks.lead), *index): index for index in pending}
     graph = optimize_blockwise(flags.dask, keys=list(keys)).cull(set(keys))
     return convert_legacy_graph(dict(graph)), keys
-
-
-__all__ = ["Part", "WindowBlocks", "image_parts", "lazy", "written"]

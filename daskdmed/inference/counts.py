@@ -69,6 +69,3 @@ def summed(
     )
     # added up in a tree, so that few of them wait at any time
     return np.asarray(counts.sum(axis=tuple(range(ndim)), dtype=dtype).compute())
-
-
-__all__ = ["AnyArray", "as_dask", "paired", "summed"]

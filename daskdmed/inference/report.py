@@ -14,6 +14,7 @@ import datetime
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import threading
 import time
@@ -24,7 +25,7 @@ from daskdmed import __version__
 from daskdmed.cohort.sources import Image, Images, LeftOut
 from daskdmed.core.errors import DatasetError, StoreError
 from daskdmed.core.files import new_file, write_failure
-from daskdmed.core.places import filesystem, is_remote
+from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
 from daskdmed.inference.models.window import WindowModel
 from daskdmed.inference.resultjob import ResultJob
@@ -48,7 +49,8 @@ class RunReport:
     """The report of one run. `out` is its folder; without one nothing is written.
 
     The state of an image is "done", "done before" (its numbers are those of the report that
-    was there), "skipped", "stopped" (begun, and not ended), or "not begun".
+    was there), "skipped", "stopped" (begun, and not ended), or "not begun". Images of other runs
+    in that folder keep their rows.
     """
 
     def __init__(
@@ -60,12 +62,12 @@ class RunReport:
         model: WindowModel,
         said: Mapping[str, Any],
     ) -> None:
-        self._out = None if out is None else str(out).rstrip("/")
+        self._out = None if out is None else local_path(out) or str(out).rstrip("/")
         self._model = model
         self._left_out, self._began, self._written = left_out, time.time(), 0.0
         self._lock = threading.Lock()
         self._rows = {image.key: _row(image) for image in images}
-        self._before = self._earlier()
+        self._before = {row["patient"]: row for row in self._earlier()}
         self._facts: dict[str, Any] = {
             "format": "daskdmed-run",
             "version": 1,
@@ -113,18 +115,19 @@ class RunReport:
             speed = round(row["windows"] / max(seconds, 1e-9), 1)
             row |= {"state": "done", "seconds": round(seconds, 3), "windows_per_second": speed}
         if time.time() - self._written > _EVERY:
-            self._write()
+            with contextlib.suppress(StoreError):  # said at the end, if it still cannot be written
+                self._write()
 
-    def _earlier(self) -> dict[str, dict[str, Any]]:
-        """Rows of the report that is there, if any, of what was complete then."""
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Rows of the report that is there, if any."""
         if self._out is None:
-            return {}
+            return []
         try:
             with _reading(f"{self._out}/{JSON}") as file:
                 rows = json.load(file)["images"]
-            return {row["patient"]: row for row in rows if row["state"].startswith("done")}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return {}
+            return [{name: row[name] for name in _COLUMNS} for row in rows]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
 
     def _fingerprint(self) -> str:
         try:
@@ -141,8 +144,10 @@ class RunReport:
                 if row is not None and not row["state"].startswith("done"):
                     row |= {"state": "skipped", "reason": failure.reason}
             self._facts["model"] = self._fingerprint()
-            now, rows = time.time(), list(self._rows.values())
-            done = [row for row in rows if row["state"] == "done"]
+            # parts of a cohort may be given to several runs, which share the folder
+            others = [row for row in self._earlier() if row["patient"] not in self._rows]
+            now, rows = time.time(), [*self._rows.values(), *others]
+            done = [row for row in self._rows.values() if row["state"] == "done"]
             facts = {
                 **self._facts,
                 "written": _when(now),
@@ -180,6 +185,9 @@ def _put(place: str, text: str) -> None:
     if not is_remote(place):
         with new_file(place, overwrite=True) as path:
             path.write_text(text, encoding="utf-8")
+            for left in path.parent.glob(f".{os.path.basename(place)}.*.partial"):
+                if left != path and time.time() - left.stat().st_mtime > 60:
+                    left.unlink(missing_ok=True)  # of a run that was killed as it wrote it
         return
     fs, inner = filesystem(place)
     try:

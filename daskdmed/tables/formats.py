@@ -165,7 +165,10 @@ class TableFile(ABC):
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
-        _remove(self.partial)
+        try:
+            self.partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.partial}: cannot be removed: {error}") from error
 
 
 class ParquetFile(TableFile):
@@ -241,13 +244,6 @@ class _WithSchema:
 
 
 FORMATS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "csv": CsvFile}
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be removed: {error}") from error
 
 
 # -------------------------------------------------------------------- reading

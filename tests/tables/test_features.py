@@ -133,6 +133,17 @@ def test_the_report(made, tmp_path):
     assert all(float(r["windows_per_second"]) > 0 for r in rows.values())
 
 
+def test_runs_that_share_a_folder_share_the_report(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for part in (slice(0, 1), slice(1, 2)):
+        features(cohort()[part], Encoder(), out="~/parts" if part.start else "parts", **KEYS)
+    told, rows = report(tmp_path / "parts")
+    assert list(rows) == ["p/1", "p/0"]
+    assert {r["state"] for r in rows.values()} == {"done"}
+    assert told["windows"] == 30  # of the last run
+
+
 def test_masks_leave_out_rows(tmp_path):
     mask = np.zeros((9, 7), bool)
     mask[:3, :4] = True

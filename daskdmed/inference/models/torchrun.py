@@ -137,7 +137,7 @@ class BatchLimit:
             part = parts.pop(0)
             size = self.of(len(part))
             if size < len(part):
-                parts[:0] = _split(part, size)
+                parts[:0] = [part[a : a + size] for a in range(0, len(part), size)]
                 continue
             try:
                 results.append(call(part))
@@ -158,10 +158,6 @@ class BatchLimit:
             )
             parts.insert(0, part)
         return results[0] if len(results) == 1 else np.concatenate(results)
-
-
-def _split(batch: Array, size: int) -> list[Array]:
-    return [batch[a : a + size] for a in range(0, len(batch), size)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -356,15 +356,3 @@ def scaled_tensor(tensor: torch.Tensor, channels_last: bool, kind: Any = None) -
 def _uncompiled(model: Any) -> Any:
     """The module inside of one that ``torch.compile`` made."""
     return getattr(model, "_orig_mod", model)
-
-
-__all__ = [
-    "BatchForm",
-    "Model",
-    "Transform",
-    "WindowModel",
-    "background_window",
-    "check_model",
-    "scale_into",
-    "scaled_tensor",
-]
