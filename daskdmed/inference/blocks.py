@@ -31,7 +31,6 @@ from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index, threads_here
 from daskdmed.inference.models.outputs import check_finite, window_name
 from daskdmed.inference.models.shipped import Shipped
-from daskdmed.inference.models.torchrun import cpu_threads
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
 from daskdmed.store.results import inline
@@ -126,7 +125,7 @@ class WindowBlocks:
                 strips = [Strip(0, Windows(source, inner, self.grid, keep))]
             total = inner.count if keep is None else int(np.count_nonzero(keep))
             placed = model.get()
-            with cpu_threads(threads_here() if placed.is_torch else 0):
+            with placed.ready(threads_here()):
                 for where, values in self._stream(placed, strips, total):
                     self._check(values, inner, where)
                     places = np.unravel_index(where, inner.shape)

@@ -110,6 +110,20 @@ def test_a_lazy_heatmap_while_another_run_uses_the_module():
     assert net.training
 
 
+@pytest.mark.parametrize("call", [heatmap, predict])
+def test_a_module_that_is_trained_on_before_a_lazy_result_is_computed(call):
+    net = (
+        network() if call is heatmap else nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    ).eval()
+    want = call(IMAGE, net, **KEYS).compute()
+    lazy = call(IMAGE, net, compute=False, **KEYS)
+    net.train()
+    kept = net[1].running_mean.clone()
+    np.testing.assert_allclose(lazy.compute(), want, atol=1e-6)
+    torch.testing.assert_close(net[1].running_mean, kept, rtol=0, atol=0)
+    assert net.training
+
+
 # -- several outputs ------------------------------------------------------------------------
 
 Named = collections.namedtuple("Named", "logits features")

@@ -40,7 +40,6 @@ from daskdmed.inference.dense.sweepjobs import (
     steps_per_job,
 )
 from daskdmed.inference.models.shipped import Shipped
-from daskdmed.inference.models.torchrun import cpu_threads
 from daskdmed.inference.resultjob import ResultJob
 from daskdmed.store.location import Location
 from daskdmed.store.results.resumable import ResultSpec
@@ -159,7 +158,7 @@ class _Write:
         view, job = item
         model = self.model.get()
         threads = threads_here() if self.threads is None else self.threads
-        with cpu_threads(threads if model.is_torch else 0):
+        with model.ready(threads):
             for step, values in self.sweeper.steps(model, view, job):
                 if values is not None:
                     self._write(job.band, step, values)
@@ -239,7 +238,7 @@ def _block(
     extent = (*(b - a for a, b in plan.band_cells(band)), last - first)
     block = np.full((*outputs, *extent), spec.fill_value, spec.dtype)
     chunks = [chunk for step in range(begin, stop) for chunk in plan.band_chunks(band, step)]
-    with cpu_threads(threads_here() if placed.is_torch else 0):
+    with placed.ready(threads_here()):
         for job in make_sweeps(plan, chunks, work.mask, stop - begin, lambda chunk: None):
             for step, values in sweeper.steps(placed, view, job):
                 if values is not None:
