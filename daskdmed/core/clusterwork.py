@@ -32,8 +32,6 @@ _IN_FLIGHT = 64
 
 
 class ClusterRun:
-    """Has the workers of a client compute the blocks of a run."""
-
     def __init__(self, state: Run, client: Client, resources: Mapping[str, float] | None) -> None:
         processes.check_not_forked(state.name)
         if client.asynchronous:
@@ -50,7 +48,6 @@ class ClusterRun:
         self._silence = Silence(f"block of {state.name}", logger, self._describe)
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Do them all."""
         threads = max(sum(self._client.nthreads().values()), 1)
         self._state.at_once = threads
         # blocks of pixels that wait for the model are kept few
@@ -109,7 +106,6 @@ class ClusterRun:
                     yield number, key, index
 
     def _submit(self, graph: Mapping[Key, GraphNode], keys: list[Key]) -> list[Any]:
-        """Futures of some blocks."""
         before, shared = _needs(graph, keys)
         new = {key: graph[key] for key in shared if key not in self._shared}
         self._shared.update(zip(new, self._get(new, list(new)), strict=True))

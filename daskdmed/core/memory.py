@@ -86,7 +86,6 @@ def claim(
 
 
 def machine_memory() -> int:
-    """Bytes that this process may use."""
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT)

@@ -41,12 +41,10 @@ class Silence:
         self._said = False
 
     def begin(self) -> None:
-        """Somebody waits."""
         with self._lock:
             self._since = time.monotonic() if self._since is None else self._since
 
     def end(self) -> None:
-        """Something came."""
         self._since, self._said = None, False
 
     @property

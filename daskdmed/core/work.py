@@ -98,8 +98,6 @@ def _call(call: Callable[[Any], Any], item: Any) -> Any:
 
 
 class _Calls(Job):
-    """A function and its items."""
-
     wants_results = True
 
     def __init__(
@@ -263,7 +261,6 @@ class Run:
             self._share()
 
     def done(self, number: int, index: Index, result: Any) -> None:
-        """A block was computed."""
         job = self.open.get(number)
         if job is None:  # it gave up
             return
@@ -357,7 +354,6 @@ class _Threads:
         self._drivers: list[threading.Thread] = []
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Do them all."""
         if _synchronous():
             self._with(SynchronousExecutor(), jobs, threads=0)
         elif isinstance(pool := dask.config.get("pool", None), Executor):
@@ -434,7 +430,6 @@ class _Threads:
         keys: Mapping[Key, Index],
         tell: Callable[[_Ended], None],
     ) -> None:
-        """Have Dask compute a job's graph."""
         guarded = {key: node for key, node in graph.items() if key not in keys}
         indexes: dict[Key, Index] = {}
         failed = threading.Event()

@@ -95,7 +95,6 @@ class Engine(ABC):
         """Batches in order; ends when the plan does, with a short one if any is left."""
 
     def spans(self) -> Iterator[Span]:
-        """Our runs of draws."""
         s = self.sampling
         return cut(
             self.residents.turns(),
@@ -152,7 +151,6 @@ class Engine(ABC):
         )
 
     def _area(self, visit: Visit) -> Area | None:
-        """Where in a visit's big chunk small chunks may lie."""
         s = self.sampling
         if s.areas is None:
             return None
@@ -207,7 +205,6 @@ class Engine(ABC):
         return self._builder.finish(self.cursor())
 
     def gave(self) -> None:
-        """Note that a draw gave a small chunk."""
         self._barren = 0
 
     def end_visit(self, visit: Visit, draw: int, error: BaseException | None) -> None:
@@ -242,7 +239,6 @@ class Engine(ABC):
             )
 
     def finish_turn(self, turn: Turn) -> None:
-        """Let go of what a turn leaves behind."""
         self.residents.finish(turn)
         for visit in turn.leaving:
             self._visits.pop(visit.number, None)
@@ -257,7 +253,6 @@ class Engine(ABC):
             self.states.interrupt()
 
     def close(self) -> None:
-        """Let go of every block and future."""
         self._provenance.clear()
         if self.sampling.areas is not None:
             self.sampling.areas.close()

@@ -31,7 +31,6 @@ class LocalEngine(Engine):
         self._touched: set[int] = set()
 
     def batches(self) -> Iterator[Batch]:
-        """Batches in order."""
         for span in self.spans():
             yield from self._sample(span)
             if span.last:
@@ -139,7 +138,6 @@ class LocalEngine(Engine):
         super().finish_turn(turn)
 
     def close(self) -> None:
-        """Let go of every block."""
         self._copier.close()
         self._samplers.clear()
         super().close()

@@ -133,7 +133,6 @@ class Prefetcher:
 
     @property
     def ready(self) -> int:
-        """Items made and not yet taken."""
         return len(self._ready)
 
     def pause(self) -> None:
@@ -142,7 +141,6 @@ class Prefetcher:
             self._paused = True
 
     def resume(self) -> None:
-        """Go on after `pause`."""
         with self._change:
             self._paused = False
             self._change.notify_all()

@@ -59,8 +59,6 @@ class _Chunk:
 
 
 class RemoteEngine(Engine):
-    """Crops in the workers."""
-
     def __init__(self, *args: Any, workers: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.chunk_draws = chunk_draws(self.sampling.crop.nbytes, workers)
@@ -72,7 +70,6 @@ class RemoteEngine(Engine):
         self._flying: deque[_Chunk] = deque()
 
     def batches(self) -> Iterator[Batch]:
-        """Batches in order."""
         if self.states is not None:
             yield from self._in_sequence(self.states)
             return
@@ -212,7 +209,6 @@ class RemoteEngine(Engine):
         return chunk
 
     def _send_to(self, holder: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
-        """One task for the draws from the blocks of one worker."""
         s, states = self.sampling, self.states
         units: dict[Unit, int] = {}
         wanted = []
@@ -358,7 +354,6 @@ class RemoteEngine(Engine):
             yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))
 
     def close(self) -> None:
-        """Let go of every block and crop."""
         for future in itertools.chain.from_iterable(c.futures for c in self._flying):
             with contextlib.suppress(RuntimeError):  # the client's event loop has ended
                 future.release()
@@ -371,5 +366,4 @@ class RemoteEngine(Engine):
 
 
 def chunk_draws(crop_bytes: int, workers: int) -> int:
-    """Draws that are sent out together."""
     return max(1, BYTES_PER_TASK * workers // crop_bytes)

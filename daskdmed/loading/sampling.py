@@ -42,27 +42,22 @@ class CropSpec:
 
     @property
     def ratio(self) -> tuple[int, ...]:
-        """`target_ratio`, written out."""
         return self.target_ratio or (1,) * len(self.size)
 
     @property
     def target_size(self) -> tuple[int, ...]:
-        """Extent of a target crop along each axis."""
         return tuple(s // r for s, r in zip(self.size, self.ratio, strict=True))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one crop."""
         return (*self.size, *self.channels)
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
-        """Shape of one target crop."""
         return None if self.target_channels is None else (*self.target_size, *self.target_channels)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one crop, with its target."""
         n = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self.target_shape is not None and self.target_dtype is not None:
             n += int(np.prod(self.target_shape, dtype=np.int64)) * self.target_dtype.itemsize
@@ -141,7 +136,6 @@ class VisitSampler:
                 )
 
     def bigchunks(self) -> tuple[BigChunk, ...]:
-        """The pieces without their pixels."""
         return tuple(self._bigchunk(piece, None) for piece in self.pieces)
 
     def _bigchunk(self, piece: Piece, data: Array | None) -> BigChunk:

@@ -32,12 +32,10 @@ class Span:
 
     @property
     def visits(self) -> Array:
-        """Visit number of each draw."""
         return self.turn.visits[self.start - self.turn.start : self.stop - self.turn.start]
 
     @property
     def draws(self) -> Array:
-        """How many draws the visit had given before each."""
         return self.turn.draws[self.start - self.turn.start : self.stop - self.turn.start]
 
 

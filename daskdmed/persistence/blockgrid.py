@@ -25,8 +25,6 @@ from daskdmed.core.region import Region
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """First pixel and extent along one axis."""
-
     start: int
     length: int
 
@@ -106,7 +104,6 @@ class BlockGrid:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of big chunks along each axis."""
         return tuple(len(spans) for spans in self.axes)
 
     def __len__(self) -> int:
@@ -124,7 +121,6 @@ class BlockGrid:
         return tuple(reversed(position))
 
     def region(self, flat: int) -> Region:
-        """Pixels of one big chunk."""
         spans = [spans[at] for spans, at in zip(self.axes, self.index(flat), strict=True)]
         return Region(tuple(s.start for s in spans), tuple(s.length for s in spans))
 

@@ -18,8 +18,9 @@ from daskdmed.core.errors import BudgetError, UsageError
 #: one read task handles about this many bytes: a task costs milliseconds end to end, so
 #: small big chunks share one
 BYTES_PER_READ = 96 << 20
-#: what a worker process takes that holds nothing: interpreter, libraries, event loop, caches
-BASELINE = 160 << 20
+#: what a worker process takes that holds nothing: interpreter, libraries (torch too, which scripts
+#: import), event loop, caches
+BASELINE = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,6 @@ class Geometry:
 
     @property
     def ndim(self) -> int:
-        """Number of spatial axes."""
         return len(self.smallchunk)
 
 
@@ -136,7 +135,6 @@ class Catalogue:
 
     @property
     def population(self) -> Population:
-        """The facts that the plan needs."""
         return Population(
             tuple(len(e.grid) for e in self.entries),
             tuple(str(e.patient.id) for e in self.entries),
@@ -145,12 +143,10 @@ class Catalogue:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of the largest big chunk of all."""
         return max(e.block_bytes for e in self.entries)
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of the largest storage tile of all."""
         views = [e.view for e in self.entries]
         return max(int(np.prod(v.tile_shape, dtype=np.int64)) * _pixel_bytes(v) for v in views)
 
@@ -162,7 +158,6 @@ class Catalogue:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Sample type, the same for all records."""
         return self.entries[0].view.dtype
 
 
@@ -184,7 +179,6 @@ class Target:
     empty: Record | None = None
 
     def view(self, image: Image, view: ImageView) -> ImageView:
-        """The target of an image that is open."""
         request = image.request
         if self.level is not None or self.mpp is not None:
             request = replace(request, level=self.level or 0, mpp=self.mpp, power=None)

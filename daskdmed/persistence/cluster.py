@@ -63,7 +63,6 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """Number of workers."""
         return len(self.limits)
 
 
@@ -106,19 +105,23 @@ def _start() -> Cluster:
     from distributed import Client, LocalCluster
 
     _quiet.begin()
-    with dask.config.set(_CONFIG):
-        cluster = LocalCluster(
-            n_workers=1,
-            threads_per_worker=CPU_COUNT,
-            processes=False,
-            memory_limit=0,
-            dashboard_address=":0",  # a fixed port would clash with the user's own
-            worker_dashboard_address=None,
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=False,  # see `_Quiet`
-        )
-        cluster.shutdown_on_close = False  # the loader does that, in time, and in its process
-        client = Client(cluster, set_as_default=False, direct_to_workers=True)
+    try:
+        with dask.config.set(_CONFIG):
+            cluster = LocalCluster(
+                n_workers=1,
+                threads_per_worker=CPU_COUNT,
+                processes=False,
+                memory_limit=0,
+                dashboard_address=":0",  # a fixed port would clash with the user's own
+                worker_dashboard_address=None,
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=False,  # see `_Quiet`
+            )
+            cluster.shutdown_on_close = False  # the loader does that, in time, and in its process
+            client = Client(cluster, set_as_default=False, direct_to_workers=True)
+    except BaseException:
+        _quiet.end()
+        raise
 
     def close() -> None:
         client.close()

@@ -146,7 +146,6 @@ class RotationPlan:
     # -- admission ------------------------------------------------------------------
 
     def _admit(self) -> Visit | None:
-        """Plan the next visit, or None when the policy wants no more."""
         if self._exhausted:
             return None
         for _ in range(2 * self._blocks.size + 1):
@@ -180,7 +179,6 @@ class RotationPlan:
             )
 
     def _choose(self) -> int | None:
-        """Ask the policy for a record."""
         counts = self._counts.copy()  # policies may keep what they see
         counts.flags.writeable = False
         ages = self._admitted - self._last
@@ -229,7 +227,6 @@ class RotationPlan:
                 return block
 
     def _lap(self, record: int, lap: int, length: int, weights: Array | None) -> Array:
-        """Order of a lap over a record's big chunks."""
         known = self._laps.get(record)
         if known is None or known[0] != lap:
             rng = generator(self._key, Purpose.BLOCKS, record, lap)
@@ -296,7 +293,6 @@ class RotationPlan:
 
     @property
     def position(self) -> int:
-        """Number of the first draw of the next turn."""
         return self._position
 
     def _step(self) -> tuple[Array, np.random.Generator]:

@@ -77,7 +77,6 @@ class LeastVisitedFirst:
     """
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int:
-        """One of the records with the fewest visits, at random."""
         usable = np.flatnonzero(situation.blocks)
         counts = situation.counts[usable]
         candidates = usable[counts == counts.min()]
@@ -97,7 +96,6 @@ class Sequential:
         self.laps = laps
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int | None:
-        """First record that still has unvisited big chunks."""
         wanting = np.flatnonzero(situation.counts < situation.blocks * self.laps)
         return int(wanting[0]) if wanting.size else None
 
@@ -146,7 +144,6 @@ class Weighted:
         self.weights = weights
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int:
-        """A record at random."""
         weights = np.where(situation.blocks > 0, self._of(situation), 0.0)
         if not weights.any():
             raise UsageError(
@@ -189,7 +186,6 @@ class LabelBalanced:
         self.label = label
 
     def admit(self, situation: Situation, rng: np.random.Generator) -> int:
-        """A value in turn, then one of its least visited records."""
         usable = np.flatnonzero(situation.blocks)
         values: dict[Any, list[int]] = {}
         for record in usable.tolist():

@@ -60,7 +60,6 @@ class Ranks:
         self.waits = False
 
     def join(self, turn: int) -> None:
-        """Begin with a turn."""
         self._joined = self._moved = time.monotonic()
         self._first = self._turn = turn
         self._ask(lambda: self._client.run_on_scheduler(_installer()))
@@ -116,7 +115,6 @@ class Ranks:
         return min([self._turn, *turns])
 
     def leave(self) -> None:
-        """Nobody waits for this rank any more."""
         try:
             self._exchange(gone=True)
         except LoaderError as error:  # a lost connection says the same

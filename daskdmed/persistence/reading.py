@@ -208,7 +208,6 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        """Whether the result is there."""
         return self._done
 
     def when_done(self, listener: Callable[[], None]) -> None:

@@ -386,7 +386,6 @@ class ResidentSet:
 
     @property
     def resident_visits(self) -> int:
-        """Visits held or being read."""
         return len(self._units)
 
     def interrupt(self) -> None:

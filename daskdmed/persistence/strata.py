@@ -81,7 +81,6 @@ class StratifiedPlan:
 
     @property
     def position(self) -> int:
-        """Number of the first draw of the next turn."""
         return self._position
 
     def __iter__(self) -> Iterator[Turn]:
@@ -160,7 +159,6 @@ class StratifiedPlan:
         return visits, draws
 
     def _order(self, batch: int, counts: Array) -> Array:
-        """Stratum of each draw of a batch, shuffled."""
         rng = generator(self._key, Purpose.MIX, batch)
         return rng.permutation(np.repeat(np.arange(counts.size), counts))
 

@@ -71,7 +71,6 @@ class JobFactory:
         self._chooser_token = None if chooser is None else tokenize(chooser, key)[:12]
 
     def unit(self, visits: tuple[Visit, ...]) -> Unit:
-        """The unit that reads some visits with one task."""
         named = [self._name(v) for v in visits]
         key = (BIG_CHUNK, *(named[0] if len(named) == 1 else [tokenize(*named)]))
         jobs = tuple(self._job(v) for v in visits)

@@ -73,7 +73,6 @@ class Wish:
 
     @property
     def masked(self) -> bool:
-        """Whether tissue matters."""
         return self.tissue is not None and self.tissue is not False
 
 
