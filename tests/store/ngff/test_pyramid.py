@@ -79,8 +79,8 @@ def stored(request, tmp_path):
     shape = (20, 64, 96) if volume else (700, 1210)
     kernel = (2, 2, 2) if volume else (7, 10)
     model = coordinates if request.param == "vectors" else lambda w: coordinates(w)[:, 0]
-    mask = np.ones((10, 10))
-    mask[3:6, :4] = 0
+    mask = np.ones((70, 121))
+    mask[21:42, :48] = 0
     heatmap(
         Record(array=image(shape), mpp=0.5),
         model,
@@ -340,7 +340,8 @@ def test_enough_levels(shape):
 
 def test_constant_and_empty_results_have_a_display_range(tmp_path):
     out = tmp_path / "a.zarr"
-    heatmap(np.ones((40, 40)), lambda w: w[:, 0, 0] * np.nan, kernel_size=4, out=out)
+    heatmap(np.ones((40, 40)), lambda w: w[:, 0, 0], kernel_size=4, out=out)
+    zarr.open_group(out, mode="r+")["0"][...] = np.nan
     add_pyramid(out, smallest=2)
     group = zarr.open_group(out, mode="r")
     assert group.attrs["ome"]["omero"]["channels"][0]["window"]["end"] == 1.0
