@@ -114,7 +114,7 @@ class ImageView:
         return False
 
     def kept(self, region: Region) -> Region:
-        """What `read_padded` without `out` holds in memory: whole tiles, or just the region.
+        """What is worth to be read and kept for a region: whole tiles, or just the region.
 
         A tile is decoded into its place; of a part of one, the rest has to be cut away first.
         So up to a quarter more is kept where that spares the copy.
@@ -197,10 +197,7 @@ class ImageView:
         if len(region.shape) != self.spatial_ndim or min(region.shape, default=0) < 0:
             raise GeometryError(f"{self.name}: {region} is no region of {self.spatial_shape}")
         if out is None:
-            kept = self.kept(region)
-            out = buffers.empty((*kept.shape, *self.channel_shape), self.dtype)
-            if kept != region:
-                return self._read(kept, out)[region.local_to(kept).slices]
+            out = buffers.empty((*region.shape, *self.channel_shape), self.dtype)
         else:
             self._check_out(region, out)
         inside = region.clip(self.spatial_shape)

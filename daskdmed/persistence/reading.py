@@ -260,12 +260,17 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
 def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [(r.origin, job.view.read_padded(r), _read_target(job, r)) for r in regions]
+        blocks = [(r.origin, _read_kept(job.view, r), _read_target(job, r)) for r in regions]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
         return blocks[0][1]
     return blocks
+
+
+def _read_kept(view: ImageView, region: Region) -> Array:
+    kept = view.kept(region)
+    return view.read_padded(kept)[region.local_to(kept).slices]
 
 
 def _read_target(job: Job, region: Region) -> Array | None:

@@ -17,15 +17,17 @@ from daskdmed.tiling.mask import coverage, kept_windows
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 7), st.integers(1, 5)),
+        st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 7)),
         min_size=1,
         max_size=3,
     ),
+    st.sampled_from([0.4, 1, 1.5, 2, 3.3, 5]),
     st.sampled_from(["pad", "shift", "drop"]),
     st.integers(0, 2**32),
 )
-def test_coverage_is_the_area_weighted_mean(axes, edge, seed):
-    shape, kernel, stride, cells = zip(*axes, strict=True)
+def test_coverage_is_the_area_weighted_mean(axes, downsample, edge, seed):
+    shape, kernel, stride = zip(*axes, strict=True)
+    cells = [math.ceil(n / downsample) for n in shape]
     grid = WindowGrid(shape, kernel, stride, edge)
     mask = np.random.default_rng(seed).random(cells)
     # a common multiple of pixels and cells, on which both have whole edges
