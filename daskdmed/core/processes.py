@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from daskdmed.core.errors import UsageError
@@ -22,6 +23,7 @@ from daskdmed.core.errors import UsageError
 _LOOPS = ("IO loop", "Dask-", "daskdmed-")
 
 _closers: list[weakref.finalize[..., Any]] = []
+_last: dict[object, Callable[[], object]] = {}
 #: whether event loops have run here, or were copied without their threads
 _loops_ran = _forked = False
 _prepared = False
@@ -71,9 +73,16 @@ def close_at_exit(closer: weakref.finalize[..., Any]) -> None:
         _closers.append(closer)
 
 
+def after_closing(key: object, call: Callable[[], object]) -> None:
+    """Call something (once for a key) when the process ends and all finalizers were called."""
+    _last[key] = call
+
+
 def _close_all() -> None:
     while _closers:
         _closers.pop()()
+    while _last:
+        _last.popitem()[1]()
 
 
 def _before_fork() -> None:
@@ -88,6 +97,7 @@ def _in_child() -> None:
     for closer in _closers:
         closer.detach()
     _closers.clear()
+    _last.clear()
     threaded: Any = sys.modules.get("dask.threaded")
     if threaded is not None:  # else `compute()` of any array would wait for its copied pools
         threaded.default_pool, threaded.pools_lock = None, threading.Lock()

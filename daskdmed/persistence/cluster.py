@@ -8,9 +8,12 @@ worker processes, which is the user's choice (``LocalCluster``, ``dask scheduler
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,6 +93,8 @@ def connect(client: Client | None) -> Cluster:
             f"no worker could be used within {WORKERLESS_LIMIT:.0f} s: {explain(client, ())}; "
             "start workers first"
         )
+    known = weakref.ref(client)
+    processes.after_closing(known, functools.partial(_let_hear, known))
     return Cluster(
         client=client,
         own=False,
@@ -98,6 +103,28 @@ def connect(client: Client | None) -> Cluster:
         threads=sum(w["nthreads"] for w in workers.values()),
         close=lambda: None,
     )
+
+
+def _let_hear(known: weakref.ref[Client]) -> None:
+    """Wait until the scheduler knows that nothing is wanted any more.
+
+    Workers that stop sooner, as those of a `LocalCluster` do at the end of a process, would
+    make it complain of what they held.
+    """
+
+    async def heard(name: str, kinds: tuple[str, ...], dask_scheduler: Any) -> None:
+        import asyncio
+
+        mine = dask_scheduler.clients.get(name)
+        while mine is not None and any(t.prefix.name in kinds for t in mine.wants_what):
+            await asyncio.sleep(0.01)
+
+    client = known()
+    if client is not None and client.status == "running":
+        with contextlib.suppress(Exception):  # too late: then it may complain
+            client.run_on_scheduler(
+                heard, client.id, (BIG_CHUNK, SAMPLING, "window-block"), callback_timeout=LOOK_EVERY
+            )
 
 
 def _start() -> Cluster:
