@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 pytest.importorskip("torch")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 #: script -> what its output must match
@@ -55,13 +57,16 @@ ENVIRONMENT = {**os.environ, "DASKDMED_QUICK": "1", "MPLBACKEND": "agg"}
 
 
 def run(script: str, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    if script in ON_A_CLUSTER or script in FRAMEWORKS:  # they start processes themselves
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / script), *arguments],
+            cwd=folder,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+    else:
+        done = forked.run(EXAMPLES / script, folder, ENVIRONMENT, arguments)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout

@@ -49,21 +49,19 @@ class Windows:
         kernel, ndim = self.grid.kernel_size, self.grid.ndim
         at = [self.block.origins[axis][i] for axis, i in enumerate(lead)]
         last = self.block.origins[-1]
-        place = (*at, last[begin])
         if not self.block.regular:
             cut = [
                 self.pixels[tuple(slice(a, a + k) for a, k in zip((*at, x), kernel, strict=True))]
                 for x in last[begin:stop]
             ]
             return np.stack(cut)
-        steps = self.pixels.strides
-        return np.ndarray(
-            (stop - begin, *kernel, *self.pixels.shape[ndim:]),
-            self.pixels.dtype,
-            # a one-element corner would do, but NumPy checks bounds against the buffer
-            buffer=self.pixels,
-            offset=sum(a * s for a, s in zip(place, steps[:ndim], strict=True)),
-            strides=(self.grid.stride[-1] * steps[ndim - 1], *steps),
+        # the pixels may be a part of the tiles that were read, so that their rows do not meet
+        corner = self.pixels[tuple(slice(a, None) for a in (*at, last[begin]))]
+        steps = corner.strides
+        return np.lib.stride_tricks.as_strided(
+            corner,
+            (stop - begin, *kernel, *corner.shape[ndim:]),
+            (self.grid.stride[-1] * steps[ndim - 1], *steps),
         )
 
     def runs(self, longest: int) -> Iterator[tuple[tuple[int, ...], int, int]]:

@@ -17,6 +17,7 @@ from daskdmed import LightDL, SmallChunkCollector, stateful
 from daskdmed.errors import LoaderClosedError, LoaderError, StateError, UsageError
 from daskdmed.loading.collectors import CollectContext
 from daskdmed.persistence.policy import OnePass, Sequential
+from tests.loading.clusters import tcp_cluster
 from tests.loading.conftest import SMALL, assert_same_batches, collect, coordinate_dataset
 
 BATCHES = 24
@@ -94,17 +95,15 @@ def test_same_batches_for_any_number_of_threads(dataset, expected, threads):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("workers", "kill"), [(1, False), (3, True)])
-def test_same_batches_on_a_cluster_and_after_a_kill(dataset, expected, workers, kill):
+def test_same_batches_on_a_cluster_and_after_a_kill(dataset, expected):
     local = LocalCluster(
-        n_workers=workers, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0"
+        n_workers=2, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0"
     )
     with local, Client(local) as client:
         pids = list(client.run(os.getpid).values())
         with LightDL(dataset, **PARAMETERS, smallchunk_collector=Counting, client=client) as loader:
             batches = collect(loader, 8)
-            if kill:
-                os.kill(pids[0], signal.SIGKILL)
+            os.kill(pids[0], signal.SIGKILL)
             batches += collect(loader, BATCHES - 8)
         assert_same_batches(batches, expected)
 
@@ -467,12 +466,8 @@ def test_states_with_quotas_when_visits_stand_in_for_others(dataset):
     other.load_state_dict(state)
     with other:
         assert_same_batches(collect(other, 5), expected[7:12])
-    local = LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0"
-    )
     with (
-        local,
-        Client(local) as client,
+        tcp_cluster(2) as (_, client),
         LightDL(dataset, **options, client=client) as loader,
     ):
         assert_same_batches(collect(loader, BATCHES), expected)

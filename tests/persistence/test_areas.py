@@ -110,7 +110,7 @@ def test_draws_are_uniform_whether_tried_or_listed(monkeypatch, few):
     places = Places(area, [Region((0, 0), (12, 16))], (5, 5))
     number = {tuple(row): i for i, row in enumerate(places.all().tolist())}
     counts = np.zeros(len(number))
-    for seed in range(4000):
+    for seed in range(1000):
         draws = Draws(places, 6, lambda n, seed=seed: np.random.default_rng([seed, n]))
         for row in draws.more()[:6]:
             counts[number[row]] += 1

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
-from distributed import Client, LocalCluster
 
 from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, heatmap
 from daskdmed.errors import UsageError
@@ -24,6 +23,7 @@ from daskdmed.transforms import (
     RandomRotate90,
     ToFloat,
 )
+from tests.loading.clusters import tcp_cluster
 from tests.transforms.conftest import stained
 
 LOADER = {
@@ -114,10 +114,7 @@ def test_the_same_after_a_resume(dataset):
 @pytest.mark.cluster
 def test_the_same_on_a_cluster(dataset):
     once = by_key(batches(dataset, target="mask"))
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+    with tcp_cluster(2) as (_, client):
         there = batches(dataset, target="mask", client=client)
     for key, image in by_key(there).items():
         assert np.array_equal(image, once[key])

@@ -130,11 +130,10 @@ def test_slides_masks_and_ranks(client, tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_killed_workers(expected, workers):
+def test_a_killed_worker(expected):
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0",
+            n_workers=2, threads_per_worker=1, memory_limit="1 GiB", dashboard_address=":0",
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
@@ -145,7 +144,7 @@ def test_killed_workers(expected, workers):
         victims = list(client.run(os.getpid).values())
         found = []
         for i, batch in enumerate(loader):
-            if i in (3, 20)[: workers - 1]:  # all but one
+            if i == 3:
                 os.kill(victims.pop(), signal.SIGKILL)
             found += seen([batch])
         assert found == expected
