@@ -6,6 +6,7 @@ whether it is right.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 import dask
 import pytest
 from hypothesis import HealthCheck, settings
+
+from daskdmed.samples import _plan
 
 # where `CI` is set every run tries the same examples; elsewhere runs go on searching
 settings.register_profile(
@@ -30,6 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """A cache folder for this session, before any test module copies the environment."""
     config.stash[_folder] = tempfile.TemporaryDirectory(prefix="daskdmed-tests-")
     os.environ["DASKDMED_CACHE_DIR"] = config.stash[_folder].name
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_texture_is_drawn_once() -> Iterator[None]:
+    """The library keeps the last ones of made slides; tests take turns with many."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw = _plan.synthetic_textures.__wrapped__
+        patch.setattr(_plan, "synthetic_textures", functools.lru_cache(maxsize=None)(draw))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
