@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 
+import dask
 import numpy as np
 import pytest
 
@@ -139,6 +140,8 @@ def test_clients_of_a_cluster_are_counted_together():
         return vars(cluster.scheduler).get("_daskdmed_shares", {})
 
     with (
+        # a worker in this process measures all that it holds, and would pause
+        dask.config.set({"distributed.worker.memory.pause": False}),
         tcp_cluster(1, memory_limit="1 GiB") as (cluster, client),
         Client(cluster, set_as_default=False) as other,
     ):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-import dask
 from distributed import Client, LocalCluster
 
 from tests.waiting import until
@@ -16,10 +15,7 @@ from tests.waiting import until
 @contextmanager
 def tcp_cluster(workers, threads=1, **kwargs):
     """(cluster, client); `scale` changes the number of workers, also to none."""
-    # workers of this process would measure all that it holds, and pause
-    limits = (f"distributed.worker.memory.{name}" for name in ("target", "spill", "pause"))
     with (
-        dask.config.set(dict.fromkeys(limits, False)),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
