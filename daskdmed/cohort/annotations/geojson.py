@@ -59,7 +59,7 @@ _OWN = frozenset({"classification", "name", "color", "objectType", "object_type"
 def parse_geojson(content: bytes, uri: str, class_property: str | None) -> Parsed:
     """Objects of a GeoJSON document."""
     try:
-        document = json.loads(content.decode("utf-8-sig"))
+        document = _parsed(content)
     except RecursionError:
         raise AnnotationError(
             f"{uri or 'annotations'}: the JSON is nested too deep to be GeoJSON", uri=uri
@@ -90,6 +90,19 @@ def _says_type(told: Sequence[Mapping[str, Any]]) -> bool:
         and all(isinstance(t, str | int | float) for t in types)
         and not _GEOMETRIES.issuperset(types)
     )
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON by orjson where it is installed, three times faster; what that refuses, by Python.
+
+    By orjson integers of more than 64 bits are floats.
+    """
+    try:
+        import orjson
+
+        return orjson.loads(content)
+    except (ImportError, ValueError):
+        return json.loads(content.decode("utf-8-sig"))
 
 
 def _shapes(features: list[Any]) -> npt.NDArray[np.object_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import sys
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskdmed import Annotations, read_annotations
-from daskdmed.cohort.annotations import Annotation
+from daskdmed.cohort.annotations import Annotation, geojson
 from daskdmed.errors import (
     AnnotationError,
     AnnotationNotFoundError,
@@ -611,3 +612,17 @@ def test_asap_that_is_mended() -> None:
     circle = '<Group Name="a" PartOfGroup="b"/><Group Name="b" PartOfGroup="a"/>'
     with pytest.raises(AnnotationError, match="in a circle"):
         read_annotations(asap(groups=circle))
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
+def test_json_is_read_alike_with_and_without_orjson(monkeypatch, prefix):
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Point", "coordinates": [1e3, 2**63]},
+        "properties": {"classification": {"name": "é\u2028"}, "measurements": [0.1, -0.0, 2**53]},
+    }
+    content = prefix + json.dumps([feature, {**feature, "id": "b"}]).encode()
+    fast = geojson._parsed(content)
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    assert geojson._parsed(content) == fast
+    assert geojson._parsed(b"[NaN]") != [None]
