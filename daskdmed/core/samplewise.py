@@ -12,6 +12,7 @@ Needs torch. Not covered: where the seeds come from (`daskdmed.core.randomness`)
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from daskdmed.core.errors import UsageError
 _CPU = torch.device("cpu")
 #: what `as_sample` takes for samples
 _SAMPLES = (torch.Tensor, np.ndarray, np.generic, int, float, list, tuple)
+#: of functions that hold generators; one for all, since two may have parts in common
+_seeding = threading.RLock()
 
 
 def holds_generators(function: Any) -> bool:
@@ -31,12 +34,18 @@ def holds_generators(function: Any) -> bool:
     return hasattr(function, "set_random_seed") or hasattr(function, "set_random_state")
 
 
-def reseed(function: Any, seed: int) -> None:
-    """Seed the generators that a function holds itself, if it does."""
-    if hasattr(function, "set_random_seed"):  # albumentations
-        function.set_random_seed(seed=seed)
-    elif hasattr(function, "set_random_state"):  # MONAI
-        function.set_random_state(seed=seed)
+@contextmanager
+def seeded(function: Any, seed: int) -> Iterator[None]:
+    """For one call: the generators that a function holds itself are seeded, and the caller's."""
+    if not holds_generators(function):
+        yield
+        return
+    with _seeding:  # loaders that share a function call it in a thread each
+        if hasattr(function, "set_random_seed"):  # albumentations
+            function.set_random_seed(seed=seed)
+        else:  # MONAI
+            function.set_random_state(seed=seed)
+        yield
 
 
 def reseed_global(seed: int, device: torch.device = _CPU) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,13 @@ class Preparation:
 
     A function that draws from the global generators is called in the consumer's thread
     (see `daskdmed.core.samplewise`), seeded by each small chunk. Whether it does shows the
-    first batch, which is transformed there in any case.
+    first batch, which is transformed there in any case. So are those that were made before it
+    was: one thread at a time calls the function.
     """
 
     def __init__(self, tfms: Callable[..., Any] | None) -> None:
         self._tfms = tfms
+        self._turn = threading.Lock()
         #: whether `tfms` can run beside the training loop; None: not known yet
         self._beside: bool | None = None
         if tfms is None:
@@ -74,14 +77,16 @@ class Preparation:
         x = to_tensor(smallchunks.data, smallchunks.origins.shape[1])
         if not self._beside or not len(smallchunks):
             return x, False
-        return self._transformed(x, smallchunks), True
+        with self._turn:
+            return self._transformed(x, smallchunks), True
 
     def finish(self, x: Any, transformed: bool, smallchunks: SmallChunks) -> Any:
         """In the consumer's thread: what is left to do."""
         if transformed:
             return x
         if self._beside:
-            return self._transformed(x, smallchunks)
+            with self._turn:
+                return self._transformed(x, smallchunks)
         used: list[bool] = []
         with samplewise.lent_generators():
             x = self._transformed(x, smallchunks, used)
@@ -104,16 +109,17 @@ class Preparation:
             seeds = (stream(state, 1)[:, 0] >> np.uint64(32)).tolist()
 
         def call(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
-            if seeds is not None:
-                samplewise.reseed(tfms, seeds[number])
+            if seeds is None:
+                return function(*arguments)
+            with samplewise.seeded(tfms, seeds[number]):
                 if used is not None:
                     samplewise.reseed_global(seeds[number])
-            if used is None or self._beside is not None:
-                return function(*arguments)
-            before = samplewise.generator_states()
-            result = function(*arguments)
-            used.append(samplewise.generator_states() != before)
-            return result
+                if used is None or self._beside is not None:
+                    return function(*arguments)
+                before = samplewise.generator_states()
+                result = function(*arguments)
+                used.append(samplewise.generator_states() != before)
+                return result
 
         if takes_smallchunks(tfms):
             return call(0, transform_batch, x, tfms, smallchunks)

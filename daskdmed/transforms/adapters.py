@@ -144,8 +144,8 @@ class PerSample(Transform):
         if not self.uses_global_generators:
 
             def seeded(i: int) -> Any:
-                samplewise.reseed(self.function, seeds[i])
-                return call(i)
+                with samplewise.seeded(self.function, seeds[i]):
+                    return call(i)
 
             return samplewise.on_each(self.function, seeded, len(seeds)).to(x.device)
 

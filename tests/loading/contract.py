@@ -6,6 +6,7 @@ A test class derives from `LoaderContract` and says how its loader is made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -321,16 +322,22 @@ class LoaderContract(OfLoader):
         assert np.array_equal(later[0].numpy(), fourth), "and after a state was loaded"
 
     def test_other_functions_run_in_the_background(self):
-        callers = []
+        callers, meeting, met = [], threading.Barrier(2), []
 
         def plain(sample):
             callers.append(threading.current_thread().name)
+            if len(callers) > 8:  # of the first batch
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    met.append(meeting.wait(0.2))
             return sample
 
         with self.make(tfms=plain) as loader:
-            collect(loader, 8)  # the first ones were made before anybody knew
-        assert callers[-1] == "daskdmed-loader"
-        assert len({*callers}) == 2
+            collect(loader, 8)
+        # four batches were ready and one was being made before anybody knew
+        assert callers[:8] == ["MainThread"] * 8
+        assert callers.count("MainThread") <= 6 * 8
+        assert callers.count("daskdmed-loader") >= 2 * 8
+        assert not met, "one thread calls the function while another does"
 
     @pytest.mark.parametrize("result", [None, {"image": 1}, "image", object(), [None]], ids=kind_of)
     def test_what_a_transform_may_not_give(self, result):

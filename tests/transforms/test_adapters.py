@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -43,6 +46,29 @@ def test_seeded_by_the_small_chunk(x, keys):
     assert len(drawn.unique()) == 8
     other = PerSample(noise_of_all_kinds, seed=1)(x, keys)[:, 0, 0, 0]
     assert not (other == drawn).any()
+
+
+def test_loaders_that_share_a_function_do_not_mix_its_numbers(x, keys):
+    """Each calls it in a thread of its own, and here they meet there, if they can."""
+    meeting = threading.Barrier(2)
+
+    class Noise:
+        """Holds its generator, as albumentations' and MONAI's do."""
+
+        def set_random_seed(self, seed):
+            self.generator = np.random.default_rng(seed)
+
+        def __call__(self, image):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(0.2)
+            return image.float() * 0 + self.generator.random()
+
+    shared = PerSample(Noise())
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(shared, (x, x), (keys, keys[::-1])))
+    assert meeting.broken
+    for found, seed in zip(together, (keys, keys[::-1]), strict=True):
+        assert torch.equal(found, shared(x, seed))
 
 
 def test_global_generators_go_on_as_before(x, keys):
