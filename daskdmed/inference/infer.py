@@ -120,7 +120,7 @@ class _Scan:
 
 def infer(
     dataset: ImagesLike,
-    model: Model,
+    model: Model | PathLike,
     *,
     kernel_size: PerAxis,
     record: str | Sequence[str] | None = None,
@@ -253,7 +253,7 @@ def _scans(
 class _Run:
     """What is done with every scan."""
 
-    model: Model
+    model: Model | PathLike
     out: PathLike | None
     target_classes: Any
     options: Mapping[str, Any]

@@ -46,7 +46,7 @@ _BATCH_PIXELS = 2**20
 
 def predict(
     image: ImagesLike,
-    model: Model,
+    model: Model | PathLike,
     *,
     kernel_size: PerAxis,
     stride: PerAxis | None = None,
