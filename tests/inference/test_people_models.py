@@ -15,7 +15,9 @@ from torch import nn
 
 from daskdmed import Dataset, Patient, Record, SlidingWindowDL, heatmap, infer, predict
 from daskdmed.errors import GeometryError, StoreError, UsageError
+from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.torchrun import evaluation
+from daskdmed.inference.models.window import WindowModel
 from daskdmed.tables import ProcessedPiece, run_stream
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
@@ -323,6 +325,18 @@ def test_threads_share_several_devices():
     for wrong in ([], ["cpu", None]):
         with pytest.raises(UsageError, match="device="):
             heatmap(IMAGE, net, device=wrong, **KEYS)
+
+
+def test_every_thread_has_the_device_of_its_turn():
+    shipped = Shipped(WindowModel(network(), device="cpu"), None, ("cpu", "meta"))
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.extend([shipped.get(), shipped.get()]))
+        thread.start()
+        thread.join()
+    where = [next(one.model.parameters()).device.type for one in found]
+    assert where == ["cpu", "cpu", "meta", "meta", "cpu", "cpu"]
+    assert found[0] is found[-1]  # one copy for each device
 
 
 # -- masks ----------------------------------------------------------------------------------
