@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import sys
 import uuid
@@ -89,3 +90,11 @@ def new_file(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
             then = "what was there before is unchanged" if target.exists() else ""
             raise write_failure(target, error, then) from error
         raise
+
+
+def sweep_partials(target: Path, before: float) -> None:
+    """Delete what killed runs left of writing `target`, last written before a time."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*partial"):
+        with contextlib.suppress(OSError):  # another run may be as quick
+            if left.stat().st_mtime < before:
+                left.unlink()

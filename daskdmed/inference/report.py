@@ -1,7 +1,8 @@
 """What a run over several images did: ``run.json`` and ``run.csv`` beside its results.
 
 One row per image: what became of it and why, how many windows, in how many seconds. Written
-again while the run goes on, so that a run that is killed has told how far it was.
+when the first image begins and again every few seconds that an image begins or ends, so that a
+run that is killed has told how far it was.
 
 Not covered: progress on the screen (`daskdmed.core.progress`).
 """
@@ -15,17 +16,19 @@ import functools
 import importlib.metadata
 import io
 import json
-import os
+import math
 import platform
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from daskdmed import __version__
 from daskdmed.cohort.sources import Image, Images, LeftOut
 from daskdmed.core.errors import DatasetError, StoreError
-from daskdmed.core.files import new_file, write_failure
+from daskdmed.core.files import new_file, sweep_partials, write_failure
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
 from daskdmed.inference.models.window import WindowModel
@@ -38,11 +41,12 @@ _EVERY = 5.0
 _COLUMNS = (
     "patient", "record", "state", "windows", "seconds", "windows_per_second", "reason", "result",
 )  # fmt: skip
+#: entries of an argument that are written one by one; masks of a cohort have many more
+_MOST = 16
 #: arguments of a call that are no parameters of its results
 _NOT_SAID = (
     "image", "dataset", "model", "out", "client", "progress", "compute", "settings", "folder",
-    "place",
-    "devices",
+    "place", "devices",
 )  # fmt: skip
 
 
@@ -66,7 +70,6 @@ class RunReport:
         self._out = None if out is None else local_path(out) or str(out).rstrip("/")
         self._model = model
         self._left_out, self._began, self._written = left_out, time.time(), 0.0
-        self._lock = threading.Lock()
         self._rows = {image.key: _row(image) for image in images}
         self._before = {row["patient"]: row for row in self._earlier()}
         self._facts: dict[str, Any] = {
@@ -77,6 +80,7 @@ class RunReport:
             "error": "",
             "began": _when(self._began),
             "model": "",
+            "seed": None,  # nothing is drawn: the same arguments give the same bits
             "parameters": {k: _plain(v) for k, v in said.items() if k not in _NOT_SAID},
             "versions": {
                 "daskdmed": __version__,
@@ -103,18 +107,23 @@ class RunReport:
         """The work on an image begins."""
         start, row = time.perf_counter(), self._rows[key]
         row |= {"state": "stopped", "windows": job.windows, "result": str(job.location)}
-        job.ended = lambda: self._ended(key, start, before=job.was_done)
+        before, part = job.was_done, job.goes_on
+        job.ended = lambda: self._ended(key, start, before=before, part=part)
+        self._write_at_times()
 
-    def _ended(self, key: str, start: float, *, before: bool) -> None:
-        """An image is complete; with `before` it was so when the run began."""
+    def _ended(self, key: str, start: float, *, before: bool, part: bool) -> None:
+        """An image is complete; with `before` it was so when the run began, or `part` of it."""
         row, seconds = self._rows[key], time.perf_counter() - start
         if before:
             known = self._before.get(key, {})
             row |= {name: known.get(name) for name in ("seconds", "windows_per_second")}
             row["state"] = "done before"
         else:
-            speed = round(row["windows"] / max(seconds, 1e-9), 1)
+            speed = None if part else round(row["windows"] / max(seconds, 1e-9), 1)
             row |= {"state": "done", "seconds": round(seconds, 3), "windows_per_second": speed}
+        self._write_at_times()
+
+    def _write_at_times(self) -> None:
         if time.time() - self._written > _EVERY:
             with contextlib.suppress(StoreError):  # said at the end, if it still cannot be written
                 self._write()
@@ -139,30 +148,29 @@ class RunReport:
     def _write(self) -> None:
         if self._out is None:
             return
-        with self._lock:
-            for failure in self._left_out.failures:
-                row = self._rows.get(failure.patient)
-                if row is not None and not row["state"].startswith("done"):
-                    row |= {"state": "skipped", "reason": failure.reason}
-            self._facts["model"] = self._fingerprint()
-            # parts of a cohort may be given to several runs, which share the folder
-            others = [row for row in self._earlier() if row["patient"] not in self._rows]
-            now, rows = time.time(), [*self._rows.values(), *others]
-            done = [row for row in self._rows.values() if row["state"] == "done"]
-            facts = {
-                **self._facts,
-                "written": _when(now),
-                "seconds": round(now - self._began, 3),
-                "windows": sum(row["windows"] for row in done),
-                "images": rows,
-            }
-            table = io.StringIO()
-            writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            _put(f"{self._out}/{JSON}", json.dumps(facts, indent=1))
-            _put(f"{self._out}/{CSV}", table.getvalue())
-            self._written = now
+        for failure in self._left_out.failures:
+            row = self._rows.get(failure.patient)
+            if row is not None and not row["state"].startswith("done"):
+                row |= {"state": "skipped", "reason": failure.reason}
+        self._facts["model"] = self._fingerprint()
+        # parts of a cohort may be given to several runs, which share the folder
+        others = [row for row in self._earlier() if row["patient"] not in self._rows]
+        now, rows = time.time(), [*self._rows.values(), *others]
+        done = [row for row in self._rows.values() if row["state"] == "done"]
+        facts = {
+            **self._facts,
+            "written": _when(now),
+            "seconds": round(now - self._began, 3),
+            "windows": sum(row["windows"] for row in done),
+            "images": rows,
+        }
+        table = io.StringIO()
+        writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _put(f"{self._out}/{JSON}", json.dumps(facts, indent=1), self._began)
+        _put(f"{self._out}/{CSV}", table.getvalue(), self._began)
+        self._written = now
 
 
 def _row(image: Image) -> dict[str, Any]:
@@ -181,14 +189,12 @@ def _reading(place: str) -> Any:
     return fs.open(inner, "r")
 
 
-def _put(place: str, text: str) -> None:
+def _put(place: str, text: str, began: float) -> None:
     """Write a file as a whole."""
     if not is_remote(place):
         with new_file(place, overwrite=True) as path:
             path.write_text(text, encoding="utf-8")
-            for left in path.parent.glob(f".{os.path.basename(place)}.*.partial"):
-                if left != path and time.time() - left.stat().st_mtime > 60:
-                    left.unlink(missing_ok=True)  # of a run that was killed as it wrote it
+        sweep_partials(Path(place), began)
         return
     fs, inner = filesystem(place)
     try:
@@ -211,8 +217,14 @@ def _version(name: str) -> str | None:
 
 def _plain(value: Any) -> Any:
     """Parameters as JSON has them, others as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > _MOST:
+        return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):

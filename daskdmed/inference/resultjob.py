@@ -34,6 +34,8 @@ class ResultJob(Job):
         self.store, self._place = open_result(location, spec, resume=resume, overwrite=overwrite)
         #: whether nothing was left to do from the beginning
         self.was_done = self.store.finished == self.store.total
+        #: whether runs before it had done a part
+        self.goes_on = self.store.finished > 0
         self.ended: Callable[[], None] = lambda: None
         self.excused: Callable[[Exception], bool] = lambda error: False
 

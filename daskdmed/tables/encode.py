@@ -89,8 +89,9 @@ def features(
         `batch_tfms` is the place for its normalisation.
     out : path
         The folder that gets ``<id>/<record>.parquet`` for each image, and the report of the
-        run: ``run.json`` with versions, parameters and the fingerprint of the model, and
-        ``run.csv`` with a row per image (windows, seconds, windows/s, why it was left out).
+        run: ``run.json`` with versions, parameters and the fingerprint of the model (its seed is
+        null, as nothing is drawn), and ``run.csv`` with a row per image (windows, seconds,
+        windows/s where one run computed all, why it was left out).
     batch_size, batch_tfms, autocast, channels_last, output, client, resources, block_windows
         As for `daskdmed.heatmap`; the workers of `client` need to see `out`.
     devices : str, torch.device, or several of them
@@ -273,7 +274,7 @@ class DoneJob(Job):
     """A table that is complete: nothing to do."""
 
     name = "features"
-    was_done = True
+    was_done = goes_on = True
 
     def __init__(self, table: FeatureTable) -> None:
         self.location, self.windows = table.path, table.windows.count

@@ -10,8 +10,6 @@ Not covered: buffering (`daskdmed.tables.writer`), maps of rows (`daskdmed.table
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
 import math
 import os
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import MissingExtraError, StoreError, UsageError
+from daskdmed.core.files import sweep_partials
 from daskdmed.core.types import Array, PathLike
 from daskdmed.tables.rows import WindowTable, describe, described, row_columns
 from daskdmed.tiling.imagegrid import ImageGrid
@@ -154,10 +153,7 @@ class TableFile(ABC):
         with open(self.partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.partial, self.path)
-        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*partial"):
-            with contextlib.suppress(OSError):  # of runs that were killed
-                if left.stat().st_mtime < self._began:
-                    left.unlink()
+        sweep_partials(self.path, self._began)
         return self.path
 
     def abort(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -127,10 +128,24 @@ def test_the_report(made, tmp_path):
     assert {"daskdmed", "dask", "torch", "numpy"} <= set(told["versions"])
     assert told["model"]
     assert told["parameters"]["kernel_size"] == [20, 16]
+    assert told["seed"] is None
     assert list(rows) == ["p/0", "p/1"]
     assert {r["state"] for r in rows.values()} == {"done"}
     assert {r["windows"] for r in rows.values()} == {"30"}
     assert all(float(r["windows_per_second"]) > 0 for r in rows.values())
+
+
+def test_parameters_are_plain_json(tmp_path):
+    data = Dataset("c", [Patient(f"{i:02}", {"x": Record(array=pixels(i))}) for i in range(20)])
+    predict(
+        data, lambda w: w[..., 0], kernel_size=np.int64(16), overlap=0, fill=np.nan, out=tmp_path,
+        mask={p.key: None for p in data}, blend="constant",
+    )  # fmt: skip
+    told = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    known = told["parameters"]
+    assert known["kernel_size"] == 16
+    assert known["fill"] == "nan"
+    assert known["mask"] == "dict of 20"
 
 
 def test_runs_that_share_a_folder_share_the_report(made, tmp_path, monkeypatch):
@@ -187,6 +202,9 @@ def test_a_run_that_was_cut_off_goes_on(made, tmp_path):
     told, after = report(out)
     assert (after["p/0"]["state"], after["p/1"]["state"]) == ("done before", "done")
     assert after["p/0"]["seconds"] == rows["p/0"]["seconds"]
+    # a part of its windows was computed by the run before
+    assert float(after["p/1"]["seconds"]) > 0
+    assert after["p/1"]["windows_per_second"] == ""
     # and once more: nothing is computed, nothing changes
     Counting.seen, times = 0, {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
     features(data, model, out=out, **KEYS)
@@ -323,21 +341,31 @@ SCRIPT = """
 import sys
 from tests.inference._killing import Moments
 from tests.tables.test_features import Encoder, KEYS, cohort
+from daskdmed.inference import report
+from daskdmed.store.results import donemap
 from daskdmed.tables import features
 import dask
 
+report._EVERY = donemap._FLUSH_EVERY = 0  # each run has the same moments
 Moments(sys.argv[1], int(sys.argv[2]))
 with dask.config.set(scheduler="sync"):
     features(cohort(), Encoder(), out=sys.argv[1], **KEYS)
 """
 
 
-@pytest.mark.parametrize("moment", [31, 66])
-def test_killed_at_any_moment(made, moment, tmp_path):
-    """Of about 70: amid the blocks of a slide, and between its table and its end."""
+@pytest.mark.parametrize(("moment", "tables"), [(30, 0), (51, 1)])
+def test_killed_at_any_moment(made, moment, tables, tmp_path):
+    """Of 114: amid the blocks of a slide, and between its table and its end."""
     folder, _ = made
+    (tmp_path / ".run.csv.1.partial").write_text("of a run before")
+    os.utime(tmp_path / ".run.csv.1.partial", (0, 0))
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), str(moment)])
     assert done.returncode == -signal.SIGKILL
+    told, rows = report(tmp_path)
+    assert told["state"] == "running"
+    assert (rows["p/0"]["state"], rows["p/1"]["state"]) == ("stopped", "not begun")
+    assert len(contents(tmp_path)) == tables
+    assert list(tmp_path.rglob("*.features.zarr"))
     features(cohort(), Encoder(), out=tmp_path, **KEYS)
     assert contents(tmp_path) == contents(folder)
     assert not left(tmp_path)
