@@ -10,6 +10,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import pytest
@@ -51,6 +52,12 @@ def no_scheduler_is_left() -> Iterator[None]:
     left = dask.config.get("scheduler", None)
     dask.config.config.pop("scheduler", None)
     assert left is None, f"dask.config scheduler={left!r} is left"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files beside this one run whole programs: first, so that no process waits for them alone."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != here)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
