@@ -67,6 +67,7 @@ class SlidePlan:
                 raise UsageError(f"{name} must be a positive number, got {getattr(self, name)!r}")
         JpegEncoder(self.quality, self.subsampling)
         object.__setattr__(self, "size", (int(pair[0]), int(pair[1])))
+        object.__setattr__(self, "tile", int(self.tile))
         self.sizes  # noqa: B018  too many levels are refused now
 
     @cached_property

@@ -131,6 +131,11 @@ def test_made_slide_pickles_small(made: MadeSlide) -> None:
     np.testing.assert_array_equal(again.class_map, made.class_map)
 
 
+def test_whole_numbers_of_any_type(tmp_path: Path) -> None:
+    made = make_slide(tmp_path / "s.tif", np.int64(128), tile=64.0)  # type: ignore[arg-type]
+    assert (made.size, made.tile) == ((128, 128), 64)
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
