@@ -139,18 +139,33 @@ def test_an_image_in_several_files_is_not_called_damaged(make, tmp_path):
         open_slide(path, backend="tiff")
 
 
+@pytest.mark.parametrize("said", ["", '<UUID FileName="a.ome.tif">urn:uuid:0</UUID>'])
+def test_a_plane_that_is_nowhere_is_called_missing(make, tmp_path, said):
+    text = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+        '<Image ID="Image:0"><Pixels DimensionOrder="XYCZT" ID="Pixels:0" SizeC="2" SizeT="1" '
+        'SizeX="300" SizeY="200" SizeZ="1" Type="uint16"><Channel ID="C:0" SamplesPerPixel="1"/>'
+        '<Channel ID="C:1" SamplesPerPixel="1"/>'
+        f'<TiffData FirstC="0" IFD="0" PlaneCount="1">{said}</TiffData></Pixels></Image></OME>'
+    )
+    path, plane = tmp_path / "a.ome.tif", make.picture(200, 300, 0, "uint16")
+    tifffile.imwrite(path, plane, tile=(128, 128), description=text, metadata=None)
+    with pytest.raises(CorruptImageError, match="plane 1 is missing"):
+        open_slide(path)
+
+
 def test_of_several_images_one_is_read_and_the_others_are_named(make, tmp_path, caplog):
     path = tmp_path / "a.ome.tif"
     first, second = make.picture(200, 300), make.picture(256, 320, seed=1)
     with tifffile.TiffWriter(path, ome=True) as tif:
-        for name, image in (("one", first), ("two", second), ("Label", second)):
+        for name, image in (("one ", first), ("two", second), ("Label", second)):
             tif.write(image, metadata={"Name": name}, photometric="rgb", tile=(128, 128))
     with caplog.at_level("WARNING", logger="daskdmed.images"):
         slide = open_slide(path)
     assert "reads the image 'two', not 'one'" in caplog.text
     assert slide.images == ("one", "two")
     assert np.array_equal(whole(slide), second)
-    for image in (0, "one", "0"):
+    for image in (0, slide.images[0], "0"):
         other = open_slide(path, image=image)
         assert np.array_equal(whole(other), first)
         assert np.array_equal(other.to_dask(chunks=128).compute(), first)

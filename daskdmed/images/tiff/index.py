@@ -10,6 +10,7 @@ Not covered: vendor metadata (`daskdmed.images.tiff.vendors`) and decoding.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,8 +112,8 @@ def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
     if main.kind == "scn":
         final = _compose(tif, main, levels, about, source)
     elif not image:
-        say_choice(source.uri, str(main.name), [str(s.name) for s in others])
-    names = tuple(str(s.name) for s in scans) if others else ()
+        say_choice(source.uri, vendors.name_of(main), [vendors.name_of(s) for s in others])
+    names = tuple(vendors.name_of(s) for s in scans) if others else ()
     index = TiffIndex(final, dtype, background, about, images=names)
     for name, page in vendors.associated_pages(tif, main, series).items():
         _add_associated(index, name, page, source)
@@ -208,12 +209,14 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
             )
         page = level[number]
         if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
-            named = re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or "")
-            raise FinalError.of(
-                source.uri,
-                f"plane {number} of the image lies in another file; its OME-XML "
-                f"names {listing(sorted(set(named)))}; convert them to one file (bfconvert)",
-            )
+            named = set(re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or ""))
+            elsewhere = sorted(named - {os.path.basename(source.uri)})
+            if elsewhere or page is not None:
+                raise FinalError.of(
+                    source.uri,
+                    f"plane {number} of the image lies in another file; its OME-XML "
+                    f"names {listing(elsewhere)}; convert them to one file (bfconvert)",
+                )
         if page is None:
             raise CorruptImageError.of(source.uri, f"plane {number} is missing")
         planes.extend(_page_planes(page, source))

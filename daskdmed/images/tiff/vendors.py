@@ -45,7 +45,7 @@ def all_series(tif: Any) -> list[Any]:
 
 def scans(series: list[Any]) -> list[Any]:
     """The series that may be the slide."""
-    return [s for s in series if _name(s).lower() not in ASSOCIATED_NAMES] or series
+    return [s for s in series if name_of(s).lower() not in ASSOCIATED_NAMES] or series
 
 
 def main_series(
@@ -55,10 +55,11 @@ def main_series(
     sizes = [(s.keyframe.imagewidth, s.keyframe.imagelength) for s in series]
     known = [spacing.get(size) for size in sizes]
     pixels = [w * h for w, h in sizes]
-    return series[choose_image(uri, image, [_name(s) for s in series], pixels, known)]
+    return series[choose_image(uri, image, [name_of(s) for s in series], pixels, known)]
 
 
-def _name(series: Any) -> str:
+def name_of(series: Any) -> str:
+    """The name under which an image of a file is shown and asked for."""
     return str(series.name).strip()
 
 
@@ -158,7 +159,7 @@ def associated_pages(tif: Any, main: Any, series: list[Any]) -> dict[str, Any]:
     for other in series:
         if other is main:
             continue
-        text = _name(other).lower()
+        text = name_of(other).lower()
         name = ASSOCIATED_NAMES.get(text)
         if name is None and main.kind == "scn" and not other.is_pyramidal:
             name = "macro"
