@@ -53,6 +53,8 @@ _MAX_SKIP = 1024
 #: larger offsets than 1/512 of a pixel change pixels (found by trial; cairo counts in 1/256)
 _EXACT = 1 / 600
 
+#: threads that open the first slides together make one cache only
+_cache_lock = threading.Lock()
 #: (height, width) of storage tiles where OpenSlide does not tell
 _USUAL_TILE = 512
 
@@ -218,7 +220,8 @@ def _open_handle(uri: str, path: str) -> Any:
             uri,
             f"OpenSlide cannot open it: {error}; the file is truncated or damaged, copy it again",
         ) from error
-    cache = _shared_cache()
+    with _cache_lock:
+        cache = _shared_cache()
     if cache is not None:
         handle.set_cache(cache)
     return handle

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -158,7 +159,7 @@ class TileFailures:
             return tuple(self._kept)
 
 
-class BaseReader:
+class BaseReader(ABC):
     """What readers share: whether they are open, failed tiles, and finding the tile that fails."""
 
     #: set by who derives from it
@@ -188,9 +189,9 @@ class BaseReader:
             self._read(level, region, target, tile_error)
         return target
 
+    @abstractmethod
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         """`read` of what has been checked."""
-        raise NotImplementedError(f"{type(self).__name__} must define _read")
 
     def _check_open(self) -> None:
         if self._closed:

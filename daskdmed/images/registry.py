@@ -148,9 +148,12 @@ def _try_out(reader: Reader, uri: str) -> None:
         for number, level in enumerate(reader.info.levels):
             middle = tuple(n // 2 for n in level.shape[:-1])
             reader.read(number, Region(middle, (1,) * len(middle)))
-    except TileError as exc:
+    except BaseException as exc:
         reader.close()
-        raise UnsupportedImageError(f"{uri} opens, and cannot be read: {exc.__cause__}") from exc
+        if not isinstance(exc, TileError):
+            raise
+        cause = f"it opens, and cannot be read: {exc.__cause__}"
+        raise UnsupportedImageError.of(uri, cause) from exc
 
 
 def open_image(backend: Backend, uri: str, image: str) -> Reader:

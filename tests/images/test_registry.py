@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from daskdmed.errors import MissingExtraError, UnsupportedImageError, UsageError
+from daskdmed.errors import (
+    CorruptImageError,
+    MissingExtraError,
+    TileError,
+    UnsupportedImageError,
+    UsageError,
+)
 from daskdmed.images import registry
 from daskdmed.images.protocols import Backend
 from daskdmed.images.slide import open_slide
@@ -85,6 +91,29 @@ def test_openslide_reads_what_tiff_does_not(make, tmp_path):
     slide = open_slide(path)
     assert slide.backend == "openslide"
     assert slide.read_region((0, 0), 0, (10, 10)).shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize("error", [TileError, CorruptImageError])
+def test_what_opens_and_cannot_be_read_is_closed(make, tmp_path, extra, error):
+    class Opens(First):
+        priority = 2
+
+        def open(self, uri):
+            reader = super().open(uri)
+            readers.append(reader)
+
+            def read(*args):
+                raise error(f"{uri}: of no kind", uri=uri)
+
+            reader.read = read
+            return reader
+
+    readers = []
+    extra(refuses=Refuses, opens=Opens)
+    make.write_format(tmp_path / "a.tif", "lzw")
+    slide = open_slide(tmp_path / "a.tif")  # by those that come after
+    assert slide.backend == "tiff"
+    assert [reader._closed for reader in readers] == [True]
 
 
 def test_every_reason_is_told(make, tmp_path, extra):

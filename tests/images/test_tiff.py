@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from daskdmed.core.region import Region
 from daskdmed.errors import (
     GeometryError,
+    ImageError,
     ResolutionError,
     TileError,
     UnsupportedImageError,
@@ -385,8 +386,12 @@ def test_wrong_arguments(make, tmp_path):
         reader.read_associated("label")
     reader.close()
     reader.close()
-    with pytest.raises(OSError, match="closed"):
-        reader.read(0, Region((0, 0), (5, 5)))
+    for late in (
+        lambda: reader.read(0, Region((0, 0), (5, 5))),
+        lambda: reader.read_associated("a"),
+    ):
+        with pytest.raises(ImageError, match="closed"):
+            late()
 
 
 def test_failed_tile_raises_or_fills(make, tmp_path, caplog):

@@ -40,6 +40,7 @@ class TiffReader(BaseReader):
         self._fill(self._plans[level], region, out, self._background, tile_error)
 
     def read_associated(self, name: str) -> Array:
+        self._check_open()
         plan = self._associated.get(name)
         if plan is None:
             raise self._no_associated(name)
