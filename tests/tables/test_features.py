@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import dask.array as da
 import numpy as np
@@ -22,6 +20,7 @@ from daskdmed import Dataset, Patient, Record, SlidingWindowDL, heatmap, predict
 from daskdmed.errors import CorruptImageError, DatasetError, GeometryError, StoreError, UsageError
 from daskdmed.tables import StreamWriter, features, read_windows, run_stream, windows_to_heatmap
 from daskdmed.tables.formats import stored_facts
+from tests import forked
 
 KEYS = {"kernel_size": (20, 16), "stride": (15, 16), "block_windows": 2}
 
@@ -357,18 +356,21 @@ with dask.config.set(scheduler="sync"):
 def test_killed_at_any_moment(made, moment, tables, tmp_path):
     """Of 114: amid the blocks of a slide, and between its table and its end."""
     folder, _ = made
-    (tmp_path / ".run.csv.1.partial").write_text("of a run before")
-    os.utime(tmp_path / ".run.csv.1.partial", (0, 0))
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), str(moment)])
-    assert done.returncode == -signal.SIGKILL
-    told, rows = report(tmp_path)
+    out, script = tmp_path / "out", tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    out.mkdir()
+    (out / ".run.csv.1.partial").write_text("of a run before")
+    os.utime(out / ".run.csv.1.partial", (0, 0))
+    done = forked.run(script, tmp_path, {}, [str(out), str(moment)])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    told, rows = report(out)
     assert told["state"] == "running"
     assert (rows["p/0"]["state"], rows["p/1"]["state"]) == ("stopped", "not begun")
-    assert len(contents(tmp_path)) == tables
-    assert list(tmp_path.rglob("*.features.zarr"))
-    features(cohort(), Encoder(), out=tmp_path, **KEYS)
-    assert contents(tmp_path) == contents(folder)
-    assert not left(tmp_path)
+    assert len(contents(out)) == tables
+    assert list(out.rglob("*.features.zarr"))
+    features(cohort(), Encoder(), out=out, **KEYS)
+    assert contents(out) == contents(folder)
+    assert not left(out)
 
 
 def test_the_facts_of_a_table(made):

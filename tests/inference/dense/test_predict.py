@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from unittest import mock
 
@@ -29,6 +27,7 @@ from daskdmed.inference.dense import job as module
 from daskdmed.inference.dense import mosaic
 from daskdmed.samples import make_slide
 from daskdmed.store.results import donemap
+from tests import forked
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -517,13 +516,13 @@ def tilted(out, last=0, **how):
 def test_killed_runs_resume_to_the_identical_store(tmp_path):
     tilted(tmp_path / "whole.zarr")
     out = tmp_path / "killed.zarr"
-    script = (
-        "import sys; from tests.inference.dense.test_predict import tilted; tilted(sys.argv[1], "
-    )
+    script = tmp_path / "script.py"
+    begin = "import sys; from tests.inference.dense.test_predict import tilted; tilted(sys.argv[1]"
     written = []
     for how in ("30)", "30, resume=True)"):
-        done = subprocess.run([sys.executable, "-c", script + how, str(out)])
-        assert done.returncode == -signal.SIGKILL
+        script.write_text(f"{begin}, {how}")
+        done = forked.run(script, tmp_path, {}, [str(out)])
+        assert done.returncode == -signal.SIGKILL, done.stderr
         written.append(len(list((out / "0" / "c").rglob("*"))))
     assert 0 < written[0] < written[1], "killed amid the chunks"
     tilted(out, resume=True)
