@@ -615,14 +615,24 @@ def test_asap_that_is_mended() -> None:
 
 
 @pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
-def test_json_is_read_alike_with_and_without_orjson(monkeypatch, prefix):
+def test_json_is_read_by_orjson_and_alike_without(monkeypatch, prefix):
+    pytest.importorskip("orjson")
     feature = {
         "type": "Feature",
-        "geometry": {"type": "Point", "coordinates": [1e3, 2**63]},
+        "geometry": {"type": "Point", "coordinates": [1e3, 2**59]},
         "properties": {"classification": {"name": "é\u2028"}, "measurements": [0.1, -0.0, 2**53]},
     }
     content = prefix + json.dumps([feature, {**feature, "id": "b"}]).encode()
-    fast = geojson._parsed(content)
+    with monkeypatch.context() as without_json:
+        without_json.delattr(json, "loads")
+        fast = geojson._parsed(content)
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert geojson._parsed(content) == fast
-    assert geojson._parsed(b"[NaN]") != [None]
+
+
+@pytest.mark.parametrize("value", ["NaN", "18446744073709551616", "-9223372036854775809", "9" * 30])
+def test_json_that_orjson_would_change_is_read_by_python(value):
+    assert repr(geojson._parsed(f"[{value}]".encode())) == repr(json.loads(f"[{value}]"))
+    point = f'{{"type": "Point", "coordinates": [1, 2]}}, "properties": {{"uid": {value}}}'
+    (one,) = read_annotations(f'[{{"type": "Feature", "id": {value}, "geometry": {point}}}]')
+    assert (one.id, str(one.properties["uid"])) == (value.replace("NaN", "nan"),) * 2
