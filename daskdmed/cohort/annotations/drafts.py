@@ -36,7 +36,7 @@ class Draft:
     """One object of a file: its shape, and the other arguments of `Annotation`.
 
     `flaws` were put right already (an open ring...); `holes` is still to be cut out;
-    `left_out` says why there is no shape.
+    `left_out` says why there is no shape; "" where other objects have it as a hole.
     """
 
     geometry: Any
@@ -50,13 +50,13 @@ class Draft:
 class Parsed:
     """The objects of a document, in order.
 
-    `draft` makes that of one object, of the shape that is ready or of what the object says;
-    None is none of its own. It raises `DraftError`. `shapes` are those of the objects that can
-    be read as they are, None for the others; None: of no object.
+    `draft` makes that of one object, of the shape that is ready or of what the object says; it
+    raises `DraftError`. `shapes` are those of the objects that can be read as they are, None for
+    the others; None: of no object.
     """
 
     objects: Sequence[Any]
-    draft: Callable[[Any, Any], Draft | None]
+    draft: Callable[[Any, Any], Draft]
     shapes: npt.NDArray[np.object_] | None = None
 
 
@@ -78,8 +78,7 @@ class Checker:
         ready = self._ready(parsed)
         for index, (given, shape) in enumerate(zip(parsed.objects, ready, strict=True)):
             try:
-                draft = parsed.draft(given, shape)
-                item = None if draft is None else self._annotation(index, draft, shape is not None)
+                item = self._annotation(index, parsed.draft(given, shape), shape is not None)
             except DraftError as error:
                 if self.on_invalid != "skip":
                     raise self._error(index, str(error)) from error
@@ -124,10 +123,10 @@ class Checker:
                 return None
             draft.facts["label"] = label
         shape = draft.geometry
-        if shape is None:
+        if shape is None and draft.left_out:
             self._note(f"object {index} is left out: {draft.left_out}")
             return None
-        if not sound:
+        if shape is not None and not sound:
             shape = self._valid(index, draft)
             shape = None if shape is None else self._inside(index, shape, draft)
             if shape is None:
@@ -136,7 +135,7 @@ class Checker:
             self._check_repair(draft)
             for flaw in draft.flaws:
                 self._note(f"object {index} was repaired: {flaw}")
-        return Annotation.of_checked(shape, draft.facts)
+        return None if shape is None else Annotation.of_checked(shape, draft.facts)
 
     def _check_repair(self, draft: Draft) -> None:
         if draft.flaws and self.on_invalid != "repair":
@@ -289,7 +288,7 @@ def property_at(properties: Mapping[str, Any], path: str) -> Any:
 
 def class_name(value: Any, what: str = "classification") -> str | None:
     """The name of a class as files say it: a text, a number, QuPath's object."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         names = value.get("names")
         value = value.get("name")
         if value is None and isinstance(names, list):

@@ -108,13 +108,17 @@ def _holes(layer: _Layer) -> Any:
     return shapely.union_all(found) if found else None
 
 
-def _draft(region: _Region, class_property: str | None) -> Draft | None:
+def _draft(region: _Region, class_property: str | None) -> Draft:
     draft, layer = Draft(None), region.layer
     draft.geometry = region.shape(draft.flaws)
     if region.negative:
+        draft.left_out = "it is negative, and its layer has no areas"
         if any(not r.negative and _KINDS.get(r.kind) != "line" for r in layer.regions):
-            return None  # the areas of the layer have it as a hole
-        draft.geometry, draft.left_out = None, "it is negative, and its layer has no areas"
+            draft.left_out = ""  # the areas of the layer have it as a hole
+            shapely = require_shapely()
+            if not shapely.is_valid(draft.geometry):
+                draft.flaws.append(shapely.is_valid_reason(draft.geometry))
+        draft.geometry = None
     draft.holes = layer.holes
     title, text = layer.attributes.get("Name", ""), region.properties.get("Text", "")
     label = title or text or layer.properties.get("Description") or None

@@ -72,6 +72,16 @@ def test_negative_regions_are_holes_of_the_areas_of_their_layer():
     assert "no area" in gone.notes[0]
 
 
+def test_what_is_wrong_with_a_negative_region_is_told():
+    bow_tie = region(0, [(10, 10), (20, 20), (20, 10), (10, 20)], NegativeROA="1")
+    document = scope(layer(region(0, SQUARE), bow_tie))
+    table = read_annotations(document)
+    assert table.areas.tolist() == [1550]
+    assert [note[:32] for note in table.notes] == ["object 1 was repaired: Self-inte"]
+    with pytest.raises(AnnotationError, match="object 1: Self-intersection"):
+        read_annotations(document, on_invalid="raise")
+
+
 def test_the_class_of_a_region():
     described = '<Attribute Name="Description" Id="0" Value="stroma"/>'
     text = region(0, SQUARE, Text="G3")
