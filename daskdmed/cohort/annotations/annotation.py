@@ -6,7 +6,7 @@ Not covered: tables of them (`daskdmed.cohort.annotations.table`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from daskdmed.cohort.annotations.shapes import require_shapely
@@ -94,11 +94,4 @@ class Annotation:
         return (*own, dict(self.properties))
 
 
-_NOTHING = {
-    "label": None,
-    "name": "",
-    "group": (),
-    "colour": None,
-    "kind": "annotation",
-    "id": "",
-}
+_NOTHING = {f.name: f.default for f in fields(Annotation) if f.default is not MISSING}

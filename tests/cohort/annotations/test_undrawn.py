@@ -30,7 +30,6 @@ def test_shapes_are_reached_as_their_pixels_are(spans):
             shape = shapes[int(note.split()[1])]
             outside = shape.distance(shapely.box(0, 0, 20, 20)) > 0
             assert ("outside the edge of the slide" in note) == outside
-    held = np.zeros((20, 20), bool)
     on = np.zeros(20, bool)
     for a, b in spans:
         on[a:b] = True
