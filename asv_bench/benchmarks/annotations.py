@@ -89,7 +89,10 @@ class Outlines(Once):
 
 
 class Read(Once):
-    """A document as QuPath writes it, of nuclei that it has found."""
+    """A document as QuPath writes it, of nuclei that it has found.
+
+    50 000 in less than 2 s are 25 000 annotations/s.
+    """
 
     timeout = 120
 
@@ -125,7 +128,7 @@ class Read(Once):
         return self.number / median_seconds(self.read, inputs.seconds())
 
     def track_ratio_to_json_and_shapely(self) -> float:
-        """How much of the rate of the two libraries that it stands on is reached."""
+        """How much of the rate of Python's JSON and of shapely, each used once, is reached."""
         import shapely
 
         def limit() -> None:

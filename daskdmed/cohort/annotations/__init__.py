@@ -3,7 +3,7 @@
 `Annotations` is a table of shapes in the level-0 frame; it comes from GeoJSON, from the XML of
 ASAP, ImageScope, HALO or Hamamatsu, from masks or from patch coordinates, and becomes label maps
 on any image's grid.
-Needs the extra ``annotations`` (shapely, defusedxml); patch coordinates in HDF5 need the
+Needs the extra ``annotations`` (shapely, defusedxml, orjson); patch coordinates in HDF5 need the
 extra ``hdf5`` (h5py). Names are imported on first use.
 """
 
