@@ -83,10 +83,14 @@ class ProcessedPiece:
         """
         chunks = list(smallchunks)
         n = len(chunks)
-        listed = output is None and isinstance(values, list) and len(values) == n
-        # a list has one result per window, unless each of them has one row per window
-        if not listed or all(getattr(value, "shape", ())[:1] == (n,) for value in values):
+        if output is not None or not isinstance(values, list) or len(values) != n:
             values = one_output(values, n, output)
+        elif n and all(getattr(value, "shape", ())[:1] == (n,) for value in values):
+            raise UsageError(
+                f"a list of {n} arrays with {n} rows each, for {n} small chunks, may be a result "
+                "for each of them or so many outputs: stack the results to one array (np.stack), "
+                "or name the output, for example output=0"
+            )
         if len(chunks) != len(values):
             raise UsageError(f"{len(values)} results for {len(chunks)} small chunks")
         if hasattr(values, "detach"):

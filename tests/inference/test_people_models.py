@@ -201,6 +201,10 @@ def test_outputs_of_predict_infer_and_streams():
             run_stream(loader, lambda b: (b[0][:, 0, 0, 0], b[0][:, 1, 0, 0]))
         with pytest.raises(UsageError, match="of a module make one"):
             run_stream(loader, network())
+        each = run_stream(loader, lambda b: [np.full(3, x[0, 0, 0]) for x in b[0].numpy()])
+        assert [p.data[2] for p in each["a"]] == IMAGE[::16, ::16, 0].ravel().tolist()
+        with pytest.raises(UsageError, match="2 arrays with 2 rows.*np.stack.*output=0"):
+            run_stream(loader, lambda b: [np.zeros(2), np.zeros(2)])
         x, _, windows = next(iter(loader))
         (first, _) = ProcessedPiece.of_batch(windows, {"v": x[:, 0, 0, 0].bfloat16()}, "v")
         assert float(first.data) == pytest.approx(float(x[0, 0, 0, 0]), rel=1e-2)
