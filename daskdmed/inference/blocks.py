@@ -127,11 +127,12 @@ class WindowBlocks:
             placed = model.get()
             with placed.ready(threads_here()):
                 for where, values in self._stream(placed, strips, total):
-                    self._check(values, inner, where)
-                    places = np.unravel_index(where, inner.shape)
-                    shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
-                    flat = np.ravel_multi_index(shifted, block.shape)
-                    result[flat] = values.reshape(len(values), *result.shape[1:])
+                    if inner.shape != block.shape:
+                        places = np.unravel_index(where, inner.shape)
+                        shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
+                        where = np.ravel_multi_index(shifted, block.shape)
+                    result[where] = values.reshape(len(values), *result.shape[1:])
+            self._check(result, block, kept)
         return self._arranged(result, block)
 
     def _stream(
@@ -155,15 +156,16 @@ class WindowBlocks:
                 )
             yield where, values
 
-    def _check(self, values: Array, block: WindowBlock, where: Array) -> None:
-        """Refuse values that are not finite, of windows `where` in a block."""
+    def _check(self, result: Array, block: WindowBlock, kept: Array | None) -> None:
+        """Refuse values that are not finite, of the windows of a block that were computed."""
+        where = np.arange(block.count) if kept is None else np.flatnonzero(kept)
 
         def named(i: int) -> str:
             places = np.unravel_index(where[i], block.shape)
             window = [int(p) + s for p, s in zip(places, block.start, strict=True)]
             return window_name(window, self.grid.origin(window))
 
-        check_finite(values, named)
+        check_finite(result if kept is None else result[where], named)
 
     def _arranged(self, result: Array, block: WindowBlock) -> Array:
         """(windows, k, *cells) as the block of the result that it is."""

@@ -30,6 +30,8 @@ def check_output(output: Any) -> None:
 
 def several(result: Any) -> dict[Output, Any] | None:
     """The outputs by position, or by key or name; None where there is one array."""
+    if isinstance(result, np.ndarray) or hasattr(result, "detach"):  # nearly always
+        return None
     if isinstance(result, Mapping):
         return dict(result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
