@@ -15,36 +15,33 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from daskdmed.core.types import Array
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _AtOnce(ThreadPoolExecutor):
-    """Runs what it is given in the thread that gives it; asyncio wants this base class."""
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose executor is the calling thread itself; closed with that thread."""
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self.create_future()
         try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # asyncio raises it where the call was awaited
+            future.set_result(func(*args))
+        except Exception as error:  # raised where the call is awaited
             future.set_exception(error)
         return future
 
 
-class _Loop:
-    """An event loop that is closed with its thread."""
-
+class _OfThread:
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(_AtOnce(max_workers=1))
+        self.loop = _Loop()
         weakref.finalize(self, _close, self.loop)
 
 
@@ -64,9 +61,9 @@ def write(array: zarr.Array[Any], key: tuple[slice, ...], values: Array) -> None
     if inner is None or not isinstance(array.store, (LocalStore, MemoryStore)) or _in_loop():
         array[key] = values
         return
-    if not hasattr(_local, "loop"):
-        _local.loop = _Loop()
-    _local.loop.loop.run_until_complete(inner.setitem(key, values))
+    if not hasattr(_local, "own"):
+        _local.own = _OfThread()
+    _local.own.loop.run_until_complete(inner.setitem(key, values))
 
 
 def _in_loop() -> bool:
