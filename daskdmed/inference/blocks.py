@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask._task_spec import convert_legacy_graph
-from dask.blockwise import optimize_blockwise
 from dask.delayed import delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, Task, TaskRef
@@ -243,24 +243,63 @@ def _delivered(view: ImageView, region: Region, values: Array) -> Part:
     return Part(view.attached(values), region)
 
 
-def lazy(
-    blocks: WindowBlocks,
-    model: Shipped,
-    name: str,
-    *,
-    model_key: str | None = None,
-    travels: bool = True,
-    split: bool = False,
-) -> da.Array:
+def lazy(blocks: WindowBlocks, model: Shipped, name: str) -> da.Array:
     """The heatmap as a Dask array of float32, nothing of which is written.
 
     By what stands before the token in its `name`, ``heatmap-<token>``, Dask's dashboard counts
-    blocks; a `model_key` is for models that several arrays share. With `travels` blocks may be
-    computed in other processes: the pixels of an array in memory are then sent block by block,
-    and those of an array that is persisted on a cluster are taken from there by Dask. With
-    `split` pixels are read by tasks of their own.
+    blocks. The pixels of an array in memory are sent block by block.
     """
-    token = name.rpartition("-")[2]
+    return _mapped(blocks, model, name, name.rpartition("-")[2], chunks=blocks.chunks, dtype="f4")
+
+
+def written(
+    blocks: WindowBlocks,
+    model: Shipped,
+    target: Any,
+    pending: Iterable[Index],
+    *,
+    travels: bool,
+    split: bool,
+) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
+    """The graph that writes pending blocks of the same: for `daskdmed.core.work.Job`.
+
+    With `travels` blocks may be computed in other processes, as those of `lazy`; with `split`
+    pixels are read by tasks of their own.
+    """
+    run = uuid.uuid4().hex
+    flags = _mapped(
+        blocks,
+        model,
+        f"heatmap-{run}",
+        run,
+        model_key=f"heatmap-model-{model.name}",
+        target=delayed(target, name=f"heatmap-target-{run}", traverse=False),
+        travels=travels,
+        split=split,
+        chunks=_ones(blocks),
+        dtype=bool,
+    )
+    keys = {(flags.name, *(0,) * len(blocks.lead), *index): index for index in pending}
+    return convert_legacy_graph(dict(flags.dask.cull(set(keys)))), keys
+
+
+def _mapped(
+    blocks: WindowBlocks,
+    model: Shipped,
+    name: str,
+    token: str,
+    *,
+    model_key: str | None = None,
+    target: Any = None,
+    travels: bool = True,
+    split: bool = False,
+    **what: Any,
+) -> da.Array:
+    """`_values` mapped over the blocks of an image.
+
+    A `model_key` is for models that several arrays share. The pixels of an array that is
+    persisted on a cluster are taken from there by Dask.
+    """
     sources: list[Any] = []
     lead = (0,) * len(blocks.lead)
     if travels and type(blocks.view).narrowed is not ImageView.narrowed:
@@ -289,10 +328,10 @@ def lazy(
         _values,
         *sources,
         **shared,
-        chunks=blocks.chunks,
-        dtype=np.float32,
-        meta=np.empty((*lead, *(0,) * blocks.grid.ndim), np.float32),
+        **({} if target is None else {"target": target}),
+        meta=np.empty((*lead, *(0,) * blocks.grid.ndim), what["dtype"]),
         name=name,
+        **what,
     )
 
 
@@ -307,34 +346,21 @@ def _read(part: Part | None = None, *, blocks: WindowBlocks, block_id: Index) ->
 
 
 def _values(
-    source: Part | Array | None = None, *, blocks: WindowBlocks, model: Shipped, block_id: Index
+    source: Part | Array | None = None,
+    *,
+    blocks: WindowBlocks,
+    model: Shipped,
+    target: Any = None,
+    block_id: Index,
 ) -> Array:
+    """Values of a block; with a `target` they are written into it, and a flag is given."""
     index = block_id[len(blocks.lead) :]
     if source is None:
-        return blocks.values(model, index, blocks.view)
-    return blocks.values(model, index, source.view if isinstance(source, Part) else source)
-
-
-def _write(values: Array, *, blocks: WindowBlocks, target: Any, block_id: Index) -> Array:
-    blocks.write(target, block_id[len(blocks.lead) :], values)
+        source = blocks.view
+    elif isinstance(source, Part):
+        source = source.view
+    values = blocks.values(model, index, source)
+    if target is None:
+        return values
+    blocks.write(target, index, values)
     return np.ones((1,) * values.ndim, bool)
-
-
-def written(
-    heatmap: da.Array, blocks: WindowBlocks, target: Any, name: str, pending: Iterable[Index]
-) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
-    """The graph that writes pending blocks of a heatmap: for `daskdmed.core.work.Job`."""
-    everything = Region((0,) * blocks.grid.ndim, blocks.view.spatial_shape)
-    where = replace(blocks, view=blocks.view.detached(everything), keep=None)
-    flags = heatmap.map_blocks(
-        _write,
-        blocks=delayed(where, name=f"heatmap-places-{name}", traverse=False),
-        target=target,
-        chunks=_ones(blocks),
-        dtype=bool,
-        meta=np.empty((0,) * heatmap.ndim, bool),
-        name=name,
-    )
-    keys = {(name, *(0,) * len(blocks.lead), *index): index for index in pending}
-    graph = optimize_blockwise(flags.dask, keys=list(keys)).cull(set(keys))
-    return convert_legacy_graph(dict(graph)), keys

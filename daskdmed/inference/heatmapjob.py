@@ -8,7 +8,6 @@ computes (`daskdmed.core.work`).
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,17 +138,13 @@ class HeatmapJob(ResultJob):
 
     def graph(self) -> tuple[Mapping[Any, Any], Mapping[Any, Index]]:
         """A task per block that reads, computes and writes it."""
-        run = uuid.uuid4().hex
-        heatmap = blockwise.lazy(
+        return blockwise.written(
             self._blocks,
             self._model,
-            f"heatmap-values-{run}",
-            model_key=f"heatmap-model-{self._model.name}",
+            self.store.array,
+            self._pending,
             travels=self._travels,
             split=self._split,
-        )
-        return blockwise.written(
-            heatmap, self._blocks, self.store.array, f"heatmap-{run}", self._pending
         )
 
     def mark(self, index: Index, result: Any) -> None:
