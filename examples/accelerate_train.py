@@ -4,7 +4,7 @@
     python examples/accelerate_train.py
     accelerate launch --cpu --num_processes 2 examples/accelerate_train.py
 
-The first starts the second.
+The first makes slides, and starts the second on them.
 """
 
 from __future__ import annotations

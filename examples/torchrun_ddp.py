@@ -3,7 +3,7 @@
     python examples/torchrun_ddp.py
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py
 
-The first starts the second.
+The first makes slides, and starts the second on them.
 """
 
 from __future__ import annotations

@@ -298,7 +298,8 @@ class LightDL(Loader[SmallChunks]):
             self._claim(self._assembly.budget, cluster, "" if ranks is None else ranks.plan)
             engine = self._assembly.engine(cluster, self._progress, self._meter, ranks)
         except BaseException:
-            cluster.close()
+            if self._cluster is None:
+                cluster.close()
             raise
         self._cluster, self._engine = cluster, engine
         return Prefetcher(
@@ -375,7 +376,8 @@ class LightDL(Loader[SmallChunks]):
         seed and epoch. The next loop begins at its first batch, also when it is the present
         one; `get` goes there too, but goes on in the present one. After `load_state_dict`, the
         epoch of the state leaves the loader where it is, so that a training script that
-        calls this at the start of every epoch can be resumed in the middle of one. States of
+        calls this at the start of every epoch can be resumed in the middle of one: the next
+        loop is the rest of the saved one, or empty when nothing was left. States of
         patients go on from epoch to epoch. `UsageError`: not a number from 0.
         """
         check_count("epoch", epoch, 0)

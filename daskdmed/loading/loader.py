@@ -355,7 +355,7 @@ class Loader(_Base, Generic[C]):
         progress = self._progress
         resumed, progress.resumed = progress.resumed, False
         chosen, progress.chosen = progress.chosen, False
-        if resumed and progress.iterated != self.epoch_length:
+        if resumed and (chosen or progress.iterated != self.epoch_length):
             return chosen
         begun = not progress.fresh
         if progress.over or (begun and (chosen or (progress.looped and self._begins_anew()))):
@@ -396,7 +396,10 @@ class Loader(_Base, Generic[C]):
         """
         self._look_for_others()
         if self._feed is not None and not self._progress.fresh:
-            raise UsageError("load_state_dict must be called before the loader starts")
+            raise UsageError(
+                "load_state_dict must be called before the loader starts to give batches; make "
+                "another loader"
+            )
         self._progress.restore(state, self._parameters())
         self._stop()
 

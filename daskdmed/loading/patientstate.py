@@ -12,6 +12,7 @@ counts for begins. Not covered: the way of feedback until then (`daskdmed.loadin
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +30,10 @@ EMPTY = pickle.dumps({}, pickle.HIGHEST_PROTOCOL)
 
 def pack(value: Any, what: str) -> bytes:
     """Pickle a value of the user's, or say of `what` that it cannot be."""
-    try:
+    with contextlib.suppress(Exception):  # cloudpickle can do more, and says what it cannot
         packed = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         if b"__main__" not in packed:
             return packed
-    except Exception:
-        pass
     import cloudpickle  # type: ignore[import-untyped]
 
     try:

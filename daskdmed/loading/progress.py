@@ -98,6 +98,7 @@ class Progress(ABC):
                 "state_dict() returns, whole"
             ) from error
         self.looped = self.resumed = True
+        self.chosen = False
 
 
 def only_its_own(why: str) -> StateError:

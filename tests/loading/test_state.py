@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 
 from daskdmed import LightDL, SmallChunkCollector, stateful
 from daskdmed.errors import LoaderClosedError, LoaderError, StateError, UsageError
+from daskdmed.loading.assembly import Assembly
 from daskdmed.loading.collectors import CollectContext
 from daskdmed.persistence.policy import OnePass, Sequential
 from tests.loading.clusters import tcp_cluster
@@ -362,9 +363,10 @@ def test_set_epoch_is_a_function_of_seed_and_epoch(dataset):
 
 
 @pytest.mark.parametrize("at", [0, 3, 14, 15, 20])
-def test_resuming_in_the_middle_of_an_epoch_is_exact(dataset, at):
+@pytest.mark.parametrize("plan", [{"policy": OnePass()}, {"epoch_length": 15}], ids=list)
+def test_resuming_in_the_middle_of_an_epoch_is_exact(dataset, plan, at):
     """A training loop that calls set_epoch, stopped anywhere."""
-    options = {**FINITE, "policy": OnePass(), "smallchunk_collector": Counting}
+    options = {**FINITE, **plan, "smallchunk_collector": Counting}
 
     def loop(loader, first):
         for epoch in range(first, 3):
@@ -386,6 +388,35 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(dataset, at):
         rest = list(loop(other, state["epoch"]))
     assert [e for e, _ in rest] == [e for e, _ in expected[at:]]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(rest, expected[at:], strict=True))
+
+
+def test_a_state_counts_for_more_than_the_epoch_set_before(dataset):
+    options = {**SMALL, "epoch_length": 3}
+    with LightDL(dataset, **options) as loader:
+        collect(loader, 3)
+        loop = list(loader)
+        state = loader.state_dict()
+        expected = collect(loader, 3)
+    assert len(loop) == 3
+    other = LightDL(dataset, **options)
+    other.set_epoch(0)
+    other.load_state_dict(state)
+    with other:
+        assert_same_batches(collect(iter(other), 3), expected)
+
+
+def test_what_fails_to_begin_leaves_the_loader_as_it_was(dataset, monkeypatch):
+    with LightDL(dataset, **SMALL) as loader:
+        loader.set_epoch(1)
+        expected = collect(loader, 2)
+    with LightDL(dataset, **SMALL) as loader:
+        next(loader)
+        loader.set_epoch(1)
+        with monkeypatch.context() as broken:
+            broken.setattr(Assembly, "engine", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                next(loader)
+        assert_same_batches(collect(loader, 2), expected)
 
 
 def test_an_interrupted_iteration_is_finished_first(dataset):
