@@ -1,4 +1,4 @@
-"""Clusters that lose every worker, and get others: batches go on, the same as undisturbed."""
+"""Clusters that lose every worker, and get others: work goes on, the same as undisturbed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import pytest
 
-from daskdmed import LightDL, SlidingWindowDL
+from daskdmed import LightDL, SlidingWindowDL, events, heatmap, predict
 from daskdmed.errors import LoaderError
 from daskdmed.persistence import cluster as clusters
 from tests.loading.clusters import assert_nothing_is_left, scale, tcp_cluster, tied_to_the_gone
@@ -143,6 +143,47 @@ def test_tasks_of_others_keep_their_restrictions(cluster, client):
         collect(loader, 3)
         assert cluster.scheduler.tasks["of-the-user"].worker_restrictions == {gone}
         future.release()
+    assert_nothing_is_left(cluster)
+
+
+def mean(windows):
+    return windows.mean((1, 2, 3), dtype="f4")
+
+
+def same(windows):
+    return windows[..., 0].astype("f4")
+
+
+RUNS = {
+    "heatmap": lambda image, **how: heatmap(image, mean, kernel_size=16, block_windows=1, **how),
+    "predict": lambda image, **how: predict(image, same, kernel_size=8, stride=8, chunks=16, **how),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_goes_on_when_all_workers_were_lost_in_its_middle(cluster, client, kind, tmp_path):
+    image = np.random.default_rng(1).integers(0, 255, (224, 208, 3), "u1")
+    total, done, lost = [], [], []
+
+    def look(event):
+        if isinstance(event, events.RunStarted):
+            total.append(event.total)
+        elif isinstance(event, events.BlockDone):
+            done.append(event.index)
+            # others are under way, or are done and their results are lost before they are told
+            if len(done) in (total[0] // 3, 2 * total[0] // 3):
+                lost.extend(cluster.scheduler.workers)
+                scale(cluster, 0)
+                scale(cluster, 1)
+
+    unsubscribe = events.subscribe(look)
+    try:
+        found = RUNS[kind](image, client=client, out=tmp_path / "out.zarr").compute()
+    finally:
+        unsubscribe()
+    assert len(set(lost) - set(cluster.scheduler.workers)) == 2
+    assert total == [len(done)] == [len(set(done))]
+    assert np.array_equal(found, RUNS[kind](image).compute())
     assert_nothing_is_left(cluster)
 
 
