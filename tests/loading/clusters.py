@@ -15,6 +15,8 @@ from tests.waiting import until
 @contextmanager
 def tcp_cluster(workers, threads=1, **kwargs):
     """(cluster, client); `scale` changes the number of workers, also to none."""
+    # each worker would measure all that this process holds, and pause beyond its part of a machine
+    kwargs = {"memory_limit": 0, **kwargs}
     with (
         LocalCluster(
             n_workers=workers,
