@@ -13,6 +13,8 @@ common know nothing of each other. Not covered: how much a loader needs
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import threading
 import weakref
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _here: dict[str, int] = {}
-_lock = threading.RLock()  # a loader may be collected, and give its share back, at any time
+_lock = threading.RLock()
 
 
 def _in_child() -> None:
@@ -66,7 +68,8 @@ def claim(
     asked = asked or f"resident={format_bytes(nbytes)}"
     if here:
         with _lock:
-            others = {name: n for name, n in _here.items() if name != holder}
+            others = dict(_here)  # at once: shares are given back by any thread, at any time
+            others.pop(holder, None)
             if others or alone:
                 check_memory(asked, nbytes, machine_memory(), others, processes_here())
             _here[holder] = nbytes
@@ -100,10 +103,12 @@ def processes_here() -> int:
 def _give_back(holder: str, client: Client | None) -> None:
     _here.pop(holder, None)
     if client is not None and client.status == "running":
-        try:
-            client.run_on_scheduler(_accountant(), client.id, holder, None, callback_timeout=5)
-        except Exception:  # a lost connection: the scheduler forgets clients that are gone
-            return
+        with contextlib.suppress(Exception):  # lost: the scheduler forgets clients that are gone
+            told = client.run_on_scheduler(
+                _accountant(), client.id, holder, None, callback_timeout=5
+            )
+            if inspect.isawaitable(told):  # collected by the client's own loop, which cannot wait
+                client.loop.add_callback(lambda: told)
 
 
 def check_memory(

@@ -9,11 +9,12 @@ import dask
 import numpy as np
 import pytest
 
-from daskdmed import LightDL, SlidingWindowDL, heatmap
+from daskdmed import LightDL, SlidingWindowDL, heatmap, predict
 from daskdmed.core import memory
 from daskdmed.errors import BudgetError, LoaderError
 from tests.loading.clusters import tcp_cluster
 from tests.loading.conftest import SMALL, coordinate_dataset
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -133,6 +134,28 @@ def test_a_heatmap_beside_a_loader():
     assert not memory._here
 
 
+def test_a_prediction_beside_a_loader():
+    image = np.zeros((1024, 1024, 3), "u1")
+    held = []
+
+    def maps(windows):
+        held.append(dict(memory._here))
+        return windows[..., 0].astype("f4")
+
+    options = {"kernel_size": 64, "stride": 64, "chunks": 512, "batch_size": 4}
+    with dask.config.set(num_workers=2):
+        predict(image, maps, **options)
+        ((name, nbytes),) = held[-1].items()
+        assert name.startswith("predict-")
+        # of each thread: pixels and sums of a step, and a batch
+        assert nbytes == 2 * (512 * 512 * (3 + 4) + 4 * 64 * 64 * 3 * 4)
+        with loader("15 MiB") as one:
+            next(one)
+            with pytest.raises(BudgetError, match=rf"predict \(.* for 2 blocks.*{one.name} 15"):
+                predict(image, maps, **options)
+    assert not memory._here
+
+
 def test_clients_of_a_cluster_are_counted_together():
     from distributed import Client
 
@@ -173,3 +196,6 @@ def test_clients_of_a_cluster_are_counted_together():
         del a
         gc.collect()
         assert not shares(cluster)
+        forgotten = memory.claim(b, "forgotten", MIB, client=client)
+        client.loop.add_callback(forgotten)  # a collection may run in any thread
+        until(lambda: not shares(cluster))

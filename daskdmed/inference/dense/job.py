@@ -82,6 +82,7 @@ class PredictJob(ResultJob):
         super().__init__(location, work.spec, resume=resume, overwrite=overwrite)
         store, plan = self.store, work.sweeper.plan
         self._work, self._model, self._local = work, model, local
+        self.block_bytes = work.sweeper.nbytes(work.view)
         self._lock = threading.Lock()
         longest = steps_per_job(plan, workers)
         self._parallel = min(workers, math.prod(plan.bands) * -(-plan.steps // longest))

@@ -182,6 +182,13 @@ class MosaicPlan:
         """What is computed at a step of a sweep that begins at step `begin`."""
         return [g for g in self.groups if max(g.first, begin) == step and g.last >= step]
 
+    @functools.cached_property
+    def reach(self) -> int:
+        """Cells along the last axis by which windows reach beyond the step they begin in."""
+        last, width = self.axes[-1], self.chunk[-1]
+        begun = (a // width for a in last.starts)
+        return max(0, *(b - (a + 1) * width for a, b in zip(begun, last.stops, strict=True)))
+
     @property
     def needed(self) -> int:
         """Number of windows."""

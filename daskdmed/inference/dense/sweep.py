@@ -107,6 +107,24 @@ class Sweeper:
             for axis, w in zip(self.plan.axes[:-1], windows, strict=True)
         ]
 
+    def sums(self, band: Index) -> tuple[int, ...]:
+        """Shape of the partial sums of a step, (k, *cells)."""
+        plan = self.plan
+        cells = (b - a for a, b in plan.band_cells(band))
+        return max(self.layout.outputs, 1), *cells, plan.chunk[-1] + plan.reach
+
+    def nbytes(self, view: ImageView) -> int:
+        """What a sweep takes, about: pixels of a step, partial sums, and a batch of floats."""
+        plan, last = self.plan, self.plan.axes[-1]
+        band = (0,) * (len(plan.axes) - 1)
+        channels = math.prod(view.channel_shape)
+        origins = last.origins
+        columns = max(origins[g.windows[-1]] - origins[g.windows[0]] for g in plan.groups)
+        pixels = math.prod(b - a for a, b in self.lead(band)) * (columns + last.kernel_size)
+        batch = self.batch_size * math.prod(plan.kernel_size)
+        floats = math.prod(self.sums(band)) + batch * channels
+        return pixels * channels * view.dtype.itemsize + floats * 4
+
     def region(self, view: ImageView, job: SweepJob) -> Region:
         """The pixels that a sweep may read."""
         axis = self.plan.axes[-1]
@@ -152,14 +170,9 @@ class _Sweep:
         self.lead = plan.band_cells(job.band)
         self.rows = plan.band_windows(job.band)
         self.strip = Strip(view, task.lead(job.band), task.tile)
-        last, width = plan.axes[-1], plan.chunk[-1]
-        begins = [a // width for a in last.starts]
-        self.reach = max(0, *(b - (a + 1) * width for a, b in zip(begins, last.stops, strict=True)))
-        shape = [b - a for a, b in self.lead]
-        outputs = max(task.layout.outputs, 1)
-        self.sums = np.zeros((outputs, *shape, width + self.reach), np.float32)
+        self.sums = np.zeros(task.sums(job.band), np.float32)
         if task.blend is not None:
-            self.scratch = np.empty((outputs, *task.blend.weights.shape), np.float32)
+            self.scratch = np.empty((len(self.sums), *task.blend.weights.shape), np.float32)
         self._scale: tuple[Any, Array] | None = None
 
     def step(self, step: int) -> Array | None:
@@ -173,8 +186,8 @@ class _Sweep:
     def move(self) -> None:
         """Go on to the next step."""
         width = self.plan.chunk[-1]
-        self.sums[..., : self.reach] = self.sums[..., width:]
-        self.sums[..., self.reach :] = 0
+        self.sums[..., : self.plan.reach] = self.sums[..., width:]
+        self.sums[..., self.plan.reach :] = 0
 
     def _inside(self, step: int) -> Array | None:
         if self.job.mask is None:
