@@ -39,7 +39,7 @@ class Call:
         self.images = images_of(source, request)
         self.mask_of = self.images.each(said["mask"], "mask")
         self.left_out = LeftOut(said["on_error"], len(self.images))
-        self.devices = devices_of(said["device"])
+        self.devices = devices_of(said["device"], "devices" if "devices" in said else "device")
         model = WindowModel(
             said["model"],
             said["batch_tfms"],

@@ -328,6 +328,8 @@ def test_bad_arguments(tmp_path):
         features(cohort(1), Encoder(), out="memory://a", **KEYS)
     with pytest.raises(UsageError, match="local folder"):
         features(cohort(1), Encoder(), out=None, **KEYS)
+    with pytest.raises(UsageError, match=r"devices=\[\] must be"):
+        features(cohort(1), Encoder(), out=tmp_path, devices=[], **KEYS)
     with pytest.raises(UsageError, match="pool the maps"):
         features(cohort(1), nn.Conv2d(3, 2, 3), out=tmp_path, kernel_size=16)
     with pytest.raises(UsageError, match="give client="):

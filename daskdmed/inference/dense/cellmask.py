@@ -23,24 +23,28 @@ from daskdmed.inference.dense.mosaic import AxisWindows
 class CellMask:
     """Which cells are wanted: those under whose middle the mask is true, or above zero.
 
-    The mask lies over the image, see `daskdmed.tiling.mask.placed`, which checks that it does;
+    `mask` are values that span so many pixels of the image, see `daskdmed.tiling.mask.placed`;
+    default all. With `beyond` the image goes on behind them, where nothing is wanted.
     GeometryError for values that are NaN or negative.
     """
 
-    def __init__(self, mask: Any, axes: Sequence[AxisWindows], downsample: Sequence[float]) -> None:
-        scale = getattr(mask, "scale", None)
-        given = np.asarray(mask if scale is None else mask.data)
-        spans: list[float] = [axis.size for axis in axes]
-        if scale is not None:
-            spans = [n * s / d for n, s, d in zip(given.shape, scale, downsample, strict=True)]
+    def __init__(
+        self,
+        mask: Any,
+        axes: Sequence[AxisWindows],
+        spans: Sequence[float] | None = None,
+        *,
+        beyond: bool = False,
+    ) -> None:
+        given = np.asarray(mask)
+        spans = [axis.size for axis in axes] if spans is None else spans
         if given.dtype.kind not in "biuf":
             raise GeometryError(f"a mask holds bool or numbers, got dtype {given.dtype}")
         if given.dtype != np.bool_ and not given.min() >= 0:
             raise GeometryError(f"mask values must be 0 or above, the least is {given.min()}")
         # multiplied first: a middle that lies on an edge of the mask must not slip below it
         cells = given.shape
-        beyond = scale is not None and getattr(mask, "shape0", None) is None
-        if beyond:  # where it ends nobody knows: nothing is wanted behind it
+        if beyond:
             given = np.pad(given, [(0, 1)] * given.ndim)
         under = [
             np.minimum((axis.middles * n / span).astype(np.intp), n - 1 + beyond)

@@ -252,8 +252,10 @@ class _Settings:
         finish = Finish.of(self.post, mosaic.layout.outputs, self.fill)
         cells = None
         if mask is not None:
-            placed(mask, view.spatial_shape, view.downsample)  # refuses what does not lie over it
-            cells = CellMask(mask, mosaic.plan.axes, view.downsample)
+            values, spans = placed(mask, view.spatial_shape, view.downsample)
+            # without the extent of its image nobody knows whether a mask ends where that does
+            beyond = hasattr(mask, "scale") and getattr(mask, "shape0", None) is None
+            cells = CellMask(values, mosaic.plan.axes, spans, beyond=beyond)
         on_cpu = here.is_torch and here.device_type == "cpu"
         pixels = _BATCH_PIXELS // (4 if on_cpu else 1)
         size = self.batch_size or max(pixels // math.prod(mosaic.plan.kernel_size), 1)

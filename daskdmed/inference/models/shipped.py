@@ -81,10 +81,10 @@ def _unpacked(content: bytes) -> Shipped:
     return shipped
 
 
-def devices_of(device: Any) -> tuple[Any, ...]:
-    """One device or several as users give them, the first in front; (None,) for none."""
+def devices_of(device: Any, name: str = "device") -> tuple[Any, ...]:
+    """One device or several as users give them by that name; (None,) for none."""
     if not isinstance(device, (list, tuple)):
         return (device,)
     if not device or None in device:
-        raise UsageError(f"device={device!r} must be a device such as 'cuda:0', or several")
+        raise UsageError(f"{name}={device!r} must be a device such as 'cuda:0', or several")
     return tuple(device)

@@ -202,7 +202,7 @@ def test_a_middle_on_an_edge_of_the_mask():
     for size in range(1, 200):
         for n in range(1, 10):
             axis = blended_axis(size, 1, 1, 1)
-            found = CellMask(np.arange(n) % 2, (axis,), (1.0,)).at([(0, axis.cells)])
+            found = CellMask(np.arange(n) % 2, (axis,)).at([(0, axis.cells)])
             middles = np.arange(size) * 2 + 1  # in halves
             np.testing.assert_array_equal(found, middles * n // (2 * size) % 2 == 1)
 
@@ -213,7 +213,7 @@ def test_a_mask_says_the_same_of_boxes_and_of_cells(first, second, shape, seed):
     made: tuple[AxisWindows, ...] = (first[0], second[0])
     rng = np.random.default_rng(seed)
     given_mask = rng.random(shape) < 0.3
-    mask = CellMask(given_mask, made, (1.0, 1.0))
+    mask = CellMask(given_mask, made)
     every = mask.at([(0, a.cells) for a in made])
     for row, column in [(0, 0), (made[0].cells - 1, made[1].cells // 2)]:
         y = min((row + 0.5) * made[0].unit, made[0].size - 0.5) * shape[0] / made[0].size
