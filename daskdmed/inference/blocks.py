@@ -355,11 +355,8 @@ def _values(
 ) -> Array:
     """Values of a block; with a `target` they are written into it, and a flag is given."""
     index = block_id[len(blocks.lead) :]
-    if source is None:
-        source = blocks.view
-    elif isinstance(source, Part):
-        source = source.view
-    values = blocks.values(model, index, source)
+    part = blocks.view if source is None else source
+    values = blocks.values(model, index, part.view if isinstance(part, Part) else part)
     if target is None:
         return values
     blocks.write(target, index, values)
