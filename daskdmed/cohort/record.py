@@ -22,6 +22,7 @@ import numpy as np
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
 from daskdmed.core.frozen import FrozenMapping, missing, plain
 from daskdmed.core.resolution import Resolution
+from daskdmed.core.space import Space
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
 from daskdmed.images.wrapping import as_dask
@@ -29,13 +30,15 @@ from daskdmed.images.wrapping import as_dask
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
     from daskdmed.images.slide import Slide
+    from daskdmed.images.volumes.volume import Volume
 
 #: the record that `Patient.record` takes when a patient has several and none is named
 DEFAULT_RECORD = "wsi"
 #: files of these names hold annotations, not an image
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz", ".ndpa")
 #: what a record says of its image beside what it is; None or "" when it does not
-_OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background")
+_OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background", "space", "options")
+_VOLUME_OPTIONS = ("series", "dataset", "time", "on_gap")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -70,12 +73,17 @@ class Record:
         Number of leading axes of an array that are space. Without it the caller of `view`
         decides (loaders: the number of axes of ``smallchunk_size``).
     spacing : float or sequence of float, optional
-        Millimeters per voxel of an array along each spatial axis, array order, (z, y, x) or
-        (y, x); one number counts for every axis. Not beside `mpp`.
+        Millimeters per voxel of an array or volume along each spatial axis, array order,
+        (z, y, x) or (y, x); one number counts for every axis. Not beside `mpp` and `space`.
     background : number or sequence of numbers, optional
-        Value outside an array, one or one per channel: what padding consists of. Default
-        white for three channels of uint8, else 0; signed integers are not padded without it
-        (air is -1024 in CT).
+        Value outside an array or volume, one or one per channel: what padding consists of.
+        Default white for three channels of uint8, else 0; signed integers are not padded
+        without it (air is -1024 in CT).
+    space : Space, optional
+        Where the voxels of an array or volume lie in the patient; for files in the place of
+        what they say.
+    series, dataset, time, on_gap : optional
+        Which volume of a file, see `daskdmed.open_volume`.
     facts : mapping, optional
         Anything else known of the image (stain, scanner, date...).
 
@@ -97,6 +105,9 @@ class Record:
     spatial_ndim: int | None = field(default=None, kw_only=True)
     spacing: tuple[float, ...] | None = field(default=None, kw_only=True)
     background: float | tuple[float, ...] | None = field(default=None, kw_only=True)
+    space: Space | None = field(default=None, kw_only=True)
+    #: what `daskdmed.open_volume` is told of a file beside its name
+    options: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     _drawn: Annotations | None = field(default=None, init=False)
 
@@ -113,8 +124,14 @@ class Record:
         spatial_ndim: int | None = None,
         spacing: float | Sequence[float] | None = None,
         background: float | Sequence[float] | None = None,
+        space: Space | None = None,
         facts: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
+        unknown = [name for name in options if name not in _VOLUME_OPTIONS]
+        if unknown:
+            raise TypeError(f"Record() got an unexpected keyword argument {unknown[0]!r}")
+        options = {name: value for name, value in options.items() if value is not None}
         given = {"uri": uri, "array": array, "annotations": annotations}
         named = [key for key, value in given.items() if value is not None]
         if len(named) != 1:
@@ -139,16 +156,18 @@ class Record:
         lazy = None if array is None else as_dask(array, spatial_ndim)
         if lazy is not None and backend is not None:
             raise DatasetError(f"backend={backend!r} is for files, this record is an array")
-        if lazy is None and (spacing is not None or background is not None):
-            raise DatasetError(
-                f"spacing= and background= are for arrays, {named[0]}= tells its own; slides "
-                "take mpp="
-            )
+        if space is not None and (steps is not None or mpp is not None):
+            raise ResolutionError(f"{space!r} says how large voxels are; leave spacing, mpp away")
+        odd = [n for n, v in (("spacing", steps), ("background", background)) if v is not None]
+        odd += ["space"] * (space is not None) + list(options)
+        if odd and (annotations is not None or (lazy is not None and options)):
+            raise DatasetError(f"{', '.join(odd)} mean nothing beside {named[0]}=")
         drawn = None if annotations is None else _as_annotations(annotations, backend)
         self.__dict__.update(uri=path, array=lazy, name=name or "", mpp=pair, backend=backend)
         self.__dict__.update(spatial_ndim=spatial_ndim, spacing=steps, _drawn=drawn)
         known = FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()})
-        self.__dict__.update(background=plain(background), facts=known)
+        self.__dict__.update(background=plain(background), space=space, facts=known)
+        self.__dict__.update(options=FrozenMapping(options))
 
     @functools.cached_property
     def key(self) -> str:
@@ -160,7 +179,8 @@ class Record:
         if self._drawn is not None:
             return f"annotations-{self._drawn.token}"
         stem = PurePath(str(self.uri)).name or "slide"
-        return f"{stem}-{tokenize('record', self.uri, self.backend)[:16]}"
+        which = (dict(self.options),) if self.options else ()
+        return f"{stem}-{tokenize('record', self.uri, self.backend, *which)[:16]}"
 
     @functools.cached_property
     def token(self) -> str:
@@ -198,8 +218,9 @@ class Record:
 
         return annotations_of(str(self.uri))
 
-    def open(self) -> Slide:
-        """Open the slide of a file record; a `DatasetError` when it is an array or annotations."""
+    def open(self, *, spatial_ndim: int | None = None) -> Slide | Volume:
+        """Open the slide or volume of a file record; `spatial_ndim` says which is meant, 2 or 3,
+        where a file could be either. A `DatasetError` when it is an array or annotations."""
         if self.is_annotations:
             raise DatasetError(_NO_GRID.format(self))
         if self.uri is None:
@@ -207,17 +228,36 @@ class Record:
                 f"{self!r} is an array, there is no slide to open; use Record.view(), "
                 "which works for both"
             )
-        from daskdmed.images.slide import open_slide
-
         try:
-            slide = open_slide(self.uri, backend=self.backend)
+            return self._open(spatial_ndim)
         except DaskdmedError:
             raise
         except Exception as error:
             raise ImageError(
                 f"{self.uri}: cannot be opened: {type(error).__name__}: {error}", uri=self.uri
             ) from error
-        return slide if self.mpp is None else slide.with_mpp(self.mpp)
+
+    def _open(self, spatial_ndim: int | None) -> Slide | Volume:
+        from daskdmed.images.registry import get_backend, holds_volume, kind_of
+        from daskdmed.images.slide import open_slide
+        from daskdmed.images.source import normalize_uri
+        from daskdmed.images.volumes.volume import open_volume
+
+        uri = str(self.uri)
+        if self.backend is not None:
+            volume = kind_of(get_backend(self.backend)) == "volume"
+        else:
+            asked = spatial_ndim or self.spatial_ndim
+            told = bool(self.options) or self.space is not None or self.spacing is not None
+            volume = told or asked == 3 or holds_volume(normalize_uri(uri))
+        if not volume:
+            slide = open_slide(uri, backend=self.backend)
+            return slide if self.mpp is None else slide.with_mpp(self.mpp)
+        if self.mpp is not None:
+            raise ResolutionError(f"{uri}: mpp= is for slides; volumes take spacing=")
+        opened = open_volume(uri, backend=self.backend, **self.options)
+        steps = self.spacing if self.spacing is None or len(self.spacing) > 1 else self.spacing * 3
+        return opened.with_space(self.space, spacing=steps, background=self.background)
 
     def view(
         self,
@@ -225,6 +265,8 @@ class Record:
         level: int = 0,
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
+        spacing: Any = None,
+        orientation: str | None = None,
         spatial_ndim: int | None = None,
         tile_error: OnTileError = "raise",
     ) -> ImageView:
@@ -232,12 +274,15 @@ class Record:
 
         Parameters
         ----------
-        level, mpp, power : optional
-            The resolution; they exclude each other. An array has level 0 only, and only
-            the mpp that the record gives.
+        level, mpp, power, spacing : optional
+            The resolution; they exclude each other. Slides have mpp and power, volumes
+            spacing, see `daskdmed.images.volumes.Volume.view`. An array has level 0 only, and
+            only the mpp that the record gives.
+        orientation : str, optional
+            Of volumes, "RAS" for instance.
         spatial_ndim : int, optional
-            How many leading axes are space: 2 for every slide; for an array the record's
-            own, or 2 when neither says.
+            How many leading axes are space: 2 for every slide, 3 for every volume; for an
+            array the record's own, or 2 when neither says.
         tile_error : {"raise", "fill"}
             What a storage tile of a file that cannot be decoded becomes: an error, or
             background and a warning.
@@ -251,15 +296,14 @@ class Record:
         """
         if self.is_annotations:
             raise DatasetError(_NO_GRID.format(self))
-        if self.array is None:
-            if spatial_ndim not in (None, 2):
-                raise DatasetError(
-                    f"{self.uri}: a slide has 2 spatial axes (y, x), asked for {spatial_ndim}; "
-                    "give sizes of one or two numbers, or use an array record for volumes"
-                )
-            options: Any = {"level": level, "mpp": mpp, "power": power}
-            return self.open().view(**options, tile_error=tile_error)
-        return self._array_view(Resolution.of(level, mpp, power), spatial_ndim)
+        wanted = Resolution.of(level, mpp, power, spacing)
+        return view_of(
+            self if self.array is not None else self.open(spatial_ndim=spatial_ndim),
+            wanted,
+            spatial_ndim=spatial_ndim,
+            orientation=orientation,
+            tile_error=tile_error,
+        )
 
     def _array_view(self, wanted: Resolution, spatial_ndim: int | None) -> ImageView:
         if wanted.level not in (None, 0):
@@ -280,6 +324,7 @@ class Record:
             spatial_ndim or self.spatial_ndim or 2,
             self.mpp,
             spacing=self.spacing,
+            space=self.space,
             background=self.background,
         )
         if wanted.mpp is not None and not _same_mpp(wanted.mpp, view.mpp):
@@ -310,6 +355,46 @@ class Record:
         rest = [f"{n}={v!r}" for n, v in given if v not in (None, "")]
         rest += [f"facts={self.facts!r}"] if self.facts else []
         return f"Record({', '.join([what, *rest])})"
+
+
+def view_of(
+    image: Slide | Volume | Record,
+    wanted: Resolution,
+    *,
+    spatial_ndim: int | None,
+    orientation: str | None,
+    tile_error: OnTileError,
+) -> ImageView:
+    """What is open, or a record of an array, at a resolution; an error for what it has not."""
+    from daskdmed.images.slide import Slide
+    from daskdmed.images.volumes.view import view_of_array
+
+    if isinstance(image, Record):
+        asked = Resolution(level=0) if wanted.spacing is not None else wanted
+        return view_of_array(image._array_view(asked, spatial_ndim), wanted.spacing, orientation)
+    if spatial_ndim not in (None, 2 if isinstance(image, Slide) else 3):
+        raise DatasetError(
+            f"{image.uri}: {'slides have 2 spatial axes' if isinstance(image, Slide) else 'volumes have 3'}, "
+            f"asked for {spatial_ndim}; give sizes with one number per axis"
+        )
+    if isinstance(image, Slide):
+        if wanted.spacing is not None or orientation is not None:
+            raise ResolutionError(
+                f"{image.uri} is a slide: spacing= and orientation= are for volumes, slides take "
+                "level=, mpp= or power="
+            )
+        level = wanted.level or 0
+        return image.view(level=level, mpp=wanted.mpp, power=wanted.power, tile_error=tile_error)
+    if wanted.mpp is not None or wanted.power is not None:
+        raise ResolutionError(
+            f"{image.uri} is a volume, asked for {wanted}; use spacing= or level="
+        )
+    return image.view(
+        level=wanted.level or 0,
+        spacing=wanted.spacing,
+        orientation=orientation,
+        tile_error=tile_error,
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -36,14 +36,18 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.protocols import VolumeOptions
 from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
+from daskdmed.images.volumes.volume import Volume
 
 logger = logging.getLogger("daskdmed.cohort")
 T = TypeVar("T")
 
 #: one image, as users give it
-ImageLike: TypeAlias = "Patient | Record | Slide | ImageView | PathLike | da.Array | Array | Any"
+ImageLike: TypeAlias = (
+    "Patient | Record | Slide | Volume | ImageView | PathLike | da.Array | Array | Any"
+)
 #: one image or many
 ImagesLike: TypeAlias = "Dataset | ImageLike | Sequence[ImageLike]"
 
@@ -52,7 +56,7 @@ _OWN_FAULT = (DaskdmedError, OSError, ValueError, TypeError, LookupError)
 #: what no other image would fare better with
 _COMMON_FAULT = (StoreError, BudgetError)
 _TAKEN = (
-    "images are given as a Dataset, a Patient, a Record, a Slide, a view, a path or URL, a Dask, "
+    "images are given as a Dataset, a Patient, a Record, a Slide, a Volume, a view, a path or URL, a Dask, "
     "NumPy or Zarr array, or a list of these; got {}"
 )
 
@@ -68,7 +72,7 @@ class Images(Sequence[Image]):
         self,
         dataset: Dataset,
         request: Request,
-        given: Mapping[str, Slide | ImageView],
+        given: Mapping[str, Slide | Volume | ImageView],
         single: bool,
     ) -> None:
         self.dataset, self.request, self.single = dataset, request, single
@@ -146,7 +150,9 @@ def images_of(source: ImagesLike, request: Request | None = None) -> Images:
     return Images(Dataset("images", patients), request, given, single=not many)
 
 
-def _as_patient(image: Any, unnamed: str, where: str) -> tuple[Patient, Slide | ImageView | None]:
+def _as_patient(
+    image: Any, unnamed: str, where: str
+) -> tuple[Patient, Slide | Volume | ImageView | None]:
     """The patient of one image, and the image if it is open already."""
     if isinstance(image, Patient):
         return image, None
@@ -156,7 +162,7 @@ def _as_patient(image: Any, unnamed: str, where: str) -> tuple[Patient, Slide | 
     return Patient(key, {name: record}), opened
 
 
-def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None]:
+def _as_record(image: Any, where: str) -> tuple[Record, Slide | Volume | ImageView | None]:
     if isinstance(image, Record):
         return image, None
     if isinstance(image, (str, os.PathLike)) and os.fspath(image):
@@ -164,6 +170,10 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
     if isinstance(image, Slide):
         own = None if image.mpp == image.info.mpp else image.mpp
         return Record(image.uri, backend=image.backend, mpp=own), image
+    if isinstance(image, Volume):
+        said = VolumeOptions.parse(image.key.image)
+        options = {n: getattr(said, n) for n in ("series", "dataset", "time")}
+        return Record(image.uri, backend=image.backend, on_gap=said.on_gap, **options), image
     if isinstance(image, SlideView):
         return Record(image.uri, backend=image.backend), image
     if isinstance(image, ImageView):
@@ -171,6 +181,8 @@ def _as_record(image: Any, where: str) -> tuple[Record, Slide | ImageView | None
         if array is not None:
             steps = image.spacing if image.mpp is None else None
             axes = image.spatial_ndim
+            if image.space is not None:
+                return Record(array=array, space=image.space), image
             return Record(array=array, spatial_ndim=axes, mpp=image.mpp, spacing=steps), image
         return Record(image.uri or image.token), image
     if isinstance(image, (np.ndarray, da.Array)) or hasattr(image, "__array__"):

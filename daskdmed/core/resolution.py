@@ -6,10 +6,12 @@ Not covered: what an image makes of it (`daskdmed.images.view`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from daskdmed.core.errors import ResolutionError
+from daskdmed.core.space import spacing_of
 
 #: UDUNITS names as OME-Zarr has them, and the usual symbols
 _MICROMETERS = {
@@ -33,12 +35,13 @@ def micrometers_per(unit: str | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """One of the three mutually exclusive ways to say the resolution, ``mpp`` as (x, y)
-    micrometers."""
+    """One of the mutually exclusive ways to say the resolution: `mpp` as (x, y) micrometers,
+    `spacing` as millimeters along (z, y, x), None for an axis that stays as it is."""
 
     level: int | None = None
     mpp: tuple[float, float] | None = None
     power: float | None = None
+    spacing: tuple[float | None, float | None, float | None] | None = None
 
     @classmethod
     def of(
@@ -46,15 +49,17 @@ class Resolution:
         level: int | None = None,
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
+        spacing: Any = None,
     ) -> Resolution:
-        """Check and normalise the three keywords. ``level=0`` counts as "not given" beside the
+        """Check and normalise the keywords. ``level=0`` counts as "not given" beside the
         others, because it is the default of every public function."""
-        given = [n for n, v in (("mpp", mpp), ("power", power)) if v is not None]
+        said = (("mpp", mpp), ("power", power), ("spacing", spacing))
+        given = [n for n, v in said if v is not None]
         if level:
             given.append("level")
         if len(given) > 1:
             raise ResolutionError(
-                f"level, mpp and power exclude each other, got {' and '.join(given)}; give one"
+                f"level, mpp, power and spacing exclude each other, got {' and '.join(given)}; give one"
             )
         if mpp is not None:
             pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(mpp)
@@ -65,6 +70,8 @@ class Resolution:
             if not (np.isfinite(power) and power > 0):
                 raise ResolutionError(f"power must be a positive number, got {power!r}")
             return cls(power=float(power))
+        if spacing is not None:
+            return cls(spacing=spacing_of(spacing))
         if level is None:
             level = 0
         if int(level) != level or level < 0:
@@ -76,4 +83,6 @@ class Resolution:
             return f"mpp={self.mpp[0]:g}" if self.mpp[0] == self.mpp[1] else f"mpp={self.mpp}"
         if self.power is not None:
             return f"power={self.power:g}"
+        if self.spacing is not None:
+            return f"spacing={self.spacing}"
         return f"level={self.level}"

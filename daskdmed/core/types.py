@@ -7,7 +7,7 @@ Not covered: the values themselves, `daskdmed.core.region`, `daskdmed.core.resol
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
@@ -21,3 +21,4 @@ OnTileError: TypeAlias = Literal["raise", "fill"]
 LevelLike: TypeAlias = int | Callable[[Any], int]
 MppLike: TypeAlias = float | tuple[float, float] | Callable[[Any], float]
 PowerLike: TypeAlias = float | Callable[[Any], float]
+SpacingLike: TypeAlias = float | Sequence[float | None] | Callable[[Any], Any]

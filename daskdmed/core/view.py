@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from daskdmed.core import buffers
-from daskdmed.core.errors import GeometryError
+from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
@@ -101,11 +102,19 @@ class ImageView:
         return self.uri or f"array of shape {self.shape}"
 
     @property
+    def space(self) -> Space | None:
+        """Where the voxels of a volume lie in the patient; None when unknown, and for planes."""
+        return None
+
+    @property
     def spacing(self) -> tuple[float, ...] | None:
         """Millimeters per pixel along each spatial axis, array order; None when unknown.
 
-        For planes it says what `mpp` says, in other units and order.
+        For planes it says what `mpp` says, in other units and order; for volumes with a `space`
+        what that says.
         """
+        if self.space is not None:
+            return self.space.spacing
         return None if self.mpp is None else (self.mpp[1] / 1000, self.mpp[0] / 1000)
 
     @property
@@ -252,3 +261,22 @@ class ImageView:
     def delivery(self, region: Region) -> da.Array:
         """What has to be computed on the cluster that `remote` names, to be `attached`."""
         raise NotImplementedError(f"{type(self).__name__} holds nothing that is persisted")
+
+
+def background_of(view: ImageView, given: Any = None) -> Array:
+    """Value of pixels outside a view, shape (c,) or (): what was given, else white for three
+    channels of uint8 and 0 for others.
+
+    UsageError for signed integers when nobody said what is empty in them.
+    """
+    if given is not None:
+        values = np.asarray(given, view.dtype).reshape(-1)
+        return np.broadcast_to(values, view.channel_shape or (1,)).reshape(view.channel_shape)
+    if view.dtype.kind == "i":
+        raise UsageError(
+            f"{view.name}: pixels outside the image are needed, and signed integers do not "
+            f"tell what is empty ({view.dtype}: -1024, air, in CT; 0 in a map of labels); "
+            "give it, Record(..., background=-1024), or avoid padding"
+        )
+    white = view.channel_shape == (3,) and view.dtype == np.uint8
+    return np.full(view.channel_shape, 255 if white else 0, view.dtype)

@@ -21,8 +21,9 @@ from dask.base import tokenize
 
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array
-from daskdmed.core.view import ImageView
+from daskdmed.core.view import ImageView, background_of
 
 
 class ArrayView(ImageView):
@@ -39,6 +40,8 @@ class ArrayView(ImageView):
     spacing : sequence of float, optional
         Millimeters per pixel along each spatial axis, array order; one number counts for
         every axis. For planes it says what `mpp` says; not both.
+    space : Space, optional
+        Where the voxels of a volume lie, in the place of `spacing`.
     background : number or sequence of numbers, optional
         Value of the pixels outside the image, one or one per channel. Default white for
         three channels of uint8, 0 for other unsigned integers, bools and floats; signed
@@ -60,6 +63,7 @@ class ArrayView(ImageView):
         mpp: tuple[float, float] | None = None,
         *,
         spacing: float | Sequence[float] | None = None,
+        space: Space | None = None,
         background: Any = None,
     ) -> None:
         if not spatial_ndim <= array.ndim <= spatial_ndim + 1:
@@ -79,12 +83,18 @@ class ArrayView(ImageView):
         self._shape = tuple(int(s) for s in array.shape)
         self.spatial_ndim = spatial_ndim
         self._spacing = None if spacing is None else _per_axis(spacing, spatial_ndim)
+        self._space = space
+        if space is not None and (space.shape != self._shape[:spatial_ndim] or spacing is not None):
+            raise GeometryError(
+                f"an array of shape {self._shape}, spacing={spacing}, does not lie in {space}"
+            )
         if self._spacing is not None and spatial_ndim == 2 and mpp is None:
             mpp = (self._spacing[1] * 1000, self._spacing[0] * 1000)
         self.mpp = mpp
         self._background = None if background is None else self._checked(background)
         told = None if self._background is None else self._background.tolist()
-        self.token = tokenize("array-view", array, spatial_ndim, mpp, self._spacing, told)
+        facts = (self._spacing, told) if space is None else (self._spacing, told, space)
+        self.token = tokenize("array-view", array, spatial_ndim, mpp, *facts)
         #: the region of the image that `array` holds
         self._held = Region.of(self._shape[:spatial_ndim])
 
@@ -112,6 +122,16 @@ class ArrayView(ImageView):
         return (1.0,) * self.spatial_ndim
 
     @property
+    def given_background(self) -> tuple[float, ...] | None:
+        """The value outside that the user gave, one per channel."""
+        return None if self._background is None else tuple(self._background.reshape(-1).tolist())
+
+    @property
+    def space(self) -> Space | None:
+        """Where the voxels lie in the patient; None when unknown."""
+        return self._space
+
+    @property
     def spacing(self) -> tuple[float, ...] | None:
         """Millimeters per pixel along each spatial axis, array order; None when unknown."""
         return super().spacing if self._spacing is None else self._spacing
@@ -120,16 +140,7 @@ class ArrayView(ImageView):
     def background(self) -> Array:
         """Value of pixels outside the image: shape (c,) or () without channels. An error for signed
         integers, when nobody said what is empty in them."""
-        if self._background is not None:
-            return self._background
-        if self.dtype.kind == "i":
-            raise UsageError(
-                f"{self.name}: pixels outside the image are needed, and signed integers do not "
-                f"tell what is empty ({self.dtype}: -1024, air, in CT; 0 in a map of labels); "
-                "give it, Record(array=x, background=-1024), or avoid padding"
-            )
-        white = self.channel_shape == (3,) and self.dtype == np.uint8
-        return np.full(self.channel_shape, 255 if white else 0, self.dtype)
+        return background_of(self, self._background)
 
     def as_labels(self) -> ArrayView:
         """The same array as a map of labels, outside of which there is 0, if nothing else."""

@@ -28,7 +28,8 @@ DEFAULT_LIMIT = 128
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """What an open reader is known by; `image` is one of several in the file, "" the usual one."""
+    """What an open reader is known by; `image` is one of several in the file, "" the usual one, or
+    the text of `VolumeOptions`."""
 
     uri: str
     backend: str
@@ -171,17 +172,20 @@ class FileCache:
 
 def open_reader(key: FileKey) -> Reader:
     """Open a file again, making sure that it is still the same."""
-    from daskdmed.images.registry import get_backend, open_image
+    from daskdmed.images.protocols import VolumeOptions
+    from daskdmed.images.registry import fingerprint_of, get_backend, kind_of, open_image
 
     backend = get_backend(key.backend)
-    found = backend.fingerprint(key.uri)
+    is_volume = kind_of(backend) == "volume"
+    what = VolumeOptions.parse(key.image) if is_volume else key.image
+    found = fingerprint_of(backend, key.uri, what)
     if found != key.fingerprint:
         raise ImageError.of(
             key.uri,
-            f"the file changed since the slide was opened (it was "
-            f"{key.fingerprint}, it is {found}); open the slide again",
+            f"the file changed since it was opened (it was {key.fingerprint}, it is {found}); "
+            "open it again",
         )
-    return open_image(backend, key.uri, key.image)
+    return open_image(backend, key.uri, what)
 
 
 def _stamp(uri: str) -> object:

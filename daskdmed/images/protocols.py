@@ -8,13 +8,15 @@ it with `daskdmed.testing.BackendConformance`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import FailedTile
 
@@ -64,6 +66,50 @@ class SlideInfo:
     def background_value(self) -> Array:
         """The background as an array, shape (channels,)."""
         return np.asarray(self.background, self.numpy_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo(SlideInfo):
+    """What is known of a volume once it is open: levels are (z, y, x, channels).
+
+    `background` is one value per channel, or () when nobody knows what is empty in it, as of CT
+    whose air is -1024. Volumes have no `mpp` and no `power`.
+    """
+
+    #: where level 0 lies; None when the file does not say
+    space: Space | None = None
+    #: millimeters per voxel (z, y, x) of files that say this and no more
+    voxel_size: tuple[float, float, float] | None = None
+    #: whether users see the channel axis of `levels`; False where it has length 1 only because
+    #: readers always give one
+    has_channels: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """Which volume of a file, a folder or a list of files, as `daskdmed.open_volume` is told."""
+
+    series: str | None = None
+    dataset: str | None = None
+    #: a time point, or "channels" for all of them as channels
+    time: int | str | None = None
+    on_gap: str = "raise"
+    #: of a list: the names of its files in the folder that is opened
+    files: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Everything that is not as usual, as text; "" when nothing is. The inverse of `parse`."""
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        usual = VolumeOptions()
+        odd = {name: v for name, v in said.items() if v != getattr(usual, name)}
+        return json.dumps(odd, sort_keys=True) if odd else ""
+
+    @classmethod
+    def parse(cls, text: str) -> VolumeOptions:
+        """Of a `text`."""
+        said = json.loads(text) if text else {}
+        return cls(**{**said, "files": tuple(said.get("files", ()))})
 
 
 @runtime_checkable
@@ -129,6 +175,10 @@ class Backend(Protocol):
 
     One that knows several images in a file also has ``open_image(uri, image)``, which opens that
     of a name or number, both as str (`daskdmed.images.readers.choose_image`).
+
+    One of volumes has ``kind = "volume"``, gives readers whose `info` is a `VolumeInfo`, and has
+    ``open_volume(uri, options)`` with `VolumeOptions` in the place of `open`; its `fingerprint`
+    takes the options as a second argument.
     """
 
     #: name under which users choose it, ``open_slide(uri, backend=name)``

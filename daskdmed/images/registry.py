@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
+from typing import Any, TypeAlias
 
 from daskdmed.core.errors import (
     CorruptImageError,
@@ -25,15 +26,18 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
-from daskdmed.images.protocols import Backend, Reader
+from daskdmed.images.protocols import Backend, Reader, VolumeOptions
 from daskdmed.images.source import FinalError, fingerprint
 
 _log = logging.getLogger("daskdmed.images")
+#: what is opened of a file: an image by name or number, "" the usual one; or a volume
+What: TypeAlias = str | VolumeOptions
 GROUP = "daskdmed.readers"
 _BUILT_IN = {
     "tiff": "daskdmed.images.tiff:TiffBackend",
     "zarr": "daskdmed.images.ngff:ZarrBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
+    "npy": "daskdmed.images.volumes.npy:NpyBackend",
 }
 
 
@@ -81,8 +85,13 @@ def get_backend(name: str) -> Backend:
         ) from exc
 
 
-def candidates(uri: str) -> list[tuple[str, Backend]]:
-    """Backends that accept a file, best first, each with its registered name."""
+def kind_of(backend: Backend) -> str:
+    """Whether a backend gives slides or volumes."""
+    return getattr(backend, "kind", "slide")
+
+
+def candidates(uri: str, kind: str = "slide") -> list[tuple[str, Backend]]:
+    """Backends of slides or of volumes that accept a file, best first, with registered names."""
     found = []
     for name in backend_names():
         try:
@@ -90,17 +99,18 @@ def candidates(uri: str) -> list[tuple[str, Backend]]:
         except MissingExtraError as exc:
             _log.debug("backend %s is not there: %s", name, exc)
             continue
-        if backend.accepts(uri):
+        if kind_of(backend) == kind and backend.accepts(uri):
             found.append((backend.priority, name, backend))
     return [(name, backend) for _, name, backend in sorted(found, key=lambda f: f[:2])]
 
 
-def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
+def choose_backend(uri: str, what: What = "") -> tuple[str, Reader]:
     """The registered name and the open reader of the first backend that can open a file.
 
     The error of the first that knows the format counts; where none does, the message gives each
     one's reason.
     """
+    kind = "volume" if isinstance(what, VolumeOptions) else "slide"
     if not is_remote(uri):
         fingerprint(uri)  # says plainly that the file is not there
         if os.path.isfile(uri) and os.path.getsize(uri) == 0:
@@ -109,10 +119,10 @@ def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
             )
     reasons = []
     is_known = False
-    tried = candidates(uri)
+    tried = candidates(uri, kind)
     for name, backend in tried:
         try:
-            reader = open_image(backend, uri, image)
+            reader = open_image(backend, uri, what)
             if is_known:
                 _try_out(reader, uri)
             return name, reader
@@ -127,16 +137,39 @@ def choose_backend(uri: str, image: str = "") -> tuple[str, Reader]:
             reasons.append(f"{name}: {exc}")
     if not tried and is_remote(uri):
         fingerprint(uri)
-    rest = [n for n in backend_names() if n not in dict(tried)]
+    rest = [n for n in _of_kind(kind) if n not in dict(tried)]
     if rest:
         reasons.append(f"{', '.join(rest)}: not a file of theirs, or not installed")
     raise UnsupportedImageError(
         f"{uri}: no backend reads this file. "
         + "; ".join(reasons)
-        + ". Check that it is a slide; vendor formats beyond TIFF need "
-        "pip install 'daskdmed[openslide]'",
+        + f". Check that it is a {kind}; "
+        + _REMEDIES[kind],
         uri=uri,
     )
+
+
+_REMEDIES = {
+    "slide": "vendor formats beyond TIFF need pip install 'daskdmed[openslide]'",
+    "volume": "NIfTI, DICOM and HDF5 need pip install 'daskdmed[volumes]'",
+}
+
+
+def _of_kind(kind: str) -> list[str]:
+    """Backends of slides or volumes; those that cannot be imported may be of either."""
+    found = []
+    for name in backend_names():
+        try:
+            if kind_of(get_backend(name)) == kind:
+                found.append(name)
+        except MissingExtraError:
+            found.append(name)
+    return found
+
+
+def holds_volume(uri: str) -> bool:
+    """Whether a file is for backends of volumes only, by its name and first bytes."""
+    return not candidates(uri) and bool(candidates(uri, "volume"))
 
 
 def _try_out(reader: Reader, uri: str) -> None:
@@ -156,22 +189,34 @@ def _try_out(reader: Reader, uri: str) -> None:
         raise UnsupportedImageError.of(uri, cause) from exc
 
 
-def open_image(backend: Backend, uri: str, image: str) -> Reader:
+def open_image(backend: Backend, uri: str, what: What) -> Reader:
     """Open a file, or one of the images in it, with a backend."""
-    if not image:
+    if isinstance(what, VolumeOptions) != (kind_of(backend) == "volume"):
+        other = "open_slide" if isinstance(what, VolumeOptions) else "open_volume"
+        raise UnsupportedImageError.of(
+            uri, f"the backend {backend.name!r} reads {kind_of(backend)}s; use {other}"
+        )
+    if not what:
         return backend.open(uri)
-    opener: Callable[[str, str], Reader] | None = getattr(backend, "open_image", None)
+    name = "open_volume" if isinstance(what, VolumeOptions) else "open_image"
+    opener: Callable[[str, What], Reader] | None = getattr(backend, name, None)
     if opener is None:
         raise UnsupportedImageError.of(
             uri,
-            f"the backend {backend.name!r} knows one image per file, image={image!r} is "
+            f"the backend {backend.name!r} knows one image per file, image={what!r} is "
             "none of it; leave image= away",
         )
-    return opener(uri, image)
+    return opener(uri, what)
 
 
-def open_with(uri: str, backend: str | None, image: str = "") -> tuple[str, Reader]:
+def open_with(uri: str, backend: str | None, what: What = "") -> tuple[str, Reader]:
     """Open a file with a named backend, or with the first that can."""
     if backend is None:
-        return choose_backend(uri, image)
-    return backend, open_image(get_backend(backend), uri, image)
+        return choose_backend(uri, what)
+    return backend, open_image(get_backend(backend), uri, what)
+
+
+def fingerprint_of(backend: Backend, uri: str, what: What = "") -> str:
+    """A backend's fingerprint of a file; of volumes also of which files are meant."""
+    also: tuple[Any, ...] = (what,) if isinstance(what, VolumeOptions) else ()
+    return backend.fingerprint(uri, *also)

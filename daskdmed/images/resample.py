@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +139,43 @@ def resample_region(
                 place = (slice(begin - top, end - top), *(place for place, _ in cell))
                 _reduce(rows[(slice(None), *cut)], [first, *taps], target[place])
     return out
+
+
+def resample_labels(
+    region: Region,
+    scale: Sequence[float],
+    source_shape: Sequence[int],
+    tile_rows: int,
+    read: Callable[[Region], Array],
+    out: Array,
+) -> Array:
+    """The same of a map of labels: the one that most of a pixel's area has, the smallest of equals.
+
+    So labels that are no neighbours as numbers are never blended into a third one.
+    """
+    if not region.size:
+        return out
+    needed = source_region(region, scale, source_shape)
+    source = read(needed)
+    best = np.full(out.shape, -1, np.float32)
+    share = np.empty(out.shape, np.float32)
+    for label in np.unique(source):
+
+        def one(part: Region, label: Any = label) -> Array:
+            return np.asarray(source[part.local_to(needed).slices] == label, np.float32)
+
+        resample_region(region, scale, source_shape, needed.shape[0], one, share)
+        # sums of weights differ in their last bits; of equal areas the smaller label stays
+        wins = share > best + 1e-4
+        out[wins], best[wins] = label, share[wins]
+    return out
+
+
+def source_region(region: Region, scale: Sequence[float], source_shape: Sequence[int]) -> Region:
+    """The pixels of the source that a region, which is not empty, is made of."""
+    axes = zip(region.origin, region.stop, scale, source_shape, strict=True)
+    taps = [axis_taps(*axis) for axis in axes]
+    return Region.between([t.start for t in taps], [t.stop for t in taps])
 
 
 def area_means(view: ImageView, shape: Sequence[int]) -> Array:
