@@ -27,9 +27,12 @@ from .cohort.tissue.find import tissue_masks as tissue_masks
 from .cohort.tissue.mask import TissueMask as TissueMask
 from .core.errors import DaskdmedError as DaskdmedError
 from .core.region import Region as Region
+from .core.space import Space as Space
 from .images.slide import Slide as Slide
 from .images.slide import open_slide as open_slide
 from .images.slide import open_slides as open_slides
+from .images.volumes.volume import Volume as Volume
+from .images.volumes.volume import open_volume as open_volume
 from .inference.dense.predict import predict as predict
 from .inference.heatmap import heatmap as heatmap
 from .inference.infer import infer as infer

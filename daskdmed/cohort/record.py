@@ -372,10 +372,11 @@ def view_of(
     if isinstance(image, Record):
         asked = Resolution(level=0) if wanted.spacing is not None else wanted
         return view_of_array(image._array_view(asked, spatial_ndim), wanted.spacing, orientation)
-    if spatial_ndim not in (None, 2 if isinstance(image, Slide) else 3):
+    has = 2 if isinstance(image, Slide) else 3
+    if spatial_ndim not in (None, has):
         raise DatasetError(
-            f"{image.uri}: {'slides have 2 spatial axes' if isinstance(image, Slide) else 'volumes have 3'}, "
-            f"asked for {spatial_ndim}; give sizes with one number per axis"
+            f"{image.uri}: a {'slide' if has == 2 else 'volume'} has {has} spatial axes, asked for "
+            f"{spatial_ndim}; give sizes with one number per axis"
         )
     if isinstance(image, Slide):
         if wanted.spacing is not None or orientation is not None:

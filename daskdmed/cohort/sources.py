@@ -44,10 +44,10 @@ from daskdmed.images.volumes.volume import Volume
 logger = logging.getLogger("daskdmed.cohort")
 T = TypeVar("T")
 
+#: one image that is open
+Opened: TypeAlias = Slide | Volume | ImageView
 #: one image, as users give it
-ImageLike: TypeAlias = (
-    "Patient | Record | Slide | Volume | ImageView | PathLike | da.Array | Array | Any"
-)
+ImageLike: TypeAlias = "Patient | Record | Opened | PathLike | da.Array | Array | Any"
 #: one image or many
 ImagesLike: TypeAlias = "Dataset | ImageLike | Sequence[ImageLike]"
 
@@ -56,8 +56,8 @@ _OWN_FAULT = (DaskdmedError, OSError, ValueError, TypeError, LookupError)
 #: what no other image would fare better with
 _COMMON_FAULT = (StoreError, BudgetError)
 _TAKEN = (
-    "images are given as a Dataset, a Patient, a Record, a Slide, a Volume, a view, a path or URL, a Dask, "
-    "NumPy or Zarr array, or a list of these; got {}"
+    "images are given as a Dataset, a Patient, a Record, a Slide, a Volume, a view, a path or URL, a "
+    "Dask, NumPy or Zarr array, or a list of these; got {}"
 )
 
 
@@ -72,7 +72,7 @@ class Images(Sequence[Image]):
         self,
         dataset: Dataset,
         request: Request,
-        given: Mapping[str, Slide | Volume | ImageView],
+        given: Mapping[str, Opened],
         single: bool,
     ) -> None:
         self.dataset, self.request, self.single = dataset, request, single
@@ -150,9 +150,7 @@ def images_of(source: ImagesLike, request: Request | None = None) -> Images:
     return Images(Dataset("images", patients), request, given, single=not many)
 
 
-def _as_patient(
-    image: Any, unnamed: str, where: str
-) -> tuple[Patient, Slide | Volume | ImageView | None]:
+def _as_patient(image: Any, unnamed: str, where: str) -> tuple[Patient, Opened | None]:
     """The patient of one image, and the image if it is open already."""
     if isinstance(image, Patient):
         return image, None
@@ -162,7 +160,7 @@ def _as_patient(
     return Patient(key, {name: record}), opened
 
 
-def _as_record(image: Any, where: str) -> tuple[Record, Slide | Volume | ImageView | None]:
+def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
     if isinstance(image, Record):
         return image, None
     if isinstance(image, (str, os.PathLike)) and os.fspath(image):

@@ -59,7 +59,8 @@ class Resolution:
             given.append("level")
         if len(given) > 1:
             raise ResolutionError(
-                f"level, mpp, power and spacing exclude each other, got {' and '.join(given)}; give one"
+                f"level, mpp, power and spacing exclude each other, got {' and '.join(given)}; "
+                "give one"
             )
         if mpp is not None:
             pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(mpp)
