@@ -56,8 +56,8 @@ _OWN_FAULT = (DaskdmedError, OSError, ValueError, TypeError, LookupError)
 #: what no other image would fare better with
 _COMMON_FAULT = (StoreError, BudgetError)
 _TAKEN = (
-    "images are given as a Dataset, a Patient, a Record, a Slide, a Volume, a view, a path or URL, a "
-    "Dask, NumPy or Zarr array, or a list of these; got {}"
+    "images are given as a Dataset, a Patient, a Record, a Slide, a Volume, a view, a path or "
+    "URL, a Dask, NumPy or Zarr array, or a list of these; got {}"
 )
 
 
