@@ -84,6 +84,12 @@ class VolumeInfo(SlideInfo):
     #: readers always give one
     has_channels: bool = False
 
+    @property
+    def background_value(self) -> Array:
+        """What parts that cannot be read are filled with: the background, or 0 without one."""
+        known = self.background or (0,) * self.levels[0].shape[-1]
+        return np.asarray(known, self.numpy_dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeOptions:

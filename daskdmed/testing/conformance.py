@@ -11,10 +11,9 @@ import itertools
 import math
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -29,11 +28,11 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
-from daskdmed.images.protocols import Backend, Reader
+from daskdmed.images.protocols import Backend, Reader, VolumeInfo
+from daskdmed.images.registry import kind_of
+from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.volumes.volume import Volume, open_volume
 from daskdmed.testing.arrays import assert_same_pixels
-
-if TYPE_CHECKING:
-    from daskdmed.images.slide import Slide
 
 
 class BackendConformance:
@@ -49,8 +48,8 @@ class BackendConformance:
     atol : int
         Largest difference between a pixel read and its reference, for lossy formats.
     through_slide : bool
-        Also test through `daskdmed.open_slide`, which needs the entry point to be
-        installed. True by default.
+        Also test through `daskdmed.open_slide`, or `open_volume`, which needs the entry point
+        to be installed. True by default.
 
     Examples
     --------
@@ -150,7 +149,8 @@ class BackendConformance:
             assert len(level.tile_shape) == len(full)
             assert min(level.tile_shape) > 0
         assert info.numpy_dtype == levels[0].dtype
-        assert len(info.background) == channels
+        unknown = isinstance(info, VolumeInfo) and not info.background
+        assert unknown or len(info.background) == channels
         if info.mpp is not None:
             assert len(info.mpp) == 2
             assert min(info.mpp) > 0
@@ -301,32 +301,45 @@ class BackendConformance:
         assert {(failed.level, failed.tile) for failed in reader.failed_tiles} == {(0, tile)}
         reader.close()
 
-    def test_slide_survives_pickling(self, image: tuple[str, list[Array]]) -> None:
-        _, levels = image
-        slide = self._open_slide(image)
-        copy = pickle.loads(pickle.dumps(slide))
-        assert copy == slide
-        height, width = levels[0].shape[:2]
-        for one in (slide, copy):
-            actual = one.read_region((0, 0), 0, (width, height))
-            self._same(actual, levels[0], "read_region of the whole of level 0")
+    def test_opened_survives_pickling(self, image: tuple[str, list[Array]]) -> None:
+        opened = self._open(image)
+        copy = pickle.loads(pickle.dumps(opened))
+        assert copy == opened
+        for one in (opened, copy):
+            view = one.view(level=0)
+            actual = view.read(Region.of(view.spatial_shape))
+            self._same(self._seen(actual), image[1][0], "the whole of level 0")
         copy.close()
-        slide.close()
+        opened.close()
 
-    def test_slide_to_dask(self, image: tuple[str, list[Array]]) -> None:
-        with self._open_slide(image) as slide:
+    def test_read_region(self, image: tuple[str, list[Array]]) -> None:
+        with self._open(image) as opened:
+            if not isinstance(opened, Slide):
+                pytest.skip("slides have read_region")
+            height, width = image[1][0].shape[:2]
+            actual = opened.read_region((0, 0), 0, (width, height))
+            self._same(actual, image[1][0], "read_region of the whole of level 0")
+
+    def test_to_dask(self, image: tuple[str, list[Array]]) -> None:
+        with self._open(image) as opened:
             for level, expected in enumerate(image[1]):
-                actual = slide.to_dask(level, chunks=256).compute(scheduler="threads")
-                self._same(actual, expected, f"to_dask of level {level}")
+                actual = opened.to_dask(level, chunks=256).compute(scheduler="threads")
+                self._same(self._seen(actual), expected, f"to_dask of level {level}")
 
     # -- helpers -----------------------------------------------------------------------
 
-    def _open_slide(self, image: tuple[str, list[Array]]) -> Slide:
-        if not self.through_slide or image[1][0].ndim != 3:
+    def _open(self, image: tuple[str, list[Array]]) -> Slide | Volume:
+        volume = kind_of(self.backend) == "volume"
+        if not self.through_slide or image[1][0].ndim != (4 if volume else 3):
             pytest.skip("through_slide is False, or the image is no plane")
-        from daskdmed.images.slide import open_slide
+        opener: Callable[..., Slide | Volume] = open_volume if volume else open_slide
+        return opener(image[0], backend=self.backend.name)
 
-        return open_slide(image[0], backend=self.backend.name)
+    def _seen(self, actual: Array) -> Array:
+        """With the channel axis that readers always give, and users do not always see."""
+        return (
+            actual[..., None] if kind_of(self.backend) == "volume" and actual.ndim == 3 else actual
+        )
 
     def _same(self, actual: Array, expected: Array, what: str) -> None:
         assert_same_pixels(actual, expected, atol=self.atol, what=what)
