@@ -153,6 +153,8 @@ class Record:
         steps = None if spacing is None else _as_spacing(spacing, mpp)
         if steps is not None and len(steps) > 1:
             spatial_ndim = spatial_ndim or len(steps)
+        if space is not None:
+            spatial_ndim = spatial_ndim or 3
         lazy = None if array is None else as_dask(array, spatial_ndim)
         if lazy is not None and backend is not None:
             raise DatasetError(f"backend={backend!r} is for files, this record is an array")

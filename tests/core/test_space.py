@@ -77,7 +77,8 @@ def test_spaces_are_compared_in_voxels():
     space = Space(np.diag([3.0, 1, 1, 1]), SHAPE)
     moved = np.array(space.affine)
     moved[0, 3] += 0.02  # millimeters along an axis of 3 mm
-    assert space.isclose(Space(moved, SHAPE)) and not space.isclose(Space(moved, SHAPE), 0.005)
+    assert space.isclose(Space(moved, SHAPE))
+    assert not space.isclose(Space(moved, SHAPE), 0.005)
     moved[1, 3] += 0.02  # the same along an axis of 1 mm
     assert not space.isclose(Space(moved, SHAPE))
     turned = np.array(space.affine)
@@ -89,7 +90,9 @@ def test_spaces_are_compared_in_voxels():
 def test_a_value():
     space = Space(np.diag([-3.0, 1, 2, 1]), [5, 7, 9])
     again = pickle.loads(pickle.dumps(space))
-    assert space == again and hash(space) == hash(again) and space != Space(np.eye(4), SHAPE)
+    assert space == again
+    assert hash(space) == hash(again)
+    assert space != Space(np.eye(4), SHAPE)
     assert tokenize(space) == tokenize(again) != tokenize(Space(np.eye(4), SHAPE))
     for one in (space, again):
         with pytest.raises(ValueError, match="read-only"):

@@ -61,7 +61,8 @@ def test_orientations(path, orientation, seed):
     expected = turned(VALUES, orientation)
     for record in sources(path):
         view = record.view(orientation=orientation)
-        assert view.shape == expected.shape and view.space.orientation == orientation
+        assert view.shape == expected.shape
+        assert view.space.orientation == orientation
         start = rng.integers(-3, expected.shape)
         region = Region(tuple(map(int, start)), tuple(map(int, rng.integers(1, 9, 3))))
         around = np.pad(expected, 20, constant_values=-1024)
@@ -123,8 +124,12 @@ def test_labels_are_never_blended(spacing):
 
 def test_open_volume(path):
     volume = open_volume(path)
-    assert volume.shape == SHAPE and volume.dtype == np.int16 and volume.space is None
-    assert volume.channels is None and volume.spacing is None and volume.backend == "npy"
+    assert volume.shape == SHAPE
+    assert volume.dtype == np.int16
+    assert volume.space is None
+    assert volume.channels is None
+    assert volume.spacing is None
+    assert volume.backend == "npy"
     np.testing.assert_array_equal(volume.read((1, 2, 3), (2, 3, 4)), VALUES[1:3, 2:5, 3:7])
     lazy = volume.to_dask(chunks=(4, 5, 6))
     np.testing.assert_array_equal(lazy.compute(), VALUES)
@@ -136,7 +141,8 @@ def test_open_volume(path):
         known.to_dask(spacing=2, orientation="RAS").shape
         == known.space.reorient("SAR").resample(2).shape
     )
-    assert "6 x 10 x 14 voxels" in repr(known) and SPACE.axcodes in repr(known)
+    assert "6 x 10 x 14 voxels" in repr(known)
+    assert SPACE.axcodes in repr(known)
 
 
 def test_time_points_and_channels(tmp_path):
@@ -172,7 +178,8 @@ def test_what_nobody_said_is_asked_for(path):
     with pytest.raises(GeometryError, match="outside"):
         volume.read((0, 0, 0), (9, 9, 99))
     spaced = Record(path, spacing=(4, 2, 1))
-    assert spaced.view(spacing=4).shape == (6, 5, 4) and spaced.view().spacing == (4, 2, 1)
+    assert spaced.view(spacing=4).shape == (6, 5, 4)
+    assert spaced.view().spacing == (4, 2, 1)
 
 
 def test_slides_and_volumes_are_told_apart(path):
