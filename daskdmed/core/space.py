@@ -108,7 +108,7 @@ class Space:
         """The part that begins at voxel `origin` (z, y, x), which may lie outside."""
         return self._with(np.eye(3), origin, shape)
 
-    def reorient(self, axcodes: str) -> Space:
+    def reorient(self, axcodes: Any) -> Space:
         """The same voxels with axes that grow as `axcodes` says, array order (z, y, x): nothing is
         interpolated."""
         order, flips = self.permutation(axcodes)
@@ -119,7 +119,7 @@ class Space:
             origin[axis] = self.shape[axis] - 1 if flip else 0
         return self._with(steps, origin, shape)
 
-    def permutation(self, axcodes: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    def permutation(self, axcodes: Any) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
         """How `reorient` does it: the present axis that each new one is, and whether it is
         flipped. ResolutionError for what is no orientation."""
         wanted = [_AXES.get(letter) for letter in axcodes] if isinstance(axcodes, str) else []
@@ -130,7 +130,7 @@ class Space:
             )
         mine = self._directions
         at = {world: axis for axis, (world, _) in enumerate(mine)}
-        order = tuple(at[world] for world in wanted if world is not None)
+        order = tuple(at[_AXES[letter]] for letter in axcodes)
         flips = tuple(
             (mine[axis][1] > 0) != (letter == _LETTERS[mine[axis][0]][1])
             for axis, letter in zip(order, axcodes, strict=True)

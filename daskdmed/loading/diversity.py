@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.core.types import Array
+from daskdmed.images.slide import Slide
 from daskdmed.loading.chunks import Provenance, SmallChunks
 from daskdmed.persistence.catalogue import Catalogue, Entry
 
@@ -247,8 +248,7 @@ def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -
 
 
 def _thumbnail(entry: Entry) -> Any:
-    """A small picture of a file record; None for arrays, whose pixels may be anything."""
+    """A small picture of a slide; None for volumes, and arrays, whose pixels may be anything."""
     record = entry.patient.record(entry.record)
-    if record.uri is None:
-        return None
-    return record.open().get_thumbnail((1024, 1024))
+    opened = None if record.uri is None else record.open()
+    return opened.get_thumbnail((1024, 1024)) if isinstance(opened, Slide) else None

@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, predict
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, predict, read_annotations
 from daskdmed.core.region import Region
 from daskdmed.errors import DatasetError, GeometryError, ResolutionError, UsageError
 from daskdmed.images.arrayview import ArrayView
@@ -72,10 +72,11 @@ def test_a_spacing_that_cannot_be_meant_is_refused():
             Record(array=volume, spacing=spacing)
     with pytest.raises(ResolutionError, match="give one"):
         Record(array=volume[0], spacing=1, mpp=0.5)
-    with pytest.raises(DatasetError, match="for arrays"):
-        Record("a.svs", spacing=1)
-    with pytest.raises(DatasetError, match="for arrays"):
-        Record("a.svs", background=0)
+    one = {"spacing": 1}
+    with pytest.raises(DatasetError, match="spacing mean nothing beside annotations="):
+        Record(
+            annotations=read_annotations(b'{"type": "FeatureCollection", "features": []}'), **one
+        )
     with pytest.raises(GeometryError, match="3 positive numbers"):
         ArrayView(da.from_array(volume), 3, spacing=(1, 2))
 

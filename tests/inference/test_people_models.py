@@ -247,7 +247,7 @@ def test_values_that_are_not_finite_name_their_windows(bad):
     with pytest.raises(UsageError, match="NaN or infinite") as caught:
         heatmap(pixels, model, kernel_size=16, batch_size=6)
     assert "(2, 3) at pixel (32, 48)" in str(caught.value)
-    assert "2 of 6 windows" in str(caught.value)
+    assert "2 of 24 windows" in str(caught.value)  # of a block
     with pytest.raises(UsageError, match="NaN or infinite") as caught:
         predict(pixels, lambda w: np.where(w > 0, bad, w), kernel_size=16, overlap=0, batch_size=6)
     assert "(2, 3) at pixel (32, 48)" in str(caught.value)

@@ -284,8 +284,8 @@ def _matching(record: Record, like: ImageView) -> ImageView:
     if record.array is not None:
         views = [record.view(spatial_ndim=like.spatial_ndim)]
     else:
-        slide = record.open()
-        views = [slide.view(level=number) for number in range(slide.level_count)]
+        opened = record.open(spatial_ndim=like.spatial_ndim)
+        views = [opened.view(level=number) for number in range(len(opened.levels))]
     for view in views:
         if view.spatial_shape == spatial:
             return view

@@ -23,6 +23,7 @@ from daskdmed.images.filecache import cache
 from daskdmed.images.resample import area_means
 from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
+from daskdmed.images.volumes.volume import Volume
 
 #: micrometers per mask pixel, unless the slide is very large or very small
 DEFAULT_UM = 8.0
@@ -69,7 +70,7 @@ def source_of(image: Image) -> Source:
         return _from_slide(opened, image.request.tile_error)
     if isinstance(opened, SlideView):
         return _from_slide(_slide_of(opened), opened.tile_error)
-    return _from_view(opened)
+    return _from_view(opened.view() if isinstance(opened, Volume) else opened)
 
 
 def _slide_of(view: SlideView) -> Slide:

@@ -210,13 +210,17 @@ def turned(
         scale=scale if resampled else None,
         downsample=down,
         placed=space,
-        steps=spacing and tuple(s * d for s, d in zip(spacing, down, strict=True)),
+        steps=None if spacing is None else _times(spacing, down),
         outside=outside,
     )
 
 
+def _times(steps: _Steps, factors: _Steps) -> _Steps:
+    return tuple(s * f for s, f in zip(steps, factors, strict=True))
+
+
 def orient(
-    name: str, space: Space | None, orientation: str | None
+    name: str, space: Space | None, orientation: Any
 ) -> tuple[tuple[int, ...], tuple[bool, ...], Space | None]:
     """Order and flips of axes for an orientation in nibabel's letters, and the space then."""
     if orientation is None:
@@ -252,7 +256,8 @@ def view_of_array(source: ImageView, spacing: Any, orientation: str | None) -> I
             f"{source.name}: spacing= and orientation= are for volumes, (z, y, x); planes take mpp="
         )
     order, flips, space = orient(source.name, source.space, orientation)
-    steps = source.spacing and tuple(source.spacing[axis] for axis in order)
+    own = source.spacing
+    steps = None if own is None else tuple(own[axis] for axis in order)
     given = getattr(source, "given_background", None)
     return turned(
         source,

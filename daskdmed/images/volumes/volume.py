@@ -87,7 +87,7 @@ def open_volume(
             "storage_options= are not taken here yet; set them for fsspec, for example by "
             "FSSPEC_S3_KEY in the environment or fsspec.config.conf"
         )
-    if time is not None and time != "channels" and not (isinstance(time, int) and time >= 0):
+    if not (time in (None, "channels") or (isinstance(time, int) and time >= 0)):
         raise UsageError(f"time is a number from 0 or 'channels', got {time!r}")
     if on_gap not in ("raise", "resample"):
         raise UsageError(f"on_gap is 'raise' or 'resample', got {on_gap!r}")
@@ -249,7 +249,8 @@ class Volume(OfFile):
                 f"levels 0 to {len(self.levels) - 1}"
             )
         order, flips, space = orient(self.uri, self.space, orientation)
-        steps = self.spacing and tuple(self.spacing[axis] for axis in order)
+        own = self.spacing
+        steps = None if own is None else tuple(own[axis] for axis in order)
         wanted = downsample_for(self.uri, spacing, steps)
         if spacing is None:
             wanted = tuple(self.levels[level].downsample[axis] for axis in order)
