@@ -7,9 +7,11 @@ whether it is right.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import dask
@@ -37,6 +39,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def workers_are_forks() -> Iterator[None]:
+    """Worker processes are forks of one that has imported what they need: that is most of a start.
+
+    The server is begun now, so that it is this one that Dask finds.
+    """
+    multiprocessing.set_forkserver_preload(["tests.warm"])
+    forkserver.ensure_running()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def each_texture_is_drawn_once() -> Iterator[None]:
     """The library keeps the last ones of made slides; tests take turns with many."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +69,8 @@ def no_scheduler_is_left() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files beside this one run whole programs: first, so that no process waits for them alone."""
+    """Files beside this one, some of which run whole programs, come first: so that no process
+    waits for them alone."""
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent != here)
 

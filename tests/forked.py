@@ -19,8 +19,7 @@ def run(
     script: Path, folder: Path, environment: Mapping[str, str], arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder; what it printed, and its exit status."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm"])
+    context = multiprocessing.get_context("forkserver")  # begun in conftest.py
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     process = context.Process(
         target=_main, args=(script, folder, dict(environment), list(arguments), out, err)

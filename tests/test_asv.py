@@ -21,6 +21,7 @@ SHARED = ("inputs", "dense", "limits", "scenarios", "peers", "compare", "report"
 
 pytest.importorskip("torch")
 pytest.importorskip("openslide")
+pytestmark = pytest.mark.programs
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,6 +13,7 @@ import pytest
 from tests import forked
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.programs
 EXAMPLES = Path(__file__).parents[1] / "examples"
 #: script -> what its output must match
 SCRIPTS = {
