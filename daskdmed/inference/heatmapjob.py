@@ -192,7 +192,7 @@ def _spec(blocks: WindowBlocks, resolution: Resolution, facts: ModelFacts) -> Re
     }
     counts = tuple(n * c for n, c in zip(grid.counts, cells, strict=True))
     chunk = tuple(n * c for n, c in zip(blocks.shape, cells, strict=True))
-    place = Georeference.of(view, kernel, stride)
+    place = Georeference.of(view, kernel, stride, counts)
     return ResultSpec("heatmap", counts, layout.outputs, chunk, place, view.name, parameters)
 
 

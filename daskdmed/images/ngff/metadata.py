@@ -26,6 +26,15 @@ PALETTE = ("00B4D8", "FF5D5D", "FFD166", "06D6A0", "B388EB", "F4A261", "8ECAE6",
 #: what parsing malformed metadata raises
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 _TYPES = {"c": "channel", "t": "time"}
+#: RFC-4: what an axis that grows towards one of nibabel's letters is called
+ANATOMICAL = {
+    "R": "left-to-right",
+    "L": "right-to-left",
+    "A": "posterior-to-anterior",
+    "P": "anterior-to-posterior",
+    "S": "inferior-to-superior",
+    "I": "superior-to-inferior",
+}
 #: versions 0.1 and 0.2 name no axes, they have these
 _OLD_AXES = "tczyx"
 _SPACE = ("z", "y", "x")
@@ -34,16 +43,21 @@ _SPACE = ("z", "y", "x")
 @dataclass(frozen=True, slots=True)
 class Axis:
     """One axis of an image: "t", "c", "z", "y", "x" or another; of type "time", "channel" or
-    "space"."""
+    "space".
+
+    `orientation` is where it grows to in the patient, as RFC-4 writes it: "left-to-right"...
+    """
 
     name: str
     type: str
     unit: str | None = None
+    orientation: str | None = None
 
     @classmethod
-    def named(cls, name: str, unit: str | None = None) -> Axis:
-        """An axis of the type that its name says: c, t, else space."""
-        return cls(name, _TYPES.get(name, "space"), unit)
+    def named(cls, name: str, unit: str | None = None, letter: str | None = None) -> Axis:
+        """An axis of the type that its name says: c, t, else space; one that grows towards the
+        `letter` R, A, S, L, P or I has an orientation."""
+        return cls(name, _TYPES.get(name, "space"), unit, letter and ANATOMICAL[letter])
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any]) -> Axis:
@@ -52,7 +66,10 @@ class Axis:
             return cls.named(value)
         named, unit = cls.named(str(value["name"])), value.get("unit")
         kind = str(value.get("type") or named.type)
-        return cls(named.name, kind, None if unit is None else str(unit))
+        told = value.get("orientation")
+        found = told.get("value") if isinstance(told, Mapping) else None
+        known = str(found) if found in ANATOMICAL.values() else None
+        return cls(named.name, kind, None if unit is None else str(unit), known)
 
     @property
     def micrometers(self) -> float | None:
@@ -60,8 +77,17 @@ class Axis:
         return micrometers_per(self.unit)
 
     def to_json(self) -> dict[str, Any]:
-        found = {"name": self.name, "type": self.type}
-        return found if self.unit is None else {**found, "unit": self.unit}
+        found: dict[str, Any] = {"name": self.name, "type": self.type}
+        if self.unit is not None:
+            found["unit"] = self.unit
+        if self.orientation is not None:
+            found["orientation"] = {"type": "anatomical", "value": self.orientation}
+        return found
+
+    @property
+    def letter(self) -> str | None:
+        """Where it grows to as nibabel says it: one of R, A, S, L, P, I; None when unknown."""
+        return next((k for k, v in ANATOMICAL.items() if v == self.orientation), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,7 @@ def _spec(
 ) -> ResultSpec:
     """Everything that the values depend on goes into the parameters; `batch_size` does not."""
     plan, blend = mosaic.plan, mosaic.blend
-    place = Georeference.of(view, *mosaic.place)
+    place = Georeference.of(view, *mosaic.place, plan.cells)
     parameters = {
         "image": view.token,
         "shape": view.shape,

@@ -1,7 +1,8 @@
 """Where the cells of a window result lie on its image.
 
-Pure arithmetic, any number of axes, array order. Not covered: what OME-Zarr makes of it
-beyond scale and translation (`daskdmed.images.ngff.metadata`).
+Pure arithmetic, any number of axes, array order. OME-Zarr says scale, translation and the
+anatomical orientation of axes (RFC-4); the exact affine, which may be oblique or sheared, is in
+attributes of our own. Not covered: how OME-Zarr is written (`daskdmed.images.ngff.metadata`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from daskdmed.core.space import Space
+from daskdmed.core.types import Array
 from daskdmed.images.ngff.metadata import OME_VERSION, Axis, LevelPlace, Multiscale, axis_names
 
 if TYPE_CHECKING:
@@ -22,7 +27,8 @@ class Georeference:
 
     `kernel_size` and `stride` of the windows are in pixels at the result's resolution, `downsample`
     are level-0 pixels per such pixel. `mpp` is (x, y) micrometers per pixel, of planes; `spacing`
-    millimeters per pixel and axis, of volumes, not beside `mpp`.
+    millimeters per pixel and axis, of volumes, not beside `mpp`. `space` is where the cells lie in
+    the patient, where that is known of a volume.
     """
 
     kernel_size: tuple[int, ...]
@@ -30,16 +36,27 @@ class Georeference:
     downsample: tuple[float, ...]
     mpp: tuple[float, float] | None = None
     spacing: tuple[float, ...] | None = None
+    space: Space | None = None
 
     @classmethod
     def of(
-        cls, view: ImageView, kernel_size: tuple[int, ...], stride: tuple[int, ...]
+        cls,
+        view: ImageView,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        counts: Sequence[int] | None = None,
     ) -> Georeference:
-        """Of windows of a view, whose extent of a pixel is known or not."""
+        """Of windows of a view, whose extent of a pixel is known or not; `counts` of them say how
+        far their space reaches."""
         mpp, spacing = view.mpp, view.spacing
         if spacing is None or len(spacing) != len(stride) or (mpp is not None and len(stride) == 2):
             spacing = None  # planes say it by mpp
-        return cls(kernel_size, stride, tuple(view.downsample), None if spacing else mpp, spacing)
+        space = None
+        if counts is not None and view.space is not None:
+            steps = _steps(stride, [(k - 1) / 2 for k in kernel_size])
+            space = Space(view.space.affine @ steps, counts)
+        down = tuple(view.downsample)
+        return cls(kernel_size, stride, down, None if spacing else mpp, spacing, space)
 
     @property
     def scale(self) -> tuple[float, ...]:
@@ -48,7 +65,15 @@ class Georeference:
 
     @property
     def translation(self) -> tuple[float, ...]:
-        """Centre of the first window, in the units of `scale`."""
+        """Centre of the first window, in the units of `scale`: from that of the image's first
+        pixel, or with a space along each axis in the patient, so that an axis to the left has
+        the negative of what one to the right has."""
+        if self.space is not None:
+            origin = dict(zip("RAS", self.space.affine[:3, 3].tolist(), strict=True))
+            opposite = dict(zip("LPI", "RAS", strict=True))
+            return tuple(
+                origin[to] if to in origin else -origin[opposite[to]] for to in self.space.axcodes
+            )
         return tuple((k - 1) / 2 * u for k, u in zip(self.kernel_size, self.pixel, strict=True))
 
     @property
@@ -60,6 +85,17 @@ class Georeference:
         if self.mpp is None:
             return (None,) * ndim
         return (None,) * (ndim - 2) + ("micrometer",) * min(ndim, 2)
+
+    @property
+    def level0_affine(self) -> Array | None:
+        """From index of the image's level 0 to RAS+ millimeters, along the axes of the result; None
+        without a space."""
+        if self.space is None:
+            return None
+        cells = _steps(self.stride, [(k - 1) / 2 for k in self.kernel_size])
+        pixels = _steps(self.downsample, [(d - 1) / 2 for d in self.downsample])
+        found: Array = self.space.affine @ np.linalg.inv(pixels @ cells)
+        return found
 
     def extent(self, counts: Sequence[int]) -> tuple[tuple[float, float], ...]:
         """(begin, end) per axis in level-0 pixels of `counts` cells, one stride wide and centred on
@@ -81,8 +117,10 @@ class Georeference:
         extra = 1 if channels else 0
         units = (None,) * extra + self.units
         names = axis_names(ndim, channels)
+        letters = (None,) * ndim if self.space is None else tuple(self.space.axcodes)
+        axes = zip(names, units, (None,) * extra + letters, strict=True)
         return Multiscale(
-            axes=tuple(Axis.named(n, unit) for n, unit in zip(names, units, strict=True)),
+            axes=tuple(Axis.named(*axis) for axis in axes),
             levels=(
                 LevelPlace(path, (1.0,) * extra + self.scale, (0.0,) * extra + self.translation),
             ),
@@ -97,17 +135,24 @@ class Georeference:
             "downsample": list(self.downsample),
             "mpp": None if self.mpp is None else list(self.mpp),
         }
-        return found if self.spacing is None else {**found, "spacing": list(self.spacing)}
+        if self.spacing is not None:
+            found["spacing"] = list(self.spacing)
+        if self.space is not None and self.level0_affine is not None:
+            shape = list(self.space.shape)
+            found["space"] = {"affine": self.space.affine.tolist(), "shape": shape}
+            found["level0"] = {"affine": self.level0_affine.tolist()}
+        return found
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Georeference:
-        spacing = value.get("spacing")
+        spacing, space = value.get("spacing"), value.get("space")
         return cls(
             tuple(value["kernel_size"]),
             tuple(value["stride"]),
             tuple(value["downsample"]),
             None if value["mpp"] is None else (value["mpp"][0], value["mpp"][1]),
             None if spacing is None else tuple(spacing),
+            None if space is None else Space(space["affine"], space["shape"]),
         )
 
     @property
@@ -119,3 +164,10 @@ class Georeference:
             return self.downsample
         x, y = self.mpp
         return ((1.0,) * (len(self.stride) - 2) + (y, x))[-len(self.stride) :]
+
+
+def _steps(steps: Sequence[float], first: Sequence[float]) -> Array:
+    """Homogeneous: of positions that are `steps` apart, the first of which lies at `first`."""
+    moved = np.diag([*map(float, steps), 1.0])
+    moved[:-1, -1] = list(first)
+    return moved
