@@ -204,9 +204,9 @@ class Failure:
     def of(cls, image: Image, error: Exception, where: str = "open") -> Failure:
         """Of an image that could not be used."""
         try:
-            record = image.record.name
+            record = image.record_name
         except DatasetError:
-            record = image.request.record or ""
+            record = image.request.title
         return cls(image.key, record, where, str(error), error)
 
     @property
@@ -278,7 +278,7 @@ class LeftOut:
 
 
 def _whose(image: Image) -> str:
-    name = image.request.record
+    name = image.request.title
     return f"patient {image.key!r}" + (f", record {name!r}" if name else "")
 
 

@@ -22,3 +22,5 @@ LevelLike: TypeAlias = int | Callable[[Any], int]
 MppLike: TypeAlias = float | tuple[float, float] | Callable[[Any], float]
 PowerLike: TypeAlias = float | Callable[[Any], float]
 SpacingLike: TypeAlias = float | Sequence[float | None] | Callable[[Any], Any]
+#: a record by its name, or several whose values become channels
+RecordLike: TypeAlias = str | Sequence[str]

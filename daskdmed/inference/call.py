@@ -31,11 +31,10 @@ class Call:
         self.lazily = not said.get("compute", True)
         check_resources(said["resources"], self.client)
         if self.lazily:
-            how = ("out", "resume", "overwrite", "resources")
-            check_lazy(**{name: said[name] for name in how})
-        request = Request(
-            said["record"], said["level"], said["mpp"], said["power"], axes, said["tile_error"]
-        )
+            writing = ("out", "resume", "overwrite", "resources")
+            check_lazy(**{name: said[name] for name in writing})
+        how = ("record", "level", "mpp", "power", "spacing", "orientation", "tile_error")
+        request = Request(spatial_ndim=axes, **{name: said[name] for name in how})
         self.images = images_of(source, request)
         self.mask_of = self.images.each(said["mask"], "mask")
         self.left_out = LeftOut(said["on_error"], len(self.images))

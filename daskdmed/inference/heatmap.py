@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.sources import Image, ImagesLike
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PathLike,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
@@ -36,6 +45,8 @@ def heatmap(
     level: LevelLike = 0,
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
+    spacing: SpacingLike | None = None,
+    orientation: str | None = None,
     out: PathLike | Store | None = None,
     mask: ArrayLike | Mapping[Any, Any] | Any = None,
     batch_size: int = 64,
@@ -52,7 +63,7 @@ def heatmap(
     channels_last: bool = False,
     output: Output | None = None,
     resources: Mapping[str, float] | None = None,
-    record: str | None = None,
+    record: RecordLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     compute: bool = True,
@@ -84,8 +95,9 @@ def heatmap(
         Extent of a window in pixels at the chosen resolution, array order (y, x).
     stride : int or sequence of int, optional
         Distance between windows, default the kernel size.
-    level, mpp, power
-        The resolution, at most one of them. For a dataset also functions of the patient.
+    level, mpp, power, spacing, orientation
+        The resolution, at most one of the first four, and the orientation of volumes; as for
+        `daskdmed.LightDL`.
     out : path, URL or zarr store, optional
         Where to write; for a dataset the folder that gets one store per image,
         ``<id>/<record>.zarr``, and a report of the run, ``run.json`` and ``run.csv``.
@@ -135,8 +147,9 @@ def heatmap(
         with workers started with ``--resources "GPU=1"``. Blocks are then read by separate
         tasks, on any thread of any worker, while the model runs on earlier ones: give such
         workers at least two threads.
-    record : str, optional
-        Which record of each patient, see `daskdmed.Patient.record`.
+    record : str or sequence of str, optional
+        Which record of each patient, see `daskdmed.Patient.record`; several are stacked as
+        channels, as for `daskdmed.LightDL`.
     on_error : {"raise", "skip"}
         What an image of a dataset or list that cannot be opened or read becomes: an error, or
         a report in the `failures` of the result, in the log and in ``run.json``. What the

@@ -19,7 +19,6 @@ from dask.base import tokenize
 from daskdmed.cohort.sources import Image
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index
@@ -103,7 +102,7 @@ class Settings:
         layout = facts.layout(view, grid.kernel_size, self.batch_size)
         _check_maps(layout, grid)
         blocks = WindowBlocks(view, grid, shape, keep, self.batch_size, layout)
-        return blocks, _spec(blocks, image.resolution, facts)
+        return blocks, _spec(blocks, image.parameters, facts)
 
 
 class HeatmapJob(ResultJob):
@@ -169,7 +168,7 @@ def _check_maps(layout: Layout, grid: WindowGrid) -> None:
         )
 
 
-def _spec(blocks: WindowBlocks, resolution: Resolution, facts: ModelFacts) -> ResultSpec:
+def _spec(blocks: WindowBlocks, asked: Mapping[str, Any], facts: ModelFacts) -> ResultSpec:
     """Everything that the values depend on goes into the parameters; `batch_size` does not."""
     view, grid, layout, cells = blocks.view, blocks.grid, blocks.layout, blocks.cells
     kernel, stride = (
@@ -180,7 +179,7 @@ def _spec(blocks: WindowBlocks, resolution: Resolution, facts: ModelFacts) -> Re
     parameters = {
         "image": view.token,
         "shape": view.shape,
-        "resolution": str(resolution),
+        **asked,
         "kernel_size": grid.kernel_size,
         "stride": grid.stride,
         "edge": grid.edge,

@@ -23,7 +23,16 @@ from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
 from daskdmed.core.errors import DatasetError, UsageError
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PathLike,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.core.view import ImageView
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
@@ -39,7 +48,8 @@ if TYPE_CHECKING:
 _BLOCK = {2: 2048, 3: 128}
 #: keywords that every scan needs its own of
 _OWN = (
-    "image", "out", "mask", "level", "mpp", "power", "record", "on_error", "tile_error", "compute",
+    "image", "out", "mask", "level", "mpp", "power", "spacing", "orientation", "record", "on_error",
+    "tile_error", "compute",
 )  # fmt: skip
 
 
@@ -123,12 +133,14 @@ def infer(
     model: Model | PathLike,
     *,
     kernel_size: PerAxis,
-    record: str | Sequence[str] | None = None,
+    record: str | Sequence[RecordLike] | None = None,
     target: str | None = None,
     target_classes: Any = None,
     level: LevelLike = 0,
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
+    spacing: SpacingLike | None = None,
+    orientation: str | None = None,
     out: PathLike | None = None,
     mask: Any = None,
     on_error: OnError = "raise",
@@ -144,15 +156,16 @@ def infer(
 
     Parameters
     ----------
-    dataset, model, kernel_size, level, mpp, power, tile_error, client
+    dataset, model, kernel_size, level, mpp, power, spacing, orientation, tile_error, client
         As for `daskdmed.predict`. The dataset is not changed.
-    record : str or sequence of str, optional
+    record : str or sequence of (str or sequence of str), optional
         Which records are scans. Default: every record of a patient but the target and
-        annotations.
+        annotations. A sequence within the sequence is one scan of several records, whose
+        channels are stacked: ``record=[["t1", "t2"]]``.
     target : str, optional
         Name of the record that holds the truth: a label map with a resolution of the extent
-        of the image, or annotations, which are painted on its pixels. Patients without it
-        have no `y_true`.
+        of the image, or annotations, which are painted on its pixels; of volumes as for
+        `LightDL`. Patients without it have no `y_true`.
     target_classes : optional
         For annotations required, for label maps optional: which labels make which class, as
         ``target_classes=`` of `LightDL`.
@@ -196,7 +209,8 @@ def infer(
         raise UsageError(
             f"out= is a folder or URL for one store per scan, got {type(out).__name__}"
         )
-    request = Request(None, level, mpp, power, spatial_axes(kernel_size), tile_error)
+    axes = spatial_axes(kernel_size)
+    request = Request(None, level, mpp, power, axes, tile_error, spacing, orientation)
     images = images_of(dataset, request)
     scans = _scans(images, record, target, images.each(mask, "mask"))
     options = {"kernel_size": kernel_size, "client": client, **options}
@@ -215,26 +229,27 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _scans(
     images: Images,
-    record: str | Sequence[str] | None,
+    record: str | Sequence[RecordLike] | None,
     target: str | None,
     mask_of: Callable[[Image], Any],
 ) -> list[_Scan]:
     """All scans, with everything checked that needs no file to be opened."""
-    wanted = [record] if isinstance(record, str) else record
-    if wanted is not None and (target in wanted or len(set(wanted)) < len(wanted)):
+    wanted = None if record is None else _each(record)
+    named = [n for w in wanted or () for n in ((w,) if isinstance(w, str) else w)]
+    if wanted is not None and (target in named or len(set(wanted)) < len(wanted)):
         raise DatasetError(
             f"record={record!r} must name each record once, and not the target {target!r}"
         )
     patients = images.dataset
     if target is not None and not any(target in p.records for p in patients):
-        names = sorted({n for p in patients for n in p.records})
-        raise DatasetError(f"no patient has the target {target!r}; the records are {names}")
+        there = sorted({n for p in patients for n in p.records})
+        raise DatasetError(f"no patient has the target {target!r}; the records are {there}")
     scans = []
     empty = None if target is None else stand_in(patients, target)
     for image in images:
         patient = image.patient
         truth = None if target is None else patient.records.get(target, empty)
-        names = list(wanted or ())
+        names: list[RecordLike] = list(wanted or ())
         if wanted is None:
             names = [n for n, r in patient.records.items() if n != target and not r.is_annotations]
             if not names:
@@ -244,9 +259,15 @@ def _scans(
                 )
         ones = [replace(image, request=replace(image.request, record=n)) for n in names]
         for one in ones:
-            one.record, one.resolution  # noqa: B018  what cannot be is refused now
+            one.records, one.resolution  # noqa: B018  what cannot be is refused now
         scans += [_Scan(one, truth, mask_of) for one in ones]
     return scans
+
+
+def _each(record: str | Sequence[RecordLike]) -> list[RecordLike]:
+    """Every scan by its record, or by those that are stacked."""
+    many = [record] if isinstance(record, str) else record
+    return [one if isinstance(one, str) else tuple(one) for one in many]
 
 
 @dataclass(frozen=True)
@@ -261,7 +282,7 @@ class _Run:
     names: Mapping[str, str]
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
-        patient, record, view = scan.image.patient, scan.image.record, scan.image.view()
+        patient, record, view = scan.image.patient, scan.image.record_name, scan.image.view()
         truth = self._truth(scan, view)  # before the work: it may not fit
         mask, place = scan.mask_of(scan.image), self._place(patient, record)
         start = time.perf_counter()
@@ -273,8 +294,8 @@ class _Run:
             x=to_dask(view, _BLOCK.get(view.spatial_ndim, 64)),
             patient=patient,
             patient_id=patient.key,
-            record=record.name,
-            scan_id=f"{patient.key}/{record.name}",
+            record=record,
+            scan_id=f"{patient.key}/{record}",
             spacing=spacing,
             unit=unit,
         )
@@ -292,12 +313,20 @@ class _Run:
             return None
         from daskdmed.cohort.annotations.view import target_view
 
-        return target_view(scan.target, view, self.target_classes)
+        request = scan.image.request
+        spacing = scan.image.resolution.spacing
+        return target_view(
+            scan.target,
+            view,
+            self.target_classes,
+            spacing=spacing,
+            orientation=request.orientation,
+        )
 
-    def _place(self, patient: Patient, record: Record) -> Any:
+    def _place(self, patient: Patient, record: str) -> Any:
         if self.out is None:
             return zarr.storage.MemoryStore()
-        return result_path(self.out, patient.key, record.name, self.names)
+        return result_path(self.out, patient.key, record, self.names)
 
 
 def spacing_of(view: ImageView) -> tuple[tuple[float, ...], str]:

@@ -62,7 +62,7 @@ def locations_of(
     names = file_names(image.key for image in images)
     for image in images:
         try:
-            name = image.record.name
+            name = image.record_name
         except DatasetError:
             if on_error == "raise":
                 raise

@@ -175,9 +175,9 @@ class RunReport:
 
 def _row(image: Image) -> dict[str, Any]:
     try:
-        record = image.record.name
+        record = image.record_name
     except DatasetError:
-        record = image.request.record or ""
+        record = image.request.title
     row = dict.fromkeys(_COLUMNS)
     return row | {"patient": image.key, "record": record, "state": "not begun", "reason": ""}
 

@@ -21,7 +21,7 @@ from dask.utils import format_bytes
 from daskdmed.cohort.sources import ImagesLike, Request, images_of
 from daskdmed.core.errors import BudgetError, GeometryError, UsageError
 from daskdmed.core.region import Region
-from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike
+from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike, RecordLike, SpacingLike
 from daskdmed.core.view import ImageView
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
@@ -161,7 +161,9 @@ def advise(
     level: LevelLike = 0,
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
-    record: str | None = None,
+    spacing: SpacingLike | None = None,
+    orientation: str | None = None,
+    record: RecordLike | None = None,
     resident: int | str = "2 GiB",
     bigchunk_sizes: Sequence[int | tuple[int, ...]] | None = None,
     draws: Sequence[int] = (32, 128, 512, 2048),
@@ -175,7 +177,7 @@ def advise(
 
     Parameters
     ----------
-    dataset, smallchunk_size, batch_size, level, mpp, power, record, resident
+    dataset, smallchunk_size, batch_size, level, mpp, power, spacing, orientation, record, resident
         As of `LightDL`.
     bigchunk_sizes : sequence, optional
         Values of ``bigchunk_size`` to try, clipped to the largest image. Default: 1024, 2048
@@ -206,7 +208,9 @@ def advise(
         bigchunk_sizes = tuple(DEFAULT_BIGCHUNK[volumes] // n for n in (4, 2, 1))
     if not bigchunk_sizes or not draws or min(draws) < 1 or blocks < 1:
         raise UsageError("bigchunk_sizes and draws need at least one value, draws and blocks >= 1")
-    images = images_of(dataset, Request(record, level, mpp, power))
+    images = images_of(
+        dataset, Request(record, level, mpp, power, spacing=spacing, orientation=orientation)
+    )
     budget, workers = to_bytes(resident), threads or CPU_COUNT
     rng = np.random.default_rng(seed)
     read_seconds: dict[tuple[int, ...], float] = {}

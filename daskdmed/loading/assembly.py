@@ -124,6 +124,7 @@ class Assembly:
             "rank": self.sampling.rank,
             "world_size": self.sampling.world_size,
             "feedback_lag": progress.lag,
+            **planning.catalogue.asked,
             **planning.parameters(),
         }
 

@@ -249,6 +249,6 @@ def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -
 
 def _thumbnail(entry: Entry) -> Any:
     """A small picture of a slide; None for volumes, and arrays, whose pixels may be anything."""
-    record = entry.patient.record(entry.record)
+    record = entry.source
     opened = None if record.uri is None else record.open()
     return opened.get_thumbnail((1024, 1024)) if isinstance(opened, Slide) else None

@@ -16,7 +16,15 @@ from daskdmed.cohort.record import Patient
 from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
 from daskdmed.core.checks import check_choice, check_count, check_seed
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.loading.assembly import Assembly, crop_of
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
@@ -75,14 +83,27 @@ class LightDL(Loader[SmallChunks]):
         or one per spatial axis, in array order; ``(32, 64, 64)`` for a (z, y, x) array.
     batch_size : int, default 64
         Small chunks per batch.
-    level, mpp, power
+    level, mpp, power, spacing
         Resolution, mutually exclusive: a pyramid level, micrometers per pixel, objective
-        power. Each a value or a function of the patient.
-    record : str, optional
-        Name of the record to draw from; not needed when patients have one.
+        power; of volumes millimeters per voxel along (z, y, x), one number for all three or
+        one for each, None for an axis that stays as it is: ``spacing=(None, 1, 1)``. Each a
+        value or a function of the patient. Values are averaged over the areas of voxels, or
+        interpolated where voxels become smaller; labels are never blended.
+    orientation : str, optional
+        Where the axes of volumes grow to, as nibabel, ITK and MONAI write it, x first: "RAS"
+        gives (z, y, x) arrays with z to superior, y to anterior, x to the right. Default: as
+        each file stores it. Nothing is interpolated for it; `spacing` and all sizes are in
+        the order of the result.
+    record : str or sequence of str, optional
+        Name of the record to draw from; not needed when patients have one. Of several, whose
+        pixels must lie at the same places, the channels are stacked in this order, in the
+        smallest type that holds the values of each; integers are not mixed with floats. Their
+        small chunks name them as one, "t1+t2".
     target : str, optional
         Name of a record of the same size (a mask), cropped at the same places and resident
-        beside its big chunk: ``smallchunks.targets``.
+        beside its big chunk: ``smallchunks.targets``. Where both say how they lie in the
+        patient (`daskdmed.Space`), they must lie alike after `orientation` and `spacing`,
+        which are asked of both; where one does not say, equal shapes are enough.
     target_level, target_mpp : optional
         Resolution of the target, as `level` and `mpp`, when it is another than the image's.
         The image must have a whole number of pixels per pixel of the target.
@@ -195,7 +216,9 @@ class LightDL(Loader[SmallChunks]):
         level: LevelLike = 0,
         mpp: MppLike | None = None,
         power: PowerLike | None = None,
-        record: str | None = None,
+        spacing: SpacingLike | None = None,
+        orientation: str | None = None,
+        record: RecordLike | None = None,
         target: str | None = None,
         bigchunk_size: int | tuple[int, ...] | None = None,
         resident: int | str = "2 GiB",
@@ -231,7 +254,9 @@ class LightDL(Loader[SmallChunks]):
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
         draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
-        images = images_of(dataset, Request(record, level, mpp, power, tile_error=tile_error))
+        axes = None  # those of the small chunks, see the catalogue
+        request = Request(record, level, mpp, power, axes, tile_error, spacing, orientation)
+        images = images_of(dataset, request)
         self.dataset = images.dataset
         self.epoch_length = epoch_length
         self.restart = restart

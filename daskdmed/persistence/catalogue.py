@@ -7,11 +7,13 @@ read. Not covered: the order of visits (`daskdmed.persistence.plan`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from daskdmed.cohort.alike import check_alike
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.annotations.view import CollatedView, target_view
@@ -89,8 +91,9 @@ def _extents(name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, .
 class Entry:
     """One record at its resolution, cut into big chunks.
 
-    `level` is None when the resolution was given by mpp or power; `target_ratio` is in pixels of
-    the image per pixel of the target.
+    `record` is its name, "t1+t2" of several that are stacked, of which `source` is the first;
+    `level` is None when the resolution was given otherwise; `target_ratio` is in pixels of the
+    image per pixel of the target.
     """
 
     patient: Patient
@@ -100,6 +103,7 @@ class Entry:
     grid: BlockGrid
     level: int | None
     target_ratio: tuple[int, ...]
+    source: Record
 
     @property
     def summary(self) -> tuple[Any, ...]:
@@ -132,6 +136,8 @@ class Catalogue:
 
     entries: tuple[Entry, ...]
     failures: tuple[Failure, ...]
+    #: what was asked of them, see `Request.parameters`
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def population(self) -> Population:
@@ -181,7 +187,9 @@ class Target:
     def view(self, image: Image, view: ImageView) -> ImageView:
         request = image.request
         if self.level is not None or self.mpp is not None:
-            request = replace(request, level=self.level or 0, mpp=self.mpp, power=None)
+            request = replace(
+                request, level=self.level or 0, mpp=self.mpp, power=None, spacing=None
+            )
             view = replace(image, request=request).view()
         own = replace(image, request=replace(request, record=self.record), given=None)
         held = self.record in image.patient.records
@@ -202,10 +210,13 @@ def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
     if target is not None:
         labels = target.view(image, view)
         ratio = _ratio(view, labels, target.record, geometry.smallchunk)
+        named = (f"record {image.record_name!r}", f"target record {target.record!r}")
+        check_alike(named[0], view, named[1], labels, ratio)
     grid = _grid(view, geometry)
     return Entry(
-        image.patient, image.record.name, view, labels, grid, image.resolution.level, ratio
-    )
+        image.patient, image.record_name, view, labels, grid, image.resolution.level, ratio,
+        image.record,
+    )  # fmt: skip
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
@@ -260,7 +271,8 @@ def build(
         target = replace(target, empty=stand_in(images.dataset, target.record))
     entries, failures = open_all(images, lambda i: _entry(i, geometry, target), on_error)
     _check_uniform(entries)
-    return Catalogue(tuple(entries), tuple(failures))
+    asked = images.request.parameters(e.patient for e in entries)
+    return Catalogue(tuple(entries), tuple(failures), asked)
 
 
 def _check_uniform(entries: list[Entry]) -> None:

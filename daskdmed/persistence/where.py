@@ -345,7 +345,7 @@ class AreaSource:
             method = method[patient]
         elif method is True:
             method = "otsu"
-        source, view = entry.patient.record(entry.record), entry.view
+        source, view = entry.source, entry.view
         errors = view.tile_error if isinstance(view, SlideView) else "raise"
         axes = view.spatial_ndim
         return tissue_mask(source, method=method, spatial_ndim=axes, tile_error=errors)

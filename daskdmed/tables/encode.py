@@ -24,7 +24,16 @@ from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.files import write_failure
 from daskdmed.core.places import local_path
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PathLike,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.core.work import Index, Job
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
@@ -55,6 +64,8 @@ def features(
     level: LevelLike = 0,
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
+    spacing: SpacingLike | None = None,
+    orientation: str | None = None,
     mask: ArrayLike | Mapping[Any, Any] | Any = None,
     mask_fraction: float = 0.0,
     edge: Edge = "pad",
@@ -68,7 +79,7 @@ def features(
     client: Client | None = None,
     resources: Mapping[str, float] | None = None,
     block_windows: PerAxis | None = None,
-    record: str | None = None,
+    record: RecordLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     progress: bool = False,
@@ -81,7 +92,7 @@ def features(
 
     Parameters
     ----------
-    dataset, kernel_size, stride, overlap, level, mpp, power, mask, mask_fraction, edge
+    dataset, kernel_size, stride, overlap, mask, mask_fraction, edge
         Images and their windows, as for `daskdmed.heatmap`; ``mask=daskdmed.tissue_mask`` for
         windows with tissue.
     model : torch.nn.Module, path, torch.export.ExportedProgram or callable
@@ -99,7 +110,7 @@ def features(
         among which the threads are shared out.
     overwrite : bool
         Replace tables of another model or of other parameters, which are else an error.
-    record, tile_error
+    level, mpp, power, spacing, orientation, record, tile_error
         As for `daskdmed.heatmap`.
     on_error : {"raise", "skip"}
         "skip": images that cannot be opened or read are left out and reported, in the
@@ -156,9 +167,9 @@ def features(
                 )
             parameters = {**spec.parameters, "kind": "features"}
             spec = replace(spec, kind="features", parameters=parameters)
-            path = Path(result_path(folder, one.key, one.record.name, names, ".parquet"))
+            path = Path(result_path(folder, one.key, one.record_name, names, ".parquet"))
             windows = ImageWindows(
-                one.patient, one.record.name, blocks.view, blocks.grid, blocks.shape, blocks.keep,
+                one.patient, one.record_name, blocks.view, blocks.grid, blocks.shape, blocks.keep,
                 one.resolution.level,
             )  # fmt: skip
             table = FeatureTable(path, windows, spec.parameters)

@@ -125,8 +125,16 @@ def test_nothing_at_all_is_refused():
 
 
 def test_a_request_is_checked_at_once():
-    with pytest.raises(UsageError, match=r"name of one record, got \['a', 'b'\]; .*stack them"):
-        Request(record=["a", "b"])
+    for record in (["a", 1], [], 5, {"a"}, ["a", ""]):
+        with pytest.raises(UsageError, match="name of one record, or a list of names .*, got"):
+            Request(record=record)
+    with pytest.raises(UsageError, match="names a record twice"):
+        Request(record=["a", "b", "a"])
+    assert Request(record=["a"]) == Request(record="a")
+    with pytest.raises(ResolutionError, match="exclude each other, got power and spacing"):
+        Request(power=20, spacing=1)
+    with pytest.raises(ResolutionError, match="spacing is positive numbers"):
+        Request(spacing=(1, 0, 1))
     with pytest.raises(UsageError, match="tile_error must be"):
         Request(tile_error="skip")
     with pytest.raises(ResolutionError, match="exclude each other"):

@@ -548,9 +548,3 @@ def test_no_more_is_read_ahead_than_the_plan_can_use(quotas):
     assert 3 <= most <= bound
     assert stats.visits_admitted <= bound + 400 * 4 // 512 + 1
     assert stats.resident_bytes <= bound * values.nbytes
-
-
-def test_several_records_are_refused_with_the_remedy():
-    patient = Patient("p", {n: Record(array=np.zeros((64, 64, 3), "u1")) for n in "ab"})
-    with pytest.raises(UsageError, match=r"name of one record, got \['a', 'b'\].*concatenate"):
-        LightDL(patient, record=["a", "b"], smallchunk_size=32)

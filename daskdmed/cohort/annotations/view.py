@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.cohort.alike import check_alike
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid
 from daskdmed.core.errors import DatasetError, GeometryError, UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array
 from daskdmed.core.view import FailedTile, ImageView
 
@@ -187,6 +189,10 @@ class CollatedView(ImageView):
         return self.source.uri
 
     @property
+    def space(self) -> Space | None:
+        return self.source.space
+
+    @property
     def spacing(self) -> tuple[float, ...] | None:
         return self.source.spacing
 
@@ -232,6 +238,8 @@ def target_view(
     *,
     multichannel: bool = False,
     all_touched: bool = False,
+    spacing: Any = None,
+    orientation: str | None = None,
 ) -> ImageView:
     """A record as a target on an image's grid: a view with the spatial shape of `like`.
 
@@ -248,12 +256,16 @@ def target_view(
         One channel of zeros and ones per class.
     all_touched : bool
         Annotations paint pixels that they cover in part. Does not apply to label maps.
+    spacing, orientation : optional
+        How the view of a volume was asked for, see `Record.view`; labels are never blended.
 
     Raises
     ------
     UsageError, DatasetError
         Annotations without `classes`, options that the record cannot follow, or a label map
         that has no resolution of the extent of `like`.
+    GeometryError
+        A label map that lies elsewhere in the patient than the image.
     """
     if record.is_annotations:
         annotations = record.annotations()
@@ -268,7 +280,8 @@ def target_view(
         )
     if all_touched:
         raise UsageError("all_touched= is for annotations, a label map has pixels already")
-    labelmap = _matching(record, like).as_labels()
+    labelmap = _matching(record, like, spacing, orientation).as_labels()
+    check_alike(f"image {like.name}", like, f"target record {record.name!r}", labelmap)
     if classes is None:
         if multichannel:
             raise UsageError(
@@ -278,14 +291,16 @@ def target_view(
     return CollatedView(labelmap, Categories.of(classes), multichannel)
 
 
-def _matching(record: Record, like: ImageView) -> ImageView:
+def _matching(record: Record, like: ImageView, spacing: Any, orientation: str | None) -> ImageView:
     """The resolution of a label map that has the image's extent."""
     spatial = like.spatial_shape
-    if record.array is not None:
-        views = [record.view(spatial_ndim=like.spatial_ndim)]
+    axes = like.spatial_ndim
+    if record.array is not None or spacing is not None:
+        views = [record.view(spatial_ndim=axes, spacing=spacing, orientation=orientation)]
     else:
-        opened = record.open(spatial_ndim=like.spatial_ndim)
-        views = [opened.view(level=number) for number in range(len(opened.levels))]
+        opened = record.open(spatial_ndim=axes)
+        turned = {} if orientation is None else {"orientation": orientation}
+        views = [opened.view(level=n, **turned) for n in range(len(opened.levels))]  # type: ignore[arg-type]
     for view in views:
         if view.spatial_shape == spatial:
             return view

@@ -363,10 +363,9 @@ def _call_numbered(item: _Numbered) -> TissueMask | DaskdmedError:
 def _lives_on_cluster(image: Image) -> bool:
     """Whether it is a persisted array, whose blocks only its own client can ask for."""
     try:
-        record = image.record
+        array = image.record.array
     except errors.DatasetError:  # said when the image's turn comes
         return False
-    array = record.array
     return array is not None and ArrayView(array, array.ndim).remote is not None
 
 

@@ -17,8 +17,16 @@ from numpy.typing import ArrayLike
 from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
-from daskdmed.core.resolution import Resolution
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PathLike, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PathLike,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import default_threads
 from daskdmed.inference.call import Call
@@ -54,6 +62,8 @@ def predict(
     level: LevelLike = 0,
     mpp: MppLike | None = None,
     power: PowerLike | None = None,
+    spacing: SpacingLike | None = None,
+    orientation: str | None = None,
     out: PathLike | Store | None = None,
     mask: ArrayLike | Mapping[Any, Any] | Any = None,
     blend: BlendMode = "gaussian",
@@ -73,7 +83,7 @@ def predict(
     channels_last: bool = False,
     output: Output | None = None,
     resources: Mapping[str, float] | None = None,
-    record: str | None = None,
+    record: RecordLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     compute: bool = True,
@@ -90,9 +100,9 @@ def predict(
 
     Parameters
     ----------
-    image, level, mpp, power, out, resume, overwrite, client, record, on_error, tile_error
+    image, level, mpp, power, spacing, orientation, record, out, resume, overwrite
         As for `daskdmed.heatmap`.
-    batch_tfms, device, autocast, channels_last, output
+    client, on_error, tile_error, batch_tfms, device, autocast, channels_last, output
         As for `daskdmed.heatmap`.
     model : torch.nn.Module, callable, path or exported program
         A module or program gets batches as for `daskdmed.heatmap`, and gives (n, k, *cells) or
@@ -261,7 +271,7 @@ class _Settings:
         size = self.batch_size or max(pixels // math.prod(mosaic.plan.kernel_size), 1)
         tile = view.tile_shape[-1]
         sweeper = Sweeper(mosaic.plan, mosaic.blend, finish, mosaic.layout, size, tile)
-        spec = _spec(view, windows, mosaic, finish, image.resolution, model, cells)
+        spec = _spec(view, windows, mosaic, finish, image.parameters, model, cells)
         return Work(view, sweeper, cells, spec)
 
 
@@ -270,7 +280,7 @@ def _spec(
     windows: WindowChoice,
     mosaic: Mosaic,
     finish: Finish,
-    resolution: Resolution,
+    asked: Mapping[str, Any],
     model: WindowModel,
     mask: CellMask | None,
 ) -> ResultSpec:
@@ -280,7 +290,7 @@ def _spec(
     parameters = {
         "image": view.token,
         "shape": view.shape,
-        "resolution": str(resolution),
+        **asked,
         "kernel_size": plan.kernel_size,
         "stride": windows.stride,
         "blend": None if blend is None else [blend.mode, *blend.sigma_scale],

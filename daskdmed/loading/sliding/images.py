@@ -57,7 +57,7 @@ class Layout:
         keep = self._keep(mask, view, grid)
         blocks = self._blocks(view, grid)
         level = image.resolution.level
-        return ImageWindows(image.patient, image.record.name, view, grid, blocks, keep, level)
+        return ImageWindows(image.patient, image.record_name, view, grid, blocks, keep, level)
 
     def _blocks(self, view: ImageView, grid: WindowGrid) -> tuple[int, ...]:
         if not len(grid):

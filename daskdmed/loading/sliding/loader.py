@@ -18,7 +18,15 @@ from dask.base import tokenize
 from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
 from daskdmed.core.checks import check_choice, check_count
 from daskdmed.core.errors import UsageError
-from daskdmed.core.types import LevelLike, MppLike, OnError, OnTileError, PowerLike
+from daskdmed.core.types import (
+    LevelLike,
+    MppLike,
+    OnError,
+    OnTileError,
+    PowerLike,
+    RecordLike,
+    SpacingLike,
+)
 from daskdmed.core.work import default_threads
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.prefetch import Prefetcher
@@ -94,7 +102,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
         What an image or region does that cannot be read after several attempts: reach
         ``next`` as an error that names patient, record and region; or be left out, window
         by window, and reported by `stats`.
-    level, mpp, power, record, tfms, batch_tfms, tile_error, client
+    level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client
         As for `LightDL`.
 
     Raises
@@ -129,7 +137,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
         level: LevelLike = 0,
         mpp: MppLike | None = None,
         power: PowerLike | None = None,
-        record: str | None = None,
+        spacing: SpacingLike | None = None,
+        orientation: str | None = None,
+        record: RecordLike | None = None,
         edge: Edge = "pad",
         mask: MasksLike = None,
         min_mask: float = 0.0,
@@ -157,8 +167,10 @@ class SlidingWindowDL(Loader[WindowChunks]):
         self._min_interval = float(min_interval or 0)
         self._budget = to_bytes(resident)
         layout = Layout(kernel_size, stride, overlap, edge, min_mask, block_windows, self._budget)
-        request = Request(record, level, mpp, power, spatial_axes(kernel_size), tile_error)
+        axes = spatial_axes(kernel_size)
+        request = Request(record, level, mpp, power, axes, tile_error, spacing, orientation)
         images, failures = open_images(images_of(dataset_or_image, request), layout, mask, on_error)
+        self._resolution = request.parameters(image.patient for image in images)
         self._not_opened = tuple(failures)
         self._ahead: ReadAhead | None = None
         self._deal(images)
@@ -270,6 +282,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
             "slides_at_once": self._slides_at_once if self._order == "interleaved" else None,
             "rank": self._share[0],
             "world_size": self._share[1],
+            **self._resolution,
         }
 
     # -- looking at it --------------------------------------------------------------
