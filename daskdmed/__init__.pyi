@@ -46,3 +46,4 @@ from .loading.lightdl import LightDL as LightDL
 from .loading.quotas import Quota as Quota
 from .loading.sliding.loader import SlidingWindowDL as SlidingWindowDL
 from .store.export.heatmaps import export_heatmap as export_heatmap
+from .store.export.volumes import export_volume as export_volume

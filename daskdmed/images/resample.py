@@ -47,23 +47,24 @@ class Taps:
     step: int
 
 
-def axis_taps(begin: int, end: int, scale: float, length: int) -> Taps:
-    """Taps of the output pixels [begin, end) of an axis, `scale` source pixels each; weights beyond
-    the source's `length` are zero."""
+def axis_taps(begin: int, end: int, scale: float, length: int, offset: float = 0.0) -> Taps:
+    """Taps of the output pixels [begin, end) of an axis, `scale` source pixels each, of which the
+    first begins `offset` source pixels behind the source's border; weights beyond the source's
+    `length` are zero, and pixels that lie outside of it as a whole have its outermost pixel."""
     position = np.arange(begin, end, dtype=np.float64)
     if scale < 1:
-        return _linear_taps(position, scale, length)
-    low, high = position * scale, (position + 1) * scale
+        return _linear_taps(position, scale, length, offset)
+    low, high = position * scale + offset, (position + 1) * scale + offset
     # an interval that misses a whole number by rounding only shall not touch the next pixel
     low, high = _snap(low), _snap(high)
-    high = np.minimum(high, length)
-    low = np.minimum(low, np.maximum(high - 1e-6, 0))
+    high = np.clip(high, 1e-6, length)
+    low = np.clip(low, 0, np.maximum(high - 1e-6, 0))
     first = np.floor(low).astype(np.intp)
     number = math.ceil(scale - 1e-9) + 1
     index = first[:, None] + np.arange(number)
     weight = np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None])
     weight = np.maximum(weight, 0)
-    return _finish(index, weight, length, scale, end)
+    return _finish(index, weight, length, 0.0 if offset else scale, end)
 
 
 def _snap(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -71,8 +72,10 @@ def _snap(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.abs(value - nearest) < 1e-6, nearest, value)
 
 
-def _linear_taps(position: npt.NDArray[np.float64], scale: float, length: int) -> Taps:
-    centre = np.clip((position + 0.5) * scale - 0.5, 0, length - 1)
+def _linear_taps(
+    position: npt.NDArray[np.float64], scale: float, length: int, offset: float
+) -> Taps:
+    centre = np.clip((position + 0.5) * scale - 0.5 + offset, 0, length - 1)
     first = np.floor(centre).astype(np.intp)
     share = centre - first
     index = np.stack([first, first + 1], axis=1)
@@ -103,22 +106,25 @@ def resample_region(
     tile_rows: int,
     read: Callable[[Region], Array],
     out: Array,
+    offset: Sequence[float] | None = None,
 ) -> Array:
     """Compute a region of the resampled image into `out`, ``(*region.shape[, c])``.
 
-    `scale` are source pixels per pixel of the result along each spatial axis; `read` gives a region
-    of the source, of whose storage tiles (`tile_rows` along the first axis) whole ones are read.
-    Integers are rounded, halves to even.
+    `scale` are source pixels per pixel of the result along each spatial axis, `offset` where its
+    first pixel begins in the source (see `axis_taps`); `read` gives a region of the source, of
+    whose storage tiles (`tile_rows` along the first axis) whole ones are read. Integers are
+    rounded, halves to even.
     """
     if not region.size:
         return out
     target = out if out.ndim > len(region.shape) else out[..., None]
-    whole = all(_whole(s) for s in scale)
+    shift = tuple(offset or (0.0,) * len(scale))
+    whole = all(_whole(s) for s in scale) and not any(shift)
     axes = list(zip(region.origin, region.stop, scale, source_shape, strict=True))
     # of every axis but the first: where in `out`, and what it is made of
     across = [
-        [(slice(a - begin, b - begin), axis_taps(a, b, step, length)) for a, b in parts]
-        for (begin, end, step, length) in axes[1:]
+        [(slice(a - begin, b - begin), axis_taps(a, b, step, length, by)) for a, b in parts]
+        for (begin, end, step, length), by in zip(axes[1:], shift[1:], strict=True)
         if (parts := _split(begin, end, step, length, whole))
     ]
     start = [min(taps.start for _, taps in parts) for parts in across]
@@ -130,7 +136,7 @@ def resample_region(
     for row, last in _split(*axes[0], whole):
         for begin in range(row, last, step):
             end = min(begin + step, last)
-            first = axis_taps(begin, end, scale[0], source_shape[0])
+            first = axis_taps(begin, end, scale[0], source_shape[0], shift[0])
             rows = band.rows(first.start, first.stop)
             rows = rows if rows.ndim == target.ndim else rows[..., None]
             for cell in itertools.product(*across):
@@ -148,6 +154,7 @@ def resample_labels(
     tile_rows: int,
     read: Callable[[Region], Array],
     out: Array,
+    offset: Sequence[float] | None = None,
 ) -> Array:
     """The same of a map of labels: the one that most of a pixel's area has, the smallest of equals.
 
@@ -155,7 +162,7 @@ def resample_labels(
     """
     if not region.size:
         return out
-    needed = source_region(region, scale, source_shape)
+    needed = source_region(region, scale, source_shape, offset)
     source = read(needed)
     best = np.full(out.shape, -1, np.float32)
     share = np.empty(out.shape, np.float32)
@@ -164,16 +171,22 @@ def resample_labels(
         def one(part: Region, label: Any = label) -> Array:
             return np.asarray(source[part.local_to(needed).slices] == label, np.float32)
 
-        resample_region(region, scale, source_shape, needed.shape[0], one, share)
+        resample_region(region, scale, source_shape, needed.shape[0], one, share, offset)
         # sums of weights differ in their last bits; of equal areas the smaller label stays
         wins = share > best + 1e-4
         out[wins], best[wins] = label, share[wins]
     return out
 
 
-def source_region(region: Region, scale: Sequence[float], source_shape: Sequence[int]) -> Region:
+def source_region(
+    region: Region,
+    scale: Sequence[float],
+    source_shape: Sequence[int],
+    offset: Sequence[float] | None = None,
+) -> Region:
     """The pixels of the source that a region, which is not empty, is made of."""
-    axes = zip(region.origin, region.stop, scale, source_shape, strict=True)
+    shift = offset or (0.0,) * len(scale)
+    axes = zip(region.origin, region.stop, scale, source_shape, shift, strict=True)
     taps = [axis_taps(*axis) for axis in axes]
     return Region.between([t.start for t in taps], [t.stop for t in taps])
 

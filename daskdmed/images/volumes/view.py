@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.buffers import empty
-from daskdmed.core.errors import ResolutionError
+from daskdmed.core.errors import GeometryError, ResolutionError
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import dask.array as da
 
 _Steps = tuple[float, ...]
+#: voxels that are no difference between two places; headers hold affines in single precision
+_ASTRAY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,9 @@ class VolumeView(ImageView):
     Axis i of the view is axis ``order[i]`` of `source`, backwards where ``flips[i]``; `scale` are
     voxels of the source per voxel of the view, along axes of the view, None for no resampling.
     `placed` and `steps` are space and spacing of the view where they are known, `outside` is
-    the value beyond it where that is. `labels`: its values are never blended.
+    the value beyond it where that is. `labels`: its values are never blended. `offset` is where
+    the first voxel begins in the source, in voxels of it along axes of the view; None for at its
+    border.
     """
 
     source: ImageView
@@ -50,6 +54,7 @@ class VolumeView(ImageView):
     steps: _Steps | None = None
     outside: tuple[float, ...] | None = None
     labels: bool = False
+    offset: _Steps | None = None
 
     spatial_ndim = 3
     mpp = None
@@ -100,7 +105,7 @@ class VolumeView(ImageView):
     def token(self) -> str:
         where = None if self.placed is None else self.placed.affine.tolist()
         facts = (self.source.token, self.shape, self.order, self.flips, self.scale, where)
-        more = (self.steps, self.outside, self.labels)
+        more = (self.steps, self.outside, self.labels, self.offset)
         return hashlib.blake2b(repr((*facts, *more)).encode(), digest_size=16).hexdigest()
 
     @property
@@ -119,7 +124,7 @@ class VolumeView(ImageView):
         # of an array that was narrowed to a region no more can be read
         rows = self._turned(self.source.tile_shape)[0] if self._of_file else 1
         resample = resample_labels if self.labels else resample_region
-        return resample(region, self.scale, extent, rows, self._read_turned, out)
+        return resample(region, self.scale, extent, rows, self._read_turned, out, self.offset)
 
     def _read_turned(self, region: Region, out: Array | None = None) -> Array:
         """A region of the source in the orientation of the view."""
@@ -155,7 +160,7 @@ class VolumeView(ImageView):
         """What has to be read of the source for a region."""
         if self.scale is not None:
             extent = self._turned(self.source.spatial_shape)
-            region = source_region(region, self.scale, extent)
+            region = source_region(region, self.scale, extent, self.offset)
         return self._in_source(region)
 
     @property
@@ -270,3 +275,49 @@ def view_of_array(source: ImageView, spacing: Any, orientation: str | None) -> I
         channels=bool(source.channel_shape),
         outside=given,
     )
+
+
+def laid_over(source: ImageView, space: Space) -> VolumeView:
+    """A volume on the voxels of a space whose axes are the same up to order and direction: the way
+    back from any view. Voxels beyond the volume have its outermost ones.
+
+    GeometryError where the volume has no space, or lies obliquely to this one.
+    """
+    own = source.space
+    if own is None:
+        raise GeometryError(f"{source.name}: nobody says how it lies in the patient")
+    moves = np.linalg.inv(own.affine) @ space.affine
+    order = tuple(int(axis) for axis in np.abs(moves[:3, :3]).argmax(axis=0))
+    steps = moves[order, range(3)]
+    rest = moves[:3, :3].copy()
+    rest[order, range(3)] = 0
+    astray = float((np.abs(rest) @ [max(n - 1, 1) for n in space.shape]).max())
+    if sorted(order) != [0, 1, 2] or astray > _ASTRAY:
+        raise GeometryError(
+            f"{source.name} lies obliquely to the space that is asked for, by up to {astray:.3g} "
+            f"voxels: it has {own}, wanted is {space}; resample it with a tool for registration"
+        )
+    flips = tuple(bool(step < 0) for step in steps)
+    scale = tuple(_whole(abs(float(s)), n) for s, n in zip(steps, space.shape, strict=True))
+    extent = tuple(source.spatial_shape[axis] for axis in order)
+    first = [
+        n - 1 - at if flip else at
+        for at, n, flip in zip(moves[order, 3], extent, flips, strict=True)
+    ]
+    offset = tuple(_whole(float(c) + 0.5 - s / 2) for c, s in zip(first, scale, strict=True))
+    same = all(s == 1 for s in scale) and not any(offset) and extent == space.shape
+    return VolumeView(
+        source=source,
+        shape=(*space.shape, *source.channel_shape),
+        order=order,
+        flips=flips,
+        scale=None if same else scale,
+        downsample=(1.0, 1.0, 1.0),
+        placed=space,
+        offset=None if same else offset,
+    )
+
+
+def _whole(value: float, times: int = 1) -> float:
+    """As the whole number that it misses by rounding only, so often repeated."""
+    return float(round(value)) if abs(value - round(value)) * times <= _ASTRAY else value
