@@ -38,6 +38,7 @@ _BUILT_IN = {
     "zarr": "daskdmed.images.ngff:ZarrBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
+    "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
 }
 
 
