@@ -22,7 +22,7 @@ from daskdmed.images.volumes.dicom.frames import Frame, Vector
 
 #: part of the distance between slices by which one may lie beside its place: headers round
 EVEN = 0.05
-#: part of a pixel by which positions of one place may differ
+#: part of a pixel, or of a step, by which positions of one place may differ
 SAME_PLACE = 0.01
 #: gaps that differ by less than this part are the same distance
 _SAME_GAP = 0.02
@@ -174,7 +174,7 @@ def _blends(at: Array, step: float) -> tuple[Blend, ...]:
     for wanted in np.minimum(np.arange(count) * step, at[-1]):
         low = min(int(np.searchsorted(at, wanted, "right")) - 1, len(at) - 2)
         weight = float((wanted - at[low]) / (at[low + 1] - at[low]))
-        near = EVEN * step / (at[low + 1] - at[low])
+        near = SAME_PLACE * step / (at[low + 1] - at[low])
         if weight >= 1 - near:
             low, weight = low + 1, 0.0
         found.append((low, 0.0 if weight <= near else weight))

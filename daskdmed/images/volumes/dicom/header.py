@@ -38,8 +38,8 @@ _OF_SLICES = {0x00209056, 0x00209057, 0x00200032, 0x00209301}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
-#: bytes of a header
-_MAX_HEADER = 2**26
+#: bytes of an inflated header
+_MAX_HEADER = 2**24
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 #: a compressed image is at most so many times larger than its stream, plus some
 _MAX_RATIO = 20_000
@@ -105,8 +105,9 @@ class _File(Elements):
         reader = _pydicom(".filereader")
         meta = reader.read_file_meta_info(self.path)
         stream = io.BytesIO(inflated(file, _MAX_HEADER))
+        wanted = [_pydicom(".tag").Tag(name) for name in READ]
         data = reader.read_dataset(
-            stream, False, True, specific_tags=list(READ),
+            stream, False, True, specific_tags=wanted,
             stop_when=lambda tag, vr, length: tag in _PIXEL_TAGS,
         )  # fmt: skip
         return meta, data, stream

@@ -28,6 +28,8 @@ _JPEG = "1.2.840.10008.1.2.4."
 #: not compressed
 NATIVE = {f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99")}
 _RLE = "1.2.840.10008.1.2.5"
+#: bytes that may follow the end of a JPEG stream
+_PADDING = 256
 #: UID -> decoder of a frame
 _CODECS: dict[str, Callable[[bytes], Any]] = {
     **{_JPEG + end: imagecodecs.jpeg8_decode for end in ("50", "51", "57", "70")},
@@ -92,7 +94,7 @@ def _decoded(file: Any, frame: Frame) -> Array:
     if p.syntax == _RLE:
         found = _run_lengths(data, p, unsigned)
     else:
-        _check_size(data, p)
+        _check_stream(data, p)
         found = np.asarray(_CODECS[p.syntax](data))
     if found.shape != (p.rows, p.columns) or found.dtype.itemsize > unsigned.itemsize:
         raise ValueError(
@@ -112,7 +114,10 @@ def _encapsulated(file: Any, frame: Frame) -> bytes:
         offsets = _fragments(p)
         if len(offsets) == p.frames:
             file.seek(offsets[frame.index] + 4)
-            return bytes(file.read(int.from_bytes(file.read(4), "little")))
+            count = int.from_bytes(file.read(4), "little")
+            if len(data := bytes(file.read(count))) < count:
+                raise ValueError(f"its compressed data end {count - len(data)} bytes too early")
+            return data
     file.seek(p.offset)
     found: bytes = _encaps().get_frame(
         file, frame.index, extended_offsets=p.extended_offsets, number_of_frames=p.frames
@@ -153,8 +158,11 @@ def _significant(found: Array, p: Pixels) -> Array:
     return (found << above) >> (p.allocated - p.stored)
 
 
-def _check_size(data: bytes, p: Pixels) -> None:
-    """Refuse streams that claim to be larger than their frame before memory is taken for them."""
+def _check_stream(data: bytes, p: Pixels) -> None:
+    """Refuse streams that claim to be larger than their frame, before memory is taken for them;
+    and those of JPEG that are cut off, of which the decoder makes up the rest."""
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9", max(0, len(data) - _PADDING)) < 0:
+        raise ValueError("the JPEG stream has no end")
     found = stream_size(data)
     if found is not None and found != (p.rows, p.columns):
         raise ValueError(
