@@ -38,7 +38,7 @@ DEFAULT_RECORD = "wsi"
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz", ".ndpa")
 #: what a record says of its image beside what it is; None or "" when it does not
 _OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background", "space", "options")
-_VOLUME_OPTIONS = ("series", "dataset", "time", "on_gap")
+_VOLUME_OPTIONS = ("series", "dataset", "time", "form", "on_gap")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -82,7 +82,7 @@ class Record:
     space : Space, optional
         Where the voxels of an array or volume lie in the patient; for files in the place of
         what they say.
-    series, dataset, time, on_gap : optional
+    series, dataset, time, form, on_gap : optional
         Which volume of a file, see `daskdmed.open_volume`.
     facts : mapping, optional
         Anything else known of the image (stain, scanner, date...).

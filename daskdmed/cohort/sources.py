@@ -170,7 +170,7 @@ def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
         return Record(image.uri, backend=image.backend, mpp=own), image
     if isinstance(image, Volume):
         said = VolumeOptions.parse(image.key.image)
-        options = {n: getattr(said, n) for n in ("series", "dataset", "time")}
+        options = {n: getattr(said, n) for n in ("series", "dataset", "time", "form")}
         return Record(image.uri, backend=image.backend, on_gap=said.on_gap, **options), image
     if isinstance(image, SlideView):
         return Record(image.uri, backend=image.backend), image

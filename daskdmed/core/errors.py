@@ -88,6 +88,10 @@ class GeometryError(UsageError):
     """Sizes do not fit: an image smaller than a crop, a stride of zero..."""
 
 
+class SpaceError(ImageError, GeometryError):
+    """An image contradicts itself about where it lies, or does not lie on one grid."""
+
+
 class LoaderError(DaskdmedError, RuntimeError):
     """A loader cannot go on: the message names the patient, the record and the region. `patient`
     and `record` are empty when it concerns no single patient."""

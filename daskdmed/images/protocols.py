@@ -99,6 +99,8 @@ class VolumeOptions:
     dataset: str | None = None
     #: a time point, or "channels" for all of them as channels
     time: int | str | None = None
+    #: of NIfTI: "sform" or "qform"
+    form: str | None = None
     on_gap: str = "raise"
     #: of a list: the names of its files in the folder that is opened
     files: tuple[str, ...] = ()

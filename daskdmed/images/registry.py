@@ -39,6 +39,7 @@ _BUILT_IN = {
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
+    "nifti": "daskdmed.images.volumes.nifti:NiftiBackend",
 }
 
 

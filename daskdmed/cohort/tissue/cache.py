@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from daskdmed.cohort.tissue.mask import TissueMask
+from daskdmed.core.cachefolder import CACHE_DIR_VARIABLE, cache_dir
 from daskdmed.core.errors import ImageError, ImageNotFoundError, StoreError
 
 _log = logging.getLogger("daskdmed.cohort")
-#: environment variable that names the cache folder
-CACHE_DIR_VARIABLE = "DASKDMED_CACHE_DIR"
 #: part of every key: raised when a method gives another result than before
 _VERSION = 1
 #: packed masks kept in this process, some ten KiB each
@@ -32,19 +30,6 @@ _KEPT = 1024
 _lock = threading.Lock()
 _memory: OrderedDict[tuple[str, str], TissueMask] = OrderedDict()
 _reported: set[str] = set()
-
-
-def cache_dir() -> Path:
-    """The folder for files that can be made again.
-
-    ``DASKDMED_CACHE_DIR`` when it is set, otherwise the user's cache folder of the platform.
-    """
-    named = os.environ.get(CACHE_DIR_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("daskdmed"))
 
 
 def parameters_key(method: str | Callable[..., Any], parameters: dict[str, Any]) -> str | None:

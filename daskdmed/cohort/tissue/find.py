@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, Results, images_of
-from daskdmed.cohort.tissue.cache import cache_dir, lookup, parameters_key, store
+from daskdmed.cohort.tissue.cache import lookup, parameters_key, store
 from daskdmed.cohort.tissue.files import fit, read_mask
 from daskdmed.cohort.tissue.html import slide_overlay
 from daskdmed.cohort.tissue.mask import TissueMask
@@ -23,6 +23,7 @@ from daskdmed.cohort.tissue.methods import RULES, clean, detect, detect_intensit
 from daskdmed.cohort.tissue.picture import preview
 from daskdmed.cohort.tissue.source import ASSUMED_UM, Source, grid_shape, source_of
 from daskdmed.core import errors
+from daskdmed.core.cachefolder import cache_dir
 from daskdmed.core.errors import DaskdmedError, GeometryError, ResolutionError, UsageError
 from daskdmed.core.types import Array, OnError, OnTileError
 from daskdmed.core.work import run_all

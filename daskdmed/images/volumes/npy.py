@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.protocols import Reader, VolumeInfo, VolumeOptions
-from daskdmed.images.readers import BaseReader, level_infos
+from daskdmed.images.readers import BaseReader
 from daskdmed.images.source import explain_os_error, fingerprint
-from daskdmed.images.volumes.arrays import check_options, laid_out
+from daskdmed.images.volumes.arrays import check_options, check_values, layout_by_shape
 
 _MAGIC = b"\x93NUMPY"
 
@@ -58,21 +58,17 @@ class NpyReader(BaseReader):
             raise CorruptImageError.of(
                 uri, f"it cannot be mapped as NumPy's format: {error}; save it again by numpy.save"
             ) from error
-        if stored.dtype.kind not in "biuf":
-            raise UnsupportedImageError.of(uri, f"voxels are numbers, this has {stored.dtype}")
-        array, channels = laid_out(uri, stored, options.time)
-        self._array = array
-        levels = level_infos([array.shape], [array.shape[:3]])
-        self.info = VolumeInfo(
-            levels, array.dtype.newbyteorder("=").name, (), vendor="npy", has_channels=channels
-        )
+        check_values(uri, stored.shape, stored.dtype)
+        self._layout = layout_by_shape(uri, stored.shape, options.time)
+        self._stored = stored
+        self.info = self._layout.info(uri, stored.dtype, vendor="npy")
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
-        out[...] = self._array[region.slices]
+        self._layout.seen(out)[...] = self._stored[self._layout.selection(region)]
 
     def read_associated(self, name: str) -> Array:
         raise self._no_associated(name)
 
     def close(self) -> None:
         self._closed = True
-        self._array = np.empty(0)
+        self._stored = np.empty(0)

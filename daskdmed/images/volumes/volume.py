@@ -40,6 +40,7 @@ def open_volume(
     series: str | None = None,
     dataset: str | None = None,
     time: int | Literal["channels"] | None = None,
+    form: Literal["sform", "qform"] | None = None,
     backend: str | None = None,
     on_gap: OnGap = "raise",
     storage_options: Mapping[str, Any] | None = None,
@@ -58,6 +59,9 @@ def open_volume(
     time : int or "channels", optional
         Which time point of a 4-D file, counted from 0; "channels" gives all of them as
         channels. Needed where there are several.
+    form : {"sform", "qform"}, optional
+        Which of its two forms says where a NIfTI file lies; needed where they contradict each
+        other by more than a hundredth of a voxel. Default: the one there is.
     backend : str, optional
         A registered backend; default: the first of volumes that reads the file.
     on_gap : {"raise", "resample"}
@@ -89,10 +93,12 @@ def open_volume(
         )
     if not (time in (None, "channels") or (isinstance(time, int) and time >= 0)):
         raise UsageError(f"time is a number from 0 or 'channels', got {time!r}")
+    if form not in (None, "sform", "qform"):
+        raise UsageError(f"form is 'sform' or 'qform', got {form!r}")
     if on_gap not in ("raise", "resample"):
         raise UsageError(f"on_gap is 'raise' or 'resample', got {on_gap!r}")
     path, files = _place(uri)
-    options = VolumeOptions(series, dataset, time, on_gap, files)
+    options = VolumeOptions(series, dataset, time, form, on_gap, files)
     name, reader = open_with(path, backend, options)
     try:
         info = reader.info
