@@ -39,6 +39,7 @@ _BUILT_IN = {
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
+    "hdf5": "daskdmed.images.volumes.hdf5:Hdf5Backend",
     "nifti": "daskdmed.images.volumes.nifti:NiftiBackend",
 }
 

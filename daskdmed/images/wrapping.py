@@ -79,7 +79,7 @@ class _HDF5:
         self.facts = (path, found.st_size, found.st_mtime_ns, name, like.shape, like.dtype.str)
 
     def __getitem__(self, index: Any) -> Any:
-        import h5py
+        from daskdmed.images.volumes.hdf5 import open_unlocked
 
-        with h5py.File(self.path, "r") as file:
+        with open_unlocked(self.path) as file:
             return file[self.name][index]

@@ -294,7 +294,7 @@ class BackendConformance:
         with caplog.at_level("WARNING", logger="daskdmed.images"):
             actual = reader.read(0, Region.of(levels[0].shape[:-1]), tile_error="fill")
         expected = levels[0].copy()
-        expected[damaged.slices] = np.asarray(reader.info.background, expected.dtype)
+        expected[damaged.slices] = reader.info.background_value
         self._same(actual, expected, "filled")
         assert any(uri in record.getMessage() for record in caplog.records)
         tile = damaged.cells(reader.info.levels[0].tile_shape).origin

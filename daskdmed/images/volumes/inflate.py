@@ -63,7 +63,7 @@ def decode(source: Source, nbytes: int) -> Array:
         buffer = np.empty(nbytes + SLACK, np.uint8)
         data = source.read(0, source.size)
         try:
-            found = imagecodecs.gzip_decode(data, out=memoryview(buffer))
+            found = imagecodecs.gzip_decode(data, out=buffer.data)
         except imagecodecs.DeflateError:
             found = b""
         if len(found) >= nbytes:
