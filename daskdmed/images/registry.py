@@ -36,6 +36,7 @@ GROUP = "daskdmed.readers"
 _BUILT_IN = {
     "tiff": "daskdmed.images.tiff:TiffBackend",
     "zarr": "daskdmed.images.ngff:ZarrBackend",
+    "zarr-volume": "daskdmed.images.ngff.volume:ZarrVolumeBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",

@@ -32,6 +32,7 @@ ASSOCIATED_NAMES = ("label", "macro", "thumbnail")
 _RGB = ["FF0000", "00FF00", "0000FF"]
 #: a chunk is decoded whole; larger ones are no image tiles but a broken or hostile file
 _MAX_CHUNK_BYTES = 4 * 2**30
+_AS_VOLUME = "open it as a volume, daskdmed.open_volume or Record(..., spatial_ndim=3)"
 _AS_ARRAY = "open it as a Dask array (dask.array.from_zarr) and use Record(array=...)"
 
 
@@ -59,8 +60,6 @@ class Plane:
 
     def read(self, region: Region, out: Array) -> None:
         """Read a region (y, x) into `out` of shape (height, width, channels), any strides."""
-        from zarr.core.buffer import default_buffer_prototype
-
         selection: list[int | slice] = [0] * self.array.ndim
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
@@ -68,8 +67,15 @@ class Plane:
             selection[self.c] = slice(None)
             view, axes = out, [self.y, self.x, self.c]
         view = view.transpose(np.argsort(axes))  # the order in which the array stores them
-        buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(view)
-        self.array.get_basic_selection(tuple(selection), out=buffer)
+        read_into(self.array, tuple(selection), view)
+
+
+def read_into(array: Any, selection: tuple[int | slice, ...], out: Array) -> None:
+    """A selection of a Zarr array into an array of any strides, axes with a number left out."""
+    from zarr.core.buffer import default_buffer_prototype
+
+    buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(out)
+    array.get_basic_selection(selection, out=buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +94,8 @@ def read_pyramid(uri: str, node: Any, image: str = "") -> Pyramid:
             _check_single(uri, image)
             only = _plane(uri, node, "", _named_axes(node))
             return _assemble(uri, (only,), {}, None)
-        node, images = _image_group(uri, node, image)
-        own = _own_facts(uri, node)
+        node, images = image_group(uri, node, image)
+        own = own_facts(uri, node)
         associated = _associated(uri, node)
         described = Multiscale.parse(node.attrs.asdict())
         if described is None:
@@ -111,7 +117,7 @@ def _check_single(uri: str, image: str) -> None:
         raise UsageError(f"{uri} holds one image, there is no image={image!r}")
 
 
-def _image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]]:
+def image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]]:
     """The group that holds the image, and the names of all images when there are several.
 
     bioformats2raw writes every image of a file; in VSI and some CZI and SCN files the first
@@ -127,12 +133,12 @@ def _image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]
     if "bioformats2raw.layout" not in ome or "multiscales" in ome:
         _check_single(uri, image)
         return group, ()
-    groups = [_child(uri, group, path, "the image") for path in _series(group)]
+    groups = [child(uri, group, path, "the image") for path in _series(group)]
     names, pixels, spacing = [], [], []
     for one in groups:
         described = Multiscale.parse(one.attrs.asdict())
         level = described and described.levels[0].path
-        shape = _child(uri, one, level, "the array").shape if level else (0, 0)
+        shape = child(uri, one, level, "the array").shape if level else (0, 0)
         names.append((described and described.name) or one.basename)
         pixels.append(shape[-1] * shape[-2])
         spacing.append(described.spacing()[-1] if described else None)
@@ -151,7 +157,7 @@ def _series(group: Any) -> list[str]:
     return list(found) or ["0"]
 
 
-def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
+def own_facts(uri: str, group: Any) -> Mapping[str, Any]:
     """What this library wrote beside the OME metadata; an unfinished store is refused."""
     own = group.attrs.asdict().get("daskdmed")
     if not isinstance(own, Mapping):
@@ -163,7 +169,7 @@ def _own_facts(uri: str, group: Any) -> Mapping[str, Any]:
     return own
 
 
-def _child(uri: str, group: Any, path: str, what: str) -> Any:
+def child(uri: str, group: Any, path: str, what: str) -> Any:
     try:
         return group[path]
     except (KeyError, FileNotFoundError) as error:
@@ -180,7 +186,7 @@ def _ome_levels(uri: str, group: Any, image: Multiscale) -> Iterator[Plane]:
     # the type counts more than the name
     names = ["c" if axis.type == "channel" else axis.name for axis in image.axes]
     for i, level in enumerate(image.levels):
-        array = _child(uri, group, level.path, f"the array of level {i}")
+        array = child(uri, group, level.path, f"the array of level {i}")
         if not hasattr(array, "chunks"):
             raise CorruptImageError.of(uri, f"level {i}, {level.path!r}, is no array")
         if len(names) != array.ndim:
@@ -226,13 +232,19 @@ def _plain_levels(uri: str, group: Any) -> tuple[Plane, ...]:
     return tuple(planes)
 
 
-def _named_axes(array: Any) -> list[str]:
-    """Names of the axes of a plain array: its dimension names, else judged by its shape."""
+def given_names(array: Any) -> list[str]:
+    """Names of the dimensions of a plain array; empty where they are not given."""
     given = getattr(array.metadata, "dimension_names", None)
     given = given or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
-    names = [str(name).lower() for name in given] if given else []
-    names = [{"channel": "c", "channels": "c", "band": "c"}.get(n, n) for n in names]
-    if len(names) == array.ndim and {"y", "x"} <= set(names):
+    names = [str(name).lower() for name in given] if isinstance(given, (list, tuple)) else []
+    found = {"channel": "c", "channels": "c", "band": "c", "time": "t"}
+    return [found.get(n, n) for n in names] if len(names) == array.ndim else []
+
+
+def _named_axes(array: Any) -> list[str]:
+    """Names of the axes of a plain array: its dimension names, else judged by its shape."""
+    names = given_names(array)
+    if {"y", "x"} <= set(names):
         return names
     shape = array.shape
     if array.ndim == 2:
@@ -256,7 +268,8 @@ def _plane(uri: str, array: Any, path: str, names: Sequence[str]) -> Plane:
     for name, extent in zip(names, array.shape, strict=True):
         if name not in ("y", "x", "c") and extent != 1:
             raise UnsupportedImageError(
-                f"{what}: axis {name} has extent {extent}, a slide has one plane; {_AS_ARRAY}",
+                f"{what}: axis {name} has extent {extent}, a slide has one plane; "
+                f"{_AS_VOLUME if name == 'z' else _AS_ARRAY}",
                 uri=uri,
             )
     if 0 in array.shape:
@@ -287,7 +300,7 @@ def _associated(uri: str, group: Any) -> dict[str, Plane]:
         for name in ASSOCIATED_NAMES:
             if name not in home:
                 continue
-            node = _child(uri, home, name, "the associated image")
+            node = child(uri, home, name, "the associated image")
             try:
                 if not hasattr(node, "members"):
                     plane = _plane(uri, node, name, _named_axes(node))
@@ -341,21 +354,21 @@ def _assemble(
         associated=tuple(sorted(associated)),
         images=images,
     )
-    planes = tuple(_with_fill(p, background) for p in planes)
+    planes = tuple(dataclasses.replace(p, array=with_fill(p.array, background)) for p in planes)
     return Pyramid(planes, dict(associated), info)
 
 
-def _with_fill(plane: Plane, background: int) -> Plane:
+def with_fill(array: Any, background: float) -> Any:
     """Chunks that were never written read as the fill value; without one, as the background."""
-    metadata = plane.array.metadata
+    metadata = array.metadata
     if metadata.fill_value is not None:
-        return plane
+        return array
     import zarr
 
-    dtype = np.dtype(plane.array.dtype)
+    dtype = np.dtype(array.dtype)
     metadata = dataclasses.replace(metadata, fill_value=dtype.type(background))
-    inner = type(plane.array._async_array)(metadata=metadata, store_path=plane.array.store_path)
-    return dataclasses.replace(plane, array=zarr.Array(inner))
+    inner = type(array._async_array)(metadata=metadata, store_path=array.store_path)
+    return zarr.Array(inner)
 
 
 def _background(plane: Plane, image: Multiscale | None) -> int:
