@@ -107,7 +107,7 @@ def test_results_of_this_library(tmp_path):
     np.testing.assert_allclose(found.to_dask().compute(), VALUES + 1, rtol=1e-5)
     heatmap(
         record.view(spatial_ndim=3),
-        lambda w: w.mean((1, 2, 3)).repeat(2, -1),
+        lambda w: np.stack([w.reshape(len(w), -1).mean(-1)] * 2, -1),
         kernel_size=(6, 10, 12),
         out=tmp_path / "h.zarr",
     )
