@@ -84,17 +84,20 @@ class Dataset(Sequence[Patient]):
         patient: Callable[[Any], str | int] | None = None,
         mpp: float | tuple[float, float] | None = None,
         backend: str | None = None,
+        **options: Any,
     ) -> Dataset:
-        """One patient per slide of a folder, sorted by path; nothing is opened.
+        """One patient per slide or volume of a folder, sorted by path; nothing is opened.
 
         Parameters
         ----------
         folder : path
             Searched with its subfolders unless ``recursive=False``; Zarr groups
-            (``*.zarr``) count as one slide.
+            (``*.zarr``) count as one image.
         pattern : str
             As in a shell, of the file name, or of the path below `folder` when it contains
-            a slash. "*" means every file whose suffix is known for slides.
+            a slash. "*" means every file whose suffix is known for slides; where there are
+            none, for volumes. Of these a pair of ``.hdr`` and ``.img`` is one, and with "*" a
+            folder with ``.dcm`` files too, named as the folder.
         labels : path, mapping or DataFrame, optional
             A CSV or Parquet table with one row per patient, ``{id: label}``, or
             ``{id: {name: label}}``. Columns of a CSV in which every value is a number
@@ -107,33 +110,147 @@ class Dataset(Sequence[Patient]):
         missing_labels : {"raise", "allow"}
             What to do with patients that the table does not name, or leaves empty.
         record : str
-            Name of the record; with several slides of a patient "wsi-1", "wsi-2"...
+            Name of the record; with several images of a patient "wsi-1", "wsi-2"...
         patient : callable, optional
-            ``patient(path) -> id``; slides with the same id become one patient. By default
+            ``patient(path) -> id``; images with the same id become one patient. By default
             the file name without its suffix, which must then be unique.
-        mpp, backend : optional
-            Passed on to every `Record`.
+        mpp, backend, **options : optional
+            Passed on to every `Record`: of volumes background, spacing, dataset...
 
         Raises
         ------
         DatasetError
-            No such folder, no slides in it, the same id twice, or labels that are missing.
+            No such folder, no images in it, the same id twice, or labels that are missing.
         MissingExtraError
             A Parquet table without the extra "tables".
         """
-        from daskdmed.cohort.folder import read_slides
+        from daskdmed.cohort.folder import read_images
 
         told = (labels, id_column, label_columns, missing_labels)
-        own_name, found = read_slides(folder, pattern, recursive, patient, told)
+        own_name, found = read_images(folder, pattern, recursive, patient, told)
         patients = []
         for patient_id, paths, row in found:
             one = len(paths) == 1
             names = [record] if one else [f"{record}-{i}" for i, _ in enumerate(paths, start=1)]
             slides = {
-                n: Record(p, mpp=mpp, backend=backend) for n, p in zip(names, paths, strict=True)
+                n: Record(p, mpp=mpp, backend=backend, **options)
+                for n, p in zip(names, paths, strict=True)
             }
             patients.append(Patient(patient_id, slides, row))
         return cls(own_name if name is None else name, patients)
+
+    @classmethod
+    def from_bids_like(
+        cls,
+        images: PathLike,
+        labels: PathLike | None = None,
+        *,
+        name: str | None = None,
+        channels: bool | None = None,
+        missing_labels: MissingLabels = "raise",
+        **options: Any,
+    ) -> Dataset:
+        """Scans in one folder and their label maps in another, matched by id; nothing is opened.
+
+        As nnU-Net and the Medical Segmentation Decathlon lay them out, ``imagesTr`` and
+        ``labelsTr``. Each patient has the record "image" and, where there is one, "label".
+
+        Parameters
+        ----------
+        images, labels : path
+            Folders; their subfolders are not searched. What counts as an image, and the id of
+            one, is as of `from_folder`.
+        name : str, optional
+            Of the dataset; by default that of the folder, or of the one above ``images...``.
+        channels : bool, optional
+            Whether what stands behind the last underscore of a name is the number of a channel
+            in four digits, as nnU-Net has it: ``case_0000.nii.gz`` and ``case_0001.nii.gz``
+            are the records "0000" and "0001" of the patient "case", to be stacked with
+            ``record=["0000", "0001"]``, and a single ``case_0000.nii.gz`` its "image". By
+            default when all names end so and one in "_0000".
+        missing_labels : {"raise", "allow"}
+            What to do with images without a label map. Labels of no image are left out.
+        **options
+            Passed on to the `Record` of every image: background, time, spacing...
+
+        Raises
+        ------
+        DatasetError
+            No such folder, no images in it, an id twice, or channels or labels that are
+            missing; lists them.
+
+        Examples
+        --------
+        >>> dataset = Dataset.from_bids_like(  # doctest: +SKIP
+        ...     "Task09_Spleen/imagesTr", "Task09_Spleen/labelsTr", background=-1024
+        ... )
+        """
+        from daskdmed.cohort.scans import read_pairs
+
+        own, patients = read_pairs(images, labels, channels, missing_labels, options)
+        return cls(own if name is None else name, patients)
+
+    @classmethod
+    def from_slices(
+        cls,
+        folder: PathLike,
+        pattern: str,
+        *,
+        labels: str | None = None,
+        name: str | None = None,
+        missing_labels: MissingLabels = "raise",
+        missing_slices: MissingLabels = "raise",
+        axis: int = 0,
+        dataset: str | None = None,
+        label_dataset: str | None = None,
+        spacing: float | Sequence[float] | None = None,
+        background: float | Sequence[float] | None = None,
+    ) -> Dataset:
+        """Scans of which every slice is a file, one patient per scan: see `Record.stack`.
+
+        Each has the record "image" and, where there is one, "label". The first slice of each is
+        opened.
+
+        Parameters
+        ----------
+        folder : path
+            Searched with its subfolders.
+        pattern : str
+            Of file names, or of paths below `folder` when it contains a slash. ``{id}`` stands
+            for the name of the scan and ``{slice}`` for the number of the slice, by which
+            they are sorted: ``"{id}_{slice}.im"`` for MedSegPy's
+            ``9000099_V00-Aug00_001.im``. Other names in braces, which must be the same
+            within a scan, become labels of the patient. Or a regular expression with these
+            as named groups: ``r"(?P<id>[0-9]+)_V00_(?P<slice>[0-9]+)[.]im"``.
+        labels : str, optional
+            The same of label maps: ``"{id}_{slice}.seg"``. They must have the slices that the
+            scan has.
+        name : str, optional
+            Of the dataset, by default that of the folder.
+        missing_labels, missing_slices : {"raise", "allow"}
+            What to do with scans without a label map, and with gaps in the numbers of a scan;
+            a scan with gaps has the slices that are there, one behind the other.
+        axis, dataset, spacing, background : optional
+            As of `Record.stack`; `label_dataset` is that of labels, default the same.
+
+        Raises
+        ------
+        DatasetError
+            No file matches, or slices or labels that are missing, or there twice; names them.
+        """
+        from daskdmed.cohort.scans import read_slices
+
+        options = {"axis": axis, "spacing": spacing}
+        own, patients = read_slices(
+            folder,
+            pattern,
+            labels,
+            missing_labels,
+            missing_slices,
+            {**options, "dataset": label_dataset or dataset},
+            {**options, "dataset": dataset, "background": background},
+        )
+        return cls(own if name is None else name, patients)
 
     @classmethod
     def from_arrays(
@@ -196,7 +313,8 @@ class Dataset(Sequence[Patient]):
         """Read what `to_manifest` wrote, or a table made by hand.
 
         A ``.json`` file or a CSV with one row per record: the columns ``patient`` and
-        ``uri``, and optionally ``record``, ``mpp``, ``backend``, ``label:*``, ``fact:*``.
+        ``uri``, and optionally ``record``, ``mpp``, ``backend``, ``label:*``, ``fact:*``; of
+        volumes ``spacing`` ("3 1 1"), ``background``, ``series``, ``dataset``, ``time``...
         Relative uris are relative to the folder of the manifest. What is wrong is a
         `DatasetError` that names file and row.
         """
@@ -209,8 +327,8 @@ class Dataset(Sequence[Patient]):
 
         JSON keeps everything; CSV keeps everything but the dataset's name and whether an id
         was an integer. Slides below the folder of the manifest are written as relative
-        paths, so that the folder can be moved. A record of an array, or a label or fact that
-        JSON cannot hold, is a `DatasetError`.
+        paths, so that the folder can be moved. A record of an array or a stack of slices, or a
+        label or fact that JSON cannot hold, is a `DatasetError`.
         """
         from daskdmed.cohort.manifest import write_manifest
 

@@ -1,7 +1,9 @@
-"""A folder of slides as a dataset.
+"""A folder of slides or volumes as a dataset.
 
-Walks in a fixed order, opens nothing, takes a Zarr group as one slide, and joins a table of
-labels. Not covered: folders behind URLs (list them into a manifest).
+Walks in a fixed order, opens nothing, takes a Zarr group, and of volumes a folder of DICOM files or
+a pair of ``.hdr`` and ``.img``, as one image, and joins a table of labels. Not covered: folders
+behind URLs (list them into a manifest), images and labels in two folders and slices in files
+(`daskdmed.cohort.scans`).
 """
 
 from __future__ import annotations
@@ -26,12 +28,17 @@ SLIDE_SUFFIXES = (
     *(".qptiff", ".svslide", ".tiff", ".mrxs", ".ndpi", ".zarr", ".svs", ".tif"),
     *(".scn", ".bif", ".btf", ".vms", ".vmu"),
 )
+#: files of volumes; a folder with files of the last is a volume too
+VOLUME_SUFFIXES = (
+    *(".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".hdf5", ".h5", ".npy", ".dcm"),
+)
+_DICOM_SUFFIX = ".dcm"
 _ZARR_SUFFIX = ".zarr"
 #: what is behind the suffix of a compressed file
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
-def read_slides(
+def read_images(
     folder: PathLike,
     pattern: str,
     recursive: bool,
@@ -47,48 +54,80 @@ def read_slides(
             "it with Dataset.from_manifest"
         )
     root = local(folder, "the folder", DatasetError)
-    groups = _group(find_slides(root, pattern, recursive), patient, root)
+    groups = _group(find_images(root, pattern, recursive), patient, root)
     rows = {} if labels[0] is None else _match_labels(groups, *labels)
     return root.name, [(own, paths, rows.get(key, {})) for key, (own, paths) in groups.items()]
 
 
-def find_slides(root: Path, pattern: str = "*", recursive: bool = True) -> list[Path]:
-    """Paths of slides below a folder, sorted."""
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "there is no such folder"
-        raise DatasetError(f"{root}: {what}")
-    found, seen = [], 0
-    for path in _walk(root, recursive):
-        seen += 1
-        if _matches(path, root, pattern):
-            found.append(path)
+def find_images(root: Path, pattern: str = "*", recursive: bool = True) -> list[Path]:
+    """Paths of images below a folder, sorted; for "*" slides, or volumes where there are none."""
+    there = list(walk(root, recursive))
+    found = [path for path in there if _matches(path, root, pattern)]
+    if pattern == "*":
+        volumes = _volumes(there)
+        if found and volumes:
+            logger.info(
+                "%s: %d slides are taken, not the volumes beside them (%s); pattern= takes these",
+                *(root, len(found), listing([p.name for p in volumes])),
+            )
+        found = found or volumes
+    found = _without_pixels(found)
     if not found:
+        known = sorted({*SLIDE_SUFFIXES, *VOLUME_SUFFIXES})
         remedy = (
-            f"known suffixes are {', '.join(sorted(SLIDE_SUFFIXES))}; give pattern= for others"
+            f"known suffixes are {', '.join(known)}; give pattern= for others"
             if pattern == "*"
             else "check pattern=, or leave it out to take every known suffix"
         )
         deeper = "" if recursive else " (subfolders were not searched)"
         raise DatasetError(
-            f"{root}: no slides match {pattern!r} among {seen} files{deeper}; {remedy}"
+            f"{root}: no images match {pattern!r} among {len(there)} files{deeper}; {remedy}"
         )
     return sorted(found, key=lambda p: p.relative_to(root).parts)
 
 
+def _volumes(paths: Sequence[Path]) -> list[Path]:
+    """Volumes among files: DICOM files count as the folder that they lie in."""
+    found = dict.fromkeys(
+        path.parent if path.name.lower().endswith(_DICOM_SUFFIX) else path
+        for path in paths
+        if path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
+    )
+    return list(found)
+
+
+def _without_pixels(paths: Sequence[Path]) -> list[Path]:
+    """Without the ``.img`` of a pair, whose ``.hdr`` names it."""
+    there = {str(path).lower() for path in paths}
+
+    def is_second(path: Path) -> bool:
+        name = str(path).lower()
+        stem, dot, rest = name.rpartition(".img")
+        return (
+            bool(dot) and rest in ("", ".gz") and {f"{stem}.hdr", f"{stem}.hdr.gz"} & there != set()
+        )
+
+    return [path for path in paths if not is_second(path)]
+
+
 def image_id(uri: PathLike) -> str:
-    """The name of a file or URL without its suffix; compound ones are one: ``.nii.gz``."""
+    """The name of a file or URL without its suffix; compound ones are one: ``.nii.gz``. Numbers
+    behind a dot are none: a folder of DICOM files may be named by a UID."""
     name = PurePath(os.fspath(uri).rstrip("/")).name
     lower = name.lower()
     suffix = next((s for s in SLIDE_SUFFIXES if lower.endswith(s)), None)
     if suffix is None:
-        packed = PurePath(name).suffix
+        packed = "" if (last := PurePath(name).suffix)[1:].isdigit() else last
         inner = PurePath(name[: len(name) - len(packed)]).suffix
         suffix = inner + packed if packed.lower() in _PACKED else packed
     return name[: len(name) - len(suffix)] or name
 
 
-def _walk(root: Path, recursive: bool) -> Iterator[Path]:
+def walk(root: Path, recursive: bool = True) -> Iterator[Path]:
     """Files and Zarr groups; links are followed, each real folder is entered once."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "there is no such folder"
+        raise DatasetError(f"{root}: {what}")
     entered = {os.path.realpath(root)}
     for here, folders, files in os.walk(root, followlinks=True, onerror=_cannot_list):
         deeper = []
@@ -138,7 +177,7 @@ def _group(
         )
         raise DatasetError(
             f"{root}: {len(twice)} ids occur more than once ({shown}); give "
-            "patient=lambda path: ... which returns an id per path (slides with the same id "
+            "patient=lambda path: ... which returns an id per path (images with the same id "
             "become one patient), or a narrower pattern="
         )
     return groups

@@ -7,6 +7,7 @@ name ``label:<name>:json``. Not covered: arrays (they have no uri to write).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,6 +21,7 @@ from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
 from daskdmed.core.places import is_url, local, local_path
+from daskdmed.core.space import Space
 from daskdmed.core.types import PathLike
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ _FIXED = ("patient", "record", "uri", "mpp", "backend")
 _JSON = ":json"
 #: arguments of a record that JSON keeps, where they say something
 _TOLD = ("mpp", "backend", "spatial_ndim", "facts")
+#: what records say of volumes, in JSON and in columns of their own where one says it
+_OF_VOLUMES = ("spacing", "background", "space", "series", "dataset", "time", "on_gap")
 _ABSENT: Any = object()
 
 
@@ -120,6 +124,7 @@ def _to_json(dataset: Dataset, target: Path) -> str:
         for name, record in patient.records.items():
             entry: dict[str, Any] = {"uri": _written(str(record.uri), target.parent)}
             told = {n: getattr(record, n) for n in _TOLD} | {"facts": dict(record.facts) or None}
+            told |= _of_volume(record)
             records[name] = entry | {n: value for n, value in told.items() if value is not None}
         patients.append({"id": patient.id, "records": records, "labels": dict(patient.labels)})
     document = {"format": FORMAT, "version": VERSION, "name": dataset.name, "patients": patients}
@@ -145,7 +150,11 @@ def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
     for position, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         try:
             records = {
-                key: Record(_resolved(r["uri"], source.parent), **{n: r.get(n) for n in _TOLD})
+                key: Record(
+                    _resolved(r["uri"], source.parent),
+                    **{n: r.get(n) for n in _TOLD},
+                    **_as_arguments(r),
+                )
                 for key, r in entry["records"].items()
             }
             patients.append(Patient(entry["id"], records, entry.get("labels", {})))
@@ -157,6 +166,23 @@ def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
     return cls(str(document.get("name", source.stem)) if name is None else name, patients)
 
 
+def _of_volume(record: Record) -> dict[str, Any]:
+    """What a record says of a volume, in what JSON can hold."""
+    said: dict[str, Any] = {"spacing": record.spacing, "background": record.background}
+    said |= record.options
+    if record.space is not None:
+        said["space"] = {"affine": record.space.affine.tolist(), "shape": record.space.shape}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _as_arguments(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse: arguments of a record."""
+    found = {name: said[name] for name in _OF_VOLUMES if said.get(name) is not None}
+    if "space" in found:
+        found["space"] = Space(found["space"]["affine"], found["space"]["shape"])
+    return found
+
+
 # -------------------------------------------------------------------- CSV
 def _to_csv(dataset: Dataset, target: Path) -> str:
     rows = [(p, n, r) for p in dataset for n, r in p.records.items()]
@@ -166,14 +192,45 @@ def _to_csv(dataset: Dataset, target: Path) -> str:
     out = io.StringIO(newline="")
     # "\r\n" as the line end makes the writer quote both characters inside cells
     writer = csv.writer(out, delimiter=_delimiter(target), lineterminator="\r\n")
-    writer.writerow([*_FIXED, *columns])
+    said = [_of_volume(r) | ({"spatial_ndim": r.spatial_ndim} if _odd(r) else {}) for *_, r in rows]
+    used = [n for n in _ALSO if any(n in one for one in said)]
+    writer.writerow([*_FIXED, *used, *columns])
     for position, (patient, name, record) in enumerate(rows):
         pair = record.mpp
         mpp = "" if pair is None else " ".join(repr(v) for v in dict.fromkeys(pair))
         uri = _written(str(record.uri), target.parent)
         fixed = [patient.key, name, uri, mpp, record.backend or ""]
+        fixed += [_cell(said[position].get(n)) for n in used]
         writer.writerow([*fixed, *(cells[position] for cells in columns.values())])
     return out.getvalue()
+
+
+#: columns that are there where a record says something
+_ALSO = ("spatial_ndim", *_OF_VOLUMES)
+
+
+def _odd(record: Record) -> bool:
+    """Whether its number of axes does not follow from what else it says."""
+    twin = Record(str(record.uri), spacing=record.spacing, space=record.space)
+    return record.spatial_ndim != twin.spatial_ndim
+
+
+def _cell(value: Any) -> str:
+    """A value as people would write it, where it is read back the same, else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value))
+    return value if isinstance(value, str) and _parsed(value) == value else json.dumps(value)
+
+
+def _parsed(cell: str) -> Any:
+    """The inverse: JSON, or several numbers, or text."""
+    with contextlib.suppress(ValueError):
+        return json.loads(cell)
+    with contextlib.suppress(ValueError):
+        return tuple(map(json.loads, cell.split()))
+    return cell
 
 
 def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -220,9 +277,11 @@ def _from_csv(cls: type[Dataset], source: Path, name: str) -> Dataset:
                 _resolved(cell["uri"], source.parent) if cell["uri"] else "",
                 mpp=_parse_mpp(cell.get("mpp", "")),
                 backend=cell.get("backend") or None,
+                spatial_ndim=_parsed(cell.get("spatial_ndim") or "null"),
                 facts=_named(extra, "fact:", position),
+                **_as_arguments({n: _parsed(cell[n]) for n in _OF_VOLUMES if cell.get(n)}),
             )
-        except (DaskdmedError, ValueError) as error:
+        except (DaskdmedError, ValueError, TypeError, LookupError) as error:
             raise DatasetError(f"{where}: {error}") from error
         found = _named(extra, "label:", position)
         if labels.setdefault(key, found) != found:

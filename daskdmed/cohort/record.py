@@ -12,7 +12,7 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,56 @@ class Record:
         self.__dict__.update(uri=path, array=lazy, name=name or "", mpp=pair, backend=backend)
         self.__dict__.update(spatial_ndim=spatial_ndim, spacing=steps, _drawn=drawn)
         known = FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()})
-        self.__dict__.update(background=plain(background), space=space, facts=known)
+        self.__dict__.update(background=_as_background(background), space=space, facts=known)
         self.__dict__.update(options=FrozenMapping(options))
+
+    @classmethod
+    def stack(
+        cls,
+        paths: PathLike | Iterable[PathLike],
+        axis: int = 0,
+        *,
+        dataset: str | None = None,
+        spacing: float | Sequence[float] | None = None,
+        space: Space | None = None,
+        background: float | Sequence[float] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """A volume of which every slice is a file: HDF5, ``.npy``, TIFF, PNG...
+
+        The first file is opened, the others when they are read. One that has changed since, or
+        has another shape or type than the first, is an `ImageError` then.
+
+        Parameters
+        ----------
+        paths : str or sequence of path
+            A pattern of local files, such as ``"scan/*.png"``, sorted as people count
+            ("slice_2" before "slice_10"); or the files in order. Each holds (y, x) or (y, x, c);
+            a third axis of one pixel is left out.
+        axis : int, default 0
+            Along which they are stacked: 0 gives (z, y, x[, c]).
+        dataset : str, optional
+            Of HDF5 files, the array in them; needed where they hold several.
+        spacing, space, background, facts : optional
+            As of `Record`, of the volume.
+
+        Raises
+        ------
+        DatasetError
+            No file matches, a file twice, or HDF5 without the array.
+        ImageError
+            The first file is missing, damaged, or holds no slice.
+        """
+        from daskdmed.cohort.slices import stack_files
+
+        return cls(
+            array=stack_files(paths, axis, dataset),
+            spatial_ndim=3,
+            spacing=spacing,
+            space=space,
+            background=background,
+            facts=facts,
+        )
 
     @functools.cached_property
     def key(self) -> str:
@@ -518,6 +566,12 @@ def _as_spacing(spacing: Any, mpp: Any) -> tuple[float, ...]:
     if mpp is not None:
         raise ResolutionError("mpp and spacing say the same thing in other units; give one")
     return values
+
+
+def _as_background(given: Any) -> Any:
+    """One value, or one per channel; as Python's own numbers, so that equal ones compare so."""
+    values = [] if given is None else np.ravel(given).tolist()
+    return tuple(values) if len(values) > 1 else (values or [None])[0]
 
 
 def _as_annotations(value: Any, backend: str | None) -> Annotations:

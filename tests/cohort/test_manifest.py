@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daskdmed.cohort import Dataset, Patient, Record
+from daskdmed.core.space import Space
 from daskdmed.errors import DatasetError
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -30,7 +31,34 @@ values = st.one_of(
 mpps = st.one_of(
     st.none(), st.floats(0.01, 100), st.tuples(st.floats(0.01, 100), st.floats(0.01, 100))
 )
-records = st.builds(
+spaces = st.builds(
+    lambda steps, origin: Space(
+        [[0, 0, steps[0], origin], [0, steps[1], 0, 1 / 3], [steps[2], 0, 0, 0], [0, 0, 0, 1]],
+        (3, 4, 5),
+    ),
+    steps=st.tuples(*[st.sampled_from([-1 / 3, 0.1, 2])] * 3),
+    origin=st.floats(-1e3, 1e3),
+)
+volumes = st.builds(
+    lambda place, more, space: Record(
+        "/a/b.nii.gz", **more, **({"space": space} if place is None else {"spacing": place})
+    ),
+    place=st.one_of(st.none(), st.floats(0.1, 9), st.tuples(*[st.floats(0.1, 9)] * 3)),
+    space=spaces,
+    more=st.fixed_dictionaries(
+        {},
+        optional={
+            "background": st.one_of(st.integers(-1024, 0), st.floats(-9, 9), st.just([1, 2.5])),
+            "series": st.sampled_from(["3", "1.2.840", "T1 ax", "[1", "1 2"]),
+            "dataset": text.filter(bool),
+            "time": st.sampled_from([0, 12, "channels"]),
+            "on_gap": st.just("resample"),
+            "spatial_ndim": st.just(3),
+            "backend": st.just("nifti"),
+        },
+    ),
+)
+records = volumes | st.builds(
     lambda uri, mpp, backend, facts: Record(uri, mpp=mpp, backend=backend, facts=facts),
     uri=st.sampled_from(["/a/b.svs", "s3://bucket/c.zarr", '/x y/ü,".tif', "/a/../b.svs"]),
     mpp=mpps,
@@ -116,6 +144,37 @@ def test_relative_uris_mean_the_same_file_afterwards(
     dataset.to_manifest("out/m.csv")
     expected = str(tmp_path / "slides" / "a.svs")
     assert Dataset.from_manifest("out/m.csv")["p"].record().uri == expected
+
+
+def test_a_table_of_volumes_made_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(
+        "patient,uri,spacing,background,time,series\n"
+        "a,a.nii,3 1 1,-1024,,\nb,b.nii,2,,channels,T1 ax\nc,c,,,3,\n"
+    )
+    a, b, c = (p.record() for p in Dataset.from_manifest(tmp_path / "m.csv"))
+    assert a == Record(tmp_path / "a.nii", spacing=(3, 1, 1), background=-1024, name="wsi")
+    assert b == Record(tmp_path / "b.nii", spacing=2, time="channels", series="T1 ax", name="wsi")
+    assert dict(c.options) == {"time": 3}
+
+
+@pytest.mark.parametrize("cells", ["3 1,", "x,", ',{"affine": 1}', ",[]", ",3"])
+def test_wrong_cells_of_volumes(tmp_path: Path, cells: str) -> None:
+    (tmp_path / "m.csv").write_text(f"patient,uri,spacing,space\na,a.nii,{cells}\n")
+    if cells == "3 1,":
+        # told when the file is opened, which says how many axes there are
+        assert Dataset.from_manifest(tmp_path / "m.csv")[0].record().spacing == (3, 1)
+        return
+    with pytest.raises(DatasetError, match=r"m\.csv: row 2: "):
+        Dataset.from_manifest(tmp_path / "m.csv")
+
+
+def test_slices_in_files_are_no_row_of_a_manifest(tmp_path: Path) -> None:
+    for number in (1, 2):
+        np.save(tmp_path / f"{number}.npy", np.zeros((4, 4)))
+    dataset = Dataset("d", [Patient("p", {"image": Record.stack(f"{tmp_path}/*.npy")})])
+    for suffix in ("json", "csv"):
+        with pytest.raises(DatasetError, match=r"'p', record 'image': is an array"):
+            dataset.to_manifest(tmp_path / f"m.{suffix}")
 
 
 def test_a_table_made_by_hand(tmp_path: Path) -> None:
