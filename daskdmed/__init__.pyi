@@ -34,6 +34,7 @@ from .images.slide import open_slides as open_slides
 from .images.volumes.volume import Volume as Volume
 from .images.volumes.volume import open_volume as open_volume
 from .inference.dense.predict import predict as predict
+from .inference.evaluation.evaluate import evaluate as evaluate
 from .inference.heatmap import heatmap as heatmap
 from .inference.infer import infer as infer
 from .loading.advise import advise as advise

@@ -154,6 +154,6 @@ def test_what_users_type_every_day():
         "SlidingWindowDL", "BigChunk", "SmallChunk", "BigChunkLoader", "SmallChunkCollector",
         "stateful", "Quota", "TissueMask", "tissue_mask", "tissue_masks", "Annotations",
         "read_annotations", "Categories", "heatmap", "predict", "infer", "export_heatmap",
-        "export_volume",
+        "export_volume", "evaluate",
         "advise", "DaskdmedError", "open_volume", "Volume", "Space",
     }  # fmt: skip

@@ -19,7 +19,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
-from dask.blockwise import Blockwise
 
 from daskdmed.cohort.sources import ImageLike, images_of
 from daskdmed.core.errors import GeometryError, UsageError
@@ -31,7 +30,7 @@ from daskdmed.core.space import Space
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.volumes.view import VolumeView, laid_over
-from daskdmed.store.results.finished import place_of, values_of
+from daskdmed.store.results.finished import keeps_cells, place_of, values_of
 
 #: bytes of a slab that is read, resampled and written at a time
 _SLAB_BYTES = 48 * 2**20
@@ -127,7 +126,7 @@ def export_volume(
 # ------------------------------------------------------------------------- what is exported
 def _placed(result: Any, space: Space | None) -> tuple[ArrayView, bool]:
     """A result as an image, channels last, and whether its values are labels."""
-    if isinstance(result, da.Array) and space is None and not _is_whole(result):
+    if isinstance(result, da.Array) and space is None and not keeps_cells(result):
         raise UsageError(
             "the result was cut, turned or reduced since it was computed, so that nobody knows "
             "where it lies; give the result itself or its store, or space="
@@ -160,19 +159,6 @@ def _placed(result: Any, space: Space | None) -> tuple[ArrayView, bool]:
     if array.ndim == 4:
         array = da.moveaxis(array, 0, -1)
     return ArrayView(array, 3, space=space), array.dtype.kind in "biu" and not _is_scaled(group)
-
-
-def _is_whole(array: da.Array) -> bool:
-    """Whether an array is a result or made of one cell by cell, each where it was."""
-    for layer in array.__dask_graph__().layers.values():
-        if not isinstance(layer, Blockwise):
-            if not all(isinstance(getattr(v, "value", v), zarr.Array) for v in layer.values()):
-                return False
-            continue
-        axes = [tuple(i) for _, i in layer.indices if i is not None]
-        if any(i != tuple(layer.output_indices) for i in axes if len(i) > 1):
-            return False
-    return True
 
 
 def _is_scaled(group: Any) -> bool:

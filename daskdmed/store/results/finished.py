@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
+from dask.blockwise import Blockwise
 from zarr.abc.store import Store
 
 from daskdmed.core.errors import GeometryError, StoreError, UsageError
@@ -206,6 +207,20 @@ def group_of(array: da.Array) -> zarr.Group | None:
         if place_of(group) is not None:
             return group
     return None
+
+
+def keeps_cells(array: da.Array) -> bool:
+    """Whether every cell of a Dask array over a stored result is where it was in that: itself, or
+    made of it cell by cell. Not what was cut, turned or reduced, even if its shape is the same."""
+    for layer in array.__dask_graph__().layers.values():
+        if not isinstance(layer, Blockwise):
+            if not all(isinstance(getattr(v, "value", v), zarr.Array) for v in layer.values()):
+                return False
+            continue
+        axes = [tuple(i) for _, i in layer.indices if i is not None]
+        if any(i != tuple(layer.output_indices) for i in axes if len(i) > 1):
+            return False
+    return True
 
 
 def described(array: Any, group: zarr.Group | None, place: Georeference) -> Heatmap:

@@ -54,9 +54,10 @@ def record(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("stored", ["LAS", "PIR", "SRA"])
-@pytest.mark.parametrize("seen", [None, "RAS", "IPL"])
-@pytest.mark.parametrize("oblique", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "seen", "oblique"),
+    [("LAS", None, False), ("LAS", "RAS", True), ("PIR", "RAS", False), ("SRA", "IPL", True)],
+)
 def test_what_was_turned_comes_back_to_the_voxel(record, tmp_path, stored, seen, oblique):
     affine = affine_of(stored, oblique=oblique)
     # their sums are exact

@@ -1,0 +1,1 @@
+"""Predictions against references: overlaps, volumes and distances, scan by scan."""
