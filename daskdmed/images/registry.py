@@ -40,6 +40,7 @@ _BUILT_IN = {
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
+    "tiff-volume": "daskdmed.images.volumes.tiff:TiffVolumeBackend",
     "hdf5": "daskdmed.images.volumes.hdf5:Hdf5Backend",
     "nifti": "daskdmed.images.volumes.nifti:NiftiBackend",
 }

@@ -69,6 +69,24 @@ class TiffReader(BaseReader):
         read_level(plan, Reading(self._source, background, fail), region, out)
 
 
+def looks_like_tiff(uri: str) -> bool:
+    """Whether a file begins as TIFF does. Never raises."""
+    try:
+        source = sources.open_source(uri)
+    except ImageError:
+        return False
+    try:
+        head = source.read(0, 4)
+    except sources.RangeError:
+        return True  # what it is cannot be seen from here: `open` says why
+    except Exception:
+        _log.debug("%s: the first bytes cannot be read", uri, exc_info=True)
+        return False
+    finally:
+        source.close()
+    return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 class TiffBackend:
     """Opens TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI, SCN, BIF, QPTIFF, Philips."""
 
@@ -76,20 +94,7 @@ class TiffBackend:
     priority = 10
 
     def accepts(self, uri: str) -> bool:
-        try:
-            source = sources.open_source(uri)
-        except ImageError:
-            return False
-        try:
-            head = source.read(0, 4)
-        except sources.RangeError:
-            return True  # what it is cannot be seen from here: `open` says why
-        except Exception:
-            _log.debug("%s: the first bytes cannot be read", uri, exc_info=True)
-            return False
-        finally:
-            source.close()
-        return head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return looks_like_tiff(uri)
 
     def open(self, uri: str) -> TiffReader:
         return self.open_image(uri, "")

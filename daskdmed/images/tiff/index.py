@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,11 +70,18 @@ class TiffIndex:
 
 def parse(source: Source, image: str = "") -> TiffIndex:
     """Read the structure of a TIFF file; a broken one is found before memory is spent on it."""
+    with opened(source) as tif:
+        return _parse(tif, source, image)
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[Any]:
+    """A file as tifffile has it, for a while; a broken one is found before memory is spent."""
     ifd.walk(source)
     handle = source.open_file()
     try:
         with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
-            return _parse(tif, source, image)
+            yield tif
     except DaskdmedError:
         raise
     except (MemoryError, RecursionError, Exception) as exc:
@@ -94,7 +103,7 @@ def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
     vendors.check_readable(tif, main, source.uri)
     more = vendors.more_levels(main, series)
     stages = _ordered([_planes(level, source) for level in (*main.levels, *more)])
-    channels = sum(_given(p.format) for p in stages[0])
+    channels = sum(given_channels(p.format) for p in stages[0])
     dtype = np.dtype(stages[0][0].format.dtype)
     background = vendors.background(tif, channels, dtype, stages[0][0].format.photometric)
     levels: list[LevelPlan] = []
@@ -153,8 +162,8 @@ def _compose(
 
 def _add_associated(index: TiffIndex, name: str, page: Any, source: Source) -> None:
     try:
-        planes = _page_planes(page, source)
-        white = (255,) * max(3, _given(planes[0].format))
+        planes = page_planes(page, source)
+        white = (255,) * max(3, given_channels(planes[0].format))
         index.associated[name] = make_plan(planes, -1, white, source)
     except (ImageError, ValueError) as exc:
         # a label that cannot be read is no reason to refuse the slide
@@ -175,13 +184,9 @@ def _ordered(stages: list[list[PageIndex]]) -> list[list[PageIndex]]:
 
 def _planes(level: Any, source: Source) -> list[PageIndex]:
     """Pages of a level that are channels of one plane in z and t."""
-    axes, shape = level.get_axes(False), level.get_shape(False)
     keyframe = level.keyframe
-    lead = len(axes) - len(keyframe.shape)
-    if axes[lead:] != keyframe.axes:
-        # grey pages of generic series have a sample axis appended
-        lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
-    names, extents = axes[:lead], shape[:lead]
+    names, extents = axes_of_pages(level)
+    lead = len(names)
     count = int(np.prod(extents, dtype=np.int64)) if extents else 1
     pick: npt.NDArray[Any] = np.arange(count).reshape(extents) if extents else np.arange(1)
     single = keyframe.samplesperpixel == 1
@@ -207,20 +212,37 @@ def _planes(level: Any, source: Source) -> list[PageIndex]:
                 f"{count} planes are stored behind one directory (ImageJ "
                 "hyperstack); save the file as OME-TIFF",
             )
-        page = level[number]
-        if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
-            named = set(re.findall(r'FileName="([^"]+)"', keyframe.parent.ome_metadata or ""))
-            elsewhere = sorted(named - {os.path.basename(source.uri)})
-            if elsewhere or page is not None:
-                raise FinalError.of(
-                    source.uri,
-                    f"plane {number} of the image lies in another file; its OME-XML "
-                    f"names {listing(elsewhere)}; convert them to one file (bfconvert)",
-                )
-        if page is None:
-            raise CorruptImageError.of(source.uri, f"plane {number} is missing")
-        planes.extend(_page_planes(page, source))
+        planes.extend(page_planes(page_of(level, number, source), source))
     return planes
+
+
+def axes_of_pages(level: Any) -> tuple[str, tuple[int, ...]]:
+    """Letters and extents of the axes along which a level has pages."""
+    axes, shape = level.get_axes(False), level.get_shape(False)
+    keyframe = level.keyframe
+    lead = len(axes) - len(keyframe.shape)
+    if axes[lead:] != keyframe.axes:
+        # grey pages of generic series have a sample axis appended
+        lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
+    return axes[:lead], tuple(shape[:lead])
+
+
+def page_of(level: Any, number: int, source: Source) -> Any:
+    """A page of a level that is in this file."""
+    page = level[number]
+    if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
+        text = level.keyframe.parent.ome_metadata or ""
+        named = set(re.findall(r'FileName="([^"]+)"', text))
+        elsewhere = sorted(named - {os.path.basename(source.uri)})
+        if elsewhere or page is not None:
+            raise FinalError.of(
+                source.uri,
+                f"plane {number} of the image lies in another file; its OME-XML "
+                f"names {listing(elsewhere)}; convert them to one file (bfconvert)",
+            )
+    if page is None:
+        raise CorruptImageError.of(source.uri, f"plane {number} is missing")
+    return page
 
 
 def _plane_in_focus(level: Any, pages: npt.NDArray[Any], axis: int) -> int:
@@ -230,7 +252,7 @@ def _plane_in_focus(level: Any, pages: npt.NDArray[Any], axis: int) -> int:
     return vendors.plane_in_focus([level[n] for n in numbers])
 
 
-def _page_planes(page: Any, source: Source) -> list[PageIndex]:
+def page_planes(page: Any, source: Source) -> list[PageIndex]:
     """One index per separately stored plane of a page."""
     key = page.keyframe
     if key.imagedepth != 1 or (key.is_tiled and key.tiledepth != 1):
@@ -301,7 +323,7 @@ def page_format(page: Any) -> PageFormat:
     )
 
 
-def _given(fmt: PageFormat) -> int:
+def given_channels(fmt: PageFormat) -> int:
     """Channels given out for one page (alpha is blended away)."""
     if fmt.planar:
         return 1

@@ -93,13 +93,24 @@ def resolution_mpp(page: Any, imagej_unit: object = None) -> Mpp | None:
 
     ImageJ writes the unit of its tags into the description instead.
     """
+    x, y = (size_from_tags(page, axis, imagej_unit) for axis in "XY")
+    return plausible(x, y)
+
+
+def size_from_tags(page: Any, axis: str, imagej_unit: object = None) -> float | None:
+    """Micrometers per pixel along "X" or "Y" from the resolution tags."""
     unit = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
     if imagej_unit:
-        unit = micrometers_per(str(imagej_unit).replace("\\u00B5", "µ"))
-    x, y = (_ratio(page.tags.valueof(code)) for code in (282, 283))
-    if unit is None or not x or not y:
-        return None
-    return plausible(unit / x, unit / y)
+        unit = size_of(1, imagej_unit)
+    per_unit = _ratio(page.tags.valueof({"X": 282, "Y": 283}[axis]))
+    return unit / per_unit if unit and per_unit else None
+
+
+def size_of(value: object, imagej_unit: object) -> float | None:
+    """Micrometers of a length in a unit as ImageJ writes it, None where one of both is none."""
+    unit = micrometers_per(str(imagej_unit or "").replace("\\u00B5", "µ"))
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) * unit if unit and is_number else None
 
 
 def plausible(x: float | None, y: float | None) -> Mpp | None:
@@ -234,7 +245,7 @@ def _ome(about: Metadata, tif: Any, main: Any) -> None:
         if pixels is None or tuple(_float(pixels.attrib.get(f"Size{a}")) for a in "XY") != size:
             continue
         chosen = image
-        about.mpp = plausible(*(_physical(pixels.attrib, axis) for axis in "XY"))
+        about.mpp = plausible(*(physical_size(pixels.attrib, axis) for axis in "XY"))
         found = [(f"Image.{key}", image.attrib.get(key)) for key in ("ID", "Name")]
         for number, channel in enumerate(named(pixels, "Channel")):
             found.append((f"Channel[{number}].Name", channel.attrib.get("Name")))
@@ -268,14 +279,15 @@ def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
     found: dict[tuple[int, int], float] = {}
     for pixels in [] if root is None else named(root, "Pixels"):
         width, height = (_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
-        size = _physical(pixels.attrib, "X")
+        size = physical_size(pixels.attrib, "X")
         if width and height and size:
             extent = int(width), int(height)
             found[extent] = min(size, found.get(extent, size))
     return found
 
 
-def _physical(attributes: Any, axis: str) -> float | None:
+def physical_size(attributes: Any, axis: str) -> float | None:
+    """Micrometers per pixel along "X", "Y" or "Z" that OME's Pixels say, None where they do not."""
     size = _float(attributes.get(f"PhysicalSize{axis}"))
     unit = micrometers_per(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
     return size * unit if size and unit else None
