@@ -109,8 +109,9 @@ def size_from_tags(page: Any, axis: str, imagej_unit: object = None) -> float | 
 def size_of(value: object, imagej_unit: object) -> float | None:
     """Micrometers of a length in a unit as ImageJ writes it, None where one of both is none."""
     unit = micrometers_per(str(imagej_unit or "").replace("\\u00B5", "µ"))
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) * unit if unit and is_number else None
+    if unit is None or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value * unit
 
 
 def plausible(x: float | None, y: float | None) -> Mpp | None:
