@@ -22,9 +22,15 @@ import time
 from pathlib import Path
 
 import inputs
-from peers import PEERS, Peer
+from peers import Peer
+from volumes import PEERS_OF
 
-UNITS = {"patches": ("patches/s", 1.0), "blocks": ("Mpix/s", 1e6), "windows": ("windows/s", 1.0)}
+UNITS = {
+    "patches": ("patches/s", 1.0),
+    "blocks": ("Mpix/s", 1e6),
+    "windows": ("windows/s", 1.0),
+    "volumes": ("64^3 patches/s", 1.0),
+}
 
 
 def missing(peer: Peer) -> list[str]:
@@ -34,7 +40,7 @@ def missing(peer: Peer) -> list[str]:
 
 def measure_here(name: str, task: str, paths: list[Path], seconds: float) -> float:
     """Units per second of one peer in this process, after one step and a quarter of the time."""
-    peer = next(p for p in PEERS if p.name == name)
+    peer = next(p for p in PEERS_OF[task] if p.name == name)
     steps = peer.work[task](paths)
     try:
         began = time.perf_counter()
@@ -73,7 +79,7 @@ def compare(
     """Figures of every peer per round, or why it has none."""
     figures: dict[str, list[float] | str] = {}
     able = []
-    for peer in PEERS:
+    for peer in PEERS_OF[task]:
         if task not in peer.work:
             continue
         absent = missing(peer)
@@ -131,12 +137,16 @@ def main() -> None:
         os.environ.setdefault("DASKDMED_BENCH_SECONDS", "2")
         options.rounds = 1
     seconds = options.seconds or inputs.seconds()
-    for kind in options.slide or inputs.KINDS:
+    for kind in [] if options.task == ["volumes"] else options.slide or inputs.KINDS:
         paths = inputs.slides(kind)
-        for task in options.task or UNITS:
+        for task in [t for t in options.task or UNITS if t != "volumes"]:
             figures = compare(task, paths, seconds=seconds, rounds=options.rounds)
             print(f"\n{kind}, {inputs.side()} x {inputs.side()}, {len(paths)} slides\n")
             print("\n".join(table(task, figures)), flush=True)
+    if "volumes" in (options.task or UNITS):
+        figures = compare("volumes", inputs.scans(), seconds=seconds, rounds=options.rounds)
+        print("\n4 compressed scans of 160^3 voxels, with labels\n")
+        print("\n".join(table("volumes", figures)), flush=True)
 
 
 if __name__ == "__main__":

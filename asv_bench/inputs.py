@@ -17,6 +17,8 @@ from daskdmed.samples import make_slide
 #: kind of slide -> fraction of it that is tissue
 KINDS = {"mixed": 0.5, "dense": 1.0}
 SLIDES = 8
+#: voxels along each axis of a scan
+SCAN = 160
 
 
 def side() -> int:
@@ -68,6 +70,29 @@ def slides(kind: str, n: int = SLIDES) -> list[Path]:
                 os.link(source, path)
             except OSError:  # no hard links on this file system
                 shutil.copyfile(source, path)
+    return paths
+
+
+def scans(n: int = 4) -> list[Path]:
+    """Compressed NIfTI scans of noise over smooth shapes, int16, each with a label beside it."""
+    import nibabel
+    import numpy as np
+
+    folder().mkdir(parents=True, exist_ok=True)
+    paths = [folder() / f"scan_{i:03d}-{SCAN}-v1.nii.gz" for i in range(n)]
+    axes = np.ogrid[:SCAN, :SCAN, :SCAN]
+    for seed, path in enumerate(paths):
+        label = path.with_name(path.name.replace("scan", "label"))
+        if label.exists():
+            continue
+        rng = np.random.default_rng(seed)
+        middle, radius = rng.integers(50, 110, 3), 40 + 5 * seed
+        inside = sum((a - m) ** 2 for a, m in zip(axes, middle, strict=True)) < radius**2
+        image = (1000 * inside + rng.normal(0, 40, inside.shape)).astype(np.int16)
+        for target, values in ((path, image), (label, inside.astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 1.5, 1])), target)
+    for path in paths:
+        warm(path)
     return paths
 
 

@@ -17,7 +17,10 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "asv_bench"
 TOPICS = sorted(p.stem for p in (FOLDER / "benchmarks").glob("[!_]*.py"))
 KINDS = ("time_", "timeraw_", "track_", "peakmem_")
-SHARED = ("inputs", "dense", "limits", "scenarios", "peers", "compare", "report", "benchmarks")
+SHARED = (
+    *("inputs", "dense", "limits", "scenarios", "peers", "volumes", "compare", "report"),
+    "benchmarks",
+)
 
 pytest.importorskip("torch")
 pytest.importorskip("openslide")
