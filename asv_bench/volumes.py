@@ -37,7 +37,7 @@ def loader(scans: list[Path], **options: Any) -> Any:
         daskdmed.Dataset("scans", patients),
         record="scan",
         target="label",
-        smallchunk_size=PATCH,
+        smallchunk_size=(PATCH,) * 3,
         batch_size=BATCH,
         bigchunk_size=inputs.SCAN,
         smallchunks_per_bigchunk=DRAWS,

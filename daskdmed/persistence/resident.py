@@ -437,4 +437,5 @@ def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
         # None: it was begun for a loader that was closed meanwhile, whose ticket was gone
         ticket.deliver(read_jobs(ticket.jobs) if result is None else result)
     except Exception as error:  # a lost worker or scheduler: reading itself never raises
-        ticket.deliver_failure(error)
+        if unit.waiting_for:  # else it was let go meanwhile, and others may share the ticket
+            ticket.deliver_failure(error)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+from concurrent.futures import CancelledError
 
 import dask.array as da
 import numpy as np
@@ -20,6 +21,8 @@ from daskdmed.persistence.reading import (
     read_jobs,
     read_ticket,
 )
+from daskdmed.persistence.resident import _recover
+from daskdmed.persistence.units import Unit
 
 PIXELS = np.arange(60 * 50 * 3, dtype="u1").reshape(60, 50, 3)
 VIEW = ArrayView(da.from_array(PIXELS, chunks=(20, 20, 3)), 2)
@@ -119,3 +122,23 @@ def test_spare_memory_is_bounded():
     assert 0 < buffers.spare_bytes() <= buffers.SPARE_LIMIT
     buffers.clear()
     assert buffers.spare_bytes() == 0
+
+
+def test_a_future_that_was_let_go_tells_nobody_else():
+    """Loaders that begin anew share tickets with the epoch that is over."""
+
+    class Cancelled:
+        def __init__(self, closing):
+            self.closing = closing
+
+        def result(self):
+            if self.closing:
+                unit.waiting_for.clear()  # as closing does, before it lets the future go
+            raise CancelledError("big-chunk")
+
+    jobs = (Job(VIEW, None, Region((0, 0), (4, 4))),)
+    for closing in (True, False):
+        unit = Unit((), ("big-chunk",), jobs, waiting_for={3})
+        ticket = leave_ticket(f"shared-{closing}", jobs)
+        _recover(ticket, Cancelled(closing), unit)
+        assert ticket.done is not closing

@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -316,6 +317,8 @@ def test_on_a_cluster(dataset, folder):
     shutil.rmtree(folder)
     tissue_cache.forget()
     with (
+        # forks would know another cache folder
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
         LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
         ) as cluster,
