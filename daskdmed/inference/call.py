@@ -6,11 +6,14 @@ Not covered: what is done with an image (`daskdmed.inference.resultjob`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from daskdmed.cohort.sources import Image, LeftOut, Request, Results, images_of
+from daskdmed.core.errors import UsageError
 from daskdmed.core.work import default_threads, run
 from daskdmed.inference.inputs import check_lazy, check_resources
 from daskdmed.inference.models.shipped import Shipped, devices_of
@@ -46,6 +49,7 @@ class Call:
             said["autocast"],
             said["channels_last"],
             said["output"],
+            _squeezes(said),
         )
         self.model = model.in_evaluation() if self.lazily else model
 
@@ -108,3 +112,22 @@ class Call:
         results: Results[Any] = Results(found)
         results.failures = tuple(self.left_out.failures)
         return results
+
+
+def _squeezes(said: Mapping[str, Any]) -> bool:
+    """Whether axes are dropped for the model; UsageError where that means nothing."""
+    squeeze = said.get("squeeze", False)
+    if not isinstance(squeeze, bool):
+        raise UsageError(f"squeeze must be True or False, got {squeeze!r}")
+    if squeeze and said.get("receptive_field") is not None:
+        raise UsageError(
+            "squeeze= beside receptive_field=, which runs the model over pieces of other sizes; "
+            "give a model over as many axes as the image has"
+        )
+    kernel = [int(n) for n in np.ravel(said["kernel_size"])]
+    if squeeze and not 2 <= sum(n > 1 for n in kernel) < len(kernel):
+        raise UsageError(
+            f"squeeze= drops axes along which windows have one pixel and leaves two at least, as "
+            f"of kernel_size=(1, 256, 256); got {tuple(kernel)}"
+        )
+    return squeeze

@@ -28,6 +28,7 @@ from daskdmed.inference.inputs import locations_of
 from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.window import Model, Transform
 from daskdmed.store.results.resumable import ResultSpec
+from daskdmed.tiling.context import ContextLike
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def heatmap(
     autocast: Any = None,
     channels_last: bool = False,
     output: Output | None = None,
+    context: ContextLike | None = None,
+    squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
     on_error: OnError = "raise",
@@ -142,6 +145,15 @@ def heatmap(
     output : int or str, optional
         Which one, of a model that returns several (a tuple or list by position, a dictionary,
         dataclass or named tuple by key or name).
+    context : int or sequence of int, optional
+        Neighbouring slices on each side that a model for 2.5 dimensions sees as channels: of the
+        first axis, or along each axis (1, 0, 0), mirrored at the ends. Windows then have
+        ``(2 k + 1) * c`` channels, those of the slice before first; what comes out belongs to
+        the slice in the middle.
+    squeeze : bool
+        Drop the axes along which windows have one pixel, for a network over planes, and put them
+        back in its maps: (n, c, h, w) for windows of (1, h, w). A callable gets (n, h, w, c), and
+        gives k maps with k last.
     resources : mapping, optional
         What a worker of `client` must offer to run the model, for example ``{"GPU": 1}``
         with workers started with ``--resources "GPU=1"``. Blocks are then read by separate
@@ -194,7 +206,7 @@ def heatmap(
     ... )
     """
     settings = Settings(
-        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows
+        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows, context
     )
     call = Call("heatmap", image, dict(locals()), settings.ndim)
     with call.ready():

@@ -32,6 +32,7 @@ from daskdmed.inference.resultjob import ResultJob
 from daskdmed.store.location import Location
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
+from daskdmed.tiling.context import ContextLike, with_context
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, spatial_axes
 
 logger = logging.getLogger("daskdmed.inference")
@@ -70,6 +71,7 @@ class Settings:
     batch_size: int = 64
     mask_fraction: float = 0.0
     block_windows: PerAxis | None = None
+    context: ContextLike | None = None
 
     def __post_init__(self) -> None:
         if int(self.batch_size) != self.batch_size or self.batch_size < 1:
@@ -84,7 +86,7 @@ class Settings:
         self, image: Image, mask: Any, facts: ModelFacts
     ) -> tuple[WindowBlocks, ResultSpec]:
         """Open an image, and lay out its windows and its result."""
-        view = image.view()
+        view = with_context(image.view(), self.context)
         grid = WindowGrid.of(
             view.spatial_shape,
             self.kernel_size,

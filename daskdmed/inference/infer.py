@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import dask.array as da
 import zarr
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 #: pixels along an axis of a block of a lazy image, by number of axes
 _BLOCK = {2: 2048, 3: 128}
+#: how arrays of scans are laid out
+ScanLayout: TypeAlias = Literal["zyx", "hwd"]
 #: keywords that every scan needs its own of
 _OWN = (
     "image", "out", "mask", "level", "mpp", "power", "spacing", "orientation", "record", "on_error",
@@ -143,6 +145,7 @@ def infer(
     orientation: str | None = None,
     out: PathLike | None = None,
     mask: Any = None,
+    layout: ScanLayout = "zyx",
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     client: Client | None = None,
@@ -174,12 +177,17 @@ def infer(
         the arrays are let go.
     mask : optional
         As for `predict`; for several patients ``{patient id: mask}`` or ``mask(patient)``.
+    layout : {"zyx", "hwd"}
+        How arrays are laid out: `x` and `y_true` (z, y, x[, c]) and `y_pred` ([k,] z, y, x), as
+        everywhere; or rows, columns, slices and then channels, (y, x, z[, c]) and (y, x, z[, k]),
+        as MedSegPy has them. Of planes only the channels move. `spacing` follows the axes;
+        stores are the same.
     on_error : {"raise", "skip"}
         What a scan that fails does: ends the iteration with its error, or is reported in
         `Scans.failures` and in the log. When all fail, an error is raised in any case.
     **options
         Further keywords of `predict`: `overlap`, `blend`, `batch_size`, `post`, `resume`,
-        `overwrite`, `receptive_field`...
+        `overwrite`, `receptive_field`, `context`, `squeeze`...
 
     Returns
     -------
@@ -205,6 +213,8 @@ def infer(
     """
     _check_options(options)
     check_model(model)
+    if layout not in get_args(ScanLayout):
+        raise UsageError(f"layout must be one of {get_args(ScanLayout)}, got {layout!r}")
     if out is not None and not isinstance(out, (str, os.PathLike)):
         raise UsageError(
             f"out= is a folder or URL for one store per scan, got {type(out).__name__}"
@@ -215,7 +225,8 @@ def infer(
     scans = _scans(images, record, target, images.each(mask, "mask"))
     options = {"kernel_size": kernel_size, "client": client, **options}
     names = file_names(image.key for image in images)
-    return Scans(scans, _Run(model, out, target_classes, options, names), on_error)
+    arranged = _Arranged(layout, axes)
+    return Scans(scans, _Run(model, out, target_classes, options, names, arranged), on_error)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -271,6 +282,35 @@ def _each(record: str | Sequence[RecordLike]) -> list[RecordLike]:
 
 
 @dataclass(frozen=True)
+class _Arranged:
+    """How the arrays of a scan over so many axes are laid out."""
+
+    layout: ScanLayout
+    ndim: int
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """Axes of space: the slices behind rows and columns."""
+        axes = tuple(range(self.ndim))
+        return axes if self.layout == "zyx" or self.ndim < 3 else (*axes[1:], 0)
+
+    def each(self, values: Sequence[float]) -> tuple[float, ...]:
+        """A number for each axis of space."""
+        return tuple(values[axis] for axis in self._order)
+
+    def image(self, array: da.Array) -> da.Array:
+        """(*space[, c])."""
+        return array.transpose(*self._order, *range(self.ndim, array.ndim))
+
+    def result(self, array: da.Array) -> da.Array:
+        """([k,] *space); the k last in the other layout."""
+        if self.layout == "zyx":
+            return array
+        lead = array.ndim - self.ndim
+        return array.transpose(*(lead + axis for axis in self._order), *range(lead))
+
+
+@dataclass(frozen=True)
 class _Run:
     """What is done with every scan."""
 
@@ -280,6 +320,7 @@ class _Run:
     options: Mapping[str, Any]
     #: of the folders of all patients
     names: Mapping[str, str]
+    arranged: _Arranged
 
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
         patient, record, view = scan.image.patient, scan.image.record_name, scan.image.view()
@@ -290,19 +331,23 @@ class _Run:
         elapsed = time.perf_counter() - start
         spacing, unit = spacing_of(view)
         cells = _pixels_per_cell(place)
+        told = self.arranged
         inputs = ScanInput(
-            x=to_dask(view, _BLOCK.get(view.spatial_ndim, 64)),
+            x=told.image(to_dask(view, _BLOCK.get(view.spatial_ndim, 64))),
             patient=patient,
             patient_id=patient.key,
             record=record,
             scan_id=f"{patient.key}/{record}",
-            spacing=spacing,
+            spacing=told.each(spacing),
             unit=unit,
         )
+        true = None
+        if truth is not None:
+            true = told.image(to_dask(truth, _BLOCK.get(truth.spatial_ndim, 64)))
         outputs = ScanOutput(
-            y_pred=y_pred,
-            y_true=None if truth is None else to_dask(truth, _BLOCK.get(truth.spatial_ndim, 64)),
-            spacing=tuple(s * n for s, n in zip(spacing, cells, strict=True)),
+            y_pred=told.result(y_pred),
+            y_true=true,
+            spacing=told.each([s * n for s, n in zip(spacing, cells, strict=True)]),
             time_elapsed=elapsed,
             out=None if self.out is None else str(place),
         )

@@ -41,6 +41,7 @@ from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.window import Model, Transform, WindowModel
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
+from daskdmed.tiling.context import ContextLike, with_context
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
 from daskdmed.tiling.mask import placed
 
@@ -82,6 +83,8 @@ def predict(
     autocast: Any = None,
     channels_last: bool = False,
     output: Output | None = None,
+    context: ContextLike | None = None,
+    squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
     on_error: OnError = "raise",
@@ -103,6 +106,8 @@ def predict(
     image, level, mpp, power, spacing, orientation, record, out, resume, overwrite
         As for `daskdmed.heatmap`.
     client, on_error, tile_error, batch_tfms, device, autocast, channels_last, output
+        As for `daskdmed.heatmap`.
+    context, squeeze
         As for `daskdmed.heatmap`.
     model : torch.nn.Module, callable, path or exported program
         A module or program gets batches as for `daskdmed.heatmap`, and gives (n, k, *cells) or
@@ -182,7 +187,7 @@ def predict(
     """
     settings = _Settings(
         kernel_size, stride, overlap, receptive_field, output_stride, blend, sigma_scale, chunks,
-        batch_size, post, fill,
+        batch_size, post, fill, context,
     )  # fmt: skip
     call = Call("predict", image, dict(locals()), spatial_axes(kernel_size))
     threads = sweeps_at_once(call.model, default_threads())
@@ -240,6 +245,7 @@ class _Settings:
     batch_size: int | None
     post: Post
     fill: float | None
+    context: ContextLike | None
 
     def __post_init__(self) -> None:
         size = self.batch_size
@@ -248,7 +254,7 @@ class _Settings:
 
     def work(self, image: Image, mask: Any, model: WindowModel, here: WindowModel) -> Work:
         """Open an image, try the model, and lay out the windows."""
-        view = image.view()
+        view = with_context(image.view(), self.context)
         windows = WindowChoice.of(
             view,
             self.kernel_size,

@@ -108,6 +108,8 @@ class WindowModel:
     autocast: Any = None
     channels_last: bool = False
     output: Output | None = None
+    #: axes of windows that have one pixel are dropped, and put back in maps
+    squeeze: bool = False
     limit: BatchLimit = field(default_factory=BatchLimit, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +144,8 @@ class WindowModel:
         """Digest of the model, its transform, and which of its outputs is meant."""
         model = _uncompiled(self.model)
         parts: Any = model if self.batch_tfms is None else (model, self.batch_tfms)
-        return fingerprint(parts if self.output is None else (parts, "output", self.output))
+        parts = parts if self.output is None else (parts, "output", self.output)
+        return fingerprint((parts, "squeeze") if self.squeeze else parts)
 
     def place(self) -> WindowModel:
         """The model ready to be called: loaded, and on its device (a copy when it moves)."""
@@ -224,13 +227,25 @@ class WindowModel:
             return str(self.device).split(":")[0]
         return str(device_of(self.model).type) if hasattr(self.model, "parameters") else "cpu"
 
-    def __call__(self, batch: Array) -> Array:
+    def __call__(self, batch: Array, spatial_ndim: int = 2) -> Array:
         """Real numbers as the model gives them for a batch, in smaller ones when memory runs out.
 
-        The batch is as `form` lays it out, or windows as they are for a callable. Raises
-        UsageError where the output is no array of numbers.
+        The batch is as `form` lays it out, or windows as they are for a callable; among its axes
+        of space those of one pixel may be dropped. Raises UsageError where the output is no
+        array of numbers.
         """
-        return self.limit.run(self._call, batch)
+        if not self.squeeze:
+            return self.limit.run(self._call, batch)
+        lead = 2 if self._scales_on_cpu and not self.channels_last else 1
+        dropped = [a for a in range(spatial_ndim) if batch.shape[lead + a] == 1]
+        flat = batch.squeeze(tuple(lead + a for a in dropped))
+        values = self.limit.run(self._call, flat)
+        kept = spatial_ndim - len(dropped)
+        if values.ndim <= kept:  # no maps
+            return values
+        # k maps have their channel axis where the input has it
+        first = 2 if values.ndim > kept + 1 and self.is_torch else 1
+        return np.expand_dims(values, tuple(first + a for a in dropped))
 
     def _call(self, batch: Array) -> Array:
         if not self.is_torch:
@@ -268,7 +283,7 @@ class WindowModel:
 
     def values(self, batch: Array, spatial_ndim: int) -> Array:
         """Values of the windows of one batch, see `as_window_values`."""
-        return as_window_values(self(batch), len(batch), spatial_ndim)
+        return as_window_values(self(batch, spatial_ndim), len(batch), spatial_ndim)
 
     def maps(self, windows: Sequence[Array], layout: Layout, where: Callable[[int], str]) -> Array:
         """Maps (n, max(k, 1), *cells) of windows (*kernel[, c]), see `Layout.arrange`."""
@@ -276,7 +291,8 @@ class WindowModel:
 
     def _on(self, windows: Sequence[Array], spatial_ndim: int) -> Array:
         first = windows[0]
-        return self(self.form(first.shape[:spatial_ndim], first).stack(windows))
+        batch = self.form(first.shape[:spatial_ndim], first).stack(windows)
+        return self(batch, spatial_ndim)
 
     def layout(self, view: ImageView, kernel_size: tuple[int, ...], batch_size: int) -> Layout:
         """Shape of the values of a window, learnt from windows of background.
