@@ -21,6 +21,7 @@ from daskdmed.core.types import (
     RecordLike,
     SpacingLike,
 )
+from daskdmed.images.context import ContextLike
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
@@ -28,7 +29,6 @@ from daskdmed.inference.inputs import locations_of
 from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.window import Model, Transform
 from daskdmed.store.results.resumable import ResultSpec
-from daskdmed.tiling.context import ContextLike
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis
 
 if TYPE_CHECKING:

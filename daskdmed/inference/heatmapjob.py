@@ -22,6 +22,7 @@ from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index
+from daskdmed.images.context import ContextLike, with_context
 from daskdmed.inference import blocks as blockwise
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.inputs import windows_inside, windows_per_block
@@ -32,7 +33,6 @@ from daskdmed.inference.resultjob import ResultJob
 from daskdmed.store.location import Location
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
-from daskdmed.tiling.context import ContextLike, with_context
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, WindowGrid, spatial_axes
 
 logger = logging.getLogger("daskdmed.inference")

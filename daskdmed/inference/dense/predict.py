@@ -29,6 +29,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import default_threads
+from daskdmed.images.context import ContextLike, with_context
 from daskdmed.inference.call import Call
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
@@ -41,7 +42,6 @@ from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.window import Model, Transform, WindowModel
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import ResultSpec
-from daskdmed.tiling.context import ContextLike, with_context
 from daskdmed.tiling.grid import OverlapLike, PerAxis, spatial_axes
 from daskdmed.tiling.mask import placed
 

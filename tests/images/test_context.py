@@ -14,18 +14,18 @@ from daskdmed.core.errors import GeometryError
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space
 from daskdmed.images.arrayview import ArrayView
-from daskdmed.tiling.context import context_of, neighbours, with_context
+from daskdmed.images.context import context_of, neighbours, with_context
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 4), st.data())
-def test_neighbours_are_those_of_numpys_mirror(size, reach, data):
+def test_neighbours_are_those_of_numpys_pad(size, reach, data):
     begin = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(begin + 1, size))
-    padded = np.pad(np.arange(size), reach, mode="reflect")
-    found = neighbours(begin, stop, reach, size)
-    for j in range(2 * reach + 1):
-        assert found[j].tolist() == padded[begin + j : stop + j].tolist()
+    for edge in ("reflect", "edge"):
+        padded = np.pad(np.arange(size), reach, mode=edge)
+        found = neighbours(begin, stop, reach, size, edge)
+        assert found.tolist() == padded[begin : stop + 2 * reach].tolist()
 
 
 @pytest.fixture
