@@ -1,4 +1,5 @@
-"""What a batch is made of: shares for patients with a label and for classes of annotations.
+"""What a batch is made of: shares for patients with a label, for classes of annotations and of
+label maps.
 
 `Quota` is what users write; `strata_of` turns quotas into the strata that
 `daskdmed.persistence.strata` plans with.
@@ -7,18 +8,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+
+import numpy as np
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.frozen import missing
+from daskdmed.persistence.asked import Asked
 from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.labelmaps import At, Classes
 from daskdmed.persistence.strata import Stratum
-from daskdmed.persistence.where import AreaSource
+from daskdmed.persistence.where import ANYWHERE, AreaSource
 
 if TYPE_CHECKING:
     from daskdmed.cohort.record import Patient
 
+#: classes of annotations by name, or of a label map by number
+Labels: TypeAlias = "str | int | Sequence[str] | Sequence[int]"
 #: which patients: labels that must be equal, or a function
 Patients: TypeAlias = "Mapping[str, Any] | Callable[[Patient], bool]"
 
@@ -35,27 +42,47 @@ class Quota:
     patients : mapping or callable, optional
         Whom they come from: labels that must be equal (``{"grade": 3}``), or a function of
         the patient. Everybody by default.
-    labels : str or sequence of str, optional
-        Classes of annotations in which the centre of each small chunk must lie.
+    labels : str, int, or sequence of these, optional
+        Classes of annotations (names) in which the centre of each small chunk must lie, or
+        classes of a label map (numbers) that its middle pixel must have.
     name : str, optional
         For messages and `LoaderStats`.
+    of : str, optional
+        Name of the record that holds these classes: a label map on the image's grid, or on one
+        with a whole number of pixels of the image per pixel of it; or annotations. Default: what
+        `LightDL` calls ``annotations=``, or the only annotations of each patient.
+    at : {"centre", "any"}
+        For label maps: the middle pixel of each small chunk (``size // 2`` along each axis) has
+        one of the classes, or some pixel of it has. Each place where that is so is drawn alike.
 
     Raises
     ------
     UsageError
-        The share is neither a positive int nor a float in (0, 1).
+        The share is neither a positive int nor a float in (0, 1), or `at` is not known.
+
+    Notes
+    -----
+    Label maps are looked at once, big chunk by big chunk, when the loader is made. A patient
+    whose label map has none of the classes, or who has no such record, gives nothing to the
+    quota; that is told in the log and by ``stats().failed``. That nobody has one is an error.
 
     Examples
     --------
     Eight small chunks of each batch in tumour, half of the batch from patients of grade 3:
 
     >>> quotas = [Quota(8, labels="Tumor"), Quota(0.5, patients={"grade": 3})]
+
+    A third of each batch centred in organs 1 and 2 of a label volume:
+
+    >>> quotas = [Quota(1 / 3, labels=[1, 2], of="seg")]
     """
 
     share: int | float
     patients: Patients | None = None
-    labels: str | Sequence[str] | None = None
+    labels: Labels | None = None
     name: str = ""
+    of: str | None = None
+    at: At = "centre"
 
     def __post_init__(self) -> None:
         share = self.share
@@ -65,18 +92,24 @@ class Quota:
                 f"the share of a quota is an int (small chunks of each batch) or a float in "
                 f"(0, 1), got {share!r}"
             )
+        if self.at not in get_args(At):
+            raise UsageError(f"at= is one of {get_args(At)}, got {self.at!r}")
+        if self.labels is None and (self.of is not None or self.at != "centre"):
+            raise UsageError("of= and at= of a quota say where its labels= are: give these too")
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Classes of annotations, empty when the quota asks for none."""
-        return as_classes(self.labels)
+    def classes(self) -> Classes:
+        """Classes that are asked for; empty when it is none."""
+        return Classes(as_classes(self.labels), self.of, self.at)
 
     @property
     def title(self) -> str:
         """Name, or what the quota asks for."""
         if self.name:
             return self.name
-        parts = [*self.classes]
+        parts = [str(label) for label in self.classes.labels]
+        if self.of is not None:
+            parts = [f"{self.of} {', '.join(parts)}"]
         if isinstance(self.patients, Mapping):
             parts += [f"{k}={v}" for k, v in self.patients.items()]
         elif self.patients is not None:
@@ -94,27 +127,42 @@ class Quota:
         return bool(self.patients(patient))
 
 
-def as_classes(labels: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of classes as a tuple."""
+def as_classes(labels: Labels | None) -> tuple[str, ...] | tuple[int, ...]:
+    """Names or numbers of classes as a tuple."""
     if labels is None:
         return ()
-    names: tuple[Any, ...] = (labels,) if isinstance(labels, str) else tuple(labels)
-    if not names or not all(isinstance(n, str) and n for n in names):
-        raise UsageError(f"labels= names classes of annotations, got {labels!r}")
-    return names
+    given: Any = (labels,) if np.ndim(labels) == 0 else tuple(labels)  # type: ignore[arg-type]
+    if given and all(isinstance(n, str) and n for n in given):
+        return tuple(given)
+    if given and all(hasattr(n, "__index__") and not isinstance(n, bool) for n in given):
+        return tuple(int(n) for n in given)
+    raise UsageError(
+        "labels= names classes of annotations, or gives the numbers of classes of a label map; "
+        f"got {labels!r}"
+    )
 
 
 def as_quotas(
-    quotas: Sequence[Quota] | None, labels: str | Sequence[str] | Mapping[str, float] | None
-) -> tuple[tuple[Quota, ...], tuple[str, ...]]:
-    """Quotas, and the classes that everything is drawn from, from what users give."""
+    quotas: Sequence[Quota] | None,
+    labels: Labels | Mapping[str, float] | Mapping[int, float] | None,
+    of: str | None = None,
+) -> tuple[tuple[Quota, ...], Classes]:
+    """Quotas, and the classes that everything is drawn from, from what users give.
+
+    `of` is the record that holds classes where nothing else is said.
+    """
     listed: tuple[Any, ...] = tuple(quotas or ())
     wrong = [q for q in listed if not isinstance(q, Quota)]
     if wrong:
         raise UsageError(f"quotas= is a sequence of daskdmed.Quota, got {wrong[0]!r}")
+    rest = Classes()
     if isinstance(labels, Mapping):
-        return (*listed, *(Quota(s, labels=n) for n, s in labels.items())), ()
-    return listed, as_classes(labels)
+        listed += tuple(Quota(s, labels=n) for n, s in labels.items())
+    elif labels is not None:
+        rest = Classes(as_classes(labels), of)
+    return tuple(
+        replace(q, of=of) if q.labels is not None and not q.of else q for q in listed
+    ), rest
 
 
 def strata_of(
@@ -122,8 +170,8 @@ def strata_of(
     catalogue: Catalogue,
     areas: AreaSource,
     batch_size: int,
-    rest: tuple[str, ...] = (),
-) -> tuple[list[Stratum], list[tuple[str, ...]]]:
+    rest: Classes = ANYWHERE,
+) -> tuple[list[Stratum], list[Classes]]:
     """Strata of a batch, and the classes of each.
 
     What the quotas leave of a batch is drawn from everybody.
@@ -150,17 +198,15 @@ def strata_of(
     return strata, classes
 
 
-def asked_classes(
-    quotas: Sequence[Quota], catalogue: Catalogue, rest: tuple[str, ...]
-) -> list[tuple[str, tuple[int, ...], tuple[str, ...]]]:
-    """Who asks for classes of annotations: its name, the records that it means, the classes."""
+def asked_classes(quotas: Sequence[Quota], catalogue: Catalogue, rest: Classes) -> list[Asked]:
+    """Who asks for classes."""
     entries = list(enumerate(catalogue.entries))
     asked = [
-        (q.title, tuple(n for n, e in entries if q.admits(e.patient)), q.classes)
+        Asked(q.title, tuple(n for n, e in entries if q.admits(e.patient)), q.classes)
         for q in quotas
         if q.classes
     ]
-    return [*asked, ("labels=", tuple(n for n, _ in entries), rest)] if rest else asked
+    return [*asked, Asked("labels=", tuple(n for n, _ in entries), rest)] if rest else asked
 
 
 def _stratum(
@@ -168,6 +214,6 @@ def _stratum(
     share: float,
     members: tuple[int, ...],
     areas: AreaSource,
-    classes: tuple[str, ...],
+    classes: Classes,
 ) -> Stratum:
     return Stratum(name, share, members, **areas.choice(classes))

@@ -41,6 +41,20 @@ _TRIES = 64
 _Ints = npt.NDArray[np.int64]
 
 
+def places_along(region: Region, size: tuple[int, ...], multiple: tuple[int, ...]) -> list[_Ints]:
+    """Along each axis, the places of a region: multiples of `multiple` inside it."""
+    axes = zip(region.origin, region.shape, size, multiple, strict=True)
+    return [np.arange(-(-o // m) * m, o + e - s + 1, m, dtype=np.int64) for o, e, s, m in axes]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Places of one visit that were drawn beforehand, (n, axes) in the frame of the view: first,
+    second..., and again when all were given. Small, to travel."""
+
+    places: npt.NDArray[np.int32]
+
+
 @dataclass(frozen=True, eq=False)
 class Area:
     """Where small chunks of a record may lie.
@@ -99,10 +113,7 @@ class Area:
         axes).
         """
         firsts, lasts, ends = [], [], []
-        for axis, (o, e, s, m) in enumerate(
-            zip(region.origin, region.shape, size, self.multiple, strict=True)
-        ):
-            places = np.arange(-(-o // m) * m, o + e - s + 1, m, dtype=np.int64)
+        for axis, places in enumerate(places_along(region, size, self.multiple)):
             if not places.size:
                 return np.zeros((0, len(size)), np.int64), np.zeros((0, len(size)), np.int64)
             starts = self._starts(axis, places, size)

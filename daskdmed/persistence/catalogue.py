@@ -7,7 +7,7 @@ read. Not covered: the order of visits (`daskdmed.persistence.plan`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import LevelLike, MppLike, OnError
 from daskdmed.core.view import ImageView
+from daskdmed.images.context import Context, ContextEdge, ContextLike
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
 
@@ -35,13 +36,14 @@ class Geometry:
     """Sizes that all records of a loader share, per spatial axis.
 
     `pad`: images smaller than a small chunk are padded. `by_places`: how images are cut, see
-    `daskdmed.persistence.blockgrid`.
+    `daskdmed.persistence.blockgrid`. `context`: what lies around each small chunk and is read too.
     """
 
     smallchunk: tuple[int, ...]
     bigchunk: tuple[int, ...]
     pad: bool = False
     by_places: bool = False
+    context: Context | None = None
 
     @classmethod
     def of(
@@ -51,6 +53,8 @@ class Geometry:
         *,
         pad: bool = False,
         by_places: bool = False,
+        context: ContextLike | None = None,
+        context_edge: ContextEdge = "reflect",
     ) -> Geometry:
         """From what the user gives: one number (two axes, y and x) or one per axis.
 
@@ -70,7 +74,7 @@ class Geometry:
                 f"bigchunk_size {big} is smaller than smallchunk_size {small}; make the big "
                 "chunks larger"
             )
-        return cls(small, big, pad, by_places)
+        return cls(small, big, pad, by_places, Context.of(context, len(small), context_edge))
 
     @property
     def ndim(self) -> int:
@@ -88,12 +92,21 @@ def _extents(name: str, value: int | tuple[int, ...], ndim: int) -> tuple[int, .
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMap:
+    """Numbers of classes on the grid of an image; `ratio` pixels of the image per pixel of it."""
+
+    view: ImageView
+    ratio: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One record at its resolution, cut into big chunks.
 
     `record` is its name, "t1+t2" of several that are stacked, of which `source` is the first;
     `level` is None when the resolution was given otherwise; `target_ratio` is in pixels of the
-    image per pixel of the target.
+    image per pixel of the target. `around`: what is read around big chunks. `maps`: label maps on
+    the image's grid, by the name of their record.
     """
 
     patient: Patient
@@ -104,6 +117,8 @@ class Entry:
     level: int | None
     target_ratio: tuple[int, ...]
     source: Record
+    around: Context | None = None
+    maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
     @property
     def summary(self) -> tuple[Any, ...]:
@@ -116,7 +131,9 @@ class Entry:
     def block_bytes(self) -> int:
         """Bytes of the largest big chunk, with its target."""
         largest = self.grid.largest
-        nbytes = self.view.kept(Region.of(largest)).size * _pixel_bytes(self.view)
+        read = Region.of(largest)
+        read = self.view.kept(read) if self.around is None else self.around.grown(read)
+        nbytes = read.size * _pixel_bytes(self.view)
         if self.target is not None:
             covered = [
                 -(-e // r) + (r > 1) for e, r in zip(largest, self.target_ratio, strict=True)
@@ -202,8 +219,10 @@ class Target:
         return CollatedView(labelmap, Categories.of(self.classes), self.channels)
 
 
-def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
-    """Open a patient's record (and target) and cut it into big chunks."""
+def _entry(
+    image: Image, geometry: Geometry, target: Target | None, maps: Iterable[str] = ()
+) -> Entry:
+    """Open a patient's record (and target, and label maps) and cut it into big chunks."""
     image = replace(image, request=replace(image.request, spatial_ndim=geometry.ndim))
     view = image.view()
     labels, ratio = None, (1,) * geometry.ndim
@@ -212,11 +231,34 @@ def _entry(image: Image, geometry: Geometry, target: Target | None) -> Entry:
         ratio = _ratio(view, labels, target.record, geometry.smallchunk)
         named = (f"record {image.record_name!r}", f"target record {target.record!r}")
         check_alike(named[0], view, named[1], labels, ratio)
-    grid = _grid(view, geometry)
     return Entry(
-        image.patient, image.record_name, view, labels, grid, image.resolution.level, ratio,
+        image.patient,
+        image.record_name,
+        view,
+        labels,
+        _grid(view, geometry),
+        image.resolution.level,
+        ratio,
         image.record,
-    )  # fmt: skip
+        geometry.context,
+        {name: _label_map(image, view, name) for name in maps if _is_map(image.patient, name)},
+    )
+
+
+def _is_map(patient: Patient, name: str) -> bool:
+    return name in patient.records and not patient.records[name].is_annotations
+
+
+def _label_map(image: Image, view: ImageView, name: str) -> LabelMap:
+    labels = Target(name).view(image, view)
+    ratio = _ratio(view, labels, name, (0,) * view.spatial_ndim)
+    check_alike(f"record {image.record_name!r}", view, f"label map {name!r}", labels, ratio)
+    if labels.dtype.kind not in "iub" or labels.channel_shape not in ((), (1,)):
+        raise UsageError(
+            f"record {name!r} holds no annotations, nor is it a label map, in which each pixel has "
+            f"the number of its class: it is {labels.dtype} of shape {labels.shape}"
+        )
+    return LabelMap(labels, ratio)
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
@@ -228,6 +270,12 @@ def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:
                 f"the image has {shape} pixels at this resolution, fewer than smallchunk_size "
                 f"{small}; make small chunks smaller, leave the image out, or pass pad=True "
                 "to surround it with background"
+            )
+        around = () if geometry.context is None else geometry.context.around
+        if any(k and s < m for k, s, m in zip(around, shape, small, strict=False)):
+            raise GeometryError(
+                f"the image has {shape} pixels, fewer than smallchunk_size {small} along an axis "
+                f"with context={around}: what lies beside its last slice would be padding"
             )
         shape = tuple(max(s, m) for s, m in zip(shape, small, strict=True))
     tiles = view.tile_shape
@@ -262,14 +310,20 @@ def _ratio(
 
 
 def build(
-    images: Images, geometry: Geometry, *, target: Target | None = None, on_error: OnError = "raise"
+    images: Images,
+    geometry: Geometry,
+    *,
+    target: Target | None = None,
+    maps: Iterable[str] = (),
+    on_error: OnError = "raise",
 ) -> Catalogue:
     """Open all images, in parallel; raises as `open_all`, and when they differ in channels or
-    sample type.
+    sample type. `maps` are records that may hold label maps, see `Entry`.
     """
     if target is not None:
         target = replace(target, empty=stand_in(images.dataset, target.record))
-    entries, failures = open_all(images, lambda i: _entry(i, geometry, target), on_error)
+    wanted = sorted(set(maps))
+    entries, failures = open_all(images, lambda i: _entry(i, geometry, target, wanted), on_error)
     _check_uniform(entries)
     asked = images.request.parameters(e.patient for e in entries)
     return Catalogue(tuple(entries), tuple(failures), asked)

@@ -21,15 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from dask.system import CPU_COUNT
 
-from daskdmed.cohort.annotations.undrawn import check_annotated, drawn_on, undrawn
+from daskdmed.cohort.annotations.undrawn import drawn_on, undrawn
 from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import (
     DaskdmedError,
     LoaderError,
     NoTissueError,
     UsageError,
-    listing,
-    meant,
 )
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
@@ -37,12 +35,16 @@ from daskdmed.images.view import SlideView
 from daskdmed.persistence.areas import Area, Places
 from daskdmed.persistence.blockgrid import Span
 from daskdmed.persistence.catalogue import Catalogue, Entry, Geometry
+from daskdmed.persistence.labelmaps import Classes, LabelMaps
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations import Annotations
     from daskdmed.cohort.tissue.find import TissueMask
 
 logger = logging.getLogger("daskdmed.loading")
+
+#: no classes: tissue, or any place
+ANYWHERE = Classes()
 
 #: areas kept in memory; a mask of a large slide has some megabytes, and is soon unpacked
 _KEPT = 16
@@ -77,7 +79,7 @@ class Wish:
 
 
 class AreaSource:
-    """Areas by number of the record and classes (of annotations; none: tissue).
+    """Areas by number of the record and classes (none: tissue); those of label maps are in `maps`.
 
     `on_error` says what a slide without tissue, or without a readable mask, does; `anywhere`: big
     chunks may lie anywhere, not only on the grid.
@@ -92,15 +94,16 @@ class AreaSource:
         on_error: Literal["raise", "skip"],
         anywhere: bool = False,
     ) -> None:
-        self._anywhere = anywhere
-        self._catalogue = catalogue
+        self.maps = LabelMaps(catalogue, geometry)
+        self.anywhere = anywhere
+        self.catalogue = catalogue
         self._wish = wish
-        self._size = geometry.smallchunk
+        self.size = geometry.smallchunk
         self._by_places = geometry.by_places
         self._on_error = on_error
-        self._areas: OrderedDict[tuple[int, tuple[str, ...]], Area | None] = OrderedDict()
-        self._weights: dict[tuple[int, tuple[str, ...]], Array | None] = {}
-        self._fine: OrderedDict[tuple[int, tuple[str, ...], Region], Area] = OrderedDict()
+        self._areas: OrderedDict[tuple[int, Classes], Area | None] = OrderedDict()
+        self._weights: dict[tuple[int, Classes], Array | None] = {}
+        self._fine: OrderedDict[tuple[int, Classes, Region], Area] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[None]] = {}
@@ -111,7 +114,7 @@ class AreaSource:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="daskdmed-tissue")
         for record in records:
-            if (record, ()) not in self._weights and record not in self._pending:
+            if (record, ANYWHERE) not in self._weights and record not in self._pending:
                 self._pending[record] = self._pool.submit(self._find, record)
 
     def _find(self, record: int) -> None:
@@ -119,9 +122,9 @@ class AreaSource:
         with contextlib.suppress(DaskdmedError, OSError):
             area = self.area(record)
             if area is not None:
-                found = self._bounds(record, (), area)
+                found = self._bounds(record, ANYWHERE, area)
                 if found.any():
-                    self._weights[record, ()] = found
+                    self._weights[record, ANYWHERE] = found
 
     def close(self) -> None:
         """Stop to look ahead. Idempotent."""
@@ -130,7 +133,7 @@ class AreaSource:
             pool.shutdown(wait=False, cancel_futures=True)
         self._pending.clear()
 
-    def area(self, record: int, classes: tuple[str, ...] = ()) -> Area | None:
+    def area(self, record: int, classes: Classes = ANYWHERE) -> Area | None:
         """Where in a record small chunks may lie; None: anywhere."""
         if not classes and not self._wish.masked:
             return None
@@ -146,7 +149,7 @@ class AreaSource:
                 self._areas.popitem(last=False)
         return area
 
-    def local(self, record: int, classes: tuple[str, ...], region: Region) -> Area | None:
+    def local(self, record: int, classes: Classes, region: Region) -> Area | None:
         """Where in one big chunk small chunks may lie; for classes finer than `area`.
 
         Outlines are painted anew at this place, so that a centre lies in its class to within
@@ -168,7 +171,7 @@ class AreaSource:
         return fine
 
     def _deciding(
-        self, record: int, classes: tuple[str, ...], area: Area, region: Region
+        self, record: int, classes: Classes, area: Area, region: Region
     ) -> tuple[Area, bool]:
         """What tells how many places a big chunk has, and whether that is exact.
 
@@ -182,21 +185,21 @@ class AreaSource:
         assert fine is not None
         return fine, True
 
-    def _painted(self, record: int, classes: tuple[str, ...], coarse: Area) -> Area:
+    def _painted(self, record: int, classes: Classes, coarse: Area) -> Area:
         """A part of the mask of a class, each pixel divided into some."""
-        entry = self._catalogue.entries[record]
+        entry = self.catalogue.entries[record]
         # divided by powers of two, so that what lies in a part lies in the pixel
         parts = tuple(
             2 ** max(0, math.ceil(math.log2(scale / max(1, s / _FINE_PARTS))))
-            for scale, s in zip(coarse.scale, self._size, strict=True)
+            for scale, s in zip(coarse.scale, self.size, strict=True)
         )
         scale = tuple(s / n for s, n in zip(coarse.scale, parts, strict=True))
         origin = tuple(o * n for o, n in zip(coarse.origin, parts, strict=True))
-        painted = self._drawn(entry).rasterize(
+        painted = self.drawn(entry, classes).rasterize(
             origin,
             tuple(m * n for m, n in zip(coarse.mask.shape, parts, strict=True)),
             tuple(d * s for d, s in zip(entry.view.downsample, scale, strict=True)),
-            classes=dict.fromkeys(classes, 1),
+            classes=dict.fromkeys(classes.labels, 1),
             all_touched=True,
         )
         (rows, columns), (down, across) = coarse.mask.shape, parts
@@ -209,7 +212,7 @@ class AreaSource:
         held: Any = fine.mask
         for axis, (spans, first) in enumerate(zip(self._spans(entry), origin, strict=True)):
             hit = np.zeros(held.shape[axis], bool)
-            for low, high in fine.centres(axis, spans, self._size):
+            for low, high in fine.centres(axis, spans, self.size):
                 hit[max(0, low - first) : max(0, high - first)] = True
             held = held & (hit[:, None] if axis == 0 else hit)
         held = held.reshape(rows, down, columns, across).any(axis=(1, 3))
@@ -220,15 +223,16 @@ class AreaSource:
 
     def _spans(self, entry: Entry) -> Sequence[tuple[Span, ...]]:
         """What small chunks lie in, along each axis."""
-        if self._anywhere:
-            sizes = zip(entry.view.spatial_shape, self._size, strict=True)
+        if self.anywhere:
+            sizes = zip(entry.view.spatial_shape, self.size, strict=True)
             return [(Span(0, max(size)),) for size in sizes]
         return entry.grid.axes
 
-    def _drawn(self, entry: Entry) -> Annotations:
-        return drawn_on(entry.patient, self._wish.annotations)
+    def drawn(self, entry: Entry, classes: Classes) -> Annotations:
+        """The annotations that classes are meant of."""
+        return drawn_on(entry.patient, classes.of or self._wish.annotations)
 
-    def weights(self, record: int, classes: tuple[str, ...] = ()) -> Array | None:
+    def weights(self, record: int, classes: Classes = ANYWHERE) -> Array | None:
         """No less than how many places each big chunk of a record has; None: all alike.
 
         0 where there is none. `accepts` says how many of them there really are. NoTissueError,
@@ -240,17 +244,20 @@ class AreaSource:
             pending.result()
         if key in self._weights:
             return self._weights[key]
-        entry = self._catalogue.entries[record]
+        entry = self.catalogue.entries[record]
+        found: Array | None
         try:
-            area = self.area(record, classes)
-            if area is None:
+            area = None if self.maps.meant(classes) else self.area(record, classes)
+            if self.maps.meant(classes):
+                found = self.maps.counts(record, classes)
+            elif area is None:
                 found = self._everywhere(entry)
             else:
                 found = self._bounds(record, classes, area)
                 if not classes and not found.any():
                     raise NoTissueError(self._no_tissue(entry, area))
         except (DaskdmedError, OSError) as error:
-            found = self._failed(entry, error)
+            found = self.failed(entry, error)
         self._weights[key] = found
         return found
 
@@ -261,41 +268,49 @@ class AreaSource:
         found = entry.grid.places(entry.target_ratio)
         return None if (found == found[0]).all() else found
 
-    def _bounds(self, record: int, classes: tuple[str, ...], area: Area) -> npt.NDArray[np.float64]:
-        grid = self._catalogue.entries[record].grid
+    def _bounds(self, record: int, classes: Classes, area: Area) -> npt.NDArray[np.float64]:
+        grid = self.catalogue.entries[record].grid
         found = np.zeros(len(grid))
         for block in range(len(grid)):
             region = grid.region(block)
             part, _ = self._deciding(record, classes, area, region)
             if part.mask.any():
-                places = Places(part, [region], self._size)
+                places = Places(part, [region], self.size)
                 found[block] = places.bound if part.mask.all() or places.any() else 0
         return found
 
-    def choice(self, classes: tuple[str, ...]) -> dict[str, Any]:
+    def choice(self, classes: Classes) -> dict[str, Any]:
         """`weights` and `accepts` of a plan that draws from some classes, or from tissue."""
         return {
             "weights": lambda record: self.weights(record, classes),
             "accepts": lambda record, block, rng: self.accepts(record, classes, block, rng),
         }
 
-    def accepts(
-        self, record: int, classes: tuple[str, ...], block: int, rng: np.random.Generator
-    ) -> bool:
+    def accepts(self, record: int, classes: Classes, block: int, rng: np.random.Generator) -> bool:
         """True with the probability of a big chunk's places in proportion to its weight."""
-        area = self.area(record, classes)
+        area = None if self.maps.meant(classes) else self.area(record, classes)
         if area is None:
             return True  # these weights are no bounds
-        region = self._catalogue.entries[record].grid.region(block)
+        region = self.catalogue.entries[record].grid.region(block)
         part, exact = self._deciding(record, classes, area, region)
-        found = Places(part, [region], self._size).tried(rng, 1)
+        found = Places(part, [region], self.size).tried(rng, 1)
         if exact or not len(found):
             return len(found) > 0
         local = self.local(record, classes, region)
         assert local is not None
-        return bool(local.allowed(found[:, 1:], self._size)[0])
+        return bool(local.allowed(found[:, 1:], self.size)[0])
 
-    def _failed(self, entry: Entry, error: Exception) -> npt.NDArray[np.float64]:
+    def no_weights(self, record: int, classes: Classes, weights: Array) -> None:
+        """Draw nothing of some classes from a record."""
+        self._weights[record, classes] = weights
+
+    @property
+    def annotations(self) -> str | None:
+        """The record that holds annotations, where one was named."""
+        return self._wish.annotations
+
+    def failed(self, entry: Entry, error: Exception) -> npt.NDArray[np.float64]:
+        """Weights of a record that cannot be drawn from: an error, or none and a report."""
         patient = str(entry.patient.id)
         if self._on_error == "raise":
             if isinstance(error, UsageError):
@@ -314,15 +329,15 @@ class AreaSource:
         covered = float(area.mask.mean()) if area.mask.size else 0.0
         return (
             f"patient {str(entry.patient.id)!r}, record {entry.record!r}: no small chunk of "
-            f"{self._size} pixels has at least {self._wish.least:.0%} tissue (the mask covers "
+            f"{self.size} pixels has at least {self._wish.least:.0%} tissue (the mask covers "
             f"{covered:.2%} of the image); lower min_tissue, choose another tissue method, pass "
             'on_error="skip", or leave the patient out'
         )
 
     # -- masks ----------------------------------------------------------------------
 
-    def _make(self, record: int, classes: tuple[str, ...]) -> Area:
-        entry = self._catalogue.entries[record]
+    def _make(self, record: int, classes: Classes) -> Area:
+        entry = self.catalogue.entries[record]
         multiple = entry.target_ratio
         if classes:
             mask, scale = self._class_mask(entry, classes)
@@ -351,12 +366,14 @@ class AreaSource:
         return tissue_mask(source, method=method, spatial_ndim=axes, tile_error=errors)
 
     def _class_mask(
-        self, entry: Entry, classes: Sequence[str]
+        self, entry: Entry, classes: Classes
     ) -> tuple[npt.NDArray[np.bool_], tuple[float, ...]]:
         extent0, scale = self._class_scale(entry)
         scale0 = tuple(s * d for s, d in zip(scale, entry.view.downsample, strict=True))
-        drawn: Any = self._drawn(entry)
-        return drawn.mask(list(classes), extent0=extent0, scale=scale0, all_touched=True), scale
+        drawn: Any = self.drawn(entry, classes)
+        return drawn.mask(
+            list(classes.labels), extent0=extent0, scale=scale0, all_touched=True
+        ), scale
 
     def _class_scale(self, entry: Entry) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Level-0 extent of the image; pixels of the view per pixel of a class' mask."""
@@ -365,88 +382,34 @@ class AreaSource:
         extent0 = tuple(round(s * d) for s, d in sizes)
         scale = tuple(
             max(1.0, size * d / _CLASS_PARTS, extent / _CLASS_EXTENT) / d
-            for size, d, extent in zip(self._size, view.downsample, extent0, strict=True)
+            for size, d, extent in zip(self.size, view.downsample, extent0, strict=True)
         )
         return extent0, scale
 
     # -- what can be drawn ----------------------------------------------------------
 
-    def check(self, asked: Sequence[tuple[str, Sequence[int], tuple[str, ...]]]) -> None:
-        """Say which shapes of the classes asked for (by whom, in which records) no small chunk can
-        be centred in.
-
-        UsageError: nobody has annotations, or none of a class can be drawn; names these.
-        LoaderError: under ``on_error="raise"``, annotations cannot be read.
+    def undrawn(self, record: int, classes: Classes) -> list[tuple[int, list[str]]] | Exception:
+        """Of each class of annotations how many shapes a record has, and which of them no small
+        chunk can be centred in.
         """
-        if not asked:
-            return
-        entries, name = self._catalogue.entries, self._wish.annotations
-        check_annotated([entry.patient for entry in entries], name)
-        wanted = sorted({(record, classes) for _, members, classes in asked for record in members})
-        with ThreadPoolExecutor(min(16, len(wanted) or 1)) as pool:
-            found = dict(zip(wanted, pool.map(lambda w: self._undrawn(*w), wanted), strict=True))
-        for (record, classes), result in found.items():
-            if isinstance(result, Exception):
-                self._weights[record, classes] = self._failed(entries[record], result)
-        said: set[str] = set()
-        for title, members, classes in asked:
-            held = [found[m, classes] for m in members]
-            tables = [h for h in held if not isinstance(h, Exception)]
-            for at, label in enumerate(classes):
-                total = sum(table[at][0] for table in tables)
-                lost = [note for table in tables for note in table[at][1]]
-                self._tell(title, label, total, lost, said)
-            if members and not any(t[at][0] for t in tables for at in range(len(classes))):
-                self._absent(title, members, classes)
-
-    def _undrawn(
-        self, record: int, classes: tuple[str, ...]
-    ) -> list[tuple[int, list[str]]] | Exception:
-        """Of each class how many shapes a record has, and which cannot be drawn."""
-        entry = self._catalogue.entries[record]
+        entry = self.catalogue.entries[record]
         try:
-            table = self._drawn(entry)
+            table = self.drawn(entry, classes)
             if not len(table):
-                return [(0, [])] * len(classes)
+                return [(0, [])] * len(classes.labels)
             down, shape = entry.view.downsample, entry.view.spatial_shape
             _, scale = self._class_scale(entry)
             area = Area(np.zeros((1, 1), bool), scale, None, (0, 0), entry.target_ratio)
             centres = [
-                [(a * d * s, b * d * s) for a, b in area.centres(axis, spans, self._size)]
+                [(a * d * s, b * d * s) for a, b in area.centres(axis, spans, self.size)]
                 for axis, (d, s, spans) in enumerate(
                     zip(down, scale, self._spans(entry), strict=True)
                 )
             ]
             extent = tuple(n * d for n, d in zip(shape, down, strict=True))
-            half = tuple(s * d / 2 for s, d in zip(self._size, down, strict=True))
+            half = tuple(s * d / 2 for s, d in zip(self.size, down, strict=True))
             whose = f"patient {str(entry.patient.id)!r}: "
-            found = [undrawn(table, label, centres, extent, half) for label in classes]
+            found = [undrawn(table, label, centres, extent, half) for label in classes.labels]
             return [(number, [whose + note for note in notes]) for number, notes in found]
         except (DaskdmedError, OSError) as error:
             return error
-
-    def _tell(self, title: str, label: str, total: int, lost: list[str], said: set[str]) -> None:
-        if not lost:
-            return
-        many = (
-            f"none of the {total}" if len(lost) == total else f"{len(lost)} of the {total} do not"
-        )
-        message = (
-            f"{title}: annotations of the class {label!r} have to lie where a small chunk of "
-            f"{self._size} pixels can be centred, and {many}: {'; '.join(lost[:10])}"
-            f"{'; ...' if len(lost) > 10 else ''}; make smallchunk_size smaller, ask for a finer "
-            "resolution, or leave them out (Annotations.select)"
-        )
-        if len(lost) == total:
-            raise UsageError(message)
-        if message not in said:
-            said.add(message)
-            logger.warning("%s", message)
-
-    def _absent(self, title: str, members: Sequence[int], classes: tuple[str, ...]) -> None:
-        patients = [self._catalogue.entries[m].patient for m in members]
-        there = sorted({x for p in patients for x in drawn_on(p, self._wish.annotations).labels})
-        raise UsageError(
-            f"{title}: none of {len(patients)} patients has an annotation of {listing(classes)}; "
-            f"the classes there are {there[:20]}{meant(classes[0], there)}"
-        )
