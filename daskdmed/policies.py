@@ -1,6 +1,7 @@
 """Which record gives the next big chunk: policies for ``LightDL(policy=...)``."""
 
 from daskdmed.persistence.policy import (
+    EachOnce,
     LabelBalanced,
     LeastVisitedFirst,
     OnePass,
@@ -11,6 +12,7 @@ from daskdmed.persistence.policy import (
 )
 
 __all__ = [
+    "EachOnce",
     "LabelBalanced",
     "LeastVisitedFirst",
     "OnePass",

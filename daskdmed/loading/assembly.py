@@ -7,6 +7,7 @@ how visits are chosen (`daskdmed.loading.planning`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +75,7 @@ class Assembly:
         residents = ResidentSet(
             cluster.client,
             plan,
-            JobFactory(catalogue, self.chooser, self.geometry.bigchunk, key),
+            JobFactory(catalogue, self.chooser, self.geometry.bigchunk, key, self.geometry.context),
             planning.allotment,
             in_process=cluster.in_process,
             tally=tally,
@@ -91,12 +92,13 @@ class Assembly:
         """What workers need beside big chunks: tiles that are decoded, crops that nobody has."""
         planning = self.planning
         crops = planning.allotment.capacity * planning.draws_per_visit * self.sampling.crop.nbytes
+        most = DEPTH * BYTES_PER_TASK * cluster.workers
         check_workers(
             self.budget,
             cluster.limits,
             cluster.threads,
             2 * planning.catalogue.tile_bytes,
-            min(crops, DEPTH * BYTES_PER_TASK * cluster.workers),
+            min(crops, most) if planning.lattice is None else most,
         )
 
     def ranks(self, cluster: Cluster, progress: DrawProgress) -> Ranks | None:
@@ -106,6 +108,10 @@ class Assembly:
             return None
         shared = {**self.parameters(progress), "rank": None, "epoch": progress.epoch}
         return Ranks(cluster.client, tokenize(shared), rank, world_size)
+
+    def _context(self) -> dict[str, Any]:
+        context = self.geometry.context
+        return {} if context is None else {"context": [*context.around, context.edge]}
 
     def parameters(self, progress: DrawProgress) -> dict[str, Any]:
         """What batches depend on."""
@@ -125,20 +131,25 @@ class Assembly:
             "world_size": self.sampling.world_size,
             "feedback_lag": progress.lag,
             **planning.catalogue.asked,
+            **self._context(),
             **planning.parameters(),
         }
 
 
-def crop_of(catalogue: Catalogue, geometry: Geometry) -> CropSpec:
+def crop_of(catalogue: Catalogue, geometry: Geometry, *, squeeze: bool = False) -> CropSpec:
     """Shape and type of a small chunk."""
-    target = catalogue.entries[0].target
+    target, channels = catalogue.entries[0].target, catalogue.channels
+    if geometry.context is not None:
+        channels = (geometry.context.count * math.prod(channels),)
     return CropSpec(
         size=geometry.smallchunk,
-        channels=catalogue.channels,
+        channels=channels,
         dtype=catalogue.dtype,
         target_channels=None if target is None else target.channel_shape,
         target_dtype=None if target is None else target.dtype,
         target_ratio=_common_ratio(catalogue),
+        around=geometry.context,
+        squeeze=squeeze,
     )
 
 

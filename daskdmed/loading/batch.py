@@ -80,15 +80,17 @@ class BatchBuilder:
 
     def finish(self, cursor: Cursor) -> Batch:
         """The batch so far (short only at the end of a finite plan); begin the next one."""
-        rows = len(self)
+        rows, crop = len(self), self._crop
+        targets = None if self.targets is None else self.targets[:rows]
         smallchunks = SmallChunks(
-            self.data[:rows],
+            crop.squeezed(self.data[:rows]),
             self._provenance,
             np.array(self._pieces, np.int64),
-            np.array(self._origins, np.int64).reshape(rows, len(self._crop.size)),
+            np.array(self._origins, np.int64).reshape(rows, len(crop.size)),
             np.array(self._draws, np.int64),
-            None if self.targets is None else self.targets[:rows],
+            None if targets is None else crop.squeezed(targets),
             self._key,
+            len(crop.size) - len(crop.dropped),
         )
         self._reset()
         return Batch(smallchunks, cursor)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from daskdmed.core.frozen import Unmoved
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class BigChunk(Unmoved):
         Level read, None when the resolution was given by mpp or power.
     mpp : (float, float) or None
         (x, y) micrometers per pixel.
+    space : Space or None
+        Where its voxels lie in the patient; None for planes, and where nobody says.
+    target : ndarray or None
+        With ``LightDL(target=...)``, the target's pixels of the same place, shared as `data`
+        is; of a target with fewer pixels those that the big chunk touches, from pixel
+        ``origin // ratio`` on. None in the provenance of a batch.
     """
 
     data: Array | None
@@ -52,6 +59,8 @@ class BigChunk(Unmoved):
     downsample: tuple[float, ...]
     level: int | None = None
     mpp: tuple[float, float] | None = None
+    space: Space | None = None
+    target: Array | None = None
 
     @property
     def location(self) -> tuple[int, ...]:
@@ -98,6 +107,16 @@ class SmallChunk(Unmoved):
     draw: int
     target: Array | None = None
 
+    @property
+    def affine(self) -> Array | None:
+        """(4, 4), from its array index (z, y, x) to RAS+ millimeters; None for planes, and where
+        nobody says how the volume lies in the patient. `data` that was squeezed has fewer axes."""
+        space = self.bigchunk.space
+        if space is None:
+            return None
+        first = [a - b for a, b in zip(self.origin, self.bigchunk.origin, strict=True)]
+        return space.crop(first, space.shape).affine
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance(Unmoved):
@@ -126,6 +145,9 @@ class SmallChunks(Unmoved):
         Pixels of the target record; what a joint transform made of them, where one is used.
     key : int, default 0
         Spread seed of the loader, see `keys`.
+    spatial_ndim : int, optional
+        Spatial axes of `data` and `targets`: fewer than `origins` has, where some of length 1
+        were dropped.
     """
 
     # no collections.abc.Sequence: torch's default_convert would take it apart
@@ -139,10 +161,12 @@ class SmallChunks(Unmoved):
         draws: Array,
         targets: Array | None = None,
         key: int = 0,
+        spatial_ndim: int | None = None,
     ) -> None:
         self.data = data
         self.targets = targets
         self.origins = origins
+        self.spatial_ndim = origins.shape[1] if spatial_ndim is None else spatial_ndim
         self.draws = draws
         self._provenance = provenance
         self._pieces = pieces

@@ -18,14 +18,17 @@ import numpy as np
 
 from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import LoaderError
+from daskdmed.core.randomness import Purpose, generator
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
+from daskdmed.loading.lattice import Lattice
 from daskdmed.loading.patientstate import StateKeeper
 from daskdmed.loading.sampling import CropSpec, VisitFacts
 from daskdmed.loading.spans import Span, cut
-from daskdmed.persistence.areas import Area
+from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.labelmaps import Classes
 from daskdmed.persistence.plan import Turn, Visit
 from daskdmed.persistence.resident import ResidentSet
 from daskdmed.persistence.where import AreaSource
@@ -38,8 +41,9 @@ class Sampling:
     """Parameters of sampling, the same in both engines.
 
     `adaptive`: draw more from what is there instead of waiting. `even`: the last batches of a
-    finite plan are left out when not every rank gets one. `classes`: of annotations, that each
-    stratum draws from. `free_regions`: visits hold other regions than the grid's big chunks.
+    finite plan are left out when not every rank gets one. `classes`: those that each stratum draws
+    from. `lattice`: gives each position of a grid once. `free_regions`: visits hold other regions
+    than the grid's big chunks.
     `composed`: batches hold a share of each stratum, so that a draw that is lost is replaced by one
     of the same stratum. `key`: from the seed of the epoch.
     """
@@ -55,7 +59,8 @@ class Sampling:
     key: int = 0
     even: bool = False
     areas: AreaSource | None = None
-    classes: tuple[tuple[str, ...], ...] = ((),)
+    classes: tuple[Classes, ...] = (Classes(),)
+    lattice: Lattice | None = None
     free_regions: bool = False
     composed: bool = False
 
@@ -148,15 +153,24 @@ class Engine(ABC):
             level=entry.level,
             mpp=entry.view.mpp,
             area=self._area(visit),
+            space=entry.view.space,
         )
 
-    def _area(self, visit: Visit) -> Area | None:
+    def _area(self, visit: Visit) -> Area | Chosen | None:
         s = self.sampling
+        rng = generator(s.key, Purpose.LOCATE, visit.number)
+        if s.lattice is not None:
+            return s.lattice.chosen(visit.record, visit.block, rng)
         if s.areas is None:
             return None
         classes = s.classes[visit.stratum]
         if s.free_regions:
             return s.areas.area(visit.record, classes)
+        if s.areas.maps.meant(classes):
+            # those of a visit, and of draws that stand in for others
+            return s.areas.maps.chosen(
+                visit.record, classes, visit.block, 2 * s.draws_per_visit, rng
+            )
         region = self.catalogue.entries[visit.record].grid.region(visit.block)
         return s.areas.local(visit.record, classes, region)
 

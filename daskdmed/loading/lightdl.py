@@ -25,6 +25,7 @@ from daskdmed.core.types import (
     RecordLike,
     SpacingLike,
 )
+from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading.assembly import Assembly, crop_of
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
@@ -37,19 +38,21 @@ from daskdmed.loading.collectors import (
 )
 from daskdmed.loading.diversity import Diversity
 from daskdmed.loading.engine import Engine, Sampling
+from daskdmed.loading.lattice import lattice_of
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import DrawProgress
-from daskdmed.loading.quotas import Quota, as_quotas, asked_classes
+from daskdmed.loading.quotas import Labels, Quota, as_quotas, asked_classes
 from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.stats import LoaderStats
 from daskdmed.loading.torchbridge import Preparation
 from daskdmed.persistence import catalogue as catalogues
+from daskdmed.persistence.asked import check_asked
 from daskdmed.persistence.budget import allot, to_bytes
 from daskdmed.persistence.catalogue import Geometry, Target
 from daskdmed.persistence.cluster import connect
-from daskdmed.persistence.policy import PolicyLike, as_policy
+from daskdmed.persistence.policy import EachOnce, PolicyLike, as_policy
 from daskdmed.persistence.where import AreaSource, TissueLike, Wish
 
 if TYPE_CHECKING:
@@ -112,6 +115,17 @@ class LightDL(Loader[SmallChunks]):
         what these are made of. Superclasses and a background channel are theirs.
     target_channels : bool, default False
         One channel of zeros and ones per class, instead of a map of class numbers.
+    context : int or tuple of int, optional
+        Of volumes: how many slices on either side of each become channels, along the first
+        axis or along each: with ``smallchunk_size=(1, 224, 224), context=1`` the wanted slice
+        is the middle of three (the channels of one slice side by side), and `target` has it
+        alone. Big chunks are read with the slices around them.
+    context_edge : {"reflect", "edge", "constant"}
+        What stands for slices beyond the ends of a volume, as in ``numpy.pad``: the volume
+        mirrored at its first and last slice, these themselves, or the background.
+    squeeze : bool, default False
+        Drop spatial axes along which small chunks have length 1, so that 2-D networks get
+        ``[batch, channels, y, x]`` of a volume; also those of targets.
     bigchunk_size : int or tuple of int, optional
         Largest extent of a big chunk; its first pixels lie on the storage tile grid. Default:
         4096 per axis of two, 256 per axis of three.
@@ -128,7 +142,8 @@ class LightDL(Loader[SmallChunks]):
     smallchunk_collector : SmallChunkCollector or callable, optional
         Chooses each crop. Default: uniform.
     policy : Policy or callable, optional
-        Chooses whose big chunk comes next. Default: every record once per cycle.
+        Chooses whose big chunk comes next, see `daskdmed.policies`. Default: every record once
+        per cycle, for ever. ``EachOnce(stride)``: each slice or position once per epoch.
     tfms : callable, optional
         Applied to each uint8 sample tensor (c, *spatial), in the background; a transform of
         `daskdmed.transforms` to the whole batch. A function that draws from the global
@@ -179,13 +194,14 @@ class LightDL(Loader[SmallChunks]):
     min_tissue : float, default 0.5
         Fraction of a small chunk that must be tissue.
     annotations : str, optional
-        Name of the record that holds annotations; not needed when one record does.
-    labels : str, sequence of str, or mapping, optional
-        Classes of annotations that small chunks are centred in. A mapping gives each its
-        share of a batch, as in `Quota`.
+        Name of the record that holds annotations, or a label map; not needed when one record
+        has annotations.
+    labels : str, int, sequence of these, or mapping, optional
+        Classes that small chunks are centred in: names of annotations, numbers of a label map.
+        A mapping gives each its share of a batch, as in `Quota`.
     quotas : sequence of Quota, optional
-        Guaranteed shares of every batch, by labels of patients and classes of annotations.
-        What they leave is drawn from everybody.
+        Guaranteed shares of every batch, by labels of patients, classes of annotations, and
+        classes of label maps. What they leave is drawn from everybody.
 
     Raises
     ------
@@ -197,8 +213,11 @@ class LightDL(Loader[SmallChunks]):
     Notes
     -----
     ``x`` is a tensor ``[batch, channels, *spatial]`` of the records' sample type, in
-    channels-last memory. Rotation is that of PyDmed (big chunks in memory, small chunks
-    from those), by draws instead of by seconds.
+    channels-last memory. Values are those of the file (Hounsfield units of CT stay what they
+    are, also negative ones): bring them to floats with ``batch_tfms=ToFloat()`` of
+    `daskdmed.transforms`, the scale on which modules in `heatmap`, `predict` and `infer` see
+    them. Rotation is that of PyDmed (big chunks in memory, small chunks from those), by draws
+    instead of by seconds.
 
     Examples
     --------
@@ -242,12 +261,15 @@ class LightDL(Loader[SmallChunks]):
         tissue: TissueLike | None = None,
         min_tissue: float = 0.5,
         annotations: str | None = None,
-        labels: str | Sequence[str] | Mapping[str, float] | None = None,
+        labels: Labels | Mapping[str, float] | Mapping[int, float] | None = None,
         quotas: Sequence[Quota] | None = None,
         target_level: LevelLike | None = None,
         target_mpp: MppLike | None = None,
         target_classes: Any = None,
         target_channels: bool = False,
+        context: ContextLike | None = None,
+        context_edge: ContextEdge = "reflect",
+        squeeze: bool = False,
         tile_error: OnTileError = "raise",
     ) -> None:
         super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
@@ -263,24 +285,41 @@ class LightDL(Loader[SmallChunks]):
         self._drop_last = drop_last
         chooser = as_chooser(bigchunk_loader)
         policy = as_policy(policy)
+        once = isinstance(policy, EachOnce)
         geometry = Geometry.of(
             smallchunk_size,
             bigchunk_size,
             pad=pad,
             # in a pass each pixel lies in one big chunk; else any small chunk can be drawn
-            by_places=chooser is None and not getattr(policy, "each_once", False),
+            by_places=chooser is None and (once or not getattr(policy, "each_once", False)),
+            context=context,
+            context_edge=context_edge,
         )
         labelled = None
         if target is not None:
             labelled = Target(target, target_level, target_mpp, target_classes, target_channels)
-        shares, classes = as_quotas(quotas, labels)
+        shares, classes = as_quotas(quotas, labels, annotations)
         budget = to_bytes(resident)
         collect = as_collector(smallchunk_collector)
-        catalogue = catalogues.build(images, geometry, target=labelled, on_error=on_error)
+        wanted = (classes, *(quota.classes for quota in shares))
+        maps = [c.of for c in wanted if c.of is not None]
+        catalogue = catalogues.build(
+            images, geometry, target=labelled, maps=maps, on_error=on_error
+        )
         wish = Wish(tissue, min_tissue, annotations)
         anywhere = chooser is not None
         areas = AreaSource(catalogue, wish, geometry, on_error=on_error, anywhere=anywhere)
-        areas.check(asked_classes(shares, catalogue, classes))
+        check_asked(areas, asked_classes(shares, catalogue, classes))
+        lattice = lattice_of(
+            policy,
+            areas,
+            geometry.smallchunk,
+            classes,
+            bigchunk_loader=chooser,
+            smallchunk_collector=collect,
+            quotas=shares,
+            rotation=rotation == "adaptive",
+        )
         planning = Planning(
             catalogue,
             allot(budget, catalogue.block_bytes),
@@ -292,9 +331,10 @@ class LightDL(Loader[SmallChunks]):
             batch_size=self.batch_size,
             draws_per_visit=draws,
             seed=check_seed(seed),
+            lattice=lattice,
         )
         sampling = Sampling(
-            crop=crop_of(catalogue, geometry),
+            crop=crop_of(catalogue, geometry, squeeze=squeeze),
             batch_size=self.batch_size,
             draws_per_visit=draws,
             collect=collect,
@@ -305,6 +345,7 @@ class LightDL(Loader[SmallChunks]):
             even=drop_last,
             free_regions=chooser is not None,
             composed=bool(shares),
+            lattice=lattice,
         )
         self._assembly = Assembly(budget, geometry, planning, sampling, chooser)
         self._catalogue, self._areas = catalogue, areas

@@ -17,12 +17,14 @@ from daskdmed.core import buffers
 from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array
+from daskdmed.images.context import Context
 from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import VisitState
-from daskdmed.persistence.areas import Area, Draws, Places
+from daskdmed.persistence.areas import Area, Chosen, Draws, Places
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
 
@@ -31,6 +33,8 @@ class CropSpec:
     """Shape and type of all crops of a loader; `target_channels` is None without target.
 
     `target_ratio`: pixels of the image per pixel of the target along each axis; empty for one.
+    `around`: what lies around a small chunk in big chunks, and becomes `channels` of it. `squeeze`:
+    spatial axes of length 1 are dropped from batches.
     """
 
     size: tuple[int, ...]
@@ -39,6 +43,17 @@ class CropSpec:
     target_channels: tuple[int, ...] | None = None
     target_dtype: np.dtype[Any] | None = None
     target_ratio: tuple[int, ...] = ()
+    around: Context | None = None
+    squeeze: bool = False
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Spatial axes that batches do not have."""
+        return tuple(a for a, s in enumerate(self.size) if s == 1) if self.squeeze else ()
+
+    def squeezed(self, rows: Array) -> Array:
+        """Rows of a batch without these axes, in place."""
+        return rows.squeeze(tuple(axis + 1 for axis in self.dropped))
 
     @property
     def ratio(self) -> tuple[int, ...]:
@@ -69,7 +84,8 @@ class VisitFacts:
     """What a worker must know about a visit to crop from it. Small and picklable.
 
     `nth`: how many visits its record had before; `key`: from the loader's seed; `region`: the
-    grid's big chunk; `area`: where small chunks may lie, None for anywhere.
+    grid's big chunk; `area`: where small chunks may lie, or do; None for anywhere; `space`: of the
+    whole image.
     """
 
     number: int
@@ -82,7 +98,8 @@ class VisitFacts:
     downsample: tuple[float, ...]
     level: int | None
     mpp: tuple[float, float] | None
-    area: Area | None = None
+    area: Area | Chosen | None = None
+    space: Space | None = None
 
 
 class Ended(NamedTuple):
@@ -125,7 +142,7 @@ class VisitSampler:
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
-            extent = piece.data.shape[: self._axes]
+            extent = self._extent(piece)
             if any(e < s for e, s in zip(extent, self._crop.size, strict=True)):
                 self.failure = ReadFailure(
                     GeometryError(
@@ -135,21 +152,33 @@ class VisitSampler:
                     self.facts.region,
                 )
 
-    def bigchunks(self) -> tuple[BigChunk, ...]:
-        return tuple(self._bigchunk(piece, None) for piece in self.pieces)
+    def _extent(self, piece: Piece) -> tuple[int, ...]:
+        """Of a piece, without what lies around it."""
+        extent: tuple[int, ...] = piece.data.shape[: self._axes]
+        around = self._crop.around
+        if around is None:
+            return extent
+        return tuple(e - 2 * k for e, k in zip(extent, around.around, strict=True))
 
-    def _bigchunk(self, piece: Piece, data: Array | None) -> BigChunk:
-        facts = self.facts
+    def bigchunks(self) -> tuple[BigChunk, ...]:
+        return tuple(self._bigchunk(piece) for piece in self.pieces)
+
+    def _bigchunk(
+        self, piece: Piece, data: Array | None = None, target: Array | None = None
+    ) -> BigChunk:
+        facts, extent = self.facts, self._extent(piece)
         return BigChunk(
             data=data,
             origin=piece.origin,
-            shape=tuple(piece.data.shape[: self._axes]),
+            shape=extent,
             patient=facts.patient,
             record=facts.record,
             visit=facts.number,
             downsample=facts.downsample,
             level=facts.level,
             mpp=facts.mpp,
+            space=None if facts.space is None else facts.space.crop(piece.origin, extent),
+            target=target,
         )
 
     def take(
@@ -178,16 +207,24 @@ class VisitSampler:
         copier: Copier | None = None,
     ) -> None:
         piece = self.pieces[at]
-        for target, source, box in (
-            (out, piece.data, self._box(start)),
-            (target_out, piece.target, self._target_box(piece, start)),
-        ):
-            if target is None or source is None:
-                continue
+        copies = [] if out is None else self._image_copies(piece.data, start, out)
+        if target_out is not None and piece.target is not None:
+            copies.append((target_out, piece.target[self._target_box(piece, start)]))
+        for target, source in copies:
             if copier is None:
-                target[...] = source[box]
+                target[...] = source
             else:
-                copier.add(target, source[box])
+                copier.add(target, source)
+
+    def _image_copies(
+        self, data: Array, start: tuple[int, ...], out: Array
+    ) -> list[tuple[Array, Array]]:
+        """What is copied where, of the pixels of a piece and those around it."""
+        around = self._crop.around
+        if around is None:
+            return [(out, data[self._box(start)])]
+        size = zip(start, self._crop.size, around.around, strict=True)
+        return list(around.beside(data[tuple(slice(o, o + s + 2 * k) for o, s, k in size)], out))
 
     def _box(self, start: tuple[int, ...]) -> tuple[slice, ...]:
         return tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
@@ -211,17 +248,27 @@ class VisitSampler:
 
     def _rooms(self) -> Array:
         """Number of valid first positions, (pieces, axes)."""
-        extents = np.array([p.data.shape[: self._axes] for p in self.pieces], np.int64)
+        extents = np.array([self._extent(p) for p in self.pieces], np.int64)
         room = extents - np.array(self._crop.size) - self._firsts()
         rooms: Array = np.maximum(room // np.array(self._crop.ratio) + 1, 0)
         return rooms
 
     def _locate(self, draw: int) -> bool:
         """Positions of all draws up to a number; False when there is no place at all."""
-        if self.facts.area is None:
+        area = self.facts.area
+        if area is None:
             self._locate_anywhere(draw)
             return True
-        return self._locate_in(self.facts.area, draw)
+        if isinstance(area, Chosen):
+            return self._locate_chosen(area, draw)
+        return self._locate_in(area, draw)
+
+    def _locate_chosen(self, chosen: Chosen, draw: int) -> bool:
+        """The places that were drawn beforehand, and again when each has been taken."""
+        rows = (chosen.places - np.array(self.pieces[0].origin)).tolist()
+        while rows and len(self._where) <= draw:
+            self._where += [(0, tuple(row)) for row in rows]
+        return bool(rows)
 
     def _locate_anywhere(self, draw: int) -> None:
         """Uniform positions.
@@ -244,8 +291,7 @@ class VisitSampler:
         """All allowed positions in random order, and again when each has been taken."""
         facts = self.facts
         if self._draws is None:
-            axes = self._axes
-            regions = [Region(p.origin, tuple(p.data.shape[:axes])) for p in self.pieces]
+            regions = [Region(p.origin, self._extent(p)) for p in self.pieces]
             self._draws = Draws(
                 Places(area, regions, self._crop.size),
                 self._expected,
@@ -288,13 +334,22 @@ class VisitSampler:
         )
         assert self._collect is not None
         try:
-            answer = self._collect(self._bigchunk(piece, _read_only(piece.data)), context, rng)
+            answer = self._collect(self._shown(piece), context, rng)
             if answer is None:
                 return Ended(None)
             start = self._accept(answer, at, out, target_out)
         except Exception as error:  # user code: carried to the consumer with its place
             return Ended(error)
         return at, tuple(map(sum, zip(piece.origin, start, strict=True)))
+
+    def _shown(self, piece: Piece) -> BigChunk:
+        """A piece as collectors see it: read only, without what lies around it."""
+        data, around = piece.data, self._crop.around
+        if around is not None:
+            extent = zip(around.around, self._extent(piece), strict=True)
+            data = data[tuple(slice(k, k + e) for k, e in extent)]
+        target = None if piece.target is None else _read_only(piece.target)
+        return self._bigchunk(piece, _read_only(data), target)
 
     def _accept(
         self, answer: Any, at: int, out: Array, target_out: Array | None
@@ -306,7 +361,7 @@ class VisitSampler:
         elif isinstance(answer, np.ndarray) and answer.shape != (self._axes,):
             data, answer = answer, (0,) * self._axes
         start = tuple(int(v) for v in answer)
-        extent = self.pieces[at].data.shape[: self._axes]
+        extent = self._extent(self.pieces[at])
         fits = len(start) == self._axes and all(
             o >= 0 and o + s <= e for o, s, e in zip(start, self._crop.size, extent, strict=False)
         )

@@ -74,7 +74,7 @@ class Preparation:
 
     def ahead(self, smallchunks: SmallChunks) -> tuple[Any, bool]:
         """In the background: the tensor, and whether it has been transformed."""
-        x = to_tensor(smallchunks.data, smallchunks.origins.shape[1])
+        x = to_tensor(smallchunks.data, smallchunks.spatial_ndim)
         if not self._beside or not len(smallchunks):
             return x, False
         with self._turn:

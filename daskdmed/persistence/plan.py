@@ -4,8 +4,8 @@ Pure and seeded: no Dask, no I/O, no clock. A plan is a sequence of *turns*. In 
 the oldest resident visit uses up its draws and leaves, every other gives its share, and
 one new visit is admitted before the next turn. A visit that leaves ``i`` turns from now
 gives ``remaining / (i + 1)`` draws now. That one rule staggers the visits, from a cold
-start (all admitted at once) as in the steady state, with every visit giving exactly
-``draws_per_visit`` draws.
+start (all admitted at once) as in the steady state, with every visit giving exactly its
+number of draws, mostly ``draws_per_visit`` for all.
 
 Not covered: where in a big chunk a draw is cropped (`daskdmed.loading.collectors`), and
 futures (`daskdmed.persistence.resident`).
@@ -87,6 +87,8 @@ class Population:
 Weights: TypeAlias = Callable[[int], "Array | None"]
 #: whether a visit of a big chunk of a record takes place
 Accepts: TypeAlias = Callable[[int, int, np.random.Generator], bool]
+#: how many draws a visit of a big chunk of a record gives
+Draws: TypeAlias = Callable[[int, int], int]
 
 
 class RotationPlan:
@@ -97,7 +99,8 @@ class RotationPlan:
     admitted. `accepts` (record, big chunk, generator) says whether a visit takes place that is due
     by `weights`: with weights that are bounds, and yes with the probability of what there really is
     in proportion to its bound, visits are in proportion to what there is. Policies with
-    ``each_once`` do not ask. Plans of one seed that differ in `stream` are unrelated.
+    ``each_once`` do not ask. `draws` says how many draws a visit gives in the place of
+    `draws_per_visit`, at least one. Plans of one seed that differ in `stream` are unrelated.
     NoTissueError, while iterating: no record has anything to draw from.
     """
 
@@ -111,6 +114,7 @@ class RotationPlan:
         policy: Policy,
         weights: Weights | None = None,
         accepts: Accepts | None = None,
+        draws: Draws | None = None,
         stream: int = 0,
     ) -> None:
         if not population.blocks:
@@ -125,6 +129,7 @@ class RotationPlan:
         self.draws_per_visit = draws_per_visit
         self._policy = policy
         self._weights = weights
+        self._draws = draws
         self._once = bool(getattr(policy, "each_once", False))
         self._accepts = None if self._once else accepts
         # stream 0 is the seed itself
@@ -137,6 +142,7 @@ class RotationPlan:
         self._resident: list[Visit] = []
         self._numbers = np.zeros(0, np.int64)
         self._remaining = np.zeros(0, np.int64)
+        self._whole = np.zeros(0, np.int64)
         self._exhausted = False
         self._admitted = 0
         self._turn = 0
@@ -247,7 +253,11 @@ class RotationPlan:
                 return
             self._resident.append(visit)
             self._numbers = np.append(self._numbers, visit.number)
-            self._remaining = np.append(self._remaining, self.draws_per_visit)
+            count = self.draws_per_visit
+            if self._draws is not None:
+                count = self._draws(visit.record, visit.block)
+            self._remaining = np.append(self._remaining, count)
+            self._whole = np.append(self._whole, count)
 
     # -- turns ----------------------------------------------------------------------
 
@@ -260,7 +270,7 @@ class RotationPlan:
         # admitted in order, so these are sorted; kept as an array because there may be many
         numbers = self._numbers
         order = self._order(shares, rng)
-        given = self.draws_per_visit - self._remaining
+        given = self._whole - self._remaining
         draws = np.repeat(given, shares) + _within(shares)
         # a visit's own draws stay in order however the turn is shuffled
         owners = np.repeat(np.arange(len(resident)), shares)[order]
@@ -322,6 +332,7 @@ class RotationPlan:
         self._resident = self._resident[1:]
         self._numbers = self._numbers[1:]
         self._remaining = (self._remaining - shares)[1:]
+        self._whole = self._whole[1:]
         self._position += int(shares.sum())
         self._turn += 1
 
@@ -330,6 +341,7 @@ class RotationPlan:
             list(self._resident),
             self._numbers,
             self._remaining,
+            self._whole,
             self._counts.copy(),
             self._due.copy(),
             self._last.copy(),
@@ -338,8 +350,8 @@ class RotationPlan:
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
-        self._resident, self._numbers, self._remaining = saved[:3]
-        self._counts, self._due, self._last, self._admitted, self._exhausted = saved[3:]
+        self._resident, self._numbers, self._remaining, self._whole = saved[:4]
+        self._counts, self._due, self._last, self._admitted, self._exhausted = saved[4:]
 
 
 def _within(shares: Array) -> Array:

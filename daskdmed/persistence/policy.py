@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -123,6 +123,56 @@ class OnePass:
         if not total:
             return None
         return int(np.searchsorted(np.cumsum(left), rng.integers(total), side="right"))
+
+
+class EachOnce(OnePass):
+    """Each slice, or each position of a grid, exactly once per pass, in random order.
+
+    Big chunks are read as by `OnePass`, and stay until each of their positions was given; those
+    of several big chunks come mixed. So a file is decoded about once, not once for each slice,
+    and an epoch is as in other data loaders: ``for x, patients, smallchunks in loader`` gives
+    all of it, ``len(loader)`` is known, the next loop has another order.
+
+    Parameters
+    ----------
+    stride : int or sequence of int
+        Distance between positions along each spatial axis, array order, or one number for all:
+        ``EachOnce((1, 224, 224))`` with ``smallchunk_size=(1, 224, 224)`` is every slice.
+    passes : int, default 1
+        How often.
+    edge : {"shift", "drop"}
+        Positions over the far border are moved inside, so that every pixel is met, or left out.
+
+    Notes
+    -----
+    With ``tissue=`` or ``labels=``, only positions where small chunks may lie count.
+    ``smallchunks_per_bigchunk`` means nothing here, and `LightDL` refuses what contradicts it:
+    quotas, adaptive rotation, loaders and collectors of your own. ``drop_last=False`` gives the
+    last batch, though it is smaller.
+
+    Raises
+    ------
+    UsageError
+        A stride that is not positive, or an unknown edge.
+    """
+
+    def __init__(
+        self,
+        stride: int | Sequence[int],
+        *,
+        passes: int = 1,
+        edge: Literal["shift", "drop"] = "shift",
+    ) -> None:
+        super().__init__(passes)
+        steps = np.ravel(np.asarray(stride))
+        if not steps.size or steps.dtype.kind not in "iu" or steps.min() < 1:
+            raise UsageError(
+                f"EachOnce: stride is a positive integer, or one per spatial axis; got {stride!r}"
+            )
+        if edge not in ("shift", "drop"):
+            raise UsageError(f"EachOnce: edge is 'shift' or 'drop', got {edge!r}")
+        self.stride = int(steps[0]) if np.ndim(stride) == 0 else tuple(steps.tolist())
+        self.edge: Literal["shift", "drop"] = edge
 
 
 class Weighted:

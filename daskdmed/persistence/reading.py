@@ -20,6 +20,7 @@ from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
+from daskdmed.images.context import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Piece:
     """Pixels that one visit holds; a visit has one or more of them.
 
     Spatial axes first, channels last; `origin` in the frame of the view; `target`: see
-    `Job.target_region`.
+    `Job.target_region`. With a `Job.around`, `data` begins so many pixels before `origin`.
     """
 
     data: Array
@@ -88,6 +89,7 @@ class Job:
 
     With a `chooser`, the user's loader, `context` is given too, and `rng_place`: key and place of
     its random numbers. `target_ratio`: pixels of the image per pixel of the target, empty for one.
+    `around`: what of the image around each region is read with it.
     """
 
     view: ImageView
@@ -97,6 +99,7 @@ class Job:
     chooser: RegionChooser | None = None
     rng_place: tuple[int, int] = (0, 0)
     target_ratio: tuple[int, ...] = ()
+    around: Context | None = None
 
     def target_region(self, region: Region) -> Region:
         """The target's pixels that a region of the image touches."""
@@ -119,6 +122,8 @@ class Job:
 
 def _travelling(view: ImageView, region: Region, job: Job, client: Any) -> tuple[ImageView, Any]:
     inside = region.clip(view.spatial_shape)
+    if job.around is not None and view is job.view:
+        inside = job.around.needs(view, region)
     if view.remote is None:
         # a loader of the user's may read anywhere
         return (view.narrowed(inside) if job.chooser is None else view), None
@@ -260,7 +265,7 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
 def _read_job(job: Job) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [(r.origin, _read_kept(job.view, r), _read_target(job, r)) for r in regions]
+        blocks = [(r.origin, _read_image(job, r), _read_target(job, r)) for r in regions]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
@@ -268,9 +273,11 @@ def _read_job(job: Job) -> Loaded:
     return blocks
 
 
-def _read_kept(view: ImageView, region: Region) -> Array:
-    kept = view.kept(region)
-    return view.read_padded(kept)[region.local_to(kept).slices]
+def _read_image(job: Job, region: Region) -> Array:
+    if job.around is not None:
+        return job.around.read(job.view, region)
+    kept = job.view.kept(region)
+    return job.view.read_padded(kept)[region.local_to(kept).slices]
 
 
 def _read_target(job: Job, region: Region) -> Array | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
+from daskdmed.images.context import Context
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.cluster import BIG_CHUNK
 from daskdmed.persistence.plan import Visit
@@ -55,7 +56,10 @@ class Unit:
 
 
 class JobFactory:
-    """Makes the read jobs and the key of a unit; `chooser` is the user's big-chunk loader."""
+    """Makes the read jobs and the key of a unit.
+
+    `chooser` is the user's big-chunk loader, `around` what is read around big chunks.
+    """
 
     def __init__(
         self,
@@ -63,8 +67,10 @@ class JobFactory:
         chooser: RegionChooser | None,
         bigchunk_size: tuple[int, ...],
         key: int,
+        around: Context | None = None,
     ) -> None:
         self._catalogue = catalogue
+        self._around = around
         self._chooser = chooser
         self._bigchunk_size = bigchunk_size
         self._key = key
@@ -86,6 +92,8 @@ class JobFactory:
         entry = self._catalogue.entries[visit.record]
         target = "" if entry.target is None else f"+{entry.target.token}"
         content = f"{entry.patient.id}/{entry.record}-{entry.view.token}{target}"
+        if self._around is not None:
+            content += f"~{self._around.edge}{'x'.join(map(str, self._around.around))}"
         if self._chooser is not None:
             return (content, self._chooser_token, visit.number)
         region = entry.grid.region(visit.block)
@@ -95,7 +103,8 @@ class JobFactory:
         entry = self._catalogue.entries[visit.record]
         region = entry.grid.region(visit.block)
         if self._chooser is None:
-            return Job(entry.view, entry.target, region, target_ratio=entry.target_ratio)
+            ratio, around = entry.target_ratio, self._around
+            return Job(entry.view, entry.target, region, target_ratio=ratio, around=around)
         view = entry.view
         context = LoadContext(
             patient=str(entry.patient.id),
@@ -110,4 +119,5 @@ class JobFactory:
             nth=visit.nth,
         )
         place = (self._key, visit.number)
-        return Job(view, entry.target, region, context, self._chooser, place, entry.target_ratio)
+        chosen = (context, self._chooser, place, entry.target_ratio, self._around)
+        return Job(view, entry.target, region, *chosen)

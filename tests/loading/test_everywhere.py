@@ -17,6 +17,7 @@ from scipy.stats import chi2
 from daskdmed import Dataset, LightDL, Patient, Quota, Record, Region
 from daskdmed.loading.sampling import CropSpec, VisitFacts, VisitSampler
 from daskdmed.persistence.areas import Area, Places
+from daskdmed.persistence.labelmaps import Classes
 from daskdmed.persistence.policy import OnePass
 
 SIZE = 6
@@ -139,7 +140,7 @@ def annotated(tmp_path):
 def of_classes(loader, classes):
     """Places whose centres lie in classes, from outlines painted at once over all."""
     whole_image = Region((0, 0), SHAPES[2])
-    return whole(loader._assembly.planning.areas.local(0, classes, whole_image), 2)
+    return whole(loader._assembly.planning.areas.local(0, Classes(classes), whole_image), 2)
 
 
 def test_every_place_of_a_class_is_drawn_alike(annotated):

@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 from daskdmed import Dataset, LightDL, Patient, Quota, Record, read_annotations
 from daskdmed.errors import BudgetError, LoaderError, UsageError
 from daskdmed.persistence.areas import Places
+from daskdmed.persistence.labelmaps import Classes
 from daskdmed.policies import OnePass
 from tests.loading.conftest import (
     SMALL,
@@ -234,9 +235,11 @@ def every_centre(dataset, label):
     """Centres of all small chunks that may be drawn of a class."""
     loader = LightDL(dataset, **OPTIONS, labels=label)
     areas, (entry,) = loader._assembly.planning.areas, loader._catalogue.entries
-    weights = areas.weights(0, (label,))
+    weights = areas.weights(0, Classes((label,)))
     regions = [entry.grid.region(k) for k in np.flatnonzero(weights)]
-    found = [Places(areas.local(0, (label,), r), [r], (64, 64)).all()[:, 1:] for r in regions]
+    found = [
+        Places(areas.local(0, Classes((label,)), r), [r], (64, 64)).all()[:, 1:] for r in regions
+    ]
     return np.concatenate(found) + 32
 
 
@@ -263,10 +266,12 @@ def test_what_is_smaller_than_a_pixel_is_drawn_beside_what_is_not(size):
 def test_places_of_points_are_counted_so_that_no_visit_is_refused():
     data = one_slide(dot("a", 300, 500), dot("a", 301, 500), dot("a", 700, 700))
     areas = LightDL(data, **OPTIONS, labels="a")._assembly.planning.areas
-    weights = areas.weights(0, ("a",))
+    weights = areas.weights(0, Classes(("a",)))
     assert weights.sum() == 3
     rng = np.random.default_rng(0)
-    assert all(areas.accepts(0, ("a",), k, rng) for k in np.flatnonzero(weights) for _ in range(9))
+    assert all(
+        areas.accepts(0, Classes(("a",)), k, rng) for k in np.flatnonzero(weights) for _ in range(9)
+    )
 
 
 def test_what_lies_too_near_to_the_edge_is_named_and_the_rest_is_drawn(caplog):

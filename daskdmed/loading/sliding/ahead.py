@@ -33,6 +33,8 @@ class ReadAhead:
         budget: int,
         batch_size: int,
         prepare: Preparation,
+        *,
+        squeeze: bool = False,
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
@@ -46,6 +48,7 @@ class ReadAhead:
         self._shape = (*grid.kernel_size, *view.shape[grid.ndim :])
         self._dtype = view.dtype
         self._prepare = prepare
+        self._squeeze = squeeze
 
     @property
     def batch_bytes(self) -> int:
@@ -83,7 +86,9 @@ class ReadAhead:
 
     def batches(self, position: int) -> Generator[tuple[WindowBatch, Any], None, None]:
         """Batches from a position on, each with its tensor."""
-        batcher = WindowBatcher(self._size, self._shape, self._dtype)
+        kernel = self._plan.images[0].grid.kernel_size
+        dropped = tuple(a for a, k in enumerate(kernel) if k == 1) if self._squeeze else ()
+        batcher = WindowBatcher(self._size, self._shape, self._dtype, dropped)
         number, skip = self._plan.locate(position)
         ahead: deque[tuple[Load, Future[Loaded]]] = deque()
         while True:

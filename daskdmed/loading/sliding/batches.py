@@ -58,6 +58,8 @@ class WindowChunks(SmallChunks):
     draws : ndarray of int64, shape (batch,)
         Number of each among the windows of its block that are delivered. Together with the
         number of the block (``bigchunk.visit``) it names the window on every rank.
+    spatial_ndim : int, optional
+        As of `SmallChunks`.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class WindowChunks(SmallChunks):
         indices: Array,
         origins: Array,
         draws: Array,
+        spatial_ndim: int | None = None,
     ) -> None:
         provenance = [p for p, _ in sources]
-        super().__init__(data, provenance, np.zeros(len(sources), np.int64), origins, draws)
+        pieces = np.zeros(len(sources), np.int64)
+        super().__init__(data, provenance, pieces, origins, draws, spatial_ndim=spatial_ndim)
         self.indices = indices
         self._images = [image for _, image in sources]
 
@@ -113,10 +117,19 @@ class WindowBatch:
 
 
 class WindowBatcher:
-    """Fills batches with the windows of one load after another."""
+    """Fills batches with the windows of one load after another; without the spatial axes that are
+    `dropped`, along which windows have length 1.
+    """
 
-    def __init__(self, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        size: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        dropped: tuple[int, ...] = (),
+    ) -> None:
         self.size = size
+        self._dropped = dropped
         self._shape, self._dtype = shape, dtype
         self._failures: list[WindowFailure] = []
         self._reset()
@@ -179,12 +192,14 @@ class WindowBatcher:
         ndim = len(self._indices[0][0]) if self._indices else 1
         none = np.empty((0, ndim), np.int64)
         data = self._data
+        data = np.empty((0, *self._shape), self._dtype) if data is None else data[: self._filled]
         chunks = WindowChunks(
-            np.empty((0, *self._shape), self._dtype) if data is None else data[: self._filled],
+            data.squeeze(tuple(axis + 1 for axis in self._dropped)),
             self._sources,
             np.concatenate([none, *self._indices]),
             np.concatenate([none, *self._origins]),
             np.concatenate([none[:, 0], *self._draws]),
+            ndim - len(self._dropped) if self._dropped else None,
         )
         failures, self._failures = tuple(self._failures), []
         self._reset()
@@ -216,5 +231,6 @@ def provenance(load: Load) -> Provenance:
         tuple(image.view.downsample),
         image.level,
         image.view.mpp,
+        None if image.view.space is None else image.view.space.crop(region.origin, region.shape),
     )
     return Provenance(image.patient, (bigchunk,))

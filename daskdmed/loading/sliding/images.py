@@ -20,6 +20,7 @@ from daskdmed.cohort.sources import Image, Images, open_all
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.types import Array, OnError
 from daskdmed.core.view import ImageView
+from daskdmed.images.context import ContextEdge, ContextLike, with_context
 from daskdmed.inference.inputs import windows_inside
 from daskdmed.loading.sliding.plan import ImageWindows, fit_block, pixel_bytes
 from daskdmed.loading.sliding.read import WindowFailure
@@ -43,10 +44,12 @@ class Layout:
     min_mask: float
     block_windows: PerAxis | None
     budget: int
+    context: ContextLike | None = None
+    context_edge: ContextEdge = "reflect"
 
     def over(self, image: Image, mask: MaskLike) -> ImageWindows:
         """Open one image and lay its windows."""
-        view = image.view()
+        view = with_context(image.view(), self.context, self.context_edge)
         grid = WindowGrid.of(
             view.spatial_shape,
             self.kernel_size,

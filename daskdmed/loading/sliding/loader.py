@@ -28,6 +28,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.core.work import default_threads
+from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.ranks import RankLike
@@ -102,6 +103,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
         What an image or region does that cannot be read after several attempts: reach
         ``next`` as an error that names patient, record and region; or be left out, window
         by window, and reported by `stats`.
+    context, context_edge, squeeze
+        As for `LightDL`: neighbouring slices as channels, without an axis for the one slice.
+        Blocks hold each slice with its neighbours, ``2 * context + 1`` times the bytes.
     level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client
         As for `LightDL`.
 
@@ -155,6 +159,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
         tile_error: OnTileError = "raise",
         client: Client | None = None,
         block_windows: PerAxis | None = None,
+        context: ContextLike | None = None,
+        context_edge: ContextEdge = "reflect",
+        squeeze: bool = False,
     ) -> None:
         super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
         check_choice("order", order, ("sequential", "interleaved"))
@@ -166,7 +173,18 @@ class SlidingWindowDL(Loader[WindowChunks]):
         self._skip = on_error == "skip"
         self._min_interval = float(min_interval or 0)
         self._budget = to_bytes(resident)
-        layout = Layout(kernel_size, stride, overlap, edge, min_mask, block_windows, self._budget)
+        self._squeeze = squeeze
+        layout = Layout(
+            kernel_size,
+            stride,
+            overlap,
+            edge,
+            min_mask,
+            block_windows,
+            self._budget,
+            context,
+            context_edge,
+        )
         axes = spatial_axes(kernel_size)
         request = Request(record, level, mpp, power, axes, tile_error, spacing, orientation)
         images, failures = open_images(images_of(dataset_or_image, request), layout, mask, on_error)
@@ -191,7 +209,13 @@ class SlidingWindowDL(Loader[WindowChunks]):
     def _begin(self) -> Prefetcher:
         reader = self._reader()
         ahead = ReadAhead(
-            self._meter, self._plan, reader, self._budget, self.batch_size, self._prepare
+            self._meter,
+            self._plan,
+            reader,
+            self._budget,
+            self.batch_size,
+            self._prepare,
+            squeeze=self._squeeze,
         )
         self._ahead = ahead
         return Prefetcher(
