@@ -140,7 +140,8 @@ def predict(
         What is written of the blended values. None: float32. "argmax": the channel with the
         largest value, uint8, without a channel axis. "threshold" or ("threshold", t): uint8,
         1 where the value is at least t (0.5). "uint8", "uint16": values in [0, 1] (others
-        are clipped) times 255 or 65535, rounded. "float16".
+        are clipped) times 255 or 65535, rounded. "float16". It is done chunk by chunk: the maps
+        of all classes are never held, nor stored, over the whole image.
     fill : float, optional
         Value of cells outside the mask. Default: NaN for floating point, 0 for integers.
     receptive_field, output_stride : int or sequence of int, optional
