@@ -106,6 +106,21 @@ def test_orientations(tmp_path, codes, suffix, kind):
     assert volume.view(orientation="RAS").space.isclose(Space(matrix, expected.shape), 1e-5)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "LAS"])
+def test_places_by_qform_alone(tmp_path, codes, order):
+    image = nib.Nifti1Image(VALUES, None, nib.Nifti1Header(endianness=order))
+    image.set_qform(affine(codes), 1)
+    image.set_sform(None, 0)
+    image.to_filename(tmp_path / "scan.nii")
+    volume = open_volume(tmp_path / "scan.nii")
+    assert volume.properties["nifti.form"] == "qform"
+    expected = Space(nib.load(tmp_path / "scan.nii").affine[:, [2, 1, 0, 3]], volume.shape)
+    assert volume.space.isclose(expected, 1e-4)
+    assert volume.space.orientation == codes
+    np.testing.assert_array_equal(volume.to_dask().compute(), VALUES.T)
+
+
 def test_pairs(tmp_path):
     nib.Nifti1Pair(VALUES, affine()).to_filename(tmp_path / "scan.img")
     for name in ("scan.img", "scan.hdr"):
@@ -244,6 +259,10 @@ def test_what_files_without_a_place_mean(tmp_path):
     assert (zero.space, zero.spacing) == (None, pytest.approx((3, 1.5, 1)))
     lost = open_volume(save(tmp_path / "lost.nii", sform_code=0, qform_code=0, pixdim=np.nan))
     assert (lost.space, lost.spacing) == (None, None)
+    known = Space(affine()[:, [2, 1, 0, 3]], VALUES.T.shape)
+    assert Record(tmp_path / "lost.nii", space=known).view(orientation="LPS").space is not None
+    # the sform says it all
+    assert open_volume(save(tmp_path / "odd.nii", pixdim=np.nan)).space.isclose(known, 1e-4)
 
 
 HUGE = [3, 32767, 32767, 32767, 1, 1, 1, 1]
