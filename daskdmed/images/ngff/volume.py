@@ -178,8 +178,8 @@ def _node(uri: str, root: Any, options: VolumeOptions) -> Any:
         node, _ = image_group(uri, node, options.series or "")
         own_facts(uri, node)
     except MALFORMED as error:
-        if isinstance(error, UsageError):
-            raise
+        if isinstance(error, UsageError):  # slides call it an image
+            raise UsageError(str(error).replace("image=", "series=")) from None
         raise _malformed(uri, error) from error
     return node
 

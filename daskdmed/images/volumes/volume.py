@@ -52,8 +52,9 @@ def open_volume(
     uri : str, path-like or a sequence of these
         A file or URL; for DICOM also a folder, or the files of a series in any order.
     series : str, optional
-        Which series of a DICOM folder, by its number, UID or description; needed where several
-        volumes lie in it. The error without it lists them.
+        Which series of a DICOM folder, by its number, UID or description; or which image of a
+        TIFF file or of what bioformats2raw writes, by its number or name. Needed where several
+        volumes lie in it: the error without it lists them.
     dataset : str, optional
         Which array of an HDF5 file or Zarr group; needed where several could be meant.
     time : int or "channels", optional
@@ -79,6 +80,14 @@ def open_volume(
     ------
     ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
         Naming the file and a remedy.
+    SpaceError
+        The file says in two ways where it lies, or its slices lie on no grid.
+
+    Notes
+    -----
+    What is compressed as a whole (.nii.gz) is decoded once: in memory up to 512 MiB a file
+    (``daskdmed.images.decoded-limit`` of ``dask.config``) and 1 GiB together (``decoded-kept``),
+    larger ones into the folder ``DASKDMED_CACHE_DIR`` of at most 50 GiB (``cache-limit``).
 
     Examples
     --------

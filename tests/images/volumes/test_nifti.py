@@ -13,6 +13,7 @@ import pytest
 from nibabel.testing import data_path
 
 from daskdmed import Record, Space, open_volume
+from daskdmed.cohort.sources import images_of
 from daskdmed.core.region import Region
 from daskdmed.errors import (
     CorruptImageError,
@@ -237,6 +238,8 @@ def test_forms(tmp_path):
         record.open().to_dask().name
         != open_volume(tmp_path / "two.nii", form="sform").to_dask().name
     )
+    given = open_volume(tmp_path / "two.nii", form="qform")
+    assert images_of(given)[0].record.options["form"] == "qform"
     with pytest.raises(UsageError, match="form is 'sform' or 'qform'"):
         open_volume(tmp_path / "two.nii", form="best")
     shifted = affine()

@@ -110,6 +110,17 @@ def test_size_of_voxels(tmp_path):
     assert open_volume(path).spacing == pytest.approx((3, 0.0005, 0.00025))
 
 
+def test_size_of_voxels_of_one_of_several_images(tmp_path):
+    path = tmp_path / "two.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for step in (2, 5):  # of one size
+            sizes = {f"PhysicalSize{axis}": step for axis in "XYZ"}
+            tif.write(VALUES + step, metadata={"axes": "ZYX", "Name": f"by {step}", **sizes})
+    volume = open_volume(path, series="by 5")
+    assert volume.spacing == (0.005, 0.005, 0.005)
+    np.testing.assert_array_equal(volume.to_dask().compute(), VALUES + 5)
+
+
 def test_levels(tmp_path):
     path = tmp_path / "stack.ome.tif"
     half = VALUES[:, ::2, ::2]

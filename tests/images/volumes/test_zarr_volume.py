@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import zarr
@@ -11,9 +13,11 @@ from daskdmed import Record, Space, heatmap, open_volume, predict
 from daskdmed.core.region import Region
 from daskdmed.errors import CorruptImageError, TileError, UnsupportedImageError, UsageError
 from daskdmed.images.ngff.metadata import Axis, LevelPlace, Multiscale
+from daskdmed.images.protocols import VolumeOptions
 from daskdmed.images.registry import get_backend
 from daskdmed.testing import BackendConformance
 
+BACKEND = get_backend("zarr-volume")
 SHAPE = (12, 20, 24)
 VALUES = np.random.default_rng(0).integers(0, 900, SHAPE).astype("u2")
 HALF = VALUES.reshape(6, 2, 10, 2, 12, 2).mean((1, 3, 5)).astype("u2")
@@ -147,6 +151,48 @@ def test_plain_arrays(tmp_path):
         open_volume(tmp_path / "e.zarr")
 
 
+@pytest.mark.parametrize(("fill", "background"), [(-1024, (-1024,)), (0, None), (None, None)])
+def test_chunks_that_were_never_written(tmp_path, fill, background):
+    array = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=SHAPE,
+        chunks=(4, 20, 24),
+        dtype="i2",
+        fill_value=fill,
+        zarr_format=2,
+    )
+    array[:4] = 7
+    volume = open_volume(tmp_path / "a.zarr")
+    assert volume.background == background
+    found = volume.to_dask().compute()
+    assert set(np.unique(found[:4])) == {7}
+    assert set(np.unique(found[4:])) == {fill or 0}
+
+
+def test_one_of_several_images(tmp_path):
+    group = zarr.open_group(tmp_path / "b.zarr", mode="w")
+    group.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+    write(tmp_path / "b.zarr" / "0", [VALUES[:2]])
+    write(tmp_path / "b.zarr" / "1", [VALUES], letters="SAR")
+    assert open_volume(tmp_path / "b.zarr", series="0").shape == (2, 20, 24)
+    assert open_volume(tmp_path / "b.zarr", series="1").space.axcodes == "SAR"
+    assert open_volume(tmp_path / "b.zarr", dataset="1").space.axcodes == "SAR"
+    with pytest.raises(UsageError, match="no series='7'"):
+        open_volume(tmp_path / "b.zarr", series="7")
+
+
+def test_a_dataset_that_changes_is_another_one(tmp_path):
+    path = tmp_path / "g.zarr"
+    group = zarr.open_group(path, mode="w")
+    group.create_array("deep/two", data=VALUES)
+    options = VolumeOptions(dataset="deep/two")
+    before = BACKEND.fingerprint(str(path), options)
+    assert BACKEND.fingerprint(str(path), options) == before
+    facts = path / "deep" / "two" / "zarr.json"
+    os.utime(facts, ns=(1, 1))
+    assert BACKEND.fingerprint(str(path), options) != before
+
+
 def test_zip_files(tmp_path):
     write(tmp_path / "v.zarr", [VALUES], letters="SAR")
     store = ZipStore(tmp_path / "v.zarr.zip", mode="w")
@@ -202,7 +248,7 @@ def test_a_volume_opened_as_a_slide_says_how(tmp_path):
 
 
 class TestZarrVolume(BackendConformance):
-    backend = get_backend("zarr-volume")
+    backend = BACKEND
 
     def make(self, tmp_path):
         path = write(tmp_path / "v.zarr", [VALUES, HALF])
