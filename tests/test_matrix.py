@@ -11,7 +11,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import daskdmed
-from daskdmed import Dataset, Patient, Record, open_slide
+from daskdmed import Dataset, Patient, Record, open_slide, open_volume
 from daskdmed.cohort.sources import images_of
 from daskdmed.errors import DatasetError, UsageError
 from daskdmed.samples import make_slide
@@ -189,6 +189,106 @@ def test_what_takes_one_image_takes_each_of_these(entry, kind, path, pixels, cli
             entry(source)
     else:
         assert list(entry(source)) == ids
+
+
+VOXELS = np.random.default_rng(0).integers(0, 255, (8, 12, 16), dtype=np.uint8)
+CUBE = (4, 6, 8)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("matrix") / "scan.npy"
+    np.save(path, VOXELS)
+    return path
+
+
+def given_volume(kind, path):
+    """The same volume as users may have it, and the ids that it gets."""
+    record = Record(path, spacing=(3, 1, 1))
+    return {
+        "dataset": lambda: (Dataset("d", [Patient("p", {"wsi": record})]), ["p"]),
+        "record": lambda: (record, ["scan"]),
+        "volume": lambda: (record.open(), ["scan"]),
+        "opened": lambda: (open_volume(path), ["scan"]),
+        "view": lambda: (open_volume(path).view(), ["scan"]),
+        "path": lambda: (path, ["scan"]),
+        "list": lambda: ([open_volume(path), VOXELS], ["scan", "1"]),
+        "array": lambda: (Record(array=VOXELS, spacing=(3, 1, 1)), ["image"]),
+    }[kind]()
+
+
+def lightdl_3d(source):
+    sizes = {"smallchunk_size": CUBE, "batch_size": 2, "resident": "1 MiB"}
+    with daskdmed.LightDL(source, **sizes) as loader:
+        x, _, _ = loader.get()
+        assert x.shape == (2, 1, *CUBE)
+        return dict.fromkeys(loader.dataset.ids)
+
+
+def sliding_3d(source):
+    found: dict[str, list[float]] = {}
+    with daskdmed.SlidingWindowDL(source, kernel_size=CUBE) as loader:
+        for x, patients, _ in loader:
+            for patient, window in zip(patients, x, strict=True):
+                found.setdefault(patient.key, []).append(float(window.float().mean()))
+    return {key: np.reshape(means, (2, 2, 2)) for key, means in found.items()}
+
+
+def means_3d(windows):
+    return windows.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+
+
+def infer_3d(source):
+    scans = daskdmed.infer(source, lambda w: w, kernel_size=CUBE)
+    return {inputs["patient_id"]: block_means(outputs["y_pred"]) for inputs, outputs in scans}
+
+
+def block_means(array):
+    return np.asarray(array).reshape(2, 4, 2, 6, 2, 8).mean((1, 3, 5))
+
+
+def predict_3d(source):
+    found = by_id(daskdmed.predict(source, lambda w: w, kernel_size=CUBE), source)
+    return {key: block_means(values) for key, values in found.items()}
+
+
+def advise_3d(source):
+    found = daskdmed.advise(source, smallchunk_size=CUBE, draws=[4], blocks=1, threads=1)
+    return dict.fromkeys(id_ for id_ in ids_of(source) if found.choices)
+
+
+def ids_of(source):
+    return [image.key for image in images_of(source)]
+
+
+def tissue_masks_3d(source):
+    found = daskdmed.tissue_masks(source, method=lambda p: p > 100, spatial_ndim=3)
+    return {key: block_means(mask.data.astype(float)) for key, mask in found.items()}
+
+
+VOLUMES = {
+    "lightdl": lightdl_3d,
+    "sliding": sliding_3d,
+    "advise": advise_3d,
+    "heatmap": lambda s: by_id(daskdmed.heatmap(s, means_3d, kernel_size=CUBE), s),
+    "predict": predict_3d,
+    "infer": infer_3d,
+    "tissue_masks": tissue_masks_3d,
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["dataset", "record", "volume", "opened", "view", "path", "list", "array"]
+)
+@pytest.mark.parametrize("entry", VOLUMES)
+def test_all_take_volumes_where_they_take_images(entry, kind, scan):
+    source, ids = given_volume(kind, scan)
+    found = VOLUMES[entry](source)
+    assert list(found) == ids
+    values = VOXELS > 100 if entry == "tissue_masks" else VOXELS
+    for means in found.values():
+        if means is not None:
+            np.testing.assert_allclose(means, block_means(values), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

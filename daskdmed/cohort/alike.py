@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def check_alike(
             f"{_at(view, other)}; they must lie on the same grid: {_REMEDY}"
         )
     if view.space is not None and other.space is not None:
-        _check_spaces(name, view.space, other_name, other.space, ratio)
+        steps = [s * r for s, r in zip(view.space.spacing, ratio, strict=True)] if ratio else None
+        check_spaces(name, view.space, other_name, other.space, steps)
     elif view.spacing is not None and other.spacing is not None and view.spatial_ndim > 2:
         _check_spacing(name, view.spacing, other_name, other.spacing, ratio)
 
@@ -50,14 +52,28 @@ _REMEDY = (
 )
 
 
-def _check_spaces(
-    name: str, space: Space, other_name: str, other: Space, ratio: Sequence[int]
+def laid_over(mask: Any, view: ImageView) -> Any:
+    """A mask that knows its space (`TissueMask`) turned as a view is; any other as it is.
+
+    GeometryError: it lies elsewhere in the patient.
+    """
+    if getattr(mask, "space", None) is None or view.space is None:
+        return mask
+    turned = mask.turned(view.space)
+    check_spaces("the mask", turned.space, f"image {view.name}", view.space, view.space.spacing)
+    return turned
+
+
+def check_spaces(
+    name: str,
+    space: Space,
+    other_name: str,
+    other: Space,
+    steps: Sequence[float] | None = None,
 ) -> None:
-    expected = space
-    if any(r > 1 for r in ratio):
-        steps = [s * r for s, r in zip(space.spacing, ratio, strict=True)]
-        expected = space.resample(steps)
-    # of extents that need not be equal with a ratio, see `daskdmed.persistence.catalogue`
+    """The same of spaces, of which the first is looked at with voxels of `steps` millimeters."""
+    expected = space if steps is None else space.resample(steps)
+    # extents are rounded to whole voxels then, and have been compared
     expected = Space(expected.affine, other.shape)
     apart = expected.distance(other)
     if apart <= TOLERANCE:
@@ -108,4 +124,4 @@ def _check_spacing(
     )
 
 
-__all__ = ["TOLERANCE", "check_alike"]
+__all__ = ["TOLERANCE", "check_alike", "check_spaces", "laid_over"]

@@ -141,6 +141,10 @@ class Image:
     def open(self) -> Slide | Volume | ImageView:
         """The slide or volume, or the view of what is none, whatever resolution is asked for."""
         opened, axes = self.given, self.request.spatial_ndim
+        if len(self.request.names) > 1:
+            asked = self.request
+            plain = Request(asked.record, spatial_ndim=axes, tile_error=asked.tile_error)
+            return replace(self, request=plain).view()
         if opened is None:
             record = self.record
             array = record.array is not None

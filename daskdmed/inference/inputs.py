@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskdmed.cohort.alike import laid_over
 from daskdmed.core.errors import DatasetError, GeometryError, StoreError, UsageError
 from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
@@ -103,7 +104,7 @@ def windows_inside(mask: Any, view: ImageView, grid: WindowGrid, minimum: float)
     """Which windows a mask covers by at least `minimum`; None without a mask."""
     if mask is None:
         return None
-    values, spans = placed(mask, view.spatial_shape, view.downsample)
+    values, spans = placed(laid_over(mask, view), view.spatial_shape, view.downsample)
     return kept_windows(values, grid, minimum, spans)
 
 

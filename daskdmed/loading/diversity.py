@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.cohort.record import Record
 from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.core.types import Array
 from daskdmed.images.slide import Slide
@@ -250,5 +251,7 @@ def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -
 def _thumbnail(entry: Entry) -> Any:
     """A small picture of a slide; None for volumes, and arrays, whose pixels may be anything."""
     record = entry.source
-    opened = None if record.uri is None else record.open()
+    if not isinstance(record, Record) or record.uri is None:
+        return None
+    opened = record.open()
     return opened.get_thumbnail((1024, 1024)) if isinstance(opened, Slide) else None

@@ -23,7 +23,9 @@ from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import LevelLike, MppLike, OnError
 from daskdmed.core.view import ImageView
+from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.context import Context, ContextEdge, ContextLike
+from daskdmed.images.view import SlideView
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
 
@@ -103,10 +105,10 @@ class LabelMap:
 class Entry:
     """One record at its resolution, cut into big chunks.
 
-    `record` is its name, "t1+t2" of several that are stacked, of which `source` is the first;
-    `level` is None when the resolution was given otherwise; `target_ratio` is in pixels of the
-    image per pixel of the target. `around`: what is read around big chunks. `maps`: label maps on
-    the image's grid, by the name of their record.
+    `record` is its name, "t1+t2" of several that are stacked; `source` is what was opened, of
+    several the first; `level` is None when the resolution was given otherwise; `target_ratio` is
+    in pixels of the image per pixel of the target. `around`: what is read around big chunks.
+    `maps`: label maps on the image's grid, by the name of their record.
     """
 
     patient: Patient
@@ -116,7 +118,7 @@ class Entry:
     grid: BlockGrid
     level: int | None
     target_ratio: tuple[int, ...]
-    source: Record
+    source: Record | ImageView
     around: Context | None = None
     maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
@@ -239,7 +241,7 @@ def _entry(
         _grid(view, geometry),
         image.resolution.level,
         ratio,
-        image.record,
+        _source(image),
         geometry.context,
         {name: _label_map(image, view, name) for name in maps if _is_map(image.patient, name)},
     )
@@ -259,6 +261,14 @@ def _label_map(image: Image, view: ImageView, name: str) -> LabelMap:
             f"the number of its class: it is {labels.dtype} of shape {labels.shape}"
         )
     return LabelMap(labels, ratio)
+
+
+def _source(image: Image) -> Record | ImageView:
+    """The record; of a view that the user had open, which no record says all of, that view."""
+    given = image.given
+    if isinstance(given, ImageView) and not isinstance(given, (SlideView, ArrayView)):
+        return given
+    return image.record
 
 
 def _grid(view: ImageView, geometry: Geometry) -> BlockGrid:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from dask.system import CPU_COUNT
 
 from daskdmed.cohort.annotations.undrawn import drawn_on, undrawn
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import (
     DaskdmedError,
@@ -361,6 +362,10 @@ class AreaSource:
         elif method is True:
             method = "otsu"
         source, view = entry.source, entry.view
+        if isinstance(source, Record) and view.space is not None:
+            # an array lies over the image as it is read, a mask with a space is turned
+            turned = view.space.orientation
+            source = source.view(orientation=turned, spatial_ndim=view.spatial_ndim)
         errors = view.tile_error if isinstance(view, SlideView) else "raise"
         axes = view.spatial_ndim
         return tissue_mask(source, method=method, spatial_ndim=axes, tile_error=errors)

@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskdmed
-from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, Space
+from daskdmed import Dataset, LightDL, Patient, Record, Region, SlidingWindowDL, Space
 from daskdmed.cohort.sources import Request, images_of
 from daskdmed.errors import (
     DatasetError,
@@ -273,6 +273,78 @@ def test_a_coarser_target_lies_alike():
     shifted = LAS.crop((0, 0, 1), SHAPE).resample((None, 2, 2))
     with pytest.raises(GeometryError, match=r"up to 0.5 voxels apart"):
         loaded(scan(small, shifted), (4, 4, 4), **target)
+
+
+# ------------------------------------------------------------------------- masks
+INSIDE = np.zeros(SHAPE, bool)
+INSIDE[:, :6, :5] = True
+
+
+def test_a_mask_of_tissue_is_turned_as_the_image_is_read(record, tmp_path):
+    mask = daskdmed.tissue_mask(record, method=INSIDE)
+    assert mask.space == LAS
+    mask.save(tmp_path / "mask.npz")
+    assert daskdmed.TissueMask.load(tmp_path / "mask.npz") == mask
+    turned = np.where(in_ras(INSIDE.astype("u1"), LAS) > 0, in_ras(voxels(), LAS), np.nan)
+    runs = (
+        functools.partial(daskdmed.predict, model=lambda w: w),
+        functools.partial(daskdmed.heatmap, model=np.ravel),
+    )
+    for run in runs:
+        found = run(record, kernel_size=(1, 1, 1), mask=mask, orientation="RAS")
+        np.testing.assert_allclose(found, turned)
+        found = run(record, kernel_size=(1, 1, 1), mask=mask)
+        np.testing.assert_allclose(found, np.where(INSIDE, voxels(), np.nan))
+    coarse = daskdmed.heatmap(
+        record, lambda w: w.mean((1, 2, 3)), kernel_size=(4, 3, 2), mask=mask, mask_fraction=1,
+        spacing=(3, 2, 1), orientation="LAS",
+    )  # fmt: skip
+    # windows of the first half of y, and of the first two pairs of x
+    kept = np.zeros((2, 2, 8), bool)
+    kept[:, 0, :2] = True
+    np.testing.assert_array_equal(np.isfinite(np.asarray(coarse)), kept)
+    affine = LAS.affine.copy()
+    affine[2, 3] += 3
+    moved = daskdmed.TissueMask(INSIDE, shape0=SHAPE, space=Space(affine, SHAPE))
+    for call in (
+        lambda: daskdmed.heatmap(record, np.ravel, kernel_size=(1, 1, 1), mask=moved),
+        lambda: daskdmed.tissue_mask(record, method=moved),
+    ):
+        with pytest.raises(GeometryError, match="the mask and image .* up to 1 voxels apart"):
+            call()
+
+
+def whole(view):
+    return view.read(Region.of(view.spatial_shape))
+
+
+@pytest.mark.parametrize("kind", ["method", "mask", "array", "view"])
+def test_small_chunks_are_drawn_from_tissue_wherever_axes_grow(kind):
+    record = Record(array=np.where(INSIDE, 100, 0).astype("f4"), space=LAS)
+    source, asked, view = record, {"orientation": "PIR"}, record.view(orientation="PIR")
+    inside = whole(view) > 50
+    tissue = {
+        "array": {"image": inside},
+        "mask": {"image": daskdmed.tissue_mask(record, method=INSIDE)},
+    }
+    if kind == "view":
+        source, asked = view, {}
+    with LightDL(
+        source,
+        smallchunk_size=(2, 2, 2),
+        batch_size=32,
+        resident="8 MiB",
+        min_tissue=1.0,
+        tissue=tissue.get(kind, _bright),
+        **asked,
+    ) as loader:
+        _, _, chunks = loader.get()
+    for origin in chunks.origins:
+        assert inside[tuple(slice(o, o + 2) for o in origin)].all()
+
+
+def _bright(picture):
+    return picture > 50
 
 
 # ------------------------------------------------------------------------- several records

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from daskdmed.cohort.alike import check_spaces
 from daskdmed.cohort.sources import Image, ImagesLike, LeftOut, Request, Results, images_of
 from daskdmed.cohort.tissue.cache import lookup, parameters_key, store
 from daskdmed.cohort.tissue.files import fit, read_mask
@@ -195,7 +196,7 @@ def _make(
     areas = (parameters["min_area"], parameters["max_hole"])
     small_area, small_hole = _area_pixels(source, space, areas, assume=True)
     found = clean(found, small_area, small_hole)
-    return TissueMask(found, shape0=source.shape0, method=name, mpp=source.mpp, picture=small)
+    return _mask(found, source, name, small)
 
 
 def _given(
@@ -206,20 +207,41 @@ def _given(
     if isinstance(method, (str, os.PathLike)):
         method = read_mask(method, source.name, source.shape0)
     if isinstance(method, TissueMask):
-        if method.shape0 != source.shape0:
-            raise GeometryError(
-                f"this mask is of an image of {method.shape0} level-0 pixels, {source.name} has "
-                f"{source.shape0}"
-            )
+        mask = _turned(method, source)
         if own and not min_area and not max_hole:
-            return method
-        name, data, small = method.method, method.data, method.picture
+            return mask
+        name, data, small = mask.method, mask.data, mask.picture
     else:
         data, small = fit(method, source.shape0, "the array", source.name), b""
     areas = _area_pixels(source, data.shape, (min_area, max_hole))
     if min_area or max_hole:
         data = clean(data, *areas)
-    return TissueMask(data, shape0=source.shape0, method=name, mpp=source.mpp, picture=small)
+    return _mask(data, source, name, small)
+
+
+def _turned(mask: TissueMask, source: Source) -> TissueMask:
+    """A mask that was made before, as its image lies."""
+    if mask.space is not None and source.space is not None:
+        mask = mask.turned(source.space)
+    if mask.shape0 != source.shape0:
+        raise GeometryError(
+            f"this mask is of an image of {mask.shape0} level-0 pixels, {source.name} has "
+            f"{source.shape0}"
+        )
+    if mask.space is not None and source.space is not None:
+        check_spaces("the mask", mask.space, f"image {source.name}", source.space)
+    return mask
+
+
+def _mask(data: Array, source: Source, method: str, picture: bytes) -> TissueMask:
+    return TissueMask(
+        data,
+        shape0=source.shape0,
+        method=method,
+        mpp=source.mpp,
+        space=source.space,
+        picture=picture,
+    )
 
 
 def _call(

@@ -21,6 +21,7 @@ from daskdmed.cohort.tissue.npz import read_npz, write_npz
 from daskdmed.core.coverage import SummedArea, covered
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array, PathLike
 
 
@@ -41,13 +42,16 @@ class TissueMask:
         How the mask was made. Not compared.
     mpp : (float, float), optional
         Micrometers per level-0 pixel, (x, y).
+    space : Space, optional
+        Where the voxels of level 0 of a volume lie in the patient: a mask that knows it is turned
+        as the image is that it is laid over.
     picture : bytes
         A JPEG of the image for `_repr_html_`. Not compared.
 
     Raises
     ------
     GeometryError
-        `data` has no axes or no pixels, or the sizes contradict each other.
+        `data` has no axes or no pixels, or the sizes contradict each other or the space.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +59,7 @@ class TissueMask:
     scale: tuple[float, ...]
     method: str
     mpp: tuple[float, float] | None
+    space: Space | None
     picture: bytes
     _packed: bytes
     _count: int
@@ -68,10 +73,13 @@ class TissueMask:
         method: str = "array",
         *,
         mpp: tuple[float, float] | None = None,
+        space: Space | None = None,
         picture: bytes = b"",
     ) -> None:
         values = np.ascontiguousarray(np.asarray(data) != 0)
         extent = _extent(values.shape, scale, shape0)
+        if space is not None and space.shape != extent:
+            raise GeometryError(f"a mask over {extent} level-0 pixels does not lie in {space}")
         self.__dict__.update(
             _packed=zlib.compress(np.packbits(values).tobytes(), 1),
             _unpacked=None,
@@ -81,6 +89,7 @@ class TissueMask:
             scale=tuple(e / n for e, n in zip(extent, values.shape, strict=True)),
             method=str(method),
             mpp=None if mpp is None else (float(mpp[0]), float(mpp[1])),
+            space=space,
             picture=bytes(picture),
         )
 
@@ -141,6 +150,20 @@ class TissueMask:
             high.append(min(extent, math.ceil((found[-1] + 1) * step - 1e-6)))
         return Region(tuple(low), tuple(h - lo for h, lo in zip(high, low, strict=True)))
 
+    def turned(self, space: Space) -> TissueMask:
+        """The same mask with axes that grow as those of a space; as it is when it knows none."""
+        if self.space is None or self.space.axcodes == space.axcodes:
+            return self
+        order, flips = self.space.permutation(space.axcodes)
+        data = self.data.transpose(order)
+        return TissueMask(
+            data[tuple(slice(None, None, -1 if flip else 1) for flip in flips)],
+            shape0=tuple(self.shape0[axis] for axis in order),
+            method=self.method,
+            space=self.space.reorient(space.axcodes),
+            picture=self.picture,
+        )
+
     # ---------------------------------------------------------------- shares of regions
     def fraction_of(self, region: Region) -> float:
         """Share of a level-0 region that is tissue, in [0, 1].
@@ -190,8 +213,11 @@ class TissueMask:
     # ---------------------------------------------------------------- a value
     @functools.cached_property
     def token(self) -> str:
-        """Deterministic name of the content: mask, extent, mpp."""
-        digest = hashlib.blake2b(repr((self.shape, self.shape0, self.mpp)).encode(), digest_size=16)
+        """Deterministic name of the content: mask, extent, mpp, space."""
+        facts: tuple[Any, ...] = (self.shape, self.shape0, self.mpp)
+        if self.space is not None:
+            facts += (self.space.affine.tolist(),)
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
         digest.update(zlib.decompress(self._packed))
         return digest.hexdigest()
 
@@ -212,14 +238,15 @@ class TissueMask:
         """Write an ``.npz`` file; it appears whole or not at all.
 
         It holds ``packed`` (`numpy.packbits` of the mask), ``shape``, ``shape0``, ``mpp``,
-        ``method`` and ``picture``, and no pickles.
+        ``affine`` (of volumes), ``method`` and ``picture``, and no pickles.
 
         Raises
         ------
         StoreError
             The file cannot be written.
         """
-        write_npz(path, self.data, self.shape0, self.mpp, self.method, self.picture)
+        affine = None if self.space is None else self.space.affine
+        write_npz(path, self.data, self.shape0, self.mpp, affine, self.method, self.picture)
 
     @classmethod
     def load(cls, path: PathLike) -> TissueMask:

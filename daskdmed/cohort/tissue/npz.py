@@ -18,6 +18,7 @@ import numpy as np
 from daskdmed.core.errors import CorruptImageError, ImageNotFoundError
 from daskdmed.core.files import new_file
 from daskdmed.core.places import local
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array, PathLike
 
 _MEMBER_BYTES = 2**26
@@ -28,6 +29,7 @@ def write_npz(
     data: Array,
     shape0: tuple[int, ...],
     mpp: tuple[float, float] | None,
+    affine: Array | None,
     method: str,
     picture: bytes,
 ) -> None:
@@ -39,6 +41,7 @@ def write_npz(
             shape=np.asarray(data.shape, np.int64),
             shape0=np.asarray(shape0, np.int64),
             mpp=np.asarray(mpp or (), np.float64),
+            affine=np.zeros((0, 4)) if affine is None else affine,
             method=np.asarray(method),
             picture=np.frombuffer(picture, np.uint8),
         )
@@ -73,7 +76,10 @@ def _read(path: Path) -> dict[str, Any]:
         if len(shape0) != len(shape) or min(shape0) < 1:
             raise ValueError(f"a mask of {shape} pixels over an image of {shape0}")
         mpp = tuple(float(v) for v in found["mpp"])
+        # files of earlier releases have none
+        affine = found["affine"] if "affine" in found.files else ()
         return {
+            "space": Space(affine, shape0) if len(affine) else None,
             "data": np.unpackbits(packed, count=math.prod(shape)).reshape(shape),
             "shape0": shape0,
             "method": str(found["method"][()]),

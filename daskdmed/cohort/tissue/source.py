@@ -17,6 +17,7 @@ import numpy as np
 from daskdmed.cohort.sources import Image
 from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import ImageView
 from daskdmed.images.filecache import cache
@@ -54,6 +55,8 @@ class Source:
     token: str | None
     levels: tuple[tuple[float, ...], ...]
     read: Callable[[tuple[int, ...]], Array]
+    #: of level 0, of a volume
+    space: Space | None = None
 
     def um(self, shape: tuple[int, ...]) -> float | None:
         """Micrometers per pixel of a picture, the mean of both axes; None when unknown."""
@@ -129,6 +132,8 @@ def _from_view(view: ImageView) -> Source:
         token=None,
         levels=(),
         read=lambda shape: area_means(view, shape),
+        # of a volume that was resampled already nobody knows what level 0 was
+        space=view.space if set(view.downsample) == {1} else None,
     )
 
 

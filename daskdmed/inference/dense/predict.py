@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
+from daskdmed.cohort.alike import laid_over
 from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
@@ -269,6 +270,7 @@ class _Settings:
         finish = Finish.of(self.post, mosaic.layout.outputs, self.fill)
         cells = None
         if mask is not None:
+            mask = laid_over(mask, view)
             values, spans = placed(mask, view.spatial_shape, view.downsample)
             # without the extent of its image nobody knows whether a mask ends where that does
             beyond = hasattr(mask, "scale") and getattr(mask, "shape0", None) is None
