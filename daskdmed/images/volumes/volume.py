@@ -81,8 +81,8 @@ def open_volume(
     ------
     ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
         Naming the file and a remedy.
-    SpaceError
-        The file says in two ways where it lies, or its slices lie on no grid.
+    GeometryError
+        The file says in two ways where it lies (`SpaceError`), or its slices lie on no grid.
 
     Notes
     -----

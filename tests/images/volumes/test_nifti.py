@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -342,6 +343,13 @@ def test_extensions_lie_before_the_voxels(tmp_path):
         np.testing.assert_array_equal(
             open_volume(tmp_path / f"more{suffix}").to_dask().compute(), VALUES.T
         )
+
+
+def test_without_nibabel(tmp_path, monkeypatch):
+    path = save(tmp_path / "scan.nii.gz")
+    monkeypatch.setitem(sys.modules, "nibabel.nifti1", None)
+    with pytest.raises(DaskdmedError, match=r"pip install 'daskdmed\[volumes\]'"):
+        open_volume(path)
 
 
 class TestNifti(BackendConformance):
