@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 
 from daskdmed.cohort.sources import Failure
-from daskdmed.core.errors import LoaderError
+from daskdmed.core.errors import DaskdmedError, LoaderError
 from daskdmed.core.randomness import Purpose, generator
+from daskdmed.core.region import Region
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
@@ -30,6 +31,7 @@ from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.labelmaps import Classes
 from daskdmed.persistence.plan import Turn, Visit
+from daskdmed.persistence.reading import ReadFailure
 from daskdmed.persistence.resident import ResidentSet
 from daskdmed.persistence.where import AreaSource
 
@@ -156,22 +158,26 @@ class Engine(ABC):
             space=entry.view.space,
         )
 
-    def _area(self, visit: Visit) -> Area | Chosen | None:
+    def _area(self, visit: Visit) -> Area | Chosen | ReadFailure | None:
+        region = self.catalogue.entries[visit.record].grid.region(visit.block)
+        try:
+            return self._places(visit, region)
+        except (DaskdmedError, OSError) as error:  # of a label map that was read before
+            return ReadFailure(error, region)
+
+    def _places(self, visit: Visit, region: Region) -> Area | Chosen | None:
         s = self.sampling
         rng = generator(s.key, Purpose.LOCATE, visit.number)
         if s.lattice is not None:
             return s.lattice.chosen(visit.record, visit.block, rng)
         if s.areas is None:
             return None
-        classes = s.classes[visit.stratum]
+        classes, maps = s.classes[visit.stratum], s.areas.maps
         if s.free_regions:
             return s.areas.area(visit.record, classes)
-        if s.areas.maps.meant(classes):
+        if maps.meant(classes):
             # those of a visit, and of draws that stand in for others
-            return s.areas.maps.chosen(
-                visit.record, classes, visit.block, 2 * s.draws_per_visit, rng
-            )
-        region = self.catalogue.entries[visit.record].grid.region(visit.block)
+            return maps.chosen(visit.record, classes, visit.block, 2 * s.draws_per_visit, rng)
         return s.areas.local(visit.record, classes, region)
 
     def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:

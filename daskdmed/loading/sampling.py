@@ -84,8 +84,8 @@ class VisitFacts:
     """What a worker must know about a visit to crop from it. Small and picklable.
 
     `nth`: how many visits its record had before; `key`: from the loader's seed; `region`: the
-    grid's big chunk; `area`: where small chunks may lie, or do; None for anywhere; `space`: of the
-    whole image.
+    grid's big chunk; `area`: where small chunks may lie, or do, or why nobody knows; None for
+    anywhere; `space`: of the whole image.
     """
 
     number: int
@@ -98,7 +98,7 @@ class VisitFacts:
     downsample: tuple[float, ...]
     level: int | None
     mpp: tuple[float, float] | None
-    area: Area | Chosen | None = None
+    area: Area | Chosen | ReadFailure | None = None
     space: Space | None = None
 
 
@@ -126,6 +126,8 @@ class VisitSampler:
         state: VisitState | None = None,
     ) -> None:
         pieces = pieces_of(loaded, facts.region)
+        if isinstance(facts.area, ReadFailure):
+            pieces = facts.area
         self.facts = facts
         self.state = state
         self.failure = pieces if isinstance(pieces, ReadFailure) else None
@@ -256,6 +258,7 @@ class VisitSampler:
     def _locate(self, draw: int) -> bool:
         """Positions of all draws up to a number; False when there is no place at all."""
         area = self.facts.area
+        assert not isinstance(area, ReadFailure)  # there are no draws then
         if area is None:
             self._locate_anywhere(draw)
             return True

@@ -159,7 +159,7 @@ class _Kept:
                 return
             self._marks[key] = marks
             self._bytes += _nbytes(marks)
-            while self._bytes > KEPT_BYTES and len(self._marks) > 1:
+            while self._bytes > KEPT_BYTES:
                 self._bytes -= _nbytes(self._marks.popitem(last=False)[1])
 
 
