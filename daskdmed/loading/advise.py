@@ -224,7 +224,9 @@ def advise(
             geometry = _clipped(geometry, found)
             if geometry.bigchunk in read_seconds:
                 continue
-            allotment = allot(budget, found.block_bytes)
+            # of a small dataset no more is held than there is
+            count = sum(len(entry.grid) for entry in found.entries)
+            allotment = allot(budget, found.block_bytes).within(count)
         except (BudgetError, GeometryError) as error:
             refused = error
             continue

@@ -188,7 +188,8 @@ class LightDL(Loader[SmallChunks]):
         Surround images smaller than a small chunk with background instead of refusing them.
     tissue : bool, str, callable or mapping, optional
         Draw from tissue only: a method of `daskdmed.tissue_mask` ("otsu" for True), a function
-        from a thumbnail to a mask, or a mapping patient id -> mask. Big chunks are then
+        from a thumbnail to a mask, a mapping patient id -> mask, or the name of a record that
+        is a label map, whose classes are tissue, all but 0. Big chunks are then
         visited in proportion to their tissue, and small chunks drawn exactly, without
         repetition within a visit. A collector of your own still crops where it likes.
     min_tissue : float, default 0.5
@@ -302,11 +303,11 @@ class LightDL(Loader[SmallChunks]):
         budget = to_bytes(resident)
         collect = as_collector(smallchunk_collector)
         wanted = (classes, *(quota.classes for quota in shares))
-        maps = [c.of for c in wanted if c.of is not None]
+        wish = Wish(tissue, min_tissue, annotations)
+        maps = [name for name in (wish.map, *(c.of for c in wanted)) if name is not None]
         catalogue = catalogues.build(
             images, geometry, target=labelled, maps=maps, on_error=on_error
         )
-        wish = Wish(tissue, min_tissue, annotations)
         anywhere = chooser is not None
         areas = AreaSource(catalogue, wish, geometry, on_error=on_error, anywhere=anywhere)
         check_asked(areas, asked_classes(shares, catalogue, classes))

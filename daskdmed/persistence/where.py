@@ -78,6 +78,13 @@ class Wish:
     def masked(self) -> bool:
         return self.tissue is not None and self.tissue is not False
 
+    @property
+    def map(self) -> str | None:
+        """The record whose classes may be meant by tissue: neither a method nor a file is."""
+        from daskdmed.cohort.tissue.methods import RULES
+
+        return self.tissue if isinstance(self.tissue, str) and self.tissue not in RULES else None
+
 
 class AreaSource:
     """Areas by number of the record and classes (none: tissue); those of label maps are in `maps`.
@@ -351,6 +358,8 @@ class AreaSource:
         from daskdmed.cohort.tissue.find import tissue_mask
 
         method: Any = self._wish.tissue
+        if self._wish.map in entry.maps:
+            return _labelled(entry, str(method))
         if isinstance(method, Mapping):
             patient = str(entry.patient.id)
             if patient not in method:
@@ -418,3 +427,27 @@ class AreaSource:
             return [(number, [whose + note for note in notes]) for number, notes in found]
         except (DaskdmedError, OSError) as error:
             return error
+
+
+def _labelled(entry: Entry, name: str) -> TissueMask:
+    """Where a label map has any class; of a large one where most of a cell of pixels has one.
+
+    It is read slab by slab.
+    """
+    from daskdmed.cohort.tissue.mask import TissueMask
+    from daskdmed.cohort.tissue.source import VOLUME_PIXELS
+
+    labels = entry.maps[name]
+    shape, axes = labels.view.spatial_shape, labels.view.spatial_ndim
+    step = max(1, math.ceil((math.prod(shape) / VOLUME_PIXELS) ** (1 / axes) - 1e-6))
+    slabs = []
+    for first in range(0, shape[0], step):
+        region = Region((first, *(0,) * (axes - 1)), (min(step, shape[0] - first), *shape[1:]))
+        held: Any = labels.view.read(region).reshape(region.shape) != 0
+        for axis, extent in enumerate(region.shape):
+            edges = np.arange(0, extent, step)
+            size = np.diff(np.append(edges, extent)).reshape([-1, *(1,) * (axes - axis - 1)])
+            held = np.add.reduceat(held, edges, axis=axis, dtype=np.float64) / size
+        slabs.append(held >= 0.5)
+    downs = zip(labels.ratio, entry.view.downsample, strict=True)
+    return TissueMask(np.concatenate(slabs), tuple(step * r * d for r, d in downs), method=name)

@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 
 from daskdmed import Dataset, LightDL, Patient, Quota, Record, SlidingWindowDL, Space
 from daskdmed.errors import GeometryError, LoaderError, UsageError
-from daskdmed.policies import OnePass
+from daskdmed.persistence import labelmaps
+from daskdmed.policies import EachOnce, OnePass
 from tests.loading.conftest import assert_same_batches, collect
 
 SHAPE = (24, 32, 40)
@@ -183,6 +184,35 @@ def test_a_label_volume_that_cannot_be_read_is_left_out():
         _, patients, chunks = next(loader)
         assert np.count_nonzero(middle_classes(patients, chunks) == 1) >= 8
         assert [f.patient for f in loader.stats().failed] == ["p0"]
+
+
+@pytest.mark.parametrize("policy", [None, EachOnce(2)])
+def test_a_label_volume_that_is_lost_later_costs_its_visits_only(monkeypatch, policy):
+    lost = []
+
+    def fragile(block):
+        if lost:
+            raise OSError("gone")
+        return block
+
+    monkeypatch.setattr(labelmaps, "KEPT_BYTES", 0)
+    labels = da.from_array(labels_of(0)).map_blocks(fragile, dtype="u1", name="lost-later")
+    data = Dataset("x", [patient(0, seg=Record(array=labels)), patient(1)])
+    options = {**OPTIONS, "labels": [1], "annotations": "seg", "policy": policy, "batch_size": 4}
+    for on_error in ("skip", "raise"):
+        lost.clear()
+        loader = LightDL(data, **options, on_error=on_error)
+        if policy is not None:
+            len(loader)
+        lost.append(True)
+        with loader:
+            if on_error == "raise":
+                with pytest.raises(LoaderError, match="'p0', record 'ct'.*gone"):
+                    for _ in range(9):
+                        next(loader)
+                continue
+            assert {p.id for p in next(loader)[1]} == {"p1"}
+            assert {f.patient for f in loader.stats().failed} == {"p0"}
 
 
 def test_a_label_map_that_lies_elsewhere_in_the_patient_is_refused():
@@ -399,3 +429,28 @@ def test_values_below_zero_stay_what_they_are_up_to_the_model(volumes):
     assert x.dtype == torch.float32
     assert np.array_equal(x.numpy()[:, 0], chunks.data.astype(np.float32))
     assert x.min() < 0
+
+
+@pytest.mark.parametrize("pixels", [2**23, 24 * 32 * 40 // 8])
+def test_the_classes_of_a_label_volume_are_tissue(volumes, monkeypatch, pixels):
+    from daskdmed.cohort.tissue import source
+
+    monkeypatch.setattr(source, "VOLUME_PIXELS", pixels)
+    options = {**OPTIONS, "smallchunk_size": (4, 4, 4), "target": "seg", "tissue": "seg"}
+    with LightDL(volumes, **options, min_tissue=0.6) as loader:
+        _, _, chunks = next(loader)
+        covered = (chunks.targets > 0).mean(axis=(1, 2, 3))
+    # by voxel, or by cells of two
+    assert covered.min() >= (0.6 if pixels == 2**23 else 0.4)
+    with pytest.raises(LoaderError, match="segm: there is no such mask file"):
+        LightDL(volumes, **{**options, "tissue": "segm"}).start()
+
+
+def test_a_proposal_holds_no_more_than_there_is(volumes):
+    from daskdmed import advise
+
+    found = advise(volumes, record="ct", smallchunk_size=(8, 8, 8), draws=(8,), blocks=1)
+    (choice,) = found.choices
+    assert choice.bigchunk_size == SHAPE
+    assert choice.slots == 3
+    assert choice.resident_bytes == 6 * 24 * 32 * 40 * 2
