@@ -21,7 +21,7 @@ from daskdmed.core.types import (
     RecordLike,
     SpacingLike,
 )
-from daskdmed.images.context import ContextLike
+from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings, lazy
@@ -64,6 +64,7 @@ def heatmap(
     channels_last: bool = False,
     output: Output | None = None,
     context: ContextLike | None = None,
+    context_edge: ContextEdge = "reflect",
     squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
@@ -106,7 +107,9 @@ def heatmap(
         ``<id>/<record>.zarr``, and a report of the run, ``run.json`` and ``run.csv``.
         Default: in memory, for results that need not be kept.
     mask : array-like or TissueMask, optional
-        Over the whole image at any resolution, bool or values in [0, 1]. Windows without
+        Over the whole image at any resolution, bool or values in [0, 1]; of a volume also a
+        record, a path or a view, which is read with the image's `spacing` and `orientation`,
+        and has to lie where the image does. Windows without
         any cover are not computed and stay NaN; blocks without any are not read. For a
         dataset ``{id: mask}`` or a function of the patient.
     batch_size : int
@@ -147,9 +150,10 @@ def heatmap(
         dataclass or named tuple by key or name).
     context : int or sequence of int, optional
         Neighbouring slices on each side that a model for 2.5 dimensions sees as channels: of the
-        first axis, or along each axis (1, 0, 0), mirrored at the ends. Windows then have
-        ``(2 k + 1) * c`` channels, those of the slice before first; what comes out belongs to
-        the slice in the middle.
+        first axis, or along each axis (1, 0, 0). Windows then have ``(2 k + 1) * c`` channels,
+        those of the slice before first; what comes out belongs to the slice in the middle.
+    context_edge : {"reflect", "edge", "constant"}
+        What stands for slices beyond the ends, as for `LightDL`.
     squeeze : bool
         Drop the axes along which windows have one pixel, for a network over planes, and put them
         back in its maps: (n, c, h, w) for windows of (1, h, w). A callable gets (n, h, w, c), and
@@ -206,8 +210,9 @@ def heatmap(
     ... )
     """
     settings = Settings(
-        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows, context
-    )
+        kernel_size, stride, overlap, edge, batch_size, mask_fraction, block_windows,
+        context, context_edge,
+    )  # fmt: skip
     call = Call("heatmap", image, dict(locals()), settings.ndim)
     with call.ready():
         facts = ModelFacts(call.model, call.placed)

@@ -22,10 +22,10 @@ from daskdmed.core.fingerprint import fingerprint
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import Index
-from daskdmed.images.context import ContextLike, with_context
+from daskdmed.images.context import ContextEdge, ContextLike, with_context
 from daskdmed.inference import blocks as blockwise
 from daskdmed.inference.blocks import WindowBlocks
-from daskdmed.inference.inputs import windows_inside, windows_per_block
+from daskdmed.inference.inputs import mask_over, windows_inside, windows_per_block
 from daskdmed.inference.models.shipped import Shipped
 from daskdmed.inference.models.values import Layout
 from daskdmed.inference.models.window import WindowModel
@@ -72,6 +72,7 @@ class Settings:
     mask_fraction: float = 0.0
     block_windows: PerAxis | None = None
     context: ContextLike | None = None
+    context_edge: ContextEdge = "reflect"
 
     def __post_init__(self) -> None:
         if int(self.batch_size) != self.batch_size or self.batch_size < 1:
@@ -86,7 +87,7 @@ class Settings:
         self, image: Image, mask: Any, facts: ModelFacts
     ) -> tuple[WindowBlocks, ResultSpec]:
         """Open an image, and lay out its windows and its result."""
-        view = with_context(image.view(), self.context)
+        view = with_context(image.view(), self.context, self.context_edge)
         grid = WindowGrid.of(
             view.spatial_shape,
             self.kernel_size,
@@ -99,7 +100,7 @@ class Settings:
                 f"no window of {grid.kernel_size} pixels lies inside an image of {grid.shape}; "
                 "edge='pad' or 'shift' keeps windows over the border, or use a finer level"
             )
-        keep = windows_inside(mask, view, grid, self.mask_fraction)
+        keep = windows_inside(mask_over(mask, image, view), view, grid, self.mask_fraction)
         shape = windows_per_block(grid, view, self.block_windows)
         layout = facts.layout(view, grid.kernel_size, self.batch_size)
         _check_maps(layout, grid)

@@ -36,6 +36,7 @@ from daskdmed.core.types import (
 from daskdmed.core.view import ImageView
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
+from daskdmed.inference.inputs import mask_over
 from daskdmed.inference.models.window import Model, check_model
 from daskdmed.store.location import Location, file_names, result_path
 from daskdmed.store.results.georeference import Georeference
@@ -325,7 +326,9 @@ class _Run:
     def __call__(self, scan: _Scan) -> tuple[ScanInput, ScanOutput]:
         patient, record, view = scan.image.patient, scan.image.record_name, scan.image.view()
         truth = self._truth(scan, view)  # before the work: it may not fit
-        mask, place = scan.mask_of(scan.image), self._place(patient, record)
+        # as the scan was asked for, which the view knows no more
+        mask = mask_over(scan.mask_of(scan.image), scan.image, view)
+        place = self._place(patient, record)
         start = time.perf_counter()
         y_pred = predict(view, self.model, out=place, mask=mask, **self.options)
         elapsed = time.perf_counter() - start

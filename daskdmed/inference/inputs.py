@@ -9,13 +9,21 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
 
-from daskdmed.cohort.alike import laid_over
-from daskdmed.core.errors import DatasetError, GeometryError, StoreError, UsageError
+from daskdmed.cohort.alike import check_alike, laid_over
+from daskdmed.cohort.annotations.view import target_view
+from daskdmed.cohort.record import Record
+from daskdmed.cohort.sources import Image, images_of
+from daskdmed.core.errors import DaskdmedError, DatasetError, GeometryError, StoreError, UsageError
+from daskdmed.core.region import Region
+from daskdmed.core.space import Space
 from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.volumes.volume import Volume
 from daskdmed.store.location import Location, file_names, result_path
+from daskdmed.store.results.finished import group_of, keeps_cells, place_of
 from daskdmed.tiling.blocks import choose_block
 from daskdmed.tiling.grid import PerAxis, WindowGrid, per_axis
 from daskdmed.tiling.mask import kept_windows, placed
@@ -97,6 +105,49 @@ def check_lazy(**given: Any) -> None:
         raise UsageError(
             f"{' and '.join(f'{name}=' for name in meant)} beside compute=False, which writes "
             "nothing: leave compute away, or write the lazy array with its to_zarr"
+        )
+
+
+def mask_over(mask: Any, image: Image, view: ImageView) -> Any:
+    """A mask as values: of a volume also a record, a path or a view, which is read as the image is.
+
+    GeometryError where it lies elsewhere in the patient than the view; so for a result, which
+    may be coarser, too.
+    """
+    if view.spatial_ndim != 3:
+        return mask
+    if isinstance(mask, (str, os.PathLike, Record, Volume)):
+        record = images_of(mask).only("mask=").record
+        asked = image.request.orientation
+        try:
+            mask = target_view(record, view, spacing=image.resolution.spacing, orientation=asked)
+        except DaskdmedError as error:
+            error.add_note(f"the target is what mask= gives, {record!r}")
+            raise
+    if isinstance(mask, da.Array):
+        _check_place(mask, view)
+    if not isinstance(mask, ImageView):
+        return laid_over(mask, view)
+    mask = mask.as_labels()
+    check_alike(f"image {view.name}", view, f"mask {mask.name}", mask)
+    inside: Array = mask.read(Region.of(mask.spatial_shape)) > 0
+    return inside
+
+
+def _check_place(mask: da.Array, view: ImageView) -> None:
+    """That a result of this library lies over a volume, as far as both say where they do."""
+    place = place_of(group_of(mask)) if keeps_cells(mask) else None
+    if place is None or place.space is None or view.space is None or mask.ndim != 3:
+        return
+    scale = [n / m for n, m in zip(view.spatial_shape, mask.shape, strict=True)]
+    steps = np.diag([*scale, 1.0])
+    steps[:3, 3] = [(s - 1) / 2 for s in scale]
+    over = Space(view.space.affine @ steps, mask.shape)
+    if over.distance(place.space) > 1:  # extents are rounded to whole cells
+        raise GeometryError(
+            f"mask= does not lie over {view.name}, up to {over.distance(place.space):.4g} of its "
+            f"cells apart: it has {place.space}, the image {view.space}; make it with the same "
+            "orientation="
         )
 
 

@@ -106,6 +106,16 @@ def test_heatmaps_see_the_neighbours(values, around):
     np.testing.assert_allclose(maps.compute(), values, rtol=1e-5)
 
 
+def test_what_lies_beyond_the_ends(values):
+    first = Weighed((1, 0, 0))
+    for edge, before in (("edge", values[0]), ("constant", 0 * values[0])):
+        found = predict(volume(values), first, context_edge=edge, **HOW)
+        np.testing.assert_allclose(found[0].compute(), before, rtol=1e-5)
+        np.testing.assert_allclose(found[1:].compute(), values[:-1], rtol=1e-5)
+    with pytest.raises(UsageError, match="context_edge is one of"):
+        predict(volume(values), first, context_edge="wrap", **HOW)
+
+
 def test_a_run_goes_on_only_with_the_same_context(values, tmp_path):
     from daskdmed.errors import StoreError
 

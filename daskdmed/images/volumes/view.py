@@ -277,7 +277,7 @@ def view_of_array(source: ImageView, spacing: Any, orientation: str | None) -> I
     )
 
 
-def laid_over(source: ImageView, space: Space) -> VolumeView:
+def on_voxels_of(source: ImageView, space: Space) -> VolumeView:
     """A volume on the voxels of a space whose axes are the same up to order and direction: the way
     back from any view. Voxels beyond the volume have its outermost ones.
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from daskdmed.cohort.alike import laid_over
 from daskdmed.cohort.sources import Image, ImagesLike
 from daskdmed.core.errors import UsageError
 from daskdmed.core.fingerprint import fingerprint
@@ -30,7 +29,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import default_threads
-from daskdmed.images.context import ContextLike, with_context
+from daskdmed.images.context import ContextEdge, ContextLike, with_context
 from daskdmed.inference.call import Call
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
 from daskdmed.inference.dense.blend import BlendMode
@@ -38,7 +37,7 @@ from daskdmed.inference.dense.cellmask import CellMask
 from daskdmed.inference.dense.finish import Finish, Post
 from daskdmed.inference.dense.job import PredictJob, Work, lazy
 from daskdmed.inference.dense.sweep import Sweeper
-from daskdmed.inference.inputs import locations_of
+from daskdmed.inference.inputs import locations_of, mask_over
 from daskdmed.inference.models.outputs import Output
 from daskdmed.inference.models.window import Model, Transform, WindowModel
 from daskdmed.store.results.georeference import Georeference
@@ -85,6 +84,7 @@ def predict(
     channels_last: bool = False,
     output: Output | None = None,
     context: ContextLike | None = None,
+    context_edge: ContextEdge = "reflect",
     squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
@@ -108,7 +108,7 @@ def predict(
         As for `daskdmed.heatmap`.
     client, on_error, tile_error, batch_tfms, device, autocast, channels_last, output
         As for `daskdmed.heatmap`.
-    context, squeeze
+    context, context_edge, squeeze
         As for `daskdmed.heatmap`.
     model : torch.nn.Module, callable, path or exported program
         A module or program gets batches as for `daskdmed.heatmap`, and gives (n, k, *cells) or
@@ -125,7 +125,8 @@ def predict(
     overlap : int, float or sequence, optional
         Instead of `stride`, as for `daskdmed.heatmap`, in whole cells; default 0.25.
     mask : array-like or TissueMask, optional
-        Over the whole image at any resolution, true (above 0) where a prediction is wanted.
+        Over the whole image at any resolution, true (above 0) where a prediction is wanted; of
+        a volume also a record, a path or a view, see `daskdmed.heatmap`.
         A cell is inside where the mask under its middle is true. Cells inside have exactly
         the value they have without a mask; windows without any are neither read nor computed.
         For a dataset ``{id: mask}`` or a function of the patient.
@@ -189,7 +190,7 @@ def predict(
     """
     settings = _Settings(
         kernel_size, stride, overlap, receptive_field, output_stride, blend, sigma_scale, chunks,
-        batch_size, post, fill, context,
+        batch_size, post, fill, context, context_edge,
     )  # fmt: skip
     call = Call("predict", image, dict(locals()), spatial_axes(kernel_size))
     threads = sweeps_at_once(call.model, default_threads())
@@ -248,6 +249,7 @@ class _Settings:
     post: Post
     fill: float | None
     context: ContextLike | None
+    context_edge: ContextEdge
 
     def __post_init__(self) -> None:
         size = self.batch_size
@@ -256,7 +258,7 @@ class _Settings:
 
     def work(self, image: Image, mask: Any, model: WindowModel, here: WindowModel) -> Work:
         """Open an image, try the model, and lay out the windows."""
-        view = with_context(image.view(), self.context)
+        view = with_context(image.view(), self.context, self.context_edge)
         windows = WindowChoice.of(
             view,
             self.kernel_size,
@@ -270,7 +272,7 @@ class _Settings:
         finish = Finish.of(self.post, mosaic.layout.outputs, self.fill)
         cells = None
         if mask is not None:
-            mask = laid_over(mask, view)
+            mask = mask_over(mask, image, view)
             values, spans = placed(mask, view.spatial_shape, view.downsample)
             # without the extent of its image nobody knows whether a mask ends where that does
             beyond = hasattr(mask, "scale") and getattr(mask, "shape0", None) is None

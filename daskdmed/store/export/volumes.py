@@ -29,7 +29,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.space import Space
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.arrayview import ArrayView
-from daskdmed.images.volumes.view import VolumeView, laid_over
+from daskdmed.images.volumes.view import VolumeView, on_voxels_of
 from daskdmed.store.results.finished import keeps_cells, place_of, values_of
 
 #: bytes of a slab that is read, resampled and written at a time
@@ -214,7 +214,7 @@ class _Filled:
     @classmethod
     def over(cls, source: ArrayView, space: Space, *, labels: bool) -> _Filled:
         """Laid over a space."""
-        view = laid_over(source.as_labels() if labels else source, space)
+        view = on_voxels_of(source.as_labels() if labels else source, space)
         view = view.as_labels() if labels else view
         spans = []
         for axis, count in enumerate(view.spatial_shape):
