@@ -41,8 +41,11 @@ def check_alike(
     if view.space is not None and other.space is not None:
         steps = [s * r for s, r in zip(view.space.spacing, ratio, strict=True)] if ratio else None
         check_spaces(name, view.space, other_name, other.space, steps)
-    elif view.spacing is not None and other.spacing is not None and view.spatial_ndim > 2:
-        _check_spacing(name, view.spacing, other_name, other.spacing, ratio)
+        return
+    said = view.spacing, other.spacing
+    # with an mpp it is of two axes, whatever the image has
+    if said[0] is not None and said[1] is not None and len(said[0]) == len(said[1]) == 3:
+        _check_spacing(name, said[0], other_name, said[1], ratio)
 
 
 _REMEDY = (

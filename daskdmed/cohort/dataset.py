@@ -263,6 +263,7 @@ class Dataset(Sequence[Patient]):
         record: str = "image",
         mpp: float | tuple[float, float] | None = None,
         spatial_ndim: int | None = None,
+        **options: Any,
     ) -> Dataset:
         """One patient per Dask, NumPy or Zarr array.
 
@@ -274,8 +275,8 @@ class Dataset(Sequence[Patient]):
             As many as arrays; "0", "1"... by default.
         labels : sequence or mapping by id, optional
             A value (becomes the label "label") or a mapping of labels, per array.
-        mpp, spatial_ndim : optional
-            Passed on to every `Record`.
+        mpp, spatial_ndim, **options : optional
+            Passed on to every `Record`: of volumes spacing, space, background.
         """
         if isinstance(arrays, Mapping):
             if ids is not None:
@@ -301,7 +302,7 @@ class Dataset(Sequence[Patient]):
         patients = [
             Patient(
                 patient_id,
-                {record: Record(array=array, mpp=mpp, spatial_ndim=spatial_ndim)},
+                {record: Record(array=array, mpp=mpp, spatial_ndim=spatial_ndim, **options)},
                 row if isinstance(row, Mapping) else {"label": row},
             )
             for patient_id, array, row in zip(ids, arrays, rows, strict=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.record import VOLUME_OPTIONS, Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
@@ -34,7 +34,7 @@ _JSON = ":json"
 #: arguments of a record that JSON keeps, where they say something
 _TOLD = ("mpp", "backend", "spatial_ndim", "facts")
 #: what records say of volumes, in JSON and in columns of their own where one says it
-_OF_VOLUMES = ("spacing", "background", "space", "series", "dataset", "time", "on_gap")
+_OF_VOLUMES = ("spacing", "background", "space", *VOLUME_OPTIONS)
 _ABSENT: Any = object()
 
 

@@ -38,7 +38,8 @@ DEFAULT_RECORD = "wsi"
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz", ".ndpa")
 #: what a record says of its image beside what it is; None or "" when it does not
 _OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background", "space", "options")
-_VOLUME_OPTIONS = ("series", "dataset", "time", "form", "on_gap")
+#: what a record tells `daskdmed.open_volume`
+VOLUME_OPTIONS = ("series", "dataset", "time", "form", "on_gap")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -128,7 +129,7 @@ class Record:
         facts: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        unknown = [name for name in options if name not in _VOLUME_OPTIONS]
+        unknown = [name for name in options if name not in VOLUME_OPTIONS]
         if unknown:
             raise TypeError(f"Record() got an unexpected keyword argument {unknown[0]!r}")
         options = {name: value for name, value in options.items() if value is not None}

@@ -171,7 +171,8 @@ def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
     if isinstance(image, Volume):
         said = VolumeOptions.parse(image.key.image)
         options = {n: getattr(said, n) for n in ("series", "dataset", "time", "form")}
-        return Record(image.uri, backend=image.backend, on_gap=said.on_gap, **options), image
+        options |= {"on_gap": said.on_gap, **image.own}
+        return Record(image.uri, backend=image.backend, **options), image
     if isinstance(image, SlideView):
         return Record(image.uri, backend=image.backend), image
     if isinstance(image, ImageView):

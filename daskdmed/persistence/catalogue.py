@@ -26,6 +26,7 @@ from daskdmed.core.view import ImageView
 from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.context import Context, ContextEdge, ContextLike
 from daskdmed.images.view import SlideView
+from daskdmed.images.volumes.volume import Volume
 from daskdmed.persistence.blockgrid import BlockGrid
 from daskdmed.persistence.plan import Population
 
@@ -118,7 +119,7 @@ class Entry:
     grid: BlockGrid
     level: int | None
     target_ratio: tuple[int, ...]
-    source: Record | ImageView
+    source: Record | Volume | ImageView
     around: Context | None = None
     maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
@@ -263,10 +264,10 @@ def _label_map(image: Image, view: ImageView, name: str) -> LabelMap:
     return LabelMap(labels, ratio)
 
 
-def _source(image: Image) -> Record | ImageView:
-    """The record; of a view that the user had open, which no record says all of, that view."""
+def _source(image: Image) -> Record | Volume | ImageView:
+    """The record; of a volume that the user had open, of which no record says all, that one."""
     given = image.given
-    if isinstance(given, ImageView) and not isinstance(given, (SlideView, ArrayView)):
+    if isinstance(given, (Volume, ImageView)) and not isinstance(given, (SlideView, ArrayView)):
         return given
     return image.record
 

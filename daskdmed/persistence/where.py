@@ -22,7 +22,6 @@ import numpy.typing as npt
 from dask.system import CPU_COUNT
 
 from daskdmed.cohort.annotations.undrawn import drawn_on, undrawn
-from daskdmed.cohort.record import Record
 from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import (
     DaskdmedError,
@@ -32,6 +31,7 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
 from daskdmed.images.view import SlideView
 from daskdmed.persistence.areas import Area, Places
 from daskdmed.persistence.blockgrid import Span
@@ -370,11 +370,11 @@ class AreaSource:
             method = method[patient]
         elif method is True:
             method = "otsu"
-        source, view = entry.source, entry.view
-        if isinstance(source, Record) and view.space is not None:
+        source: Any = entry.source
+        view = entry.view
+        if not isinstance(source, ImageView) and view.space is not None:
             # an array lies over the image as it is read, a mask with a space is turned
-            turned = view.space.orientation
-            source = source.view(orientation=turned, spatial_ndim=view.spatial_ndim)
+            source = source.view(orientation=view.space.orientation)
         errors = view.tile_error if isinstance(view, SlideView) else "raise"
         axes = view.spatial_ndim
         return tissue_mask(source, method=method, spatial_ndim=axes, tile_error=errors)

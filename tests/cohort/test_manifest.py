@@ -53,6 +53,7 @@ volumes = st.builds(
             "dataset": text.filter(bool),
             "time": st.sampled_from([0, 12, "channels"]),
             "on_gap": st.just("resample"),
+            "form": st.sampled_from(["sform", "qform"]),
             "spatial_ndim": st.just(3),
             "backend": st.just("nifti"),
         },
@@ -80,7 +81,7 @@ datasets = st.lists(
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "tsv"])
 @given(dataset=datasets)
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip(tmp_path: Path, suffix: str, dataset: Dataset) -> None:
     path = tmp_path / f"cohort.{suffix}"
     dataset.to_manifest(path)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 
-from daskdmed import Dataset, LightDL, Region
-from daskdmed.errors import DatasetError
+from daskdmed import Dataset, LightDL, Record, Region, Space, open_volume
+from daskdmed.cohort.sources import images_of
+from daskdmed.errors import DatasetError, GeometryError
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -131,6 +134,77 @@ def test_what_is_missing_or_doubled_is_named(tmp_path):
         Dataset.from_bids_like(both[0], tmp_path / "gone")
     with pytest.raises(DatasetError, match='missing_labels is "raise" or "allow"'):
         Dataset.from_bids_like(*both, missing_labels="no")
+
+
+def nifti(path, array, space):
+    """By nibabel; x first, as files of NIfTI are."""
+    turned = np.eye(4)
+    turned[:3] = space.affine[:3][:, [2, 1, 0, 3]]
+    nibabel.save(nibabel.Nifti1Image(array.T, turned), path)
+
+
+def test_files_of_both_folders_are_trained_on(tmp_path):
+    shape, rng = (6, 8, 10), np.random.default_rng(0)
+    ras = Space([[0, 0, 1, 3], [0, 1, 0, -7], [2, 0, 0, 5], [0, 0, 0, 1]], shape)
+    lps = ras.reorient("SPL")
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    scans = {}
+    for case in ("a", "b"):
+        t1, t2 = rng.integers(-1000, 1000, (2, *shape)).astype("i2")
+        label = (t1 > 0).astype("u1")
+        nifti(tmp_path / f"imagesTr/{case}_0000.nii.gz", t1, ras)
+        nifti(tmp_path / f"imagesTr/{case}_0001.nii", t2[:, ::-1, ::-1], lps)
+        nifti(tmp_path / f"labelsTr/{case}.hdr", label[:, ::-1, ::-1], lps)
+        scans[case] = np.stack([t1, t2])
+    dataset = Dataset.from_bids_like(tmp_path / "imagesTr", tmp_path / "labelsTr", background=-1024)
+    options = {"smallchunk_size": (4, 4, 4), "batch_size": 8, "resident": "1 MiB"}
+    both = {"record": ["0000", "0001"], "target": "label"}
+    with pytest.raises(GeometryError, match=r"axes to SAR and to SPL.*orientation=\"RAS\""):
+        LightDL(dataset, **both, **options)
+    with LightDL(dataset, **both, **options, orientation="RAS") as loader:
+        x, patients, chunks = loader.get()
+    for values, target, patient, origin in zip(
+        x.numpy(), chunks.targets, patients, chunks.origins, strict=True
+    ):
+        place = (slice(None), *(slice(o, o + 4) for o in origin))
+        np.testing.assert_array_equal(values, scans[patient.key][place])
+        np.testing.assert_array_equal(target, values[0] > 0)
+
+
+def test_a_folder_of_dicom_files_is_opened(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.data.get_testdata_file("MR_small.dcm")
+    (tmp_path / "1.2.840").mkdir()
+    shutil.copy(file, tmp_path / "1.2.840" / "1.dcm")
+    dataset = Dataset.from_folder(tmp_path)
+    assert dataset.ids == ("1.2.840",)
+    view = dataset[0].record().view()
+    np.testing.assert_array_equal(
+        view.read(Region.of(view.spatial_shape))[0], pydicom.dcmread(file).pixel_array
+    )
+
+
+def test_a_volume_that_was_told_its_place_keeps_it(tmp_path):
+    values = np.zeros((4, 6, 8), "f4")
+    values[:, :3] = 100
+    np.save(tmp_path / "a.npy", values)
+    space = Space([[0, 0, -1, 0], [0, 1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]], values.shape)
+    volume = open_volume(tmp_path / "a.npy").with_space(space, background=-1)
+    assert images_of(volume).dataset[0].record() == Record(
+        tmp_path / "a.npy", space=space, background=-1, backend="npy", on_gap="raise", name="wsi"
+    )
+    with LightDL(
+        volume,
+        smallchunk_size=(2, 2, 2),
+        batch_size=16,
+        resident="1 MiB",
+        orientation="RPS",
+        tissue=lambda picture: picture > 50,
+        min_tissue=1.0,
+    ) as loader:
+        x, _, _ = loader.get()
+    assert (x == 100).all()
 
 
 # ------------------------------------------------------------------------- slices in files

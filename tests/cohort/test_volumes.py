@@ -219,6 +219,25 @@ def test_an_image_and_a_label_that_is_stored_in_another_orientation():
     np.testing.assert_array_equal(chunks.targets[0], in_ras(LABEL, LAS))
 
 
+def test_who_does_not_lie_alike_can_be_left_out():
+    right, wrong = scan(LABEL, LAS), scan(LABEL, LPS)
+    patients = [Patient("right", right.records), Patient("wrong", wrong.records)]
+    with LightDL(
+        patients,
+        smallchunk_size=(4, 4, 4),
+        batch_size=4,
+        resident="8 MiB",
+        on_error="skip",
+        record="image",
+        target="label",
+    ) as loader:
+        _, found, _ = loader.get()
+        (failure,) = loader.stats().failed
+    assert {p.key for p in found} == {"right"}
+    assert failure.patient == "wrong"
+    assert "do not lie at the same places" in failure.message
+
+
 def test_infer_compares_too():
     run = functools.partial(
         daskdmed.infer, scan(LABEL[:, ::-1, :], LPS), lambda w: w, kernel_size=(4, 4, 4),
@@ -264,6 +283,17 @@ def test_a_label_that_says_nothing_of_space_needs_the_same_shape():
         run(scan(LABEL[:, :, :-3], None))
     with pytest.raises(GeometryError, match=r"has voxels of \(3.0, 1.0, 1.0\) mm .* of \(1.0, 1"):
         run(scan(LABEL, None, spacing=(1, 1, 3)))
+
+
+def test_an_mpp_says_nothing_of_three_axes():
+    patient = Patient(
+        "p",
+        {
+            "image": Record(array=voxels(), spatial_ndim=3, mpp=0.5),
+            "label": Record(array=LABEL, spacing=(3, 1, 1)),
+        },
+    )
+    loaded(patient, (4, 4, 4), record="image", target="label")
 
 
 def test_a_coarser_target_lies_alike():

@@ -190,6 +190,12 @@ class Volume(OfFile):
         return self._background or self.info.background or None
 
     @property
+    def own(self) -> dict[str, Any]:
+        """What the user said of it, as arguments of `with_space`."""
+        steps = None if self._space else self._spacing
+        return {"space": self._space, "spacing": steps, "background": self._background}
+
+    @property
     def properties(self) -> Mapping[str, str]:
         """What the file says besides, as text."""
         return MappingProxyType(dict(self.info.properties))
