@@ -51,6 +51,10 @@ FRAMEWORKS = {
         "torch",
         r"epoch 0: .*\[64, 64\], 0 in common.*epoch 1: .*\[64, 64\], 0 in.*one model.*True",
     ),
+    "dicom_series.py": (
+        "pydicom",
+        r"axes to SPL.*'left lung': -800, 'spine': 900.*shape=\(60, 192, 192\), dtype=int16",
+    ),
     "accelerate_train.py": ("accelerate", r"2 processes: 64 small chunks each, 0 in common"),
 }
 ON_A_CLUSTER = ("cluster.py", "ranks.py")

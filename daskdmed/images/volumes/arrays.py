@@ -21,6 +21,9 @@ from daskdmed.images.readers import level_infos
 _NAMES = tuple("tczyx")
 #: a last axis of at most so many is taken for channels
 MAX_CHANNELS = 4
+#: voxels of a row that count as a tile where there are no chunks: more would make blocks of wide
+#: volumes larger than asked for, fewer would read the same pages of the file again and again
+ROW = 512
 #: what a chunk or tile may take in memory; it is decoded whole
 MAX_CHUNK_BYTES = 4 * 2**30
 
@@ -62,6 +65,16 @@ class Layout:
         z, y, x = (1 if a is None else min(chunks[a], self.stored[a]) for a in self.axes[:3])
         return z, y, x
 
+    @property
+    def row(self) -> tuple[int, int, int]:
+        """A tile of an array without chunks."""
+        last = max(a for a in self.axes[:3] if a is not None)
+        z, y, x = (
+            min(ROW, n) if a == last else 1
+            for a, n in zip(self.axes[:3], self.shape[:3], strict=True)
+        )
+        return z, y, x
+
     def selection(self, region: Region) -> tuple[int | slice, ...]:
         """A region (z, y, x) with all its channels as an index of the stored array."""
         found: list[int | slice] = list(self.at)
@@ -82,10 +95,8 @@ class Layout:
     ) -> VolumeInfo:
         """Of a volume of one level in an array with chunks; without them only rows lie together."""
         check_values(uri, self.stored, dtype, chunks)
-        stored = chunks or tuple(
-            n if axis == len(self.stored) - 1 else 1 for axis, n in enumerate(self.stored)
-        )
-        levels = level_infos([self.shape], [self.tile(stored)])
+        tile = self.tile(chunks) if chunks else self.row
+        levels = level_infos([self.shape], [tile])
         name = np.dtype(dtype).newbyteorder("=").name
         return VolumeInfo(levels, name, (), has_channels=self.has_channels, **facts)
 

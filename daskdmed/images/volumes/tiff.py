@@ -243,10 +243,8 @@ def _in_one_piece(uri: str, level: Any, source: Source, time: int | str | None) 
     names = [plane.get(letter, name) for letter, name in zip(letters, names, strict=True)]
     layout = layout_by_names(uri, names, shape, time)
     dtype = np.dtype(level.dtype).newbyteorder(level.keyframe.parent.byteorder)
-    rows = tuple(n if letter in "XS" else 1 for letter, n in zip(letters, shape, strict=True))
-    return _Level(
-        layout, layout.tile(rows), dtype, raw=RawArray(source, level.dataoffset, shape, dtype)
-    )
+    raw = RawArray(source, level.dataoffset, shape, dtype)
+    return _Level(layout, layout.row, dtype, raw=raw)
 
 
 # -------------------------------------------------------------------- how large voxels are

@@ -52,7 +52,8 @@ def open_volume(
     uri : str, path-like or a sequence of these
         A file or URL; for DICOM also a folder, or the files of a series in any order.
     series : str, optional
-        Which series of a DICOM folder, by its number, UID or description; or which image of a
+        Which series of a DICOM folder, by its number, UID or description, with a volume behind
+        where the series holds several: "801", "801/0" or "801/FIELD_MAP"; or which image of a
         TIFF file or of what bioformats2raw writes, by its number or name. Needed where several
         volumes lie in it: the error without it lists them.
     dataset : str, optional
@@ -80,8 +81,8 @@ def open_volume(
     ------
     ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
         Naming the file and a remedy.
-    SpaceError
-        The file says in two ways where it lies, or its slices lie on no grid.
+    GeometryError
+        The file says in two ways where it lies (`SpaceError`), or its slices lie on no grid.
 
     Notes
     -----

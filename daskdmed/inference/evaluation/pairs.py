@@ -16,7 +16,13 @@ import zarr
 from zarr.abc.store import Store
 
 from daskdmed.cohort.sources import images_of
-from daskdmed.core.errors import DatasetError, GeometryError, ResolutionError, UsageError
+from daskdmed.core.errors import (
+    DatasetError,
+    GeometryError,
+    ResolutionError,
+    StoreError,
+    UsageError,
+)
 from daskdmed.core.space import Space
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.counts import as_dask
@@ -158,8 +164,11 @@ def _is_result(value: Any) -> bool:
     """Whether a path is that of a result, and not of an image."""
     if not isinstance(value, (str, os.PathLike)):
         return False
-    place = Location.of(value)
-    return place.holds_group() and place_of(place.open("r", zarr_format=None)) is not None
+    try:
+        group = Location.of(value).open("r", zarr_format=None)
+    except StoreError:  # an image of some other kind
+        return False
+    return place_of(group) is not None
 
 
 def _is_image(value: Any) -> bool:

@@ -15,7 +15,13 @@ import pytest
 
 from daskdmed import Record, open_volume
 from daskdmed.core.region import Region
-from daskdmed.errors import CorruptImageError, TileError, UnsupportedImageError, UsageError
+from daskdmed.errors import (
+    CorruptImageError,
+    DaskdmedError,
+    TileError,
+    UnsupportedImageError,
+    UsageError,
+)
 from daskdmed.images.registry import get_backend
 from daskdmed.testing import BackendConformance
 
@@ -137,6 +143,13 @@ def test_files_that_are_open_elsewhere(tmp_path):
     with open_volume(path) as volume:
         volume.read((0, 0, 0), (1, 1, 1))
         np.testing.assert_array_equal(lazy.read(Region.of(SHAPE)), VALUES)
+
+
+def test_without_h5py(tmp_path, monkeypatch):
+    path = save(tmp_path / "scan.h5", data=VALUES)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(DaskdmedError, match=r"pip install 'daskdmed\[volumes\]'"):
+        open_volume(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

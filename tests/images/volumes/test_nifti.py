@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -122,7 +123,19 @@ def test_places_by_qform_alone(tmp_path, codes, order):
     np.testing.assert_array_equal(volume.to_dask().compute(), VALUES.T)
 
 
+def test_blocks_of_wide_volumes_are_no_larger_than_asked_for(tmp_path):
+    values = np.zeros((1100, 3, 2), "i2")
+    values[1000, 1, 1] = 5
+    volume = open_volume(save(tmp_path / "wide.nii", values))
+    lazy = volume.to_dask(chunks=512)
+    assert lazy.chunks == ((2,), (3,), (512, 512, 76))
+    np.testing.assert_array_equal(lazy.compute(), values.T)
+
+
 def test_pairs(tmp_path):
+    nib.Nifti1Pair(VALUES, affine()).to_filename(tmp_path / "zipped.img.gz")
+    for name in ("zipped.img.gz", "zipped.hdr.gz"):
+        np.testing.assert_array_equal(open_volume(tmp_path / name).to_dask().compute(), VALUES.T)
     nib.Nifti1Pair(VALUES, affine()).to_filename(tmp_path / "scan.img")
     for name in ("scan.img", "scan.hdr"):
         volume = open_volume(tmp_path / name)
@@ -330,6 +343,13 @@ def test_extensions_lie_before_the_voxels(tmp_path):
         np.testing.assert_array_equal(
             open_volume(tmp_path / f"more{suffix}").to_dask().compute(), VALUES.T
         )
+
+
+def test_without_nibabel(tmp_path, monkeypatch):
+    path = save(tmp_path / "scan.nii.gz")
+    monkeypatch.setitem(sys.modules, "nibabel.nifti1", None)
+    with pytest.raises(DaskdmedError, match=r"pip install 'daskdmed\[volumes\]'"):
+        open_volume(path)
 
 
 class TestNifti(BackendConformance):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dask
 import dask.array as da
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_micrometers_become_millimeters():
 
 
 def test_blocks_are_let_go_and_only_surfaces_are_held(monkeypatch):
-    shape, chunk = (32, 32, 32), 8
+    shape, chunk = (24, 24, 24), 8
     sizes = []
     count = tally._count
 
@@ -219,7 +220,7 @@ def test_blocks_are_let_go_and_only_surfaces_are_held(monkeypatch):
     with dask.config.set(scheduler="synchronous"):
         result = evaluate([(ones, ones)], metrics=("dice", "assd"), classes=2, spacing=1)
     assert (result.rows[0]["dice"], result.rows[0]["assd"]) == (1, 0)
-    assert len(sizes) == 64
+    assert len(sizes) == 27
     assert max(sizes) == (chunk + 2) ** 3
     monkeypatch.setattr(tally, "_MOST_POINTS", 1000)
     with pytest.raises(BudgetError, match="coarser resolution"):
@@ -279,3 +280,23 @@ def test_files_hold_labels_as_floating_point_too(maps):
     floats = (predicted.astype(np.float64), true.astype(np.float32))
     mine = evaluate([floats], metrics="dice").rows
     assert mine == evaluate([maps[0]], metrics="dice").rows
+
+
+def test_paths_of_results_and_of_files(maps, tmp_path):
+    predicted, true = maps[0]
+    affine = np.diag([0.5, 1.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(true.T, affine), tmp_path / "seg.nii.gz")
+    scan = Record(tmp_path / "seg.nii.gz")
+    out = tmp_path / "pred.zarr"
+
+    def model(windows):  # the labels that are predicted, as logits
+        return np.stack([predicted == c for c in range(4)])[None].astype(np.float32)
+
+    predict(scan, model, kernel_size=true.shape, post="argmax", out=out)
+    found = evaluate({"a": (out, tmp_path / "seg.nii.gz")}).rows
+    wanted = evaluate({"a": maps[0]}, spacing=(3, 1, 0.5)).rows
+    for mine, other in zip(found, wanted, strict=True):
+        assert mine == pytest.approx(other)
+    turned = scan.view(orientation="LPI").as_labels()
+    with pytest.raises(GeometryError, match="do not lie at the same place"):
+        evaluate([(out, turned)])

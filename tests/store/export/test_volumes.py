@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from daskdmed import Patient, Record, Space, export_volume, heatmap, predict
+from daskdmed import Patient, Record, Space, export_volume, heatmap, open_volume, predict
 from daskdmed.errors import GeometryError, StoreError, UsageError
 from daskdmed.store.export import volumes
 
@@ -292,32 +292,28 @@ def test_a_file_that_is_there_stays_until_the_new_one_is_complete(record, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["x.nii"]
 
 
-def test_codes_are_those_of_the_file_that_it_is_like(tmp_path, monkeypatch):
-    affine = affine_of("LAS")
-    like = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), affine)
-    like.set_sform(affine, code="mni")
-    like.set_qform(affine, code="aligned")
-    nibabel.save(like, tmp_path / "like.nii.gz")
-    # whoever reads NIfTI, the codes are taken from the header
-    space = Space(affine[:, [2, 1, 0, 3]], (6, 5, 4))
-
-    class Opened:
-        uri = str(tmp_path / "like.nii.gz")
-
-    Opened.space = space
-    monkeypatch.setattr(volumes, "images_of", lambda like: Only(Opened))
-    back = nibabel.load(
-        export_volume(np.zeros(space.shape), tmp_path / "x.nii", like="like", space=space)
+@pytest.mark.parametrize("seen", [{"orientation": "RAS"}, {"orientation": "PIR"}])
+def test_a_file_of_a_scan_comes_back_as_it_was(tmp_path, seen):
+    """Codes of sform and qform too."""
+    affine = affine_of("LAS", oblique=True)
+    values = np.random.default_rng(4).integers(0, 99, (10, 11, 12)).astype(np.int16)
+    scan = nibabel.Nifti1Image(values, affine)
+    scan.set_sform(affine, code="mni")
+    scan.set_qform(affine, code="aligned")
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(scan, path)
+    found = predict(
+        path, lambda w: w.astype(np.float32), kernel_size=(8, 8, 8), blend="constant", **seen
     )
+    back = nibabel.load(export_volume(found, tmp_path / "x.nii", like=path))
+    np.testing.assert_array_equal(back.affine, nibabel.load(path).affine)
+    np.testing.assert_allclose(back.get_fdata(), values, rtol=1e-6)
     assert (int(back.header["sform_code"]), int(back.header["qform_code"])) == (4, 2)
+    np.testing.assert_allclose(back.get_qform(), affine, atol=1e-4)
 
 
-class Only:
-    def __init__(self, opened):
-        self.opened = opened
-
-    def only(self, purpose):
-        return self
-
-    def open(self):
-        return self.opened
+def test_a_stored_result_is_a_volume_where_it_lies(record, tmp_path):
+    image = record(np.ones((8, 8, 8), np.float32), affine_of("LAS", oblique=True))
+    view = image.view(orientation="RAS", spacing=(4.0, 3.0, 2.0))
+    predict(view, identity, kernel_size=(4, 4, 4), out=tmp_path / "x.zarr")
+    assert open_volume(tmp_path / "x.zarr").space.isclose(view.space, 1e-6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def holds_dicom(path: str) -> bool:
     """Whether a file, or one of the first files in a folder, begins as DICOM does. Never raises."""
     try:
         names = _files_below(path) if os.path.isdir(path) else iter([path])
+        names = filter(os.path.isfile, names)  # a pipe would wait for ever
         return any(looks_like_dicom(_head(name)) for name in itertools.islice(names, _GLANCE))
     except OSError:
         return False
@@ -74,31 +76,33 @@ def _files_below(folder: str) -> Iterator[str]:
                 yield path
 
 
+def _all_files(folder: str) -> list[str]:
+    found = list(itertools.islice(_files_below(folder), _MOST_FILES + 1))
+    if len(found) > _MOST_FILES:
+        raise UnsupportedImageError.of(
+            folder, f"there are more than {_MOST_FILES} files below; name a folder in it"
+        )
+    return found
+
+
 def catalog(uri: str, files: Sequence[str]) -> Catalog:
     """What is in a folder, in `files` of it, or in a file."""
     return _read(_states(uri, files))
 
 
 def _states(uri: str, files: Sequence[str]) -> tuple[_State, ...]:
-    check_readable(uri, uri)
-    if not os.path.isdir(uri):
-        paths = [uri]
-    elif files:
-        paths = [os.path.join(uri, name) for name in files]
-    else:
-        paths = []
-        for path in _files_below(uri):
-            paths.append(path)
-            if len(paths) > _MOST_FILES:
-                raise UnsupportedImageError.of(
-                    uri, f"there are more than {_MOST_FILES} files below; name a folder in it"
-                )
+    paths = [uri]
+    if os.path.isdir(uri):
+        check_readable(uri, uri)
+        paths = [os.path.join(uri, name) for name in files] or _all_files(uri)
     found = []
     for path in paths:
         try:
             facts = os.stat(path)
         except OSError as error:
             raise explain_os_error(error, path) from error
+        if not stat.S_ISREG(facts.st_mode):
+            raise UnsupportedImageError.of(path, "it is no regular file")
         times = facts.st_mtime_ns, facts.st_ctime_ns
         found.append((path, facts.st_size, *times, facts.st_ino))
     return tuple(found)

@@ -124,7 +124,7 @@ def _same_plane(a: Frame, b: Frame) -> bool:
 def _near(a: Vector | None, b: Vector | None, absolute: float, relative: float) -> bool:
     if a is None or b is None:
         return a is b
-    return bool(np.allclose(a, b, rtol=relative, atol=absolute))
+    return all(abs(v - w) <= absolute + relative * abs(w) for v, w in zip(a, b, strict=True))
 
 
 def places(frames: Sequence[Frame]) -> list[int]:
@@ -150,13 +150,14 @@ def _split(frames: list[Frame]) -> list[tuple[list[Frame], str]]:
     deepest = max(Counter(at.values()).values())
     if deepest == 1:
         return [(frames, "")]
+    traits = {_key(frame): dict(frame.traits) for frame in frames}
     names = [name for name, _ in frames[0].traits]
-    varied = [n for n in names if len({dict(f.traits).get(n) for f in frames}) > 1]
+    varied = [n for n in names if len({own.get(n) for own in traits.values()}) > 1]
     for count in (1, 2, 3):
         for chosen in itertools.combinations(varied, count):
             parts = defaultdict(list)
             for frame in frames:
-                parts[tuple(dict(frame.traits).get(n, "") for n in chosen)].append(frame)
+                parts[tuple(traits[_key(frame)].get(n, "") for n in chosen)].append(frame)
             unique = all(len({at[_key(f)] for f in part}) == len(part) for part in parts.values())
             if unique and len(parts) == deepest:
                 return [(part, _label(chosen, way, list(parts))) for way, part in parts.items()]

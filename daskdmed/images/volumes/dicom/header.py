@@ -37,6 +37,7 @@ from daskdmed.images.volumes.dicom.frames import Frame, Pixels, Series, Vector
 _OF_SLICES = {0x00209056, 0x00209057, 0x00200032, 0x00209301}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
 #: bytes of an inflated header
 _MAX_HEADER = 2**24
@@ -148,7 +149,8 @@ class _File(Elements):
         if str(kind).startswith(_SEGMENTATION) or data.get("BitsAllocated") == 1:
             return f"segmentation objects are not read ({name}); convert it to NIfTI"
         if data.get("Rows") is None and not self._has_pixels():
-            return f"it holds no image ({name})"
+            remedy = "; open the folder" if str(kind) == _DIRECTORY else ""
+            return f"it holds no image ({name}){remedy}"
         samples = self.number(data, "SamplesPerPixel", int) or 1
         colours = self.text(data, "PhotometricInterpretation")
         if samples != 1 or not (colours or "MONOCHROME2").startswith("MONOCHROME"):
@@ -156,6 +158,8 @@ class _File(Elements):
                 f"a volume has one value per voxel, this has SamplesPerPixel {samples}, "
                 f"PhotometricInterpretation {colours or 'unknown'}; convert it to gray values"
             )
+        if "MOSAIC" in self.text(data, "ImageType").upper().split("\\"):
+            return "slices side by side in one image (mosaic) are not read; convert it by dcm2niix"
         if data.get("ModalityLUTSequence"):
             return "values behind a lookup table (Modality LUT Sequence) are not read"
         return ""
@@ -284,7 +288,7 @@ class _File(Elements):
             self._padding(pixels),
             "LOCALIZER" in kind.upper().split("\\"),
             self.of_text(places, "StackID"),
-            tuple(self._traits(places, index, kind)),
+            tuple(self._traits(places, kind, pixels.frames)),
         )
 
     def _unit(self, axes: Vector) -> Vector:
@@ -330,11 +334,16 @@ class _File(Elements):
             value -= 1 << pixels.allocated
         return value
 
-    def _traits(self, places: list[Any], index: int, kind: str) -> Iterator[tuple[str, str]]:
-        if not places:
+    def _traits(self, places: list[Any], kind: str, frames: int) -> Iterator[tuple[str, str]]:
+        if places:
+            yield from self._frame_traits(places, kind)
+        else:
             for name in TRAITS:
                 yield name, kind if name == "ImageType" else self.text(self.data, name)
-            return
+        if frames > 1:  # a file per time point
+            yield "InstanceNumber", self.text(self.data, "InstanceNumber")
+
+    def _frame_traits(self, places: list[Any], kind: str) -> Iterator[tuple[str, str]]:
         yield "FrameType", kind
         for name in FRAME_TRAITS[1:]:
             yield name, self.of_text(places, name)

@@ -23,6 +23,8 @@ from daskdmed.images.volumes.dicom.pixels import read_stored
 from daskdmed.images.volumes.dicom.values import background_of, dtype_of, rescale
 
 logger = logging.getLogger("daskdmed.images")
+#: what is left out, one by one, in properties
+_SHOWN = 50
 
 
 class DicomReader(BaseReader):
@@ -50,7 +52,9 @@ class DicomReader(BaseReader):
         told = dict(first.series.told)
         told["dicom.volume"] = str(volume)
         if notes:
-            told["dicom.left-out"] = "; ".join(f"{what}: {why}" for what, why in notes)
+            said = [f"{what}: {why}" for what, why in notes[:_SHOWN]]
+            more = [f"and {len(notes) - _SHOWN} more"] if len(notes) > _SHOWN else []
+            told["dicom.left-out"] = "; ".join(said + more)
         if layout.note:
             told["dicom.resampled"] = layout.note
         self.info = VolumeInfo(

@@ -256,6 +256,16 @@ def test_time_points_in_one_file(tmp_path):
     np.testing.assert_array_equal(values(path, series="5/1"), stored[1::2])
 
 
+def test_a_file_per_time_point(tmp_path):
+    stored = made.stored_values(8)
+    groups = made.functional_groups(made.positions(4))
+    for n in (0, 1):
+        made.write(tmp_path / f"{n}.dcm", stored[4 * n : 4 * n + 4], InstanceNumber=n + 1, **groups)
+    with pytest.raises(UsageError, match="InstanceNumber=2"):
+        open_volume(tmp_path)
+    np.testing.assert_array_equal(values(tmp_path, series="5/1"), stored[4:])
+
+
 def test_frames_without_places(tmp_path):
     stored = made.stored_values(3)
     gone = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
@@ -313,6 +323,8 @@ def test_what_is_no_volume(tmp_path):
     lut.ModalityLUTSequence[0]["LUTData"].VR = "US"
     lut.save_as(tmp_path / "lut.dcm", enforce_file_format=True)
     refused(tmp_path / "lut.dcm", "Modality LUT Sequence")
+    mosaic = made.write(tmp_path / "m.dcm", GOOD, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
+    refused(mosaic, "dcm2niix")
     video = made.write(
         tmp_path / "v.dcm", np.zeros((16, 20), "u1"), syntax=JPEG + "102", frames=[b"0" * 8]
     )
@@ -331,6 +343,10 @@ def test_folders_without_images(tmp_path):
         open_volume([tmp_path / "notes.txt", tmp_path / "gone.dcm"], backend="dicom")
     with pytest.raises(UnsupportedImageError, match="download it first"):
         open_volume("memory://scan", backend="dicom")
+    os.mkfifo(tmp_path / "pipe")
+    assert not get_backend("dicom").accepts(str(tmp_path / "pipe"))
+    with pytest.raises(UnsupportedImageError, match="no regular file"):
+        open_volume(tmp_path / "pipe", backend="dicom")
     # a Zarr is no folder of slices, whatever its chunks begin with
     made.write(tmp_path / "a.zarr" / "0.dcm", made.stored_values(1)[0])
     (tmp_path / "a.zarr" / "zarr.json").touch()
@@ -439,7 +455,7 @@ def test_deflated_bombs_take_no_memory(tmp_path, monkeypatch):
     whole = path.read_bytes()
     header = whole[: 144 + int.from_bytes(whole[140:144], "little")]
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    path.write_bytes(header + packer.compress(bytes(2**26)) + packer.flush())
+    path.write_bytes(header + packer.compress(bytes(2**25)) + packer.flush())
     monkeypatch.setattr("daskdmed.images.volumes.dicom.header._MAX_HEADER", 2**16)
     tracemalloc.start()
     with warnings.catch_warnings():
