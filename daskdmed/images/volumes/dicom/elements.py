@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from daskdmed.core.errors import CorruptImageError
+from daskdmed.core.extras import extra
 from daskdmed.images.volumes.dicom.frames import Vector
 
 T = TypeVar("T")
 
-#: for people
+#: for people, of one slice
 TOLD = (
     "Modality",
     "SeriesInstanceUID",
@@ -58,9 +60,15 @@ TRAITS = (
     "AcquisitionTime",
 )
 READ = (
-    *TOLD,
     *TRAITS,
+    "SOPClassUID",
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
     "InstanceNumber",
+    "PhotometricInterpretation",
+    "SliceThickness",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -124,6 +132,12 @@ def corrupt(path: str, what: str, error: BaseException | None = None) -> Corrupt
     )
 
 
+@cache
+def tag_of(name: str) -> Any:
+    """The tag of an element, for pydicom."""
+    return extra("pydicom.tag", "volumes", "DICOM files need").Tag(name)
+
+
 class Elements:
     """Checked values of a data set."""
 
@@ -133,7 +147,10 @@ class Elements:
     def value(self, place: Any, name: str, convert: Callable[[Any], T]) -> T | None:
         """An element of a data set; None where it is missing or empty."""
         try:
-            found = place.get(name)
+            tag = tag_of(name)
+            if tag not in place:  # `get` would ask by exceptions
+                return None
+            found = place[tag].value
             if found is None or (hasattr(found, "__len__") and not len(found)):
                 return None
             return convert(found)

@@ -53,8 +53,6 @@ class Series:
     number: int | None
     description: str
     modality: str
-    #: what else the file says, for `Volume.properties`
-    told: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,8 +30,11 @@ from daskdmed.images.volumes.dicom.elements import (
     corrupt,
     floats,
     list_of,
+    tag_of,
 )
 from daskdmed.images.volumes.dicom.frames import Frame, Pixels, Series, Vector
+
+T = TypeVar("T")
 
 #: dimensions that count slices, not volumes: stack, number in the stack, positions
 _OF_SLICES = {0x00209056, 0x00209057, 0x00200032, 0x00209301}
@@ -68,12 +71,22 @@ def read_frames(path: str) -> tuple[Frame, ...] | str:
 
     CorruptImageError for a DICOM file whose header is damaged.
     """
+    found = _read(path, READ, lambda file: file.frames())
+    return "it is not DICOM" if found is None else found
+
+
+def read_told(path: str) -> dict[str, str]:
+    """What a file says for people, ``{"dicom.SeriesDescription": ...}``."""
+    return _read(path, TOLD, lambda file: file.told()) or {}
+
+
+def _read(path: str, names: tuple[str, ...], ask: Callable[[_File], T]) -> T | None:
+    """What a file's header says, of these elements; None of what is no DICOM."""
     try:
         with open(path, "rb") as file:
-            head = file.read(132)
-            if not looks_like_dicom(head):
-                return "it is not DICOM"
-            return _File(path, file).frames()
+            if not looks_like_dicom(file.read(132)):
+                return None
+            return ask(_File(path, file, names))
     except OSError as error:
         raise explain_os_error(error, path) from error
     except MissingExtraError:
@@ -85,33 +98,39 @@ def read_frames(path: str) -> tuple[Frame, ...] | str:
 class _File(Elements):
     """A file while its header is read."""
 
-    def __init__(self, path: str, file: Any) -> None:
+    def __init__(self, path: str, file: Any, names: tuple[str, ...]) -> None:
         self.path, self.facts = path, os.fstat(file.fileno())
         file.seek(0)
         self.deflated = _is_deflated(path, file.read(4096))
         file.seek(0)
         if self.deflated:
-            self.meta, self.data, stream = self._inflated(file)
+            self.meta, self.data, stream = self._inflated(file, names)
         else:
             stream = file
             self.data = _pydicom("").dcmread(
-                file, stop_before_pixels=True, force=True, specific_tags=list(READ)
+                file,
+                stop_before_pixels=True,
+                force=True,
+                specific_tags=[tag_of(name) for name in names],
             )
             self.meta = self.data.file_meta
         self.start = stream.tell()
         self.tag = stream.read(12)
 
-    def _inflated(self, file: Any) -> tuple[Any, Any, io.BytesIO]:
+    def _inflated(self, file: Any, names: tuple[str, ...]) -> tuple[Any, Any, io.BytesIO]:
         """Header of a file whose data set is one deflated stream: no more than its beginning."""
         reader = _pydicom(".filereader")
         meta = reader.read_file_meta_info(self.path)
         stream = io.BytesIO(inflated(file, _MAX_HEADER))
-        wanted = [_pydicom(".tag").Tag(name) for name in READ]
+        wanted = [tag_of(name) for name in names]
         data = reader.read_dataset(
             stream, False, True, specific_tags=wanted,
             stop_when=lambda tag, vr, length: tag in _PIXEL_TAGS,
         )  # fmt: skip
         return meta, data, stream
+
+    def told(self) -> dict[str, str]:
+        return {f"dicom.{name}": text for name in TOLD if (text := self.text(self.data, name))}
 
     # ------------------------------------------------------------------ what there is
     def frames(self) -> tuple[Frame, ...] | str:
@@ -124,13 +143,11 @@ class _File(Elements):
         each = self.items("PerFrameFunctionalGroupsSequence")
         if each and len(each) != pixels.frames:
             raise corrupt(self.path, f"{pixels.frames} frames, functional groups of {len(each)}")
-        told = tuple((f"dicom.{n}", t) for n in TOLD if (t := self.text(data, n)))
         series = Series(
             self.text(data, "SeriesInstanceUID"),
             self.number(data, "SeriesNumber", int),
             self.text(data, "SeriesDescription"),
             self.text(data, "Modality"),
-            told,
         )
         common = [shared[0]] if shared else []
         frames = []

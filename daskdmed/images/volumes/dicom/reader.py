@@ -19,6 +19,7 @@ from daskdmed.images.readers import BaseReader, level_infos
 from daskdmed.images.volumes.dicom.frames import Frame
 from daskdmed.images.volumes.dicom.geometry import along_normal, lay_out
 from daskdmed.images.volumes.dicom.grouping import Group, places
+from daskdmed.images.volumes.dicom.header import read_told
 from daskdmed.images.volumes.dicom.pixels import read_stored
 from daskdmed.images.volumes.dicom.values import background_of, dtype_of, rescale
 
@@ -49,7 +50,7 @@ class DicomReader(BaseReader):
         dtype = dtype_of(self._frames)
         rows, columns = first.pixels.rows, first.pixels.columns
         shape = (len(self._blends), rows, columns, 1)
-        told = dict(first.series.told)
+        told = read_told(first.pixels.path)
         told["dicom.volume"] = str(volume)
         if notes:
             said = [f"{what}: {why}" for what, why in notes[:_SHOWN]]

@@ -80,6 +80,8 @@ def rescale(stored: Array, frame: Frame, out: Array) -> None:
         out[...] = stored
     elif out.dtype.kind == "f":
         out[...] = stored * np.float64(frame.slope) + np.float64(frame.intercept)
+    elif frame.slope == 1:  # whatever wraps around in between comes back: the type holds the sum
+        np.add(stored, int(frame.intercept), out=out, dtype=out.dtype, casting="unsafe")
     else:
         wide = stored.astype(np.int64 if out.dtype.itemsize > 2 else np.int32)
         out[...] = wide * int(frame.slope) + int(frame.intercept)

@@ -323,6 +323,10 @@ def test_what_is_no_volume(tmp_path):
     lut.ModalityLUTSequence[0]["LUTData"].VR = "US"
     lut.save_as(tmp_path / "lut.dcm", enforce_file_format=True)
     refused(tmp_path / "lut.dcm", "Modality LUT Sequence")
+    swapped = made.write(
+        tmp_path / "be.dcm", np.zeros((16, 20), "u1"), syntax="1.2.840.10008.1.2.2"
+    )
+    refused(swapped, "8 bits in the transfer syntax Explicit VR Big Endian")
     mosaic = made.write(tmp_path / "m.dcm", GOOD, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
     refused(mosaic, "dcm2niix")
     video = made.write(
@@ -447,6 +451,19 @@ def test_damaged_streams(tmp_path, syntax):
         path = made.write(tmp_path / f"{name}.dcm", GOOD, syntax=syntax, frames=[stream])
         with pytest.raises(TileError, match=f"{name}.dcm, frame 0"):
             values(path)
+
+
+def test_the_last_of_several_compressed_frames_is_cut(tmp_path):
+    stored = made.stored_values(3)
+    frames = [imagecodecs.jpegls_encode(np.ascontiguousarray(one)) for one in stored]
+    groups = made.functional_groups(made.positions(3))
+    path = made.write(tmp_path / "a.dcm", stored, syntax=JPEG + "80", frames=frames, **groups)
+    path.write_bytes(path.read_bytes()[:-200])
+    volume = open_volume(path)
+    np.testing.assert_array_equal(volume.read((0, 0, 0), (2, 16, 20)), stored[:2])
+    with pytest.raises(TileError, match="a.dcm, frame 2") as caught:
+        volume.to_dask().compute()
+    assert caught.value.tile == (2, 0, 0)
 
 
 def test_deflated_bombs_take_no_memory(tmp_path, monkeypatch):

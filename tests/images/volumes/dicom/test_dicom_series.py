@@ -125,7 +125,7 @@ def test_any_orientation_and_tilt(angles, origin, step, tilt, count):
     )
     where = np.array(origin) + np.arange(count)[:, None] * move
     frames = [
-        Frame(pixels, 0, Series("1", 1, "", "CT", ()), k, tuple(p), axes, made.SPACING, step,
+        Frame(pixels, 0, Series("1", 1, "", "CT"), k, tuple(p), axes, made.SPACING, step,
               1.0, 0.0, None, False, "", ())
         for k, p in enumerate(where)
     ]  # fmt: skip
