@@ -109,9 +109,10 @@ def heatmap(
     mask : array-like or TissueMask, optional
         Over the whole image at any resolution, bool or values in [0, 1]; of a volume also a
         record, a path or a view, which is read with the image's `spacing` and `orientation`,
-        and has to lie where the image does. Windows without
-        any cover are not computed and stay NaN; blocks without any are not read. For a
-        dataset ``{id: mask}`` or a function of the patient.
+        and has to lie where the image does. An array lies over the image as it is read, a
+        `TissueMask` of a volume is turned with it. Windows without any cover are not computed
+        and stay NaN; blocks without any are not read. For a dataset ``{id: mask}`` or a
+        function of the patient.
     batch_size : int
         Windows per call of the model, at most. Callables get strided views of one row of
         windows where windows lie side by side, which may be fewer. When torch says that the

@@ -189,9 +189,10 @@ class LightDL(Loader[SmallChunks]):
     tissue : bool, str, callable or mapping, optional
         Draw from tissue only: a method of `daskdmed.tissue_mask` ("otsu" for True), a function
         from a thumbnail to a mask, a mapping patient id -> mask, or the name of a record that
-        is a label map, whose classes are tissue, all but 0. Big chunks are then
-        visited in proportion to their tissue, and small chunks drawn exactly, without
-        repetition within a visit. A collector of your own still crops where it likes.
+        is a label map, whose classes are tissue, all but 0. An array lies over the image as it
+        is read, in its `orientation`. Big chunks are then visited in proportion to their
+        tissue, and small chunks drawn exactly, without repetition within a visit. A collector
+        of your own still crops where it likes.
     min_tissue : float, default 0.5
         Fraction of a small chunk that must be tissue.
     annotations : str, optional
