@@ -150,8 +150,9 @@ class SmallChunkCollector(ABC):
         Parameters
         ----------
         bigchunk : BigChunk
-            Pixels in `data`, shared and read-only. When a visit holds several regions, one
-            of them, chosen with probability proportional to its pixels.
+            Pixels in `data`, and with ``LightDL(target=...)`` those of the target in `target`,
+            shared and read-only; without the slices that ``context=`` adds. When a visit holds
+            several regions, one of them, chosen with probability proportional to its pixels.
         context : CollectContext
             Patient, record, labels, crop size, draw number.
         rng : numpy.random.Generator
@@ -161,8 +162,9 @@ class SmallChunkCollector(ABC):
         -------
         sequence of int, ndarray, (ndarray, sequence of int), or None
             First pixel of the crop within the big chunk (array order): the library crops.
-            Or the crop itself, shape ``(*smallchunk_size, [channels])`` and the dtype of
-            the big chunk, with or without its first pixel. Or None, which ends the visit.
+            Or the crop itself, shape ``(*smallchunk_size, [channels])`` (all channels that
+            ``context=`` makes) and the dtype of the big chunk, with or without its first pixel.
+            Or None, which ends the visit.
         """
 
 

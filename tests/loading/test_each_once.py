@@ -48,7 +48,7 @@ def met(batches):
     return found, sizes
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 8, 100])
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
 def test_each_slice_comes_once_in_every_epoch(volumes, batch_size):
     with LightDL(volumes, **{**SLICES, "batch_size": batch_size}, policy=EachOnce(1)) as loader:
         orders = []
@@ -127,8 +127,7 @@ def grid_by_hand(shape, size, stride, edge):
     return {(y, x) for y in axes[0] for x in axes[1]}
 
 
-@pytest.mark.parametrize("edge", ["shift", "drop"])
-@pytest.mark.parametrize("stride", [5, (8, 3), 20])
+@pytest.mark.parametrize(("stride", "edge"), [((8, 3), "shift"), (5, "drop"), (20, "shift")])
 def test_patches_of_a_grid_with_any_stride(stride, edge):
     data = Dataset("x", [Patient("p", {"wsi": Record(array=da.zeros((61, 47, 3), dtype="u1"))})])
     options = {"smallchunk_size": 8, "bigchunk_size": 20, "resident": "16 KiB", "batch_size": 7}

@@ -19,7 +19,7 @@ OPTIONS = {
     "smallchunk_size": (3, 8, 8),
     "batch_size": 16,
     "bigchunk_size": 20,
-    "resident": "2 MiB",
+    "resident": "512 KiB",
     "smallchunks_per_bigchunk": 24,
     "record": "ct",
 }
@@ -270,10 +270,15 @@ def expected(z, k, channels, edge):
 SLICES = {"smallchunk_size": (1, 8, 8), "batch_size": 8, "smallchunks_per_bigchunk": 16}
 
 
-@pytest.mark.parametrize("channels", [0, 2])
-@pytest.mark.parametrize(("k", "edge"), [(1, "reflect"), (2, "edge"), (2, "constant")])
-@pytest.mark.parametrize("bigchunk", [4, 12])
-@pytest.mark.parametrize("policy", [None, OnePass()])
+@pytest.mark.parametrize(
+    ("channels", "k", "edge", "bigchunk", "policy"),
+    [
+        (0, 1, "reflect", 4, None),
+        (2, 2, "reflect", 12, OnePass()),
+        (0, 2, "edge", 4, OnePass()),
+        (2, 2, "constant", 4, None),
+    ],
+)
 def test_the_wanted_slice_is_the_one_in_the_middle(channels, k, edge, bigchunk, policy):
     data = Dataset("x", [Patient("p", {"t1": Record(array=encoded(channels))})])
     options = {**SLICES, "context": (k, 0, 0), "context_edge": edge, "policy": policy}
@@ -331,7 +336,7 @@ def test_workers_crop_slices_with_their_neighbours_too():
         assert_same_batches(collect(loader, 3), here)
 
 
-@pytest.mark.parametrize(("k", "edge"), [(1, "reflect"), (3, "edge"), (2, "constant")])
+@pytest.mark.parametrize(("k", "edge"), [(1, "reflect"), (3, "edge")])
 def test_windows_have_their_neighbours_too(k, edge):
     options = {"kernel_size": (1, 8, 8), "batch_size": 5, "context": k, "context_edge": edge}
     options["edge"], options["stride"] = "shift", (1, 8, 8)
