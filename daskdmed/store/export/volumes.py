@@ -98,8 +98,9 @@ def export_volume(
 
     Notes
     -----
-    sform holds the affine, qform too where the axes are orthogonal (it cannot say sheared ones, as
-    of a tilted gantry). Both have the code that the header of `like` has, else 1 (scanner).
+    sform holds the affine, qform too where it can say it to a hundredth of a voxel: not of sheared
+    axes, as of a tilted gantry, nor of some oblique ones in its single precision. Both have the
+    code that the header of `like` has, else 1 (scanner).
     Voxels further than half a cell from any cell, as at the border of a heatmap whose windows
     are larger than its strides, are NaN, or 0 in integers.
 
@@ -266,9 +267,7 @@ def _header(nibabel: Any, filled: _Filled, codes: tuple[int, int]) -> Any:
     affine = view.placed.affine[:, [2, 1, 0, 3]]
     header.set_zooms((*view.placed.spacing[::-1], *(1.0 for _ in view.channel_shape)))
     header.set_sform(affine, code=codes[0])
-    steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.allclose(steps.T @ steps, np.eye(3), atol=1e-5):
-        header.set_qform(affine, code=codes[1])
+    _set_qform(header, view.placed, codes[1])
     header.set_xyzt_units("mm")
     header.set_slope_inter(1, 0)
     if view.labels:
@@ -276,6 +275,19 @@ def _header(nibabel: Any, filled: _Filled, codes: tuple[int, int]) -> Any:
     header["descrip"] = b"daskdmed"
     header["vox_offset"] = header.sizeof_hdr + 4
     return header
+
+
+def _set_qform(header: Any, space: Space, code: int) -> None:
+    """Say the same by a rotation, where that can: three numbers of single precision, from which a
+    fourth near 0 (as of axes to LAS or LPS that are a little oblique) follows with an error that
+    moves the far voxels."""
+    affine = space.affine[:, [2, 1, 0, 3]]
+    steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(steps.T @ steps, np.eye(3), atol=1e-5):
+        return
+    header.set_qform(affine, code=code)
+    if not space.isclose(Space(header.get_qform()[:, [2, 1, 0, 3]], space.shape)):
+        header["qform_code"] = 0
 
 
 def _write(path: Path, filled: _Filled, header: Any, *, packed: bool) -> None:

@@ -8,7 +8,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMetric
 
 from daskdmed import Dataset, Patient, Record, Space, evaluate, infer, predict
 from daskdmed.core import extras
@@ -63,15 +62,17 @@ def of_ours(result, scan, metric):
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # within MONAI
 @pytest.mark.parametrize("chunks", [None, 9])
 def test_overlaps_and_distances_are_those_of_monai(maps, chunks):
+    monai = pytest.importorskip("monai.metrics")
+    surface, hausdorff = monai.SurfaceDistanceMetric, monai.HausdorffDistanceMetric
     pairs = maps if chunks is None else [tuple(da.from_array(m, chunks) for m in p) for p in maps]
     result = evaluate(pairs, metrics=EVERY, classes=4, spacing=SPACING)
     assert result.scans == ("0", "1")
     assert result.classes == (1, 2, 3)
     references = {
-        "dice": DiceMetric(include_background=False, ignore_empty=True),
-        "assd": lambda a, b: SurfaceDistanceMetric(symmetric=True)(a, b, spacing=SPACING),
-        "hd": lambda a, b: HausdorffDistanceMetric()(a, b, spacing=SPACING),
-        "hd95": lambda a, b: HausdorffDistanceMetric(percentile=95)(a, b, spacing=SPACING),
+        "dice": monai.DiceMetric(include_background=False, ignore_empty=True),
+        "assd": lambda a, b: surface(symmetric=True)(a, b, spacing=SPACING),
+        "hd": lambda a, b: hausdorff()(a, b, spacing=SPACING),
+        "hd95": lambda a, b: hausdorff(percentile=95)(a, b, spacing=SPACING),
     }
     for i, pair in enumerate(maps):
         for name, metric in references.items():

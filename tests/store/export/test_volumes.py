@@ -221,6 +221,22 @@ def test_sheared_axes_have_no_qform(record, tmp_path):
     np.testing.assert_allclose(back.get_fdata().T, values, atol=1e-4)
 
 
+def test_a_qform_that_would_contradict_is_left_out(record, tmp_path):
+    """Of some small rotations of LAS the quaternion's fourth number is lost in single precision."""
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    affine[:3, :3] = nibabel.eulerangles.euler2mat(0.052, 0.003, 0.086) @ affine[:3, :3]
+    affine = affine.astype(np.float32).astype(np.float64)
+    shape = (300, 4, 4)
+    image = record(np.zeros(shape, np.uint8), affine)
+    path = export_volume(np.ones(shape), tmp_path / "x.nii", like=image, space=image.space)
+    back = nibabel.load(path)
+    rebuilt = Space(back.header.get_qform()[:, [2, 1, 0, 3]], shape)
+    assert not rebuilt.isclose(image.space)
+    assert int(back.header["qform_code"]) == 0
+    np.testing.assert_array_equal(back.affine, affine)
+    assert open_volume(path).space.isclose(image.space)
+
+
 def test_borders_that_no_cell_is_near_are_nan(record, tmp_path):
     image = record(np.ones((12, 12, 12), np.float32), np.eye(4))
     found = heatmap(
