@@ -119,15 +119,17 @@ def _squeezes(said: Mapping[str, Any]) -> bool:
     squeeze = said.get("squeeze", False)
     if not isinstance(squeeze, bool):
         raise UsageError(f"squeeze must be True or False, got {squeeze!r}")
-    if squeeze and said.get("receptive_field") is not None:
+    if not squeeze:
+        return False
+    if said.get("receptive_field") is not None:
         raise UsageError(
             "squeeze= beside receptive_field=, which runs the model over pieces of other sizes; "
             "give a model over as many axes as the image has"
         )
     kernel = [int(n) for n in np.ravel(said["kernel_size"])]
-    if squeeze and not 2 <= sum(n > 1 for n in kernel) < len(kernel):
+    if not 2 <= sum(n > 1 for n in kernel) < len(kernel):
         raise UsageError(
             f"squeeze= drops axes along which windows have one pixel and leaves two at least, as "
             f"of kernel_size=(1, 256, 256); got {tuple(kernel)}"
         )
-    return squeeze
+    return True
