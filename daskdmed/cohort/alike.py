@@ -36,7 +36,7 @@ def check_alike(
     if not ratio and view.spatial_shape != other.spatial_shape:
         raise GeometryError(
             f"{name} has {view.spatial_shape} pixels and {other_name} {other.spatial_shape}"
-            f"{_at(view, other)}; they must lie on the same grid: {_REMEDY}"
+            f"{_at(view, other)}; they must lie on the same grid: {REMEDY}"
         )
     if view.space is not None and other.space is not None:
         steps = [s * r for s, r in zip(view.space.spacing, ratio, strict=True)] if ratio else None
@@ -48,7 +48,8 @@ def check_alike(
         _check_spacing(name, said[0], other_name, said[1], ratio)
 
 
-_REMEDY = (
+#: what can be done about volumes that lie apart
+REMEDY = (
     'give orientation="RAS" to turn both the same way, and spacing=, such as spacing=1.0, to '
     "bring both to one size of voxels; what lies elsewhere or is rotated has to be resampled onto "
     "the other before"
@@ -85,7 +86,7 @@ def check_spaces(
     raise GeometryError(
         f"{name} and {other_name} do not lie at the same places in the patient, up to "
         f"{apart:.4g} voxels apart{turned}; {name}: {space}, affine {_plain(space)}; {other_name}: "
-        f"{other}, affine {_plain(other)}; {_REMEDY}"
+        f"{other}, affine {_plain(other)}; {REMEDY}"
     )
 
 
@@ -127,4 +128,4 @@ def _check_spacing(
     )
 
 
-__all__ = ["TOLERANCE", "check_alike", "check_spaces", "laid_over"]
+__all__ = ["REMEDY", "TOLERANCE", "check_alike", "check_spaces", "laid_over"]

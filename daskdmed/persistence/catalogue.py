@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.cohort.alike import check_alike
+from daskdmed.cohort.alike import REMEDY, check_alike
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.annotations.view import CollatedView, target_view
@@ -306,10 +306,11 @@ def _ratio(
     for size, extent, r in zip(shape, own, ratio, strict=True):
         # the last pixel of the target may be cut off or only partly on the image
         if abs(size - extent * r) >= r:
+            remedy = "give target_level= or target_mpp=" if len(shape) == 2 else REMEDY
             raise GeometryError(
                 f"target record {name!r} has shape {target.shape} and the image {view.shape}; a "
                 "target must have the image's size at the resolution asked for, or that divided "
-                "by a whole number; give target_level= or target_mpp="
+                f"by a whole number; {remedy}"
             )
     if any(s % r for s, r in zip(smallchunk, ratio, strict=True)):
         raise GeometryError(
