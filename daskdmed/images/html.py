@@ -1,4 +1,4 @@
-"""How a slide looks in a notebook.
+"""How a slide or a volume looks in a notebook.
 
 What stands above this layer draws on the picture through the entry-point group
 ``daskdmed.slide_html``, or `register_overlay`. Not covered: figures (`daskdmed.plot`).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,6 +20,7 @@ from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
+    from daskdmed.images.volumes.volume import Volume
 
 _log = logging.getLogger("daskdmed.images")
 OVERLAY_GROUP = "daskdmed.slide_html"
@@ -89,6 +90,31 @@ def slide_html(slide: Slide, picture: Array | None) -> str:
         f"{_image(picture)}<div><b>{html.escape(slide.uri)}</b><br>{said}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
+
+
+def volume_html(volume: Volume, picture: Array | None) -> str:
+    """A slice (h, w, c) of any dtype, and a table of levels."""
+    rows = []
+    for number, level in enumerate(volume.levels):
+        steps = "" if volume.spacing is None else " x ".join(
+            f"{s * d:.4g}" for s, d in zip(volume.spacing, level.downsample, strict=True)
+        )  # fmt: skip
+        cells = (str(number), _times(level.shape[:3]), steps, _times(level.tile_shape))
+        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    names = ("level", "voxels (z, y, x)", "mm", "tile")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    channels = f", {volume.channels} channels" if volume.channels else ""
+    facts = f"{volume.dtype}{channels}, {volume.backend}"
+    where = "lies nobody knows where" if volume.space is None else f"axes to {volume.space.axcodes}"
+    return (
+        '<div style="display:flex;gap:1em;align-items:flex-start">'
+        f"{_image(picture)}<div><b>{html.escape(volume.uri)}</b><br>{html.escape(facts)}, {where}"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+    )
+
+
+def _times(extent: Sequence[int]) -> str:
+    return " x ".join(map(str, extent))
 
 
 def _image(picture: Array | None) -> str:

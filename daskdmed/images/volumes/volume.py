@@ -10,6 +10,7 @@ Not covered: what the formats mean (the modules beside this one), reading at a r
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
+from daskdmed.core.errors import GeometryError, ImageError, ResolutionError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array, OnTileError, PathLike
@@ -31,6 +32,9 @@ from daskdmed.images.volumes.view import VolumeView, downsample_for, orient, tur
 if TYPE_CHECKING:
     import dask.array as da
 
+_log = logging.getLogger("daskdmed.images")
+#: pixels along the longer side of a picture in a notebook
+_PICTURE = 192
 OnGap = Literal["raise", "resample"]
 
 
@@ -365,6 +369,24 @@ class Volume(OfFile):
         where = self.space or f"{' x '.join(map(str, self.shape))} voxels (z, y, x)"
         more = f", {self.channels} channels" if self.channels else ""
         return f"Volume({self.uri!r}, {where}{more}, {self.dtype}, backend {self.backend!r})"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.images.html import volume_html
+
+        return volume_html(self, self._small_picture())
+
+    def _small_picture(self) -> Array | None:
+        """The middle slice of the coarsest level, thinned out to a small picture (h, w, c)."""
+        view = self.view(level=len(self.levels) - 1)
+        z, y, x = view.spatial_shape
+        try:
+            plane = view.read(Region((z // 2, 0, 0), (1, y, x)))[0]
+        except ImageError as error:
+            _log.warning("%s: no picture: %s", self.uri, error)
+            return None
+        step = -(-max(y, x) // _PICTURE)
+        plane = plane[::step, ::step]
+        return plane if plane.ndim == 3 else plane[..., None]
 
 
 def _volume(key: FileKey, info: VolumeInfo, space: Any, spacing: Any, background: Any) -> Volume:

@@ -145,6 +145,15 @@ def test_open_volume(path):
     assert SPACE.axcodes in repr(known)
 
 
+def test_how_a_volume_looks_in_a_notebook(path):
+    shown = open_volume(path).with_space(SPACE)._repr_html_()
+    assert "6 x 10 x 14" in shown
+    assert "4 x 2 x 1" in shown
+    assert f"axes to {SPACE.axcodes}" in shown
+    assert "data:image/png;base64," in shown
+    assert "nobody knows where" in open_volume(path)._repr_html_()
+
+
 def test_time_points_and_channels(tmp_path):
     times = np.stack([VALUES, VALUES + 1, VALUES + 2, VALUES + 3, VALUES + 4])
     np.save(tmp_path / "times.npy", times)
