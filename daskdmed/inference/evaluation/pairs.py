@@ -16,7 +16,6 @@ import zarr
 from zarr.abc.store import Store
 
 from daskdmed.cohort.sources import images_of
-<<<<<<< HEAD
 from daskdmed.core.errors import (
     DatasetError,
     GeometryError,
@@ -24,10 +23,6 @@ from daskdmed.core.errors import (
     StoreError,
     UsageError,
 )
-=======
-from daskdmed.core.errors import DatasetError, GeometryError, ResolutionError, UsageError
-from daskdmed.core.places import local_path
->>>>>>> 26d533e (inference: files of images are compared by their paths too)
 from daskdmed.core.space import Space
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.counts import as_dask
@@ -169,19 +164,11 @@ def _is_result(value: Any) -> bool:
     """Whether a path is that of a result, and not of an image."""
     if not isinstance(value, (str, os.PathLike)):
         return False
-<<<<<<< HEAD
     try:
         group = Location.of(value).open("r", zarr_format=None)
     except StoreError:  # an image of some other kind
         return False
     return place_of(group) is not None
-=======
-    own = local_path(value)
-    if own is not None and os.path.isfile(own) and not own.endswith(".zip"):
-        return False
-    place = Location.of(value)
-    return place.holds_group() and place_of(place.open("r", zarr_format=None)) is not None
->>>>>>> 26d533e (inference: files of images are compared by their paths too)
 
 
 def _is_image(value: Any) -> bool:

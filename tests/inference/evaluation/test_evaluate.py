@@ -283,7 +283,6 @@ def test_files_hold_labels_as_floating_point_too(maps):
     assert mine == evaluate([maps[0]], metrics="dice").rows
 
 
-<<<<<<< HEAD
 def test_paths_of_results_and_of_files(maps, tmp_path):
     predicted, true = maps[0]
     affine = np.diag([0.5, 1.0, 3.0, 1.0])
@@ -302,14 +301,3 @@ def test_paths_of_results_and_of_files(maps, tmp_path):
     turned = scan.view(orientation="LPI").as_labels()
     with pytest.raises(GeometryError, match="do not lie at the same place"):
         evaluate([(out, turned)])
-=======
-def test_files_of_images_are_no_results(tmp_path):
-    nibabel = pytest.importorskip("nibabel")
-    labels = np.zeros((6, 7, 8), np.uint8)
-    labels[2:4, 3:6, 1:5] = 1
-    path = tmp_path / "found.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(labels.T, np.diag([1, 1, 3, 1])), path)
-    space = daskdmed.open_volume(path).space
-    pair = (path, daskdmed.Record(array=labels, space=space))
-    assert daskdmed.evaluate({"a": pair}, metrics="dice").table["dice"].tolist() == [1]
->>>>>>> 26d533e (inference: files of images are compared by their paths too)
