@@ -380,7 +380,7 @@ class Volume(OfFile):
         view = self.view(level=len(self.levels) - 1)
         z, y, x = view.spatial_shape
         try:
-            plane = view.read(Region((z // 2, 0, 0), (1, y, x)))[0]
+            plane: Array = view.read(Region((z // 2, 0, 0), (1, y, x)))[0]
         except ImageError as error:
             _log.warning("%s: no picture: %s", self.uri, error)
             return None
