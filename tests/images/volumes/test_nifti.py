@@ -267,6 +267,24 @@ def test_forms(tmp_path):
         open_volume(one, form="sform")
 
 
+def test_a_qform_is_as_exact_as_single_precision(tmp_path):
+    """Files that nibabel writes from one affine do not contradict themselves."""
+    turned = np.diag([-1.0, 1, 1, 1])
+    turned[:3, :3] = nib.eulerangles.euler2mat(0.052, 0.003, 0.086) @ turned[:3, :3]
+    image = nib.Nifti1Image(np.zeros((4, 4, 300), np.uint8), turned)
+    image.set_sform(turned, 1)
+    image.set_qform(turned, 1)
+    image.to_filename(tmp_path / "turned.nii")
+    again = nib.load(tmp_path / "turned.nii").header
+    far = np.array([0, 0, 299, 1])
+    assert np.abs((again.get_sform() - again.get_qform()) @ far).max() > 0.01
+    assert open_volume(tmp_path / "turned.nii").properties["nifti.form"] == "sform"
+    image.set_qform(np.diag([-1.0, 1, 1, 1]), 1)  # of another place
+    image.to_filename(tmp_path / "other.nii")
+    with pytest.raises(SpaceError):
+        open_volume(tmp_path / "other.nii")
+
+
 def test_what_files_without_a_place_mean(tmp_path):
     bare = open_volume(save(tmp_path / "bare.nii", sform_code=0, qform_code=0))
     assert (bare.space, bare.spacing) == (None, pytest.approx((3, 1.5, 1)))

@@ -218,6 +218,10 @@ def _space(
         sform, qform = found.values()
         apart = max(sform.distance(qform), qform.distance(sform))
         if apart > _SAME:
+            # its quaternion is in single precision, which may move the far end by some of a voxel
+            rounded = _as_qform(uri, fields, extent)
+            if rounded is not None and rounded.distance(qform) <= _SAME:
+                return sform, "sform"
             raise SpaceError.of(
                 uri,
                 f"its sform and qform contradict each other, voxels lie up to {apart:.3g} voxels "
@@ -240,6 +244,19 @@ def _form(uri: str, fields: Any, name: str) -> Array | None:
         return None
     matrix[:3] *= _UNITS.get(int(fields["xyzt_units"]) & 7, 1.0)
     return matrix
+
+
+def _as_qform(uri: str, fields: Any, extent: tuple[int, int, int]) -> Space | None:
+    """The sform as a qform says it; None where none can, because axes are sheared."""
+    from nibabel.spatialimages import HeaderDataError
+
+    twin = fields.copy()
+    try:
+        twin.set_qform(fields.get_sform(), strip_shears=False)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+        return None
+    matrix = _form(uri, twin, "qform")
+    return None if matrix is None else _of_affine(uri, "qform", matrix, extent)
 
 
 def _qform(uri: str, fields: Any) -> Array:
