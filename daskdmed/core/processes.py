@@ -10,6 +10,7 @@ Not covered: open files, which are opened anew in a forked child (`daskdmed.imag
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -83,6 +84,14 @@ def _close_all() -> None:
         _closers.pop()()
     while _last:
         _last.popitem()[1]()
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the waits with a time limit that Dask's event loops leave behind at exit: asyncio tells
+    of them, in Tornado's words, when the interpreter frees them."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, TimeoutError) and str(error) == "Timeout")
 
 
 def _before_fork() -> None:

@@ -28,7 +28,7 @@ def labels(shape, classes, seed):
 
 @settings(max_examples=25)
 @given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    st.lists(st.integers(1, 12), min_size=1, max_size=3),
     st.integers(2, 5),
     st.integers(1, 12),
     st.integers(1, 12),

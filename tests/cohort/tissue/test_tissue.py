@@ -350,7 +350,7 @@ def test_functions_and_arrays_of_any_number_of_axes():
     assert tissue_mask(values, spatial_ndim=3, method=inside[::2, ::2, ::2]).scale == (2, 2, 2)
     with pytest.raises(GeometryError, match="3 axes"):
         tissue_mask(values, spatial_ndim=3, method=inside[0])
-    with pytest.raises(UnsupportedImageError, match="Check that it is a volume"):
+    with pytest.raises(UsageError, match="open a slide by open_slide"):
         tissue_mask(real("CMU-1-Small-Region.svs"), spatial_ndim=3)
 
 
