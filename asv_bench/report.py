@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import inputs
 import scenarios
-from compare import PEERS, measure, missing
+from compare import measure, missing
+from peers import PEERS
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,11 @@ def monai_patches(scans: list[Path]) -> Steps:
         transforms.ToTensord(keys),
     ]
     files = [{"image": str(s), "label": str(label_of(s))} for s in scans]
-    cached = data.CacheDataset(files * 8, transforms.Compose(steps), progress=False)
-    batches = data.DataLoader(cached, BATCH // 8, num_workers=WORKERS, shuffle=True)
+    cached = data.CacheDataset(files, transforms.Compose(steps), progress=False)
     torch.manual_seed(0)
+    batches = data.DataLoader(
+        cached, batch_size=1, num_workers=WORKERS, shuffle=True, persistent_workers=True
+    )
     while True:
         for batch in batches:
             yield len(batch["image"])
