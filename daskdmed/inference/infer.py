@@ -10,9 +10,13 @@ Not covered: what one prediction is (`daskdmed.inference.dense.predict`), metric
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -22,6 +26,7 @@ import zarr
 from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
+from daskdmed.core.checks import check_count
 from daskdmed.core.errors import DatasetError, UsageError
 from daskdmed.core.types import (
     LevelLike,
@@ -93,11 +98,11 @@ class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
         Scans left out so far, with ``on_error="skip"``.
     """
 
-    def __init__(self, scans: Sequence[_Scan], run: _Run, on_error: OnError) -> None:
+    def __init__(self, scans: Sequence[_Scan], run: _Run, on_error: OnError, ahead: int) -> None:
         left_out = LeftOut(on_error, len(scans))
         self.failures = left_out.failures
         self._count = len(scans)
-        self._iterator = self._go(scans, run, left_out)
+        self._iterator = self._go(scans, run, left_out, ahead)
 
     def __len__(self) -> int:
         """Number of scans, those that fail included."""
@@ -111,15 +116,36 @@ class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
 
     @staticmethod
     def _go(
-        scans: Sequence[_Scan], run: _Run, left_out: LeftOut
+        scans: Sequence[_Scan], run: _Run, left_out: LeftOut, ahead: int
     ) -> Iterator[tuple[ScanInput, ScanOutput]]:
-        for scan in scans:
+        for scan, result_of in _begun(scans, run, ahead):
             try:
-                result = run(scan)
+                result = result_of()
             except Exception as error:  # the model's too: other scans may fare better
                 left_out.failed(scan.image, error, "scan")
                 continue
             yield result
+
+
+def _begun(
+    scans: Sequence[_Scan], run: _Run, ahead: int
+) -> Iterator[tuple[_Scan, Callable[[], tuple[ScanInput, ScanOutput]]]]:
+    """Every scan and what gives its result, when so many behind it are being predicted."""
+    if not ahead:
+        yield from ((scan, functools.partial(run, scan)) for scan in scans)
+        return
+    pool = ThreadPoolExecutor(ahead, "daskdmed-infer")
+    rest, begun = iter(scans), deque[tuple[_Scan, Future[tuple[ScanInput, ScanOutput]]]]()
+    try:
+        while True:
+            more = itertools.islice(rest, ahead + 1 - len(begun))
+            begun.extend((scan, pool.submit(run, scan)) for scan in more)
+            if not begun:
+                return
+            scan, future = begun.popleft()
+            yield scan, future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -147,6 +173,7 @@ def infer(
     out: PathLike | None = None,
     mask: Any = None,
     layout: ScanLayout = "zyx",
+    ahead: int = 0,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     client: Client | None = None,
@@ -154,9 +181,9 @@ def infer(
 ) -> Scans:
     """Predict every scan of a dataset, and pair it with its truth.
 
-    Scans are predicted one after the other, when the iterator is asked for them; each uses
-    all threads (or the whole cluster). Nothing but its place is kept of a scan that was
-    yielded. The contract is that of MedSegPy's ``DataLoader.inference``.
+    Scans are predicted one after the other, when the iterator is asked for them (see `ahead`);
+    each uses all threads (or the whole cluster). Nothing but its place is kept of a scan that
+    was yielded. The contract is that of MedSegPy's ``DataLoader.inference``.
 
     Parameters
     ----------
@@ -183,6 +210,11 @@ def infer(
         everywhere; or rows, columns, slices and then channels, (y, x, z[, c]) and (y, x, z[, k]),
         as MedSegPy has them. Of planes only the channels move. `spacing` follows the axes;
         stores are the same.
+    ahead : int
+        How many further scans are predicted, side by side, while the caller works with one: so
+        that neither waits for the other, and the end of a scan does not leave threads idle.
+        Each takes the memory of a prediction. When the iterator is left, those that are
+        running end first.
     on_error : {"raise", "skip"}
         What a scan that fails does: ends the iteration with its error, or is reported in
         `Scans.failures` and in the log. When all fail, an error is raised in any case.
@@ -220,6 +252,7 @@ def infer(
         raise UsageError(
             f"out= is a folder or URL for one store per scan, got {type(out).__name__}"
         )
+    check_count("ahead", ahead, 0)
     axes = spatial_axes(kernel_size)
     request = Request(None, level, mpp, power, axes, tile_error, spacing, orientation)
     images = images_of(dataset, request)
@@ -227,7 +260,8 @@ def infer(
     options = {"kernel_size": kernel_size, "client": client, **options}
     names = file_names(image.key for image in images)
     arranged = _Arranged(layout, axes)
-    return Scans(scans, _Run(model, out, target_classes, options, names, arranged), on_error)
+    run = _Run(model, out, target_classes, options, names, arranged)
+    return Scans(scans, run, on_error, ahead)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

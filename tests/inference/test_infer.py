@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -37,6 +39,49 @@ def dataset():
 
 def run(dataset, **keywords):
     return infer(dataset, brightest, **{"kernel_size": 32, "target": "truth", **keywords})
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_scans_ahead_are_predicted_while_the_caller_works(dataset, ahead):
+    begun = {int(p.records["image"].array.shape[0]): threading.Event() for p in dataset}
+    shapes = list(begun)
+
+    def model(windows):
+        begun[int(sizes[threading.get_ident()])].set()
+        return brightest(windows)
+
+    def mask(patient):  # asked for in the thread that predicts the scan
+        sizes[threading.get_ident()] = patient.records["image"].array.shape[0]
+
+    sizes = {}
+    expected = [outputs["y_pred"].compute() for _, outputs in run(dataset, post="argmax")]
+    with dask.config.set(scheduler="synchronous"):
+        scans = infer(
+            dataset, model, kernel_size=32, target="truth", post="argmax", ahead=ahead, mask=mask
+        )
+        found = [next(scans)]
+        for shape in shapes[1 : 1 + ahead]:
+            begun[shape].wait()  # for ever, if nothing is predicted until it is asked for
+        found += list(scans)
+    for (_, outputs), wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(outputs["y_pred"], wanted)
+    with pytest.raises(UsageError, match="ahead must be an integer >= 0, got -1"):
+        run(dataset, ahead=-1)
+
+
+def test_a_scan_ahead_that_fails_is_left_out_in_its_turn(dataset):
+    def broken(windows):
+        if windows.max() > 2:
+            raise RuntimeError("too bright")
+        return brightest(windows)
+
+    bright = Record(array=dataset[1].records["image"].array + 3)
+    patients = [dataset[0], Patient("bright", {"image": bright}), dataset[2]]
+    scans = infer(patients, broken, kernel_size=32, record="image", ahead=2, on_error="skip")
+    assert [inputs["patient_id"] for inputs, _ in scans] == ["p0", "p2"]
+    assert [f.patient for f in scans.failures] == ["bright"]
+    with pytest.raises(StoreError, match="too bright"):
+        list(infer(patients, broken, kernel_size=32, record="image", ahead=1))
 
 
 def test_inputs_and_outputs_of_every_scan(dataset):
