@@ -11,6 +11,7 @@ Not covered: what a block is, and where it is recorded as done (`daskdmed.store.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import uuid
@@ -151,10 +152,8 @@ def threads_here() -> int:
     if "distributed" in sys.modules:
         from distributed import get_worker
 
-        try:
+        with contextlib.suppress(ValueError):  # not called by a worker
             return int(get_worker().state.nthreads)
-        except ValueError:  # not called by a worker
-            pass
     return 1 if _synchronous() else default_threads()
 
 

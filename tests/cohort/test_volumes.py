@@ -293,7 +293,10 @@ def test_an_mpp_says_nothing_of_three_axes():
             "label": Record(array=LABEL, spacing=(3, 1, 1)),
         },
     )
-    loaded(patient, (4, 4, 4), record="image", target="label")
+    x, smallchunks = loaded(patient, (4, 4, 4), record="image", target="label")
+    place = tuple(slice(o, o + 4) for o in smallchunks[0].origin)
+    np.testing.assert_array_equal(x[0], voxels()[place])
+    np.testing.assert_array_equal(smallchunks[0].target, LABEL[place])
 
 
 def test_a_coarser_target_lies_alike():
