@@ -263,6 +263,55 @@ class ImageView:
         raise NotImplementedError(f"{type(self).__name__} holds nothing that is persisted")
 
 
+class ViewOver(ImageView):
+    """An image made over another one, its `source`: of which is what it does not say itself."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def source(self) -> ImageView: ...
+
+    @property
+    def spatial_ndim(self) -> int:
+        return self.source.spatial_ndim
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        return self.source.tile_shape
+
+    @property
+    def downsample(self) -> tuple[float, ...]:
+        return self.source.downsample
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        return self.source.mpp
+
+    @property
+    def uri(self) -> str | None:
+        return self.source.uri
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def space(self) -> Space | None:
+        return self.source.space
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        return self.source.spacing
+
+    @property
+    def failed_tiles(self) -> tuple[FailedTile, ...]:
+        return self.source.failed_tiles
+
+    @property
+    def remote(self) -> Any:
+        return self.source.remote
+
+
 def background_of(view: ImageView, given: Any = None) -> Array:
     """Value of pixels outside a view, shape (c,) or (): what was given, else white for three
     channels of uint8 and 0 for others.

@@ -23,9 +23,8 @@ import numpy.typing as npt
 from daskdmed.core import buffers
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
-from daskdmed.core.space import Space
 from daskdmed.core.types import Array
-from daskdmed.core.view import FailedTile, ImageView
+from daskdmed.core.view import ImageView, ViewOver
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -138,7 +137,7 @@ class Context:
 
 
 @dataclass(frozen=True, eq=False)
-class ContextView(ImageView):
+class ContextView(ViewOver):
     """An image whose pixels have those around them as channels, the first offset first."""
 
     source: ImageView
@@ -154,22 +153,6 @@ class ContextView(ImageView):
         return self.source.dtype
 
     @property
-    def spatial_ndim(self) -> int:
-        return self.source.spatial_ndim
-
-    @property
-    def tile_shape(self) -> tuple[int, ...]:
-        return self.source.tile_shape
-
-    @property
-    def downsample(self) -> tuple[float, ...]:
-        return self.source.downsample
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        return self.source.mpp
-
-    @property
     def background(self) -> Array:
         return np.tile(np.reshape(self.source.background, -1), self.context.count)
 
@@ -177,30 +160,6 @@ class ContextView(ImageView):
     def token(self) -> str:
         name = repr((self.source.token, self.context))
         return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-
-    @property
-    def uri(self) -> str | None:
-        return self.source.uri
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def space(self) -> Space | None:
-        return self.source.space
-
-    @property
-    def spacing(self) -> tuple[float, ...] | None:
-        return self.source.spacing
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        return self.source.failed_tiles
-
-    @property
-    def remote(self) -> Any:
-        return self.source.remote
 
     def as_labels(self) -> ContextView:
         """The same over a map of labels."""

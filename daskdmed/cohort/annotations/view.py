@@ -22,9 +22,8 @@ from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.raster import ClassesLike, ClassTable, Grid
 from daskdmed.core.errors import DatasetError, GeometryError, UsageError
 from daskdmed.core.region import Region
-from daskdmed.core.space import Space
 from daskdmed.core.types import Array
-from daskdmed.core.view import FailedTile, ImageView
+from daskdmed.core.view import ImageView, ViewOver
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -124,7 +123,7 @@ class AnnotationView(ImageView):
 
 
 @dataclass(frozen=True, eq=False)
-class CollatedView(ImageView):
+class CollatedView(ViewOver):
     """An integer label map, or a stack of masks, seen through `Categories`.
 
     `multichannel`: one channel per class instead of class numbers; masks always give channels.
@@ -159,22 +158,6 @@ class CollatedView(ImageView):
         return np.dtype("u1") if len(self.categories) < 256 else np.dtype("u2")
 
     @property
-    def spatial_ndim(self) -> int:
-        return self.source.spatial_ndim
-
-    @property
-    def tile_shape(self) -> tuple[int, ...]:
-        return self.source.tile_shape
-
-    @property
-    def downsample(self) -> tuple[float, ...]:
-        return self.source.downsample
-
-    @property
-    def mpp(self) -> tuple[float, float] | None:
-        return self.source.mpp
-
-    @property
     def background(self) -> Array:
         """What lies outside the label map: its value 0, collated; of masks, no mask."""
         return self._collate(np.zeros(self.source.channel_shape, "u1"))
@@ -185,28 +168,8 @@ class CollatedView(ImageView):
         return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
     @property
-    def uri(self) -> str | None:
-        return self.source.uri
-
-    @property
-    def space(self) -> Space | None:
-        return self.source.space
-
-    @property
-    def spacing(self) -> tuple[float, ...] | None:
-        return self.source.spacing
-
-    @property
     def cheap_to_cut(self) -> bool:
         return self.source.cheap_to_cut
-
-    @property
-    def failed_tiles(self) -> tuple[FailedTile, ...]:
-        return self.source.failed_tiles
-
-    @property
-    def remote(self) -> Any:
-        return self.source.remote
 
     def narrowed(self, region: Region) -> CollatedView:
         return replace(self, source=self.source.narrowed(region))
