@@ -51,12 +51,11 @@ from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.asked import check_asked
 from daskdmed.persistence.budget import allot, to_bytes
 from daskdmed.persistence.catalogue import Geometry, Target
-from daskdmed.persistence.cluster import connect
+from daskdmed.persistence.cluster import ClientLike, WorkersLike
 from daskdmed.persistence.policy import EachOnce, PolicyLike, as_policy
 from daskdmed.persistence.where import AreaSource, TissueLike, Wish
 
 if TYPE_CHECKING:
-    from distributed import Client
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -182,8 +181,16 @@ class LightDL(Loader[SmallChunks]):
     feedback_lag : int, optional
         Batches after which `feedback` counts, with a stateful collector. Default 4. Fewer:
         sooner, but fewer batches are made ahead.
-    client : distributed.Client, optional
-        Where big chunks live. None: threads of this process.
+    client : distributed.Client or "shared", optional
+        Where big chunks live: on the workers of a cluster. "shared": in reading processes of
+        this machine that all loaders use which say so, in this process or another, as many as
+        `workers` says, 2 by default; the first starts them, and they end when nobody uses them.
+        None: as `workers` says.
+    workers : int or "threads", optional
+        Where big chunks live when no client is given: "threads" of this process, the default,
+        or so many reading processes of this machine, which leave the process that trains its
+        interpreter. Loaders of one process that ask for as many have them in common, and so
+        have the ranks of one machine. They end with the last loader, however it ends.
     pad : bool, default False
         Surround images smaller than a small chunk with background instead of refusing them.
     tissue : bool, str, callable or mapping, optional
@@ -258,7 +265,8 @@ class LightDL(Loader[SmallChunks]):
         rank: RankLike = None,
         world_size: int | None = None,
         feedback_lag: int | None = None,
-        client: Client | None = None,
+        client: ClientLike = None,
+        workers: WorkersLike = None,
         pad: bool = False,
         tissue: TissueLike | None = None,
         min_tissue: float = 0.5,
@@ -274,7 +282,7 @@ class LightDL(Loader[SmallChunks]):
         squeeze: bool = False,
         tile_error: OnTileError = "raise",
     ) -> None:
-        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
+        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client, workers)
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
         draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
@@ -360,7 +368,7 @@ class LightDL(Loader[SmallChunks]):
     # -- life and batches -------------------------------------------------------------
 
     def _begin(self) -> Prefetcher:
-        cluster = self._cluster or connect(self._client)
+        cluster = self._cluster or self._connect()
         try:
             ranks = None if cluster.own else self._assembly.ranks(cluster, self._progress)
             self._claim(self._assembly.budget, cluster, "" if ranks is None else ranks.plan)

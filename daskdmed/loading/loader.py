@@ -27,13 +27,18 @@ from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import Progress
 from daskdmed.loading.ranks import RankLike, others_unseen, resolve
 from daskdmed.loading.stats import Meter, Stats
-from daskdmed.persistence.cluster import Cluster
+from daskdmed.persistence.cluster import (
+    ClientLike,
+    Cluster,
+    WorkersLike,
+    check_workers_asked,
+    connect,
+)
 
 if TYPE_CHECKING:
     from typing import Self
 
     import torch
-    from distributed import Client
 
     _Base = torch.utils.data.IterableDataset[Any]
 else:
@@ -66,7 +71,8 @@ class Loader(_Base, Generic[C]):
         batch_tfms: Callable[[Any], Any] | None,
         rank: RankLike,
         world_size: int | None,
-        client: Client | None,
+        client: ClientLike,
+        workers: WorkersLike = None,
     ) -> None:
         super().__init__()
         #: how events call it
@@ -75,7 +81,8 @@ class Loader(_Base, Generic[C]):
         self.tfms, self.batch_tfms = tfms, batch_tfms
         self._asked, self._share = (rank, world_size), resolve(rank, world_size)
         self._told = False
-        self._client = client
+        check_workers_asked(client, workers)
+        self._client, self._workers = client, workers
         self._cluster: Cluster | None = None
         self._feed: Prefetcher | None = None
         self._prepare = torchbridge.Preparation(tfms)
@@ -187,14 +194,18 @@ class Loader(_Base, Generic[C]):
             self._own(self._feed)
         return self
 
+    def _connect(self) -> Cluster:
+        return connect(self._client, self._workers, world_size=self._share[1])
+
     def _claim(self, budget: int, cluster: Cluster | None, shared: str = "") -> None:
         """Enter the budget into the account of this process, and of the user's cluster.
 
         BudgetError: all loaders and runs together exceed half of the memory.
         """
         if self._account is None:
-            client = None if cluster is None or cluster.own else cluster.client
-            here = cluster is None or cluster.in_process
+            own = cluster is None or cluster.own
+            client = None if own or cluster is None else cluster.client
+            here = own or (cluster is not None and cluster.in_process)
             self._account = memory.claim(
                 self, self.name, budget, client=client, here=here, shared=shared
             )

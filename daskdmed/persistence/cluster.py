@@ -1,9 +1,9 @@
-"""The cluster under a loader: one of its own in this process, or the user's.
+"""The cluster under a loader: threads or processes of its own, or the user's.
 
 An in-process cluster gives the loader big chunks by reference, on the dashboard's terms
-but without a dashboard server, nannies, spilling or profiling. Not covered: starting
-worker processes, which is the user's choice (``LocalCluster``, ``dask scheduler``...).
-`Workers` says who is there, and complains when nobody is.
+but without a dashboard server, nannies, spilling or profiling. `Workers` says who is there, and
+complains when nobody is. Not covered: how processes are started, and shared
+(`daskdmed.persistence.hosting`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import dask
 
 from daskdmed.core import processes
+from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderError, UsageError
 from daskdmed.core.waiting import explain
+from daskdmed.persistence.host import OWN_CONFIG
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -31,30 +33,20 @@ if TYPE_CHECKING:
 WORKERLESS_LIMIT = 60.0
 #: seconds between looks at the cluster while waiting
 LOOK_EVERY = 5.0
+#: processes of ``client="shared"``, unless ``workers=`` says so
+SHARED_WORKERS = 2
 
 #: first part of the keys of big chunks, and of tasks that crop from them where these are
 BIG_CHUNK, SAMPLING = "big-chunk", "small-chunks"
-
-#: for a cluster that serves one loader: nothing is stolen, replicated, profiled or queued.
-#: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
-#: hundreds of times a second, each time making a decoding thread wait for the lock.
-_CONFIG: dict[str, Any] = {
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.scheduler.worker-saturation": float("inf"),
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.admin.system-monitor.interval": "2s",
-    "distributed.scheduler.dashboard.status.task-stream-length": 0,
-}
 
 
 @dataclass(frozen=True)
 class Cluster:
     """Where big chunks live.
 
-    `own`: it was started for this loader, and `close` ends it. `in_process`: the workers are
-    threads of this process. `limits`: memory of each worker in bytes, 0 for no limit.
+    `own`: only this process uses it, and `close` ends it when no other loader does. `in_process`:
+    the workers are threads of this process. `limits`: memory of each worker in bytes, 0 for no
+    limit.
     """
 
     client: Client
@@ -69,23 +61,91 @@ class Cluster:
         return len(self.limits)
 
 
-def connect(client: Client | None) -> Cluster:
-    """Use the client given, or start a cluster in this process.
+#: where to read: threads, or so many processes, of this machine
+WorkersLike: TypeAlias = int | Literal["threads"] | None
+#: a cluster of the user's, or reading processes that others of this machine use too
+ClientLike: TypeAlias = "Client | Literal['shared'] | None"
+
+
+def check_workers_asked(client: ClientLike, workers: WorkersLike) -> None:
+    """Raise UsageError where `client` and `workers` make no sense."""
+    if isinstance(client, str) and client != "shared":
+        raise UsageError(f'client={client!r} must be a distributed.Client, "shared" or None')
+    if workers is None:
+        return
+    if client not in (None, "shared"):
+        raise UsageError(
+            f"workers={workers!r} with client=: the client's cluster has its workers; give one "
+            "of the two"
+        )
+    if isinstance(workers, str) and workers != "threads":
+        raise UsageError(f'workers={workers!r} must be "threads" or a number of processes')
+    if workers == "threads" and client == "shared":
+        raise UsageError(
+            'workers="threads" with client="shared": threads cannot be shared; give a number of '
+            "processes"
+        )
+    if workers != "threads":
+        check_count("workers", workers)
+
+
+def connect(client: ClientLike, workers: WorkersLike = None, *, world_size: int = 1) -> Cluster:
+    """Use the client given, or start threads or processes, or find those that others have started.
+
+    With several ranks (`world_size`), those of one machine have their processes in common.
 
     UsageError: the client is asynchronous or closed, or this process is a fork that cannot
-    have one. LoaderError: the client's cluster has no workers.
+    have one. LoaderError: the client's cluster has no workers, or processes did not start.
     """
     processes.check_not_forked("a loader")
     processes.loops_run()
+    if client == "shared":
+        return _reading_processes(SHARED_WORKERS if workers is None else int(workers), shared=True)
     if client is None:
-        return _start()
+        if workers in (None, "threads"):
+            return _start()
+        return _reading_processes(int(workers), shared=world_size > 1)
+    assert not isinstance(client, str)
     if getattr(client, "asynchronous", False):
         raise UsageError("client= must be a synchronous Client; this one is asynchronous")
     if client.status != "running":
         raise UsageError(f"client= is {client.status}; connect it before making a loader")
+    found = _workers_of(client)
+    known = weakref.ref(client)
+    processes.after_closing(known, functools.partial(_let_hear, known))
+    return _described(client, found, own=False, close=lambda: None)
+
+
+def _described(
+    client: Client, workers: Mapping[str, Any], *, own: bool, close: Callable[[], None]
+) -> Cluster:
+    return Cluster(
+        client=client,
+        own=own,
+        in_process=all(address.startswith("inproc://") for address in workers),
+        limits=tuple(int(w["memory_limit"]) for w in workers.values()),
+        threads=sum(w["nthreads"] for w in workers.values()),
+        close=close,
+    )
+
+
+def _reading_processes(workers: int, *, shared: bool, dashboard: str | None = None) -> Cluster:
+    from daskdmed.persistence import hosting
+
+    begin = hosting.shared if shared else hosting.of_this_process
+    client, close = begin(workers, dashboard)
+    try:
+        return _described(client, _workers_of(client), own=not shared, close=close)
+    except BaseException:
+        close()
+        raise
+
+
+def _workers_of(client: Client) -> dict[str, Any]:
+    """What the scheduler says of its workers; LoaderError: there are none."""
     try:
         client.wait_for_workers(1, timeout=WORKERLESS_LIMIT)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     except TimeoutError:
         workers = {}
     if not workers:
@@ -93,16 +153,7 @@ def connect(client: Client | None) -> Cluster:
             f"no worker could be used within {WORKERLESS_LIMIT:.0f} s: {explain(client, ())}; "
             "start workers first"
         )
-    known = weakref.ref(client)
-    processes.after_closing(known, functools.partial(_let_hear, known))
-    return Cluster(
-        client=client,
-        own=False,
-        in_process=all(address.startswith("inproc://") for address in workers),
-        limits=tuple(int(w["memory_limit"]) for w in workers.values()),
-        threads=sum(w["nthreads"] for w in workers.values()),
-        close=lambda: None,
-    )
+    return workers
 
 
 def _let_hear(known: weakref.ref[Client]) -> None:
@@ -133,7 +184,7 @@ def _start() -> Cluster:
 
     _quiet.begin()
     try:
-        with dask.config.set(_CONFIG):
+        with dask.config.set(OWN_CONFIG):
             cluster = LocalCluster(
                 n_workers=1,
                 threads_per_worker=CPU_COUNT,

@@ -1,0 +1,158 @@
+"""What reading processes of a machine hang in: a process that runs a Dask cluster of them.
+
+Started by `daskdmed.persistence.hosting` as ``python -m daskdmed.persistence.host JOB``, so that
+the process that trains runs a client and nothing else, and so that nothing has to be imported
+anew there: no script needs a main guard. It answers with one line on its standard output, and
+ends when whoever started it is gone; a shared one, when nobody has been connected for a while.
+Its workers end with it, however it ends. They import no torch.
+
+Not covered: starting, and who may use it (`daskdmed.persistence.hosting`,
+`daskdmed.persistence.meeting`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing import get_all_start_methods
+from typing import Any
+
+#: what the line begins with that tells of the scheduler
+ANSWER = "daskdmed-host "
+#: seconds without any client after which a shared host ends; and after its start
+IDLE_LIMIT, UNUSED_LIMIT = 5.0, 60.0
+#: seconds between looks at who is there
+LOOK_EVERY = 0.5
+#: seconds that closing may take
+CLOSE_LIMIT = 10.0
+#: what workers import once, for all of them
+_PRELOADED = ("distributed.nanny", "daskdmed.persistence.reading", "daskdmed.loading.sampling")
+
+#: of clusters that serve nothing but loaders: nothing is stolen, replicated, profiled or queued.
+#: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
+#: hundreds of times a second, each time making a decoding thread wait for the lock.
+OWN_CONFIG: dict[str, Any] = {
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.scheduler.worker-saturation": float("inf"),
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.scheduler.dashboard.status.task-stream-length": 0,
+}
+
+
+def main(job: dict[str, Any]) -> None:
+    """Serve until nobody wants it: `workers`, `threads` of each, `dashboard`, `meeting` (a path,
+    or None for a host of the one that started it)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the business of whoever trains
+    if job["meeting"] is None:
+        gone = _parent_is_gone()
+        with _cluster(job) as cluster:
+            _answer(cluster)
+            gone.wait()
+            _end_soon()
+        return
+    from daskdmed.persistence.meeting import Meeting
+
+    place = Meeting.at(job["meeting"])
+    with place.held() as mine:
+        # not the child of whoever came first, which may end long before it
+        if not mine or os.fork():
+            os._exit(0)
+        with _cluster(job) as cluster:
+            place.tell(cluster.scheduler_address)
+            _serve(cluster, place)
+            _end_soon()
+
+
+def _cluster(job: dict[str, Any]) -> Any:
+    import dask
+    from distributed import LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    config: dict[str, Any] = {
+        **OWN_CONFIG,
+        # what is spilled has left shared memory, and is read from another disk than it was
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+    }
+    if "forkserver" in get_all_start_methods():
+        import multiprocessing
+
+        # one import for all, whose pages they share
+        multiprocessing.set_forkserver_preload(list(_PRELOADED))
+        config["distributed.worker.multiprocessing-method"] = "forkserver"
+    dask.config.set(config)
+    dashboard = job["dashboard"]
+    return LocalCluster(
+        n_workers=job["workers"],
+        threads_per_worker=job["threads"],
+        processes=True,
+        host="127.0.0.1",
+        memory_limit=MEMORY_LIMIT // job["workers"],
+        dashboard_address=dashboard or ":0",
+        worker_dashboard_address=None,
+        scheduler_kwargs={} if dashboard else {"dashboard": False},
+        silence_logs=False,  # the loader's configuration says what is logged
+    )
+
+
+def _answer(cluster: Any) -> None:
+    sys.stdout.write(ANSWER + json.dumps({"address": cluster.scheduler_address}) + "\n")
+    sys.stdout.flush()
+
+
+def _parent_is_gone() -> threading.Event:
+    """Set when standard input ends, or when the process that started this one is no more."""
+    gone, parent = threading.Event(), os.getppid()
+
+    def read() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while sys.stdin.buffer.read(1 << 12):
+                pass
+        gone.set()
+
+    def look() -> None:  # a fork of the parent may keep the pipe open
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY)
+        gone.set()
+
+    for watch in (read, look):
+        threading.Thread(target=watch, daemon=True).start()
+    return gone
+
+
+def _serve(cluster: Any, place: Any) -> None:
+    """Return when nobody wants this host, with the door locked."""
+    began = last = time.monotonic()
+    came = False
+    while True:
+        time.sleep(LOOK_EVERY)
+        clients = set(cluster.scheduler.clients) - {"fire-and-forget"}
+        now = time.monotonic()
+        came = came or bool(clients)
+        if clients:
+            last = now
+        elif now - (last if came else began) > (IDLE_LIMIT if came else UNUSED_LIMIT):
+            if not place.close_door():
+                continue  # somebody is coming in
+            if not set(cluster.scheduler.clients) - {"fire-and-forget"}:
+                return
+            place.open_door()
+
+
+def _end_soon() -> None:
+    """However long workers take to close: they end with this process anyway."""
+    end = threading.Timer(CLOSE_LIMIT, os._exit, (0,))
+    end.daemon = True
+    end.start()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
