@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from daskdmed.core import buffers
 from daskdmed.core.types import Array
 from daskdmed.loading.chunks import Provenance, SmallChunks
+from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import Snapshot
-from daskdmed.loading.sampling import CropSpec
+from daskdmed.loading.sampling import CropSpec, Ended, VisitSampler
+
+#: gives an array of a shape and type
+Empty: TypeAlias = Callable[[Sequence[int], npt.DTypeLike], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +42,36 @@ class Batch:
 
 
 class BatchBuilder:
-    """Fills batches of `size` rows row by row; `key` is that of `SmallChunks.keys`."""
+    """Fills batches of `size` rows row by row; `key` is that of `SmallChunks.keys`.
 
-    def __init__(self, size: int, crop: CropSpec, key: int = 0) -> None:
+    `empty` gives memory as `daskdmed.core.buffers.empty` does: a fresh batch costs more in page
+    faults than its crops in copying.
+    """
+
+    def __init__(
+        self, size: int, crop: CropSpec, key: int = 0, empty: Empty = buffers.empty
+    ) -> None:
         self.size = size
+        self._empty = empty
         self._crop = crop
         self._key = key
         self._reset()
 
     def _reset(self) -> None:
-        crop = self._crop
-        # recycled memory: a fresh batch costs more in page faults than its crops in copying
-        self.data = buffers.empty((self.size, *crop.shape), crop.dtype)
-        self.targets: Array | None = None
-        if crop.target_shape is not None and crop.target_dtype is not None:
-            self.targets = buffers.empty((self.size, *crop.target_shape), crop.target_dtype)
+        self._memory: tuple[Array, Array | None] | None = None
         self._provenance: list[Provenance] = []
         self._pieces: list[int] = []
         self._origins: list[tuple[int, ...]] = []
         self._draws: list[int] = []
+
+    def _rows(self) -> tuple[Array, Array | None]:
+        """Memory for all rows, and for their targets."""
+        if self._memory is None:
+            crop, targets = self._crop, None
+            if crop.target_shape is not None and crop.target_dtype is not None:
+                targets = self._empty((self.size, *crop.target_shape), crop.target_dtype)
+            self._memory = self._empty((self.size, *crop.shape), crop.dtype), targets
+        return self._memory
 
     def __len__(self) -> int:
         return len(self._provenance)
@@ -64,10 +81,17 @@ class BatchBuilder:
         """Whether the batch is complete."""
         return len(self._provenance) == self.size
 
+    def take(
+        self, sampler: VisitSampler, draw: int, copier: Copier
+    ) -> tuple[int, tuple[int, ...]] | Ended:
+        """Crop one draw into the next row, see `VisitSampler.take`; `commit` keeps it."""
+        return sampler.take(draw, *self.next_row(), copier)
+
     def next_row(self) -> tuple[Array, Array | None]:
         """Where the next crop (and its target) goes."""
         row = len(self._provenance)
-        return self.data[row], None if self.targets is None else self.targets[row]
+        data, targets = self._rows()
+        return data[row], None if targets is None else targets[row]
 
     def commit(
         self, provenance: Provenance, piece: int, origin: tuple[int, ...], draw: int
@@ -81,16 +105,23 @@ class BatchBuilder:
     def finish(self, cursor: Cursor) -> Batch:
         """The batch so far (short only at the end of a finite plan); begin the next one."""
         rows, crop = len(self), self._crop
-        targets = None if self.targets is None else self.targets[:rows]
+        data, targets = self.pixels()
         smallchunks = SmallChunks(
-            crop.squeezed(self.data[:rows]),
+            data,
             self._provenance,
             np.array(self._pieces, np.int64),
             np.array(self._origins, np.int64).reshape(rows, len(crop.size)),
             np.array(self._draws, np.int64),
-            None if targets is None else crop.squeezed(targets),
+            targets,
             self._key,
             len(crop.size) - len(crop.dropped),
         )
         self._reset()
         return Batch(smallchunks, cursor)
+
+    def pixels(self) -> tuple[Any, Any]:
+        """Small chunks and targets, (rows, *spatial[, channels])."""
+        rows, crop = len(self), self._crop
+        data, targets = self._rows()
+        squeezed = None if targets is None else crop.squeezed(targets[:rows])
+        return crop.squeezed(data[:rows]), squeezed

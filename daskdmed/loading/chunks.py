@@ -92,8 +92,8 @@ class SmallChunk(Unmoved):
         The big chunk it was cropped from, without pixels.
     draw : int
         How many draws the visit had given before.
-    target : ndarray or None
-        The target's pixels of the same place.
+    target : ndarray, tensor or None
+        The target's pixels of the same place; its part of `SmallChunks.targets`.
     """
 
     data: Array
@@ -105,7 +105,7 @@ class SmallChunk(Unmoved):
     record: str
     bigchunk: BigChunk
     draw: int
-    target: Array | None = None
+    target: Any = None
 
     @property
     def affine(self) -> Array | None:
@@ -141,8 +141,9 @@ class SmallChunks(Unmoved):
         First pixel of each at the resolution read.
     draws : ndarray of int64, shape (batch,)
         Draw number of each within its visit.
-    targets : ndarray or None, shape (batch, *spatial, [channels])
-        Pixels of the target record; what a joint transform made of them, where one is used.
+    targets : ndarray, tensor or None, shape (batch, *spatial, [channels])
+        Pixels of the target record; what a joint transform made of them, where one is used. With
+        ``LightDL(device=...)`` a tensor beside the batch, [batch, [channels], *spatial].
     key : int, default 0
         Spread seed of the loader, see `keys`.
     spatial_ndim : int, optional
@@ -159,11 +160,12 @@ class SmallChunks(Unmoved):
         pieces: Array,
         origins: Array,
         draws: Array,
-        targets: Array | None = None,
+        targets: Any = None,
         key: int = 0,
         spatial_ndim: int | None = None,
     ) -> None:
-        self.data = data
+        #: as they were made: an array, or a tensor on a device
+        self.made: Any = data
         self.targets = targets
         self.origins = origins
         self.spatial_ndim = origins.shape[1] if spatial_ndim is None else spatial_ndim
@@ -171,6 +173,13 @@ class SmallChunks(Unmoved):
         self._provenance = provenance
         self._pieces = pieces
         self._key = key
+
+    @property
+    def data(self) -> Array:
+        """Pixels, on the host: of those that were made on a device a copy, when asked for."""
+        if not isinstance(self.made, np.ndarray):
+            self.made = self.made.cpu().numpy()
+        return self.made
 
     def __len__(self) -> int:
         return len(self._provenance)
@@ -250,4 +259,5 @@ class SmallChunks(Unmoved):
 
     def __repr__(self) -> str:
         names = {str(p.id) for p in self.patients}
-        return f"<SmallChunks: {len(self)} of shape {self.data.shape[1:]}, {len(names)} patients>"
+        shape = tuple(self.made.shape[1:])
+        return f"<SmallChunks: {len(self)} of shape {shape}, {len(names)} patients>"

@@ -101,6 +101,10 @@ class Engine(ABC):
     def batches(self) -> Iterator[Batch]:
         """Batches in order; ends when the plan does, with a short one if any is left."""
 
+    def use(self, builder: BatchBuilder) -> None:
+        """Have batches made by another builder; before the first."""
+        self._builder = builder
+
     def spans(self) -> Iterator[Span]:
         s = self.sampling
         return cut(

@@ -27,7 +27,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading.assembly import Assembly, crop_of
-from daskdmed.loading.batch import Batch
+from daskdmed.loading.batch import Batch, BatchBuilder
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
     ChooserLike,
@@ -36,6 +36,7 @@ from daskdmed.loading.collectors import (
     as_collector,
     is_stateful,
 )
+from daskdmed.loading.delivery import Delivery, DeviceLike
 from daskdmed.loading.diversity import Diversity
 from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.lattice import lattice_of
@@ -191,6 +192,17 @@ class LightDL(Loader[SmallChunks]):
         or so many reading processes of this machine, which leave the process that trains its
         interpreter. Loaders of one process that ask for as many have them in common, and so
         have the ranks of one machine. They end with the last loader, however it ends.
+    device : str or torch.device, optional
+        Where batches come to: ``"cuda"``, ``"cuda:1"``, ``"cpu"``; without an index the device
+        that is current when the loader starts. They are copied ahead, on a stream of their own,
+        and are on the device for whatever is computed on the current stream: `x`, what
+        `batch_tfms` gets, and ``smallchunks.targets``, then a tensor ``[batch, [channels],
+        *spatial]``. `tfms` run before, on the host. None: batches stay in host memory.
+    pin_memory : bool, optional
+        Whether batches (and targets) lie in pinned host memory, from which ``x.to(device,
+        non_blocking=True)`` and `device` copy while the loop computes. Default: where `device`
+        is a GPU, or this process uses CUDA by the time a batch is made. Without an accelerator
+        True warns and does nothing, as in a `torch.utils.data.DataLoader`.
     pad : bool, default False
         Surround images smaller than a small chunk with background instead of refusing them.
     tissue : bool, str, callable or mapping, optional
@@ -267,6 +279,8 @@ class LightDL(Loader[SmallChunks]):
         feedback_lag: int | None = None,
         client: ClientLike = None,
         workers: WorkersLike = None,
+        device: DeviceLike | None = None,
+        pin_memory: bool | None = None,
         pad: bool = False,
         tissue: TissueLike | None = None,
         min_tissue: float = 0.5,
@@ -282,7 +296,10 @@ class LightDL(Loader[SmallChunks]):
         squeeze: bool = False,
         tile_error: OnTileError = "raise",
     ) -> None:
-        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client, workers)
+        delivery = Delivery(device, pin_memory)
+        super().__init__(
+            batch_size, tfms, batch_tfms, rank, world_size, client, workers, delivery=delivery
+        )
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
         draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
@@ -373,6 +390,9 @@ class LightDL(Loader[SmallChunks]):
             ranks = None if cluster.own else self._assembly.ranks(cluster, self._progress)
             self._claim(self._assembly.budget, cluster, "" if ranks is None else ranks.plan)
             engine = self._assembly.engine(cluster, self._progress, self._meter, ranks)
+            if self.tfms is None:  # else what these make is pinned
+                made = engine.sampling
+                engine.use(BatchBuilder(made.batch_size, made.crop, made.key, self._delivery.empty))
         except BaseException:
             if self._cluster is None:
                 cluster.close()

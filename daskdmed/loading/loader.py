@@ -23,6 +23,7 @@ from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
 from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
+from daskdmed.loading.delivery import Delivery
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import Progress
 from daskdmed.loading.ranks import RankLike, others_unseen, resolve
@@ -73,6 +74,7 @@ class Loader(_Base, Generic[C]):
         world_size: int | None,
         client: ClientLike,
         workers: WorkersLike = None,
+        delivery: Delivery | None = None,
     ) -> None:
         super().__init__()
         #: how events call it
@@ -85,7 +87,8 @@ class Loader(_Base, Generic[C]):
         self._client, self._workers = client, workers
         self._cluster: Cluster | None = None
         self._feed: Prefetcher | None = None
-        self._prepare = torchbridge.Preparation(tfms)
+        self._delivery = delivery or Delivery()
+        self._prepare = torchbridge.Preparation(tfms, self._delivery)
         #: a batch that its transform did not survive
         self._held: Any = None
         #: the loop that is going on
@@ -186,6 +189,7 @@ class Loader(_Base, Generic[C]):
         self._look_for_others()
         if self._feed is None:
             self._meter.start(self._progress.batches)
+            self._delivery.begin()
             try:
                 self._feed = self._begin()
             except BaseException:
@@ -293,7 +297,7 @@ class Loader(_Base, Generic[C]):
         began = time.perf_counter()
         try:
             while True:
-                batch, (x, transformed) = self._held or feed.get(timeout)
+                batch, prepared = self._held or feed.get(timeout)
                 chunks: C = batch.smallchunks
                 if len(chunks):  # otherwise all of them failed
                     break
@@ -304,8 +308,8 @@ class Loader(_Base, Generic[C]):
         finally:
             waited = time.perf_counter() - began
             self._meter.waited(waited)
-        self._held = batch, (x, transformed)
-        x = self._prepare.finish(x, transformed, chunks)
+        self._held = batch, prepared
+        x = self._prepare.finish(prepared, chunks)
         self._held = None
         self._took(batch)
         self._meter.took(len(chunks), waited)

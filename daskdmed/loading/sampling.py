@@ -8,7 +8,7 @@ draw) and the pixels alone, so it does not matter which process makes it, or whe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +51,8 @@ class CropSpec:
         """Spatial axes that batches do not have."""
         return tuple(a for a, s in enumerate(self.size) if s == 1) if self.squeeze else ()
 
-    def squeezed(self, rows: Array) -> Array:
-        """Rows of a batch without these axes, in place."""
+    def squeezed(self, rows: Any) -> Any:
+        """Rows of a batch, an array or a tensor, without these axes, in place."""
         return rows.squeeze(tuple(axis + 1 for axis in self.dropped))
 
     @property
@@ -190,15 +190,37 @@ class VisitSampler:
 
         Gives piece and first pixel in the frame of the view; or the end of the visit.
         """
+        if self._collect is not None and self.failure is None:
+            return self._take_collected(draw, out, target_out)
+        placed = self.place(draw)
+        if isinstance(placed, Ended):
+            return placed
+        at, start = placed
+        self._copy(at, start, out, target_out, copier)
+        return at, self.origin(at, start)
+
+    def place(self, draw: int) -> tuple[int, tuple[int, ...]] | Ended:
+        """Piece of one draw and first pixel in it, where no collector has a say."""
         if self.failure is not None:
             return Ended(self.failure.error)
-        if self._collect is not None:
-            return self._take_collected(draw, out, target_out)
         if draw >= len(self._where) and not self._locate(draw):
             return Ended(None)
-        at, start = self._where[draw]
-        self._copy(at, start, out, target_out, copier)
-        return at, tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
+        return self._where[draw]
+
+    def origin(self, at: int, start: tuple[int, ...]) -> tuple[int, ...]:
+        """A pixel of a piece in the frame of the view."""
+        return tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
+
+    def hollow(self) -> None:
+        """Forget the pixels, which are cropped from elsewhere; places stay what they are."""
+        self.pieces = [
+            replace(
+                piece,
+                data=_shape_of(piece.data),
+                target=None if piece.target is None else _shape_of(piece.target),
+            )
+            for piece in self.pieces
+        ]
 
     def _copy(
         self,
@@ -232,15 +254,20 @@ class VisitSampler:
         return tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
 
     def _target_box(self, piece: Piece, start: tuple[int, ...]) -> tuple[slice, ...]:
-        """The same pixels in the target; its own are whole where `start` allows it."""
+        """The same pixels in the target."""
         crop = self._crop
         if not crop.target_ratio:
             return self._box(start)
-        first = (
-            (o + at) // r - o // r
-            for o, at, r in zip(piece.origin, start, crop.target_ratio, strict=True)
-        )
+        first = self.target_start(piece, start)
         return tuple(slice(f, f + s) for f, s in zip(first, crop.target_size, strict=True))
+
+    def target_start(self, piece: Piece, start: tuple[int, ...]) -> tuple[int, ...]:
+        """The same pixel in the target; its own are whole where `start` allows it."""
+        ratio = self._crop.target_ratio
+        if not ratio:
+            return start
+        places = zip(piece.origin, start, ratio, strict=True)
+        return tuple((o + at) // r - o // r for o, at, r in places)
 
     def _firsts(self) -> Array:
         """First valid position in each piece, (pieces, axes): on whole target pixels."""
@@ -343,7 +370,7 @@ class VisitSampler:
             start = self._accept(answer, at, out, target_out)
         except Exception as error:  # user code: carried to the consumer with its place
             return Ended(error)
-        return at, tuple(map(sum, zip(piece.origin, start, strict=True)))
+        return at, self.origin(at, start)
 
     def _shown(self, piece: Piece) -> BigChunk:
         """A piece as collectors see it: read only, without what lies around it."""
@@ -384,6 +411,11 @@ class VisitSampler:
         out[...] = data
         self._copy(at, start, None, target_out)
         return start
+
+
+def _shape_of(data: Array) -> Array:
+    """An array of the same shape and type that takes no memory."""
+    return np.broadcast_to(np.zeros((), data.dtype), data.shape)
 
 
 def _read_only(data: Array) -> Array:

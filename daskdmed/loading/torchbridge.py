@@ -1,11 +1,14 @@
-"""NumPy batches to torch tensors without a copy, and the user's transforms on them."""
+"""NumPy batches to torch tensors without a copy, the user's transforms on them, and off they go.
+
+Not covered: how they get to a device (`daskdmed.loading.delivery`).
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,13 +28,14 @@ except ImportError as _error:
         'LightDL gives torch tensors and torch is not installed; pip install "daskdmed[torch]"'
     ) from _error
 from daskdmed.core import samplewise
+from daskdmed.loading.delivery import Delivery, Parcel
 
 _SALT = np.uint64(salt_of("tfms"))
 
 
-def to_tensor(data: Array, spatial_ndim: int) -> torch.Tensor:
+def to_tensor(data: Array | torch.Tensor, spatial_ndim: int) -> torch.Tensor:
     """(batch, *spatial[, c]) -> (batch, c, *spatial), sharing memory, channels last in it."""
-    tensor = _torch.from_numpy(data)
+    tensor = _torch.from_numpy(data) if isinstance(data, np.ndarray) else data
     if data.ndim == spatial_ndim + 1:
         return tensor.unsqueeze(1)
     return tensor.movedim(-1, 1)
@@ -53,8 +57,17 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
     return result
 
 
+class Prepared(NamedTuple):
+    """A batch as the background leaves it: on its way, or with something left to do."""
+
+    x: Any
+    parcel: Parcel | None = None
+
+
 class Preparation:
     """Small chunks to a tensor, and ``tfms=`` on it: in the background where that can be.
+
+    `delivery` takes the result to where it is wanted.
 
     A function that draws from the global generators is called in the consumer's thread
     (see `daskdmed.core.samplewise`), seeded by each small chunk. Whether it does shows the
@@ -62,8 +75,9 @@ class Preparation:
     was: one thread at a time calls the function.
     """
 
-    def __init__(self, tfms: Callable[..., Any] | None) -> None:
+    def __init__(self, tfms: Callable[..., Any] | None, delivery: Delivery | None = None) -> None:
         self._tfms = tfms
+        self._delivery = delivery or Delivery()
         self._turn = threading.Lock()
         #: whether `tfms` can run beside the training loop; None: not known yet
         self._beside: bool | None = None
@@ -72,18 +86,25 @@ class Preparation:
         elif hasattr(tfms, "uses_global_generators"):  # the transforms of this package know
             self._beside = not tfms.uses_global_generators
 
-    def ahead(self, smallchunks: SmallChunks) -> tuple[Any, bool]:
-        """In the background: the tensor, and whether it has been transformed."""
-        x = to_tensor(smallchunks.data, smallchunks.spatial_ndim)
+    def ahead(self, smallchunks: SmallChunks) -> Prepared:
+        """In the background: the tensor, transformed and sent where that can be."""
+        x = to_tensor(smallchunks.made, smallchunks.spatial_ndim)
+        if not isinstance(smallchunks.made, np.ndarray):
+            return Prepared(None, self._delivery.sent(x))  # there it is, and there are no tfms
         if not self._beside or not len(smallchunks):
-            return x, False
+            return Prepared(x)
         with self._turn:
-            return self._transformed(x, smallchunks), True
+            x = self._transformed(x, smallchunks)
+        return Prepared(None, self._delivery.send(x, smallchunks))
 
-    def finish(self, x: Any, transformed: bool, smallchunks: SmallChunks) -> Any:
+    def finish(self, prepared: Prepared, smallchunks: SmallChunks) -> Any:
         """In the consumer's thread: what is left to do."""
-        if transformed:
-            return x
+        x, parcel = prepared
+        if parcel is None:
+            parcel = self._delivery.send(self._finished(x, smallchunks), smallchunks)
+        return self._delivery.receive(parcel, smallchunks)
+
+    def _finished(self, x: Any, smallchunks: SmallChunks) -> Any:
         if self._beside:
             with self._turn:
                 return self._transformed(x, smallchunks)
