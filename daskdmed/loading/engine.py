@@ -1,4 +1,7 @@
-"""Plan and resident set in, batches out: what both ways of sampling have in common.
+"""Plan and resident set in, batches out: what all ways of sampling have in common.
+
+Big chunks of this machine are cropped from here, by reference and copied once, straight into
+the batch: whether a thread of this process has read them or another process.
 
 The stream of small chunks is the plan's draws in order, less the draws of visits that
 ended early (their collector gave up, or their block could not be read and
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from dask.system import CPU_COUNT
 
 from daskdmed.cohort.sources import Failure
 from daskdmed.core.errors import DaskdmedError, LoaderError
@@ -23,9 +27,10 @@ from daskdmed.core.region import Region
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
+from daskdmed.loading.copying import Copier
 from daskdmed.loading.lattice import Lattice
-from daskdmed.loading.patientstate import StateKeeper
-from daskdmed.loading.sampling import CropSpec, VisitFacts
+from daskdmed.loading.patientstate import StateKeeper, VisitState
+from daskdmed.loading.sampling import CropSpec, Ended, VisitFacts, VisitSampler
 from daskdmed.loading.spans import Span, cut
 from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.catalogue import Catalogue
@@ -94,6 +99,11 @@ class Engine(ABC):
         self._provenance: dict[int, Provenance] = {}
         self._facts: dict[int, VisitFacts] = {}
         self._barren = 0
+        #: of visits that are cropped from here
+        self._samplers: dict[int, tuple[VisitSampler, Provenance]] = {}
+        self._copier = Copier(CPU_COUNT)
+        #: draws beyond the plan that visits have given
+        self._beyond: dict[int, int] = {}
         # only for draws beyond the plan, which no seed reproduces anyway
         self._whim = np.random.default_rng(sampling.key)
 
@@ -192,6 +202,33 @@ class Engine(ABC):
             provenance = self._provenance[visit.number] = Provenance(patient, bigchunks)
         return provenance
 
+    def open(self, visit: Visit, state: VisitState | None = None) -> None:
+        """Be ready to crop from a visit that is here; waits for it."""
+        if visit.number in self._samplers:
+            return
+        s = self.sampling
+        loaded, facts = self.residents.fetch(visit.number), self.facts(visit)
+        sampler = VisitSampler(loaded, facts, s.crop, s.collect, s.draws_per_visit, state)
+        self._samplers[visit.number] = sampler, self.remember(visit, sampler.bigchunks())
+
+    def crop(self, visit: Visit, draw: int) -> bool:
+        """Put one draw of a visit that is open into the batch; False: it gives none any more."""
+        sampler, provenance = self._samplers[visit.number]
+        out, target_out = self._builder.next_row()
+        taken = sampler.take(draw, out, target_out, self._copier)
+        if isinstance(taken, Ended):
+            self.end_visit(visit, draw, taken.error)
+            return False
+        self._builder.commit(provenance, *taken, draw)
+        self.gave()
+        return True
+
+    def next_beyond(self, number: int) -> int:
+        """Number of the next draw beyond the plan of a visit, and count it."""
+        draw = self._beyond.get(number, self.sampling.draws_per_visit)
+        self._beyond[number] = draw + 1
+        return draw
+
     def stand_ins(self, gone: Visit, turn: Turn, position: int) -> list[Visit]:
         """Visits that may give a draw in place of one that ended, in order of preference.
 
@@ -225,6 +262,7 @@ class Engine(ABC):
 
     def finish_batch(self) -> Batch:
         """The batch that is complete, or the short last one."""
+        self._copier.flush()
         self._batches += 1
         return self._builder.finish(self.cursor())
 
@@ -263,6 +301,11 @@ class Engine(ABC):
             )
 
     def finish_turn(self, turn: Turn) -> None:
+        # no reference to a block is left when the resident set lets go of it
+        self._copier.flush()
+        for visit in turn.leaving:
+            self._samplers.pop(visit.number, None)
+            self._beyond.pop(visit.number, None)
         self.residents.finish(turn)
         for visit in turn.leaving:
             self._visits.pop(visit.number, None)
@@ -277,6 +320,8 @@ class Engine(ABC):
             self.states.interrupt()
 
     def close(self) -> None:
+        self._copier.close()
+        self._samplers.clear()
         self._provenance.clear()
         if self.sampling.areas is not None:
             self.sampling.areas.close()

@@ -1,21 +1,13 @@
-"""Sampling from workers that are threads of this process: blocks by reference.
-
-Crops are copied once, from the resident block straight into the batch.
-"""
+"""Sampling from workers that are threads of this process: every block is here, in order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from dask.system import CPU_COUNT
-
 from daskdmed.loading.batch import Batch
-from daskdmed.loading.chunks import Provenance
-from daskdmed.loading.copying import Copier
 from daskdmed.loading.engine import Engine
 from daskdmed.loading.patientstate import VisitState
-from daskdmed.loading.sampling import Ended, VisitSampler
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.plan import Turn, Visit
 
@@ -25,9 +17,6 @@ class LocalEngine(Engine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._samplers: dict[int, tuple[VisitSampler, Provenance]] = {}
-        self._beyond: dict[int, int] = {}
-        self._copier = Copier(CPU_COUNT)
         self._touched: set[int] = set()
 
     def batches(self) -> Iterator[Batch]:
@@ -36,14 +25,13 @@ class LocalEngine(Engine):
             if span.last:
                 self.finish_turn(span.turn)
         if len(self._builder):
-            yield self._finish_batch()
+            yield self.finish_batch()
 
-    def _finish_batch(self) -> Batch:
-        self._copier.flush()
+    def finish_batch(self) -> Batch:
         for number in self._touched:
             self._keep_state(number)
         self._touched.clear()
-        return self.finish_batch()
+        return super().finish_batch()
 
     def _sample(self, span: Span) -> Iterator[Batch]:
         self.begin_turn(span.turn)
@@ -56,55 +44,40 @@ class LocalEngine(Engine):
                     if self.sampling.adaptive:
                         yield from self._fill_in(number, table)
                     self._open(table[number])
-                self._draw(number, draw, table)
+                self._draw(table[number], draw)
             if self.sampling.composed and number in ended:
                 self._stand_in(table[number], position, span.turn)
             position += 1
             self._position = position
             if builder.full:
-                yield self._finish_batch()
+                yield self.finish_batch()
         self._position = span.stop
 
-    def _draw(self, number: int, draw: int, table: dict[int, Visit]) -> None:
-        sampler, provenance = self._samplers[number]
+    def _open(self, visit: Visit) -> None:
+        states = self.states
+        self.open(visit, None if states is None else VisitState(states.state_of(visit.number)))
+
+    def _draw(self, visit: Visit, draw: int) -> None:
+        sampler, _ = self._samplers[visit.number]
         if self.states is not None and sampler.state is not None:
             self.states.begin_batch(self._batches)
-            sampler.state.tell(self.states.read(number))
-            self._touched.add(number)
-        out, target_out = self._builder.next_row()
-        taken = sampler.take(draw, out, target_out, self._copier)
-        if isinstance(taken, Ended):
-            self._keep_state(number)
-            self._touched.discard(number)
-            self.end_visit(table[number], draw, taken.error)
-            return
-        self._builder.commit(provenance, *taken, draw)
-        self.gave()
+            sampler.state.tell(self.states.read(visit.number))
+            self._touched.add(visit.number)
+        self.crop(visit, draw)
+
+    def end_visit(self, visit: Visit, draw: int, error: BaseException | None) -> None:
+        self._keep_state(visit.number)
+        self._touched.discard(visit.number)
+        super().end_visit(visit, draw, error)
 
     def _stand_in(self, gone: Visit, position: int, turn: Turn) -> None:
         """One draw of another visit in place of one that ended."""
         for other in self.stand_ins(gone, turn, position):
-            if other.number not in self._samplers:
-                self._open(other)
-            self._draw(other.number, self.spare_draw(position), {other.number: other})
+            self._open(other)
+            self._draw(other, self.spare_draw(position))
             if other.number not in self._ended:
                 return
         self.stand_ins(gone, turn, position)  # raises: all have ended meanwhile
-
-    def _open(self, visit: Visit) -> None:
-        s = self.sampling
-        loaded = self.residents.fetch(visit.number)
-        states = self.states
-        sampler = VisitSampler(
-            loaded,
-            self.facts(visit),
-            s.crop,
-            s.collect,
-            s.draws_per_visit,
-            None if states is None else VisitState(states.state_of(visit.number)),
-        )
-        provenance = self.remember(visit, sampler.bigchunks())
-        self._samplers[visit.number] = (sampler, provenance)
 
     def _keep_state(self, number: int) -> None:
         """Note a visit's state, as it would come back from another process."""
@@ -119,25 +92,14 @@ class LocalEngine(Engine):
             if not there:
                 return
             other = there[int(self._whim.integers(len(there)))]
-            beyond = self._beyond.get(other, self.sampling.draws_per_visit)
-            self._beyond[other] = beyond + 1
-            self._draw(other, beyond, table)
+            self._draw(table[other], self.next_beyond(other))
             self.residents.tally.late_draws += 1
             if self._builder.full:
-                yield self._finish_batch()
+                yield self.finish_batch()
 
     def finish_turn(self, turn: Turn) -> None:
-        """Drop the references to blocks before the resident set lets go of them."""
-        self._copier.flush()
         for visit in turn.leaving:
             if visit.number in self._touched:
                 self._touched.discard(visit.number)
                 self._keep_state(visit.number)
-            self._samplers.pop(visit.number, None)
-            self._beyond.pop(visit.number, None)
         super().finish_turn(turn)
-
-    def close(self) -> None:
-        self._copier.close()
-        self._samplers.clear()
-        super().close()

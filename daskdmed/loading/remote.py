@@ -1,16 +1,19 @@
 """Sampling next to the data: tasks crop where blocks live, crops of many draws travel.
 
 Draws are sent out in chunks, several in flight; each worker gets one task a chunk, for the
-draws from the blocks that it holds. Answers are put back into the plan's order here.
+draws from the blocks that it holds. Answers are put back into the plan's order here. Of blocks
+that worker processes of this machine share nothing is sent: they are cropped from here, when
+their turn has come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,8 +47,9 @@ class _Chunk:
     """Draws that were sent out together, one future a worker.
 
     `positions`: number in the whole plan, -1 beyond it. `over`: last spans of turns that are over
-    once this chunk is in. `rows`: rows of the chunk that each future answers. `spans`: where the
-    draws come from; empty for draws beyond the plan.
+    once this chunk is in. `here`: visits that are cropped from here. `futures`: of answers, or what
+    makes one here; `rows`: rows of the chunk that each answers. `spans`: where the draws come from;
+    empty for draws beyond the plan.
     """
 
     visits: Array
@@ -53,8 +57,9 @@ class _Chunk:
     positions: Array
     table: dict[int, Visit]
     over: list[Span]
-    futures: list[Future]
-    rows: list[Array]
+    here: set[int] = field(default_factory=set)
+    futures: list[Future | Callable[[], Sampled]] = field(default_factory=list)
+    rows: list[Array] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
 
 
@@ -65,7 +70,6 @@ class RemoteEngine(Engine):
         self.longest_span = self.chunk_draws
         self._label = uuid4().hex[:8]
         self._serial = itertools.count()
-        self._beyond: dict[int, int] = {}
         #: sent and not yet received, in order
         self._flying: deque[_Chunk] = deque()
 
@@ -89,9 +93,15 @@ class RemoteEngine(Engine):
                 # what is under way is taken in while the big chunks of these are read
                 while flying and not self._are_there(taken):
                     yield from self._receive(flying.popleft())
-                flying.append(self._send_spans(taken))
+                chunk = self._send_spans(taken)
+                if chunk.futures or flying:
+                    flying.append(chunk)
+                else:
+                    yield from self._receive(chunk)
             if not flying:
-                break
+                if exhausted:
+                    break
+                continue
             yield from self._receive(flying.popleft())
         if len(self._builder):
             yield self.finish_batch()
@@ -191,7 +201,7 @@ class RemoteEngine(Engine):
         table: dict[int, Visit],
         over: list[Span],
     ) -> _Chunk:
-        chunk = _Chunk(visits, draws, positions, table, over, [], [])
+        chunk = _Chunk(visits, draws, positions, table, over)
         if not visits.size:  # turns of which other ranks have every draw
             return chunk
         by_visit = np.argsort(visits, kind="stable")
@@ -199,7 +209,13 @@ class RemoteEngine(Engine):
         if self.states is not None and any(n not in self._ended for n in numbers.tolist()):
             self.states.begin_batch(self._batches)
         rows_of = dict(zip(numbers.tolist(), np.split(by_visit, starts[1:]), strict=True))
-        holders = self.residents.holders(n for n in rows_of if n not in self._ended)
+        wanted = [n for n in rows_of if n not in self._ended]
+        holders = self.residents.holders(wanted)
+        here = [n for n in wanted if n not in holders]
+        if self.states is None:
+            chunk.here.update(here)
+        elif here:  # in sequence, and with their states, as it is done elsewhere
+            self._send_to(None, [(n, rows_of[n]) for n in here], chunk, here=True)
         groups: dict[str | int, list[tuple[int, Array]]] = {}
         for number, holder in holders.items():
             # what nobody holds any more is read again at one place or another: sent by itself
@@ -208,7 +224,14 @@ class RemoteEngine(Engine):
             self._send_to(holders[members[0][0]], members, chunk)
         return chunk
 
-    def _send_to(self, holder: str | None, members: list[tuple[int, Array]], chunk: _Chunk) -> None:
+    def _send_to(
+        self,
+        holder: str | None,
+        members: list[tuple[int, Array]],
+        chunk: _Chunk,
+        *,
+        here: bool = False,
+    ) -> None:
         s, states = self.sampling, self.states
         units: dict[Unit, int] = {}
         wanted = []
@@ -228,22 +251,23 @@ class RemoteEngine(Engine):
                 )
             )
             slot += rows.size
+        chunk.rows.append(np.concatenate([rows for _, rows in members]))
+        how = (wanted, s.crop, s.collect, s.draws_per_visit)
+        if here:
+            chunk.futures.append(functools.partial(sample, [u.mapped for u in units], *how))
+            return
         options: dict[str, Any] = {}
         if holder is not None:
             options = {"workers": [holder], "allow_other_workers": True}
         future = self.residents.client.submit(
             sample,
             [unit.future for unit in units],
-            wanted,
-            s.crop,
-            s.collect,
-            s.draws_per_visit,
+            *how,
             key=(SAMPLING, self._label, next(self._serial)),
             priority=10,
             **options,
         )
         chunk.futures.append(future)
-        chunk.rows.append(np.concatenate([rows for _, rows in members]))
 
     # -- receiving ------------------------------------------------------------------
 
@@ -270,7 +294,10 @@ class RemoteEngine(Engine):
         for number, draw, position, (part, row) in rows_of:
             visit = chunk.table[number]
             if number not in self._ended:
-                if number in ended and draw >= ended[number][0]:
+                if number in chunk.here:
+                    self.open(visit)
+                    self.crop(visit, draw)
+                elif number in ended and draw >= ended[number][0]:
                     self.end_visit(visit, *ended[number])
                 else:
                     self._commit(visit, draw, answers[part], row, bigchunks)
@@ -283,8 +310,6 @@ class RemoteEngine(Engine):
         for span in chunk.over:
             self._position = max(self._position, span.stop)
             self.finish_turn(span.turn)
-            for gone in span.turn.leaving:
-                self._beyond.pop(gone.number, None)
 
     def _stand_in(self, gone: Visit, position: int, chunk: _Chunk) -> Iterator[Batch]:
         """One draw of another visit in place of one that ended, asked for by itself."""
@@ -310,9 +335,12 @@ class RemoteEngine(Engine):
         self._builder.commit(provenance, int(answer.pieces[row]), origin, draw)
         self.gave()
 
-    def _gather(self, futures: list[Future]) -> list[Sampled]:
-        if not futures:
-            return []
+    def _gather(self, parts: list[Future | Callable[[], Sampled]]) -> list[Sampled]:
+        futures = [part for part in parts if not callable(part)]
+        there = iter(self._gather_futures(futures) if futures else ())
+        return [part() if callable(part) else next(there) for part in parts]
+
+    def _gather_futures(self, futures: list[Future]) -> list[Sampled]:
         client = self.residents.client
         try:
             # by the client's loop, so that closing ends the wait, and lost workers are noticed
@@ -349,20 +377,17 @@ class RemoteEngine(Engine):
                 continue
             room = self._builder.size - len(self._builder)
             visits = self._whim.choice(np.array(there), room)
-            draws = np.array([self._next_beyond(n) for n in visits.tolist()], np.int64)
+            draws = np.array([self.next_beyond(n) for n in visits.tolist()], np.int64)
             self.residents.tally.late_draws += visits.size
             yield from self._receive(self._send(visits, draws, np.full(visits.size, -1), table, []))
 
     def close(self) -> None:
         for future in itertools.chain.from_iterable(c.futures for c in self._flying):
+            if callable(future):
+                continue
             with contextlib.suppress(RuntimeError):  # the client's event loop has ended
                 future.release()
         super().close()
-
-    def _next_beyond(self, number: int) -> int:
-        draw = self._beyond.get(number, self.sampling.draws_per_visit)
-        self._beyond[number] = draw + 1
-        return draw
 
 
 def chunk_draws(crop_bytes: int, workers: int) -> int:

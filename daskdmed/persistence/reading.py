@@ -7,6 +7,7 @@ task survive and the loader meets the error exactly where the plan would have dr
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 import weakref
@@ -18,6 +19,7 @@ import numpy as np
 
 from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.images.context import Context
@@ -101,6 +103,23 @@ class Job:
     target_ratio: tuple[int, ...] = ()
     around: Context | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """About what it brings, in bytes; each array begins on a cache line."""
+        return sum(
+            math.prod((*region.shape, *view.channel_shape)) * view.dtype.itemsize + segments.LINE
+            for view, region in self._parts()
+        )
+
+    def _parts(self) -> list[tuple[ImageView, Region]]:
+        region = self.view.kept(self.region)
+        if self.around is not None:
+            region = self.around.grown(self.region)
+        parts = [(self.view, region)]
+        if self.target is not None:
+            parts.append((self.target, self.target_region(self.region)))
+        return parts
+
     def target_region(self, region: Region) -> Region:
         """The target's pixels that a region of the image touches."""
         return region.cells(self.target_ratio or (1,) * len(region.origin))
@@ -156,24 +175,33 @@ class ReadFailure:
 Loaded: TypeAlias = Any
 
 
-def read_jobs(jobs: Sequence[Job]) -> Loaded:
-    """Read big chunks, one after the other; the body of a Dask task.
+def read_jobs(jobs: Sequence[Job], memory: segments.Allocator | None = None) -> Loaded:
+    """Read big chunks, one after the other, into recycled memory or that of an allocator.
 
     Gives an ndarray, a list of (origin, ndarray, ndarray or None), or a ReadFailure for one job; a
     list of these for several. A plain block is a bare array, so that Dask counts its bytes and
     moves it without copying.
     """
-    loaded = [_read_job(job) for job in jobs]
+    loaded = [_read_job(job, memory) for job in jobs]
     return loaded[0] if len(loaded) == 1 else loaded
 
 
-def read_delivered(jobs: Sequence[Job], delivered: Sequence[tuple[Any, Any]]) -> Loaded:
-    """`read_jobs` where values of (image, target) are delivered to detached views."""
-    whole = [
-        replace(job, view=_attach(job.view, pixels), target=_attach(job.target, target))
-        for job, (pixels, target) in zip(jobs, delivered, strict=True)
-    ]
-    return read_jobs(whole)
+def read_for_others(
+    jobs: Sequence[Job], delivered: Sequence[tuple[Any, Any]] | None = None
+) -> Loaded:
+    """Read big chunks in a worker process; the body of a Dask task.
+
+    Into memory that other processes of the machine can map, unless ``daskdmed.shared-memory`` says
+    no. `delivered`: values of (image, target) for views that were detached.
+    """
+    if delivered is not None:
+        jobs = [
+            replace(job, view=_attach(job.view, pixels), target=_attach(job.target, target))
+            for job, (pixels, target) in zip(jobs, delivered, strict=True)
+        ]
+    if not segments.enabled():
+        return read_jobs(jobs)
+    return read_jobs(jobs, segments.Allocator(sum(job.nbytes for job in jobs)))
 
 
 def _attach(view: Any, values: Array | None) -> Any:
@@ -262,10 +290,12 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
     return [Piece(data, tuple(origin), target) for origin, data, target in loaded]
 
 
-def _read_job(job: Job) -> Loaded:
+def _read_job(job: Job, memory: segments.Allocator | None) -> Loaded:
     try:
         regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [(r.origin, _read_image(job, r), _read_target(job, r)) for r in regions]
+        blocks = [
+            (r.origin, _read_image(job, r, memory), _read_target(job, r, memory)) for r in regions
+        ]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
@@ -273,15 +303,22 @@ def _read_job(job: Job) -> Loaded:
     return blocks
 
 
-def _read_image(job: Job, region: Region) -> Array:
+def _read_image(job: Job, region: Region, memory: segments.Allocator | None) -> Array:
     if job.around is not None:
-        return job.around.read(job.view, region)
+        read = job.around.read(job.view, region)
+        return read if memory is None else memory.own(read)
     kept = job.view.kept(region)
-    return job.view.read_padded(kept)[region.local_to(kept).slices]
+    return _read(job.view, kept, memory)[region.local_to(kept).slices]
 
 
-def _read_target(job: Job, region: Region) -> Array | None:
-    return None if job.target is None else job.target.read_padded(job.target_region(region))
+def _read_target(job: Job, region: Region, memory: segments.Allocator | None) -> Array | None:
+    return None if job.target is None else _read(job.target, job.target_region(region), memory)
+
+
+def _read(view: ImageView, region: Region, memory: segments.Allocator | None) -> Array:
+    if memory is None:
+        return view.read_padded(region)
+    return view.read_padded(region, memory.empty((*region.shape, *view.channel_shape), view.dtype))
 
 
 def _choose(job: Job) -> list[Region]:

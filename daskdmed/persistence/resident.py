@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from daskdmed.core import events
 from daskdmed.core.errors import LoaderClosedError, LoaderError
+from daskdmed.core.shared import segments
 from daskdmed.core.waiting import explain
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.cluster import LOOK_EVERY, Workers, lost_connection, prepare_scheduler
@@ -32,10 +34,11 @@ from daskdmed.persistence.reading import (
     ReadFailure,
     Ticket,
     leave_ticket,
-    read_delivered,
+    read_for_others,
     read_jobs,
     read_ticket,
 )
+from daskdmed.persistence.sharing import Sharing
 from daskdmed.persistence.strata import StratifiedPlan
 from daskdmed.persistence.tally import Tally
 from daskdmed.persistence.units import JobFactory, Unit
@@ -43,6 +46,7 @@ from daskdmed.persistence.units import JobFactory, Unit
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+logger = logging.getLogger("daskdmed.persistence")
 T = TypeVar("T")
 #: seconds that closing waits for the client's loop
 _SOON = 5.0
@@ -87,6 +91,7 @@ class ResidentSet:
         #: units or keys of tasks that the thread which makes batches waits for
         self._waits_for: list[Any] = []
         self._workers = Workers(client)
+        self._sharing = None if in_process or not segments.enabled() else Sharing(client)
         if not in_process:
             prepare_scheduler(client)
         self._ranks = ranks
@@ -243,7 +248,7 @@ class ResidentSet:
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.tally.reads += 1
         if unit.ticket is None:
-            unit.future.add_done_callback(lambda future: self._arrived(unit, future))
+            unit.future.add_done_callback(lambda future: self._look_for(unit, future))
         else:
             ticket = unit.ticket
             ticket.when_done(lambda: self._arrived(unit))
@@ -253,8 +258,27 @@ class ResidentSet:
         """The call that reads a unit in another process."""
         jobs, delivered = zip(*(job.localised(self.client) for job in unit.jobs), strict=True)
         if all(values == (None, None) for values in delivered):
-            return read_jobs, jobs
-        return read_delivered, jobs, [list(values) for values in delivered]
+            return read_for_others, jobs
+        return read_for_others, jobs, [list(values) for values in delivered]
+
+    def _look_for(self, unit: Unit, future: Future) -> None:
+        """Map what was read where it lies on this machine; then it has arrived."""
+        sharing = self._sharing
+        if sharing is None or future.status != "finished" or not unit.waiting_for:
+            self._arrived(unit, future)
+            return
+
+        async def look() -> None:
+            try:
+                mapped, holder = await sharing.map(unit.key)
+                if unit.waiting_for:
+                    unit.mapped, unit.holder = mapped, holder
+            except Exception as error:  # a worker that is lost, or too busy: it is sampled there
+                logger.debug("%s is not mapped: %s: %s", unit.key, type(error).__name__, error)
+            finally:
+                self._arrived(unit, future)
+
+        self.client.loop.add_callback(look)
 
     def _arrived(self, unit: Unit, future: Future | None = None) -> None:
         if unit.waiting_for:
@@ -341,13 +365,16 @@ class ResidentSet:
     def holders(self, visits: Iterable[int]) -> dict[int, str | None]:
         """Which worker holds each of some resident visits; blocks until all have been read.
 
-        None where a visit has been lost since: it is read again, who knows where. Raises as
-        `wait` does.
+        Those that lie on this machine are left out. None where a visit has been lost since: it is
+        read again, who knows where. Raises as `wait` does.
         """
         units = {}
         for number in visits:
             self.wait([number])
-            unit = units[number] = self._units[number]
+            unit = self._units[number]
+            if unit.mapped is not None:
+                continue
+            units[number] = unit
             if unit.future is not None and unit.future.cancelled():  # after it had come
                 raise self._restarted()
         there = self._workers.there()
@@ -366,14 +393,17 @@ class ResidentSet:
         with self._wake:
             self._wake.notify_all()
 
+    def is_here(self, visit: int) -> bool:
+        """Whether a visit can be had by `fetch`; for one that has been read."""
+        unit = self._units[visit]
+        return unit.ticket is not None or unit.mapped is not None
+
     def fetch(self, visit: int) -> Any:
-        """What was read for a visit, by reference; for workers in this process. Raises as `wait`
-        does.
-        """
+        """What was read for a visit by this machine, by reference. Raises as `wait` does."""
         self.wait([visit])
         unit, member = self.unit_of(visit)
-        assert unit.ticket is not None
-        result = unit.ticket.result if unit.single else unit.ticket.result[member]
+        read: Any = unit.mapped if unit.ticket is None else unit.ticket.result
+        result = read if unit.single else read[member]
         if isinstance(result, ReadFailure) and isinstance(result.error, CancelledError):
             # the image is not to blame: nobody but a client that closes cancels a read
             raise lost_connection(result.error)

@@ -17,7 +17,7 @@ from daskdmed.images.context import Context
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.cluster import BIG_CHUNK
 from daskdmed.persistence.plan import Visit
-from daskdmed.persistence.reading import Job, LoadContext, RegionChooser, Ticket
+from daskdmed.persistence.reading import Job, LoadContext, Loaded, RegionChooser, Ticket
 from daskdmed.persistence.tally import Place
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ class Unit:
     """What one read task brings: one big chunk, or a few small ones, in order of admission.
 
     `key` also names the content. `future` is None before it was submitted and after it was let go;
-    `ticket` keeps the jobs where workers of this process find them; `holder` is the worker that
-    holds it, as far as known, see `ResidentSet.holders`.
+    `ticket` keeps the jobs where workers of this process find them; `mapped` is what another
+    process of this machine has read, by reference; `holder` is the worker that holds it, as far as
+    known, see `ResidentSet.holders`.
     """
 
     visits: tuple[Visit, ...]
@@ -38,6 +39,7 @@ class Unit:
     jobs: tuple[Job, ...]
     future: Future | None = None
     ticket: Ticket | None = None
+    mapped: Loaded | None = None
     holder: str | None = None
     asked: float = field(default_factory=time.monotonic)
     waiting_for: set[int] = field(default_factory=set)
@@ -49,7 +51,7 @@ class Unit:
 
     def let_go(self) -> None:
         """Have Dask free the block; at once, though callbacks may hold the future too."""
-        future, self.future, self.ticket = self.future, None, None
+        future, self.future, self.ticket, self.mapped = self.future, None, None, None
         if future is not None:
             with contextlib.suppress(RuntimeError):  # the client's event loop has ended
                 future.release()

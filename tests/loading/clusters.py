@@ -1,23 +1,29 @@
 """Clusters for tests of loaders: workers as threads that speak TCP, so that they cost little.
 
-To a loader these are workers of another process: blocks are cropped where they are.
+To a loader these are workers of another process. Unless they are to share their memory, they stand
+for workers of another machine: blocks are cropped where they are.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 
+import dask
 from distributed import Client, LocalCluster
 
 from tests.waiting import until
 
 
 @contextmanager
-def tcp_cluster(workers, threads=1, **kwargs):
-    """(cluster, client); `scale` changes the number of workers, also to none."""
+def tcp_cluster(workers, threads=1, shared=False, **kwargs):
+    """(cluster, client); `scale` changes the number of workers, also to none.
+
+    `shared`: big chunks lie in shared memory, and loaders crop from it.
+    """
     # each worker would measure all that this process holds, and pause beyond its part of a machine
     kwargs = {"memory_limit": 0, **kwargs}
     with (
+        dask.config.set({"daskdmed.shared-memory": shared}),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,

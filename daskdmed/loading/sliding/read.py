@@ -28,6 +28,7 @@ from distributed import KilledWorker
 from daskdmed.core import buffers
 from daskdmed.core.errors import DaskdmedError, ImageError, LoaderClosedError, LoaderError
 from daskdmed.core.region import Region
+from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.waiting import explain
 from daskdmed.loading.sliding.plan import Load, needed_regions, windows_touching
@@ -36,10 +37,11 @@ from daskdmed.persistence.reading import (
     Job,
     ReadFailure,
     leave_ticket,
-    read_delivered,
+    read_for_others,
     read_jobs,
     read_ticket,
 )
+from daskdmed.persistence.sharing import Sharing
 
 logger = logging.getLogger("daskdmed.inference")
 
@@ -121,6 +123,9 @@ class LoadReader:
         self._serial = itertools.count()
         self._flying: set[Any] = set()
         self._workers = None if cluster is None else Workers(cluster.client)
+        self._sharing = None
+        if cluster is not None and not cluster.in_process and segments.enabled():
+            self._sharing = Sharing(cluster.client)
 
     def submit(self, load: Load) -> concurrent.futures.Future[Loaded]:
         """Begin to read a load once a thread is free."""
@@ -230,9 +235,9 @@ class LoadReader:
                 call = (read_ticket, name)
             else:
                 travelling, values = zip(*(j.localised(client) for j in jobs), strict=True)
-                call = (read_jobs, travelling)
+                call = (read_for_others, travelling)
                 if any(v != (None, None) for v in values):
-                    call = (read_delivered, travelling, [list(v) for v in values])
+                    call = (read_for_others, travelling, [list(v) for v in values])
             future = client.submit(*call, key=key, priority=-load.number)
         except DaskdmedError:
             raise
@@ -261,7 +266,10 @@ class LoadReader:
             try:
                 # waits by its own client, which need not be the default one
                 future.exception(timeout=LOOK_EVERY)
-                return client.gather([future], direct=True)[0]
+                mapped = None
+                if self._sharing is not None:
+                    mapped, _ = client.sync(self._sharing.map, future.key)
+                return client.gather([future], direct=True)[0] if mapped is None else mapped
             except TimeoutError:
                 self._check()
             except (KilledWorker, DaskdmedError):

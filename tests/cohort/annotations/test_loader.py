@@ -15,7 +15,7 @@ from daskdmed import Annotations, Categories, Dataset, LightDL, Patient, Record
 from daskdmed.cohort.annotations import Annotation, target_view
 from daskdmed.core.region import Region
 from daskdmed.images.arrayview import ArrayView
-from daskdmed.persistence.reading import Job, read_delivered
+from daskdmed.persistence.reading import Job, read_for_others
 from daskdmed.samples import CLASS_NAMES, MadeSlide, make_slide
 
 pytest.importorskip("torch")
@@ -115,7 +115,7 @@ def test_targets_on_a_cluster(dataset, made, tmp_path: Path) -> None:
             assert_targets(loader, truth > 0)
 
 
-def test_read_delivered_attaches_values_below_categories() -> None:
+def test_read_for_others_attaches_values_below_categories() -> None:
     values = np.arange(16, dtype="u1").reshape(4, 4) % 3
     image = Record(array=np.zeros((4, 4, 3), "u1")).view()
     record = Record(array=values)
@@ -124,5 +124,5 @@ def test_read_delivered_attaches_values_below_categories() -> None:
     detached = type(target)(target.source.detached(region), target.categories)
     assert detached.token == target.token
     job = Job(image, detached, region)
-    (loaded,) = [read_delivered([job], [(None, values[region.slices])])]
+    (loaded,) = [read_for_others([job], [(None, values[region.slices])])]
     np.testing.assert_array_equal(loaded[0][2], values[region.slices] == 2)
