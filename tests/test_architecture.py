@@ -34,6 +34,8 @@ BESIDE = {
     "errors": ["core"],
     "events": ["core"],
     "policies": ["persistence"],
+    # found by name when there is something to show
+    "monitor": ["core"],
     "explorers": ["loading"],
 }
 

@@ -25,7 +25,7 @@ from dask.local import SynchronousExecutor, get_async
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 from dask.utils import format_bytes
 
-from daskdmed.core import clusterwork, events, memory, progress
+from daskdmed.core import clusterwork, events, live, memory, progress
 from daskdmed.core.errors import DaskdmedError, StoreError
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def run(
     anywhere.
     """
     state = Run(name, client)
+    live.show(client, state.watched)
     with progress.bar(state.id, name, show):
         try:
             if client is None:
@@ -210,6 +211,7 @@ def run(
                 f"{name} of {images} stopped: {type(error).__name__}: {error} ({notes}). {told}"
             ) from error
         finally:
+            state.watched.ended = state.watched.ended or "done"
             state.give_back()
     return [state.results[number] for number in sorted(state.results)]
 
@@ -220,6 +222,7 @@ class Run:
     def __init__(self, name: str, client: Client | None) -> None:
         self.id = uuid.uuid4().hex
         self.name = name
+        self.watched = live.WatchedRun(name, self.id)
         self.open: dict[int, Job] = {}
         self.left: dict[int, int] = {}
         self.results: dict[int, Any] = {}
@@ -235,6 +238,7 @@ class Run:
         number = self._begun
         self._begun += 1
         self.open[number], self.left[number] = job, blocks
+        self.watched.begin(job.image, job.total, job.finished)
         self._emit(events.RunStarted, job, total=job.total, done=job.finished)
         if not blocks:
             self._end(number)
@@ -265,6 +269,7 @@ class Run:
             return
         job.mark(index, result)
         self._emit(events.BlockDone, job, index=index)
+        self.watched.done += 1
         self.left[number] -= 1
         if not self.left[number]:
             self._end(number)
@@ -290,6 +295,7 @@ class Run:
 
     def stop(self, error: BaseException) -> str:
         """Record what is done of the jobs that are open; how far they are."""
+        self.watched.ended = f"{type(error).__name__}: {error}"
         for job in self.open.values():
             try:
                 job.flush()

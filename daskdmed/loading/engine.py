@@ -21,6 +21,7 @@ import numpy as np
 from dask.system import CPU_COUNT
 
 from daskdmed.cohort.sources import Failure
+from daskdmed.core import live
 from daskdmed.core.errors import DaskdmedError, LoaderError
 from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
@@ -312,6 +313,10 @@ class Engine(ABC):
             self._ended.pop(visit.number, None)
             self._provenance.pop(visit.number, None)
             self._facts.pop(visit.number, None)
+
+    def cells(self) -> list[live.Cell]:
+        """The big chunks in memory or being read; for any thread."""
+        return self.residents.cells(self._position)
 
     def interrupt(self) -> None:
         """Wake the thread that makes batches; it gets `LoaderClosedError`. Safe anywhere."""

@@ -8,12 +8,14 @@ sampling (`daskdmed.loading.local`, `daskdmed.loading.remote`), the rotation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.cohort.record import Patient
-from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
+from daskdmed.cohort.sources import Failure, ImagesLike, Request, check_on_error, images_of
+from daskdmed.core import live
 from daskdmed.core.checks import check_choice, check_count, check_seed
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import (
@@ -203,6 +205,10 @@ class LightDL(Loader[SmallChunks]):
         non_blocking=True)`` and `device` copy while the loop computes. Default: where `device`
         is a GPU, or this process uses CUDA by the time a batch is made. Without an accelerator
         True warns and does nothing, as in a `torch.utils.data.DataLoader`.
+    dashboard : str, optional
+        Address of a dashboard for the threads or processes that the loader starts, where
+        `dashboard_link` says that it is shown: ":8787" for that port of this machine, ":0" for any
+        free one. None: no dashboard. The cluster of a `client` that has a dashboard shows it there.
     pad : bool, default False
         Surround images smaller than a small chunk with background instead of refusing them.
     tissue : bool, str, callable or mapping, optional
@@ -281,6 +287,7 @@ class LightDL(Loader[SmallChunks]):
         workers: WorkersLike = None,
         device: DeviceLike | None = None,
         pin_memory: bool | None = None,
+        dashboard: str | None = None,
         pad: bool = False,
         tissue: TissueLike | None = None,
         min_tissue: float = 0.5,
@@ -298,7 +305,7 @@ class LightDL(Loader[SmallChunks]):
     ) -> None:
         delivery = Delivery(device, pin_memory)
         super().__init__(
-            batch_size, tfms, batch_tfms, rank, world_size, client, workers, delivery=delivery
+            batch_size, tfms, batch_tfms, rank, world_size, client, workers, delivery, dashboard
         )
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
@@ -536,11 +543,20 @@ class LightDL(Loader[SmallChunks]):
 
     def stats(self) -> LoaderStats:
         """Counters so far; cheap."""
-        meter, residents = self._meter, self._engine and self._engine.residents
         return LoaderStats(
+            **self._counters(),
+            diversity=self._diversity.stats(self._areas),
+            failed=self._failures(),
+        )
+
+    def _counters(self) -> dict[str, Any]:
+        meter, residents = self._meter, self._engine and self._engine.residents
+        small = math.prod(self._assembly.geometry.smallchunk)
+        return dict(
             batches=self._progress.batches,
             patches=self._progress.batches * self.batch_size,
             **meter.counters(),
+            pixels_drawn=self._progress.batches * self.batch_size * small,
             visits_admitted=meter.visits_admitted,
             visits_evicted=meter.visits_evicted,
             reads=meter.reads,
@@ -549,9 +565,20 @@ class LightDL(Loader[SmallChunks]):
             budget_bytes=self._assembly.budget,
             late_draws=meter.late_draws,
             batches_ready=self._ready,
-            diversity=self._diversity.stats(self._areas),
-            failed=(*self._catalogue.failures, *self._areas.failures, *meter.failures),
         )
+
+    def _shown(self) -> dict[str, Any]:
+        ranks = {} if self._engine is None else self._engine.residents.ranks()
+        return {"unit": "patches", "epoch": self._progress.epoch, "ranks": ranks}
+
+    def _cells(self) -> list[live.Cell]:
+        return [] if self._engine is None else self._engine.cells()
+
+    def _place(self, visit: int) -> live.Place | None:
+        return None if self._engine is None else self._engine.residents.place(visit)
+
+    def _failures(self) -> tuple[Failure, ...]:
+        return (*self._catalogue.failures, *self._areas.failures, *self._meter.failures)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._assembly.geometry.smallchunk))

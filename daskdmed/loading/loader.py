@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from daskdmed.cohort.record import Patient
-from daskdmed.core import buffers, memory, processes
+from daskdmed.core import buffers, live, memory, processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
 from daskdmed.loading import torchbridge
@@ -28,10 +28,12 @@ from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import Progress
 from daskdmed.loading.ranks import RankLike, others_unseen, resolve
 from daskdmed.loading.stats import Meter, Stats
+from daskdmed.loading.watched import WatchedLoader
 from daskdmed.persistence.cluster import (
     ClientLike,
     Cluster,
     WorkersLike,
+    check_dashboard,
     check_workers_asked,
     connect,
 )
@@ -75,6 +77,7 @@ class Loader(_Base, Generic[C]):
         client: ClientLike,
         workers: WorkersLike = None,
         delivery: Delivery | None = None,
+        dashboard: str | None = None,
     ) -> None:
         super().__init__()
         #: how events call it
@@ -85,6 +88,7 @@ class Loader(_Base, Generic[C]):
         self._told = False
         check_workers_asked(client, workers)
         self._client, self._workers = client, workers
+        self._dashboard = check_dashboard(dashboard, client)
         self._cluster: Cluster | None = None
         self._feed: Prefetcher | None = None
         self._delivery = delivery or Delivery()
@@ -98,6 +102,8 @@ class Loader(_Base, Generic[C]):
         self._closed = False
         self._process = os.getpid()
         self._meter = Meter(self.name)
+        self._watched = WatchedLoader(self)
+        self._is_shown = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and "_share" in self.__dict__:
@@ -138,6 +144,26 @@ class Loader(_Base, Generic[C]):
     @abstractmethod
     def stats(self) -> Stats:
         """Counters so far; cheap."""
+
+    @abstractmethod
+    def _counters(self) -> dict[str, Any]:
+        """Those of `stats` that are plain numbers."""
+
+    @abstractmethod
+    def _failures(self) -> tuple[Any, ...]:
+        """What was left out."""
+
+    @abstractmethod
+    def _shown(self) -> dict[str, Any]:
+        """What else those who show it must know, in plain values."""
+
+    @abstractmethod
+    def _cells(self) -> list[live.Cell]:
+        """The big chunks in memory or being read."""
+
+    @abstractmethod
+    def _place(self, visit: int) -> live.Place | None:
+        """Where one of these lies."""
 
     # -- which part of the work is ours -------------------------------------------------
 
@@ -196,10 +222,20 @@ class Loader(_Base, Generic[C]):
                 self._give_back()
                 raise
             self._own(self._feed)
+            self._show()
         return self
 
     def _connect(self) -> Cluster:
-        return connect(self._client, self._workers, world_size=self._share[1])
+        return connect(
+            self._client, self._workers, world_size=self._share[1], dashboard=self._dashboard
+        )
+
+    def _show(self) -> None:
+        """Have the loader shown on the dashboard of its cluster, if that has one."""
+        if not self._is_shown:
+            self._is_shown = True
+            live.add(self._watched)
+            live.show(None if self._cluster is None else self._cluster.shown_by, self._watched)
 
     def _claim(self, budget: int, cluster: Cluster | None, shared: str = "") -> None:
         """Enter the budget into the account of this process, and of the user's cluster.
@@ -251,6 +287,7 @@ class Loader(_Base, Generic[C]):
     def close(self) -> None:
         """Stop, let go of all memory, close the in-process cluster. Idempotent."""
         self._closed, self._held = True, None
+        live.remove(self._watched)
         if self._closer is not None:
             self._closer()
         self._give_back()
@@ -421,6 +458,32 @@ class Loader(_Base, Generic[C]):
     # -- looking at it ----------------------------------------------------------------
 
     @property
+    def dashboard_link(self) -> str | None:
+        """Where the loader is shown in a browser; None before `start`, and without a dashboard."""
+        return None if self._cluster is None or self._closed else self._cluster.page
+
+    def watch(self, *, interval: float = 1.0) -> None:
+        """Show what goes on in a notebook, live: a picture that changes until the loader is closed.
+
+        It stands where it is called, and changes while other cells run. Called again, the new
+        picture takes over. ``loader`` as the last line of a cell is the same picture once.
+
+        Parameters
+        ----------
+        interval : float
+            Seconds between changes.
+
+        Raises
+        ------
+        UsageError
+            This is no notebook: print ``loader.stats()`` there, or open `dashboard_link`.
+        LoaderClosedError
+            The loader is closed.
+        """
+        self._check_open()
+        live.monitor("picture").watch(self._watched, interval)
+
+    @property
     def _ready(self) -> int:
         return 0 if self._feed is None else self._feed.ready
 
@@ -429,7 +492,13 @@ class Loader(_Base, Generic[C]):
         return "closed" if self._closed else "running" if self._feed else "not started"
 
     def _repr_html_(self) -> str:
-        return f"<div><b>{html.escape(repr(self))}</b>{self.stats()._repr_html_()}</div>"
+        title = f"<b>{html.escape(repr(self))}</b>"
+        try:
+            picture = live.monitor("picture").picture_of(self._watched)
+        except Exception as error:  # a picture that fails hides no loader
+            logger.debug("no picture of %s: %s", self.name, error)
+            picture = ""
+        return f"<div>{title}{picture}{self.stats()._repr_html_()}</div>"
 
     def __reduce__(self) -> Any:
         raise UsageError(

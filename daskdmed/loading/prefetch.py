@@ -135,6 +135,10 @@ class Prefetcher:
     def ready(self) -> int:
         return len(self._ready)
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     def pause(self) -> None:
         """Make no further items until `resume`; those that are ready can be taken."""
         with self._change:

@@ -36,7 +36,7 @@ class Meter(Tally):
 
     def counters(self) -> dict[str, Any]:
         """What every `Stats` has of it."""
-        names = ("seconds", "wait_seconds", "first_batch_seconds")
+        names = ("seconds", "wait_seconds", "first_batch_seconds", "pixels_read")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -77,6 +77,10 @@ class Stats(ABC):
         The consumer spent waiting in ``next`` or ``get``.
     first_batch_seconds : float or None
         From start to the first batch.
+    pixels_read : int
+        Of the big chunks or blocks that were read; ranks that share one each count it.
+    pixels_drawn : int
+        Of the small chunks or windows delivered.
     resident_bytes : int
         Upper bound of the bytes of all blocks in memory or being read.
     budget_bytes : int
@@ -91,6 +95,8 @@ class Stats(ABC):
     seconds: float
     wait_seconds: float
     first_batch_seconds: float | None
+    pixels_read: int
+    pixels_drawn: int
     resident_bytes: int
     budget_bytes: int
     batches_ready: int
@@ -100,6 +106,11 @@ class Stats(ABC):
     def wait_fraction(self) -> float:
         """Share of the time that the consumer waited for data."""
         return min(1.0, self.wait_seconds / self.seconds) if self.seconds > 0 else 0.0
+
+    @property
+    def reuse(self) -> float:
+        """Pixels delivered per pixel read."""
+        return self.pixels_drawn / self.pixels_read if self.pixels_read else 0.0
 
     def _per_second(self, count: int) -> float:
         return count / self.seconds if self.seconds > 0 else 0.0
@@ -118,6 +129,7 @@ class Stats(ABC):
                 "memory",
                 f"{format_bytes(self.resident_bytes)} of {format_bytes(self.budget_bytes)}",
             ),
+            ("pixels drawn per pixel read", f"{self.reuse:.2f}"),
         ]
 
     def __str__(self) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
+import re
 import threading
 import time
 import weakref
@@ -22,9 +24,9 @@ import dask
 
 from daskdmed.core import processes
 from daskdmed.core.checks import check_count
-from daskdmed.core.errors import LoaderError, UsageError
+from daskdmed.core.errors import LoaderError, MissingExtraError, UsageError
 from daskdmed.core.waiting import explain
-from daskdmed.persistence.host import OWN_CONFIG
+from daskdmed.persistence.host import own_config
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -46,7 +48,7 @@ class Cluster:
 
     `own`: only this process uses it, and `close` ends it when no other loader does. `in_process`:
     the workers are threads of this process. `limits`: memory of each worker in bytes, 0 for no
-    limit.
+    limit. `dashboard`: where one of its own has its dashboard, empty without.
     """
 
     client: Client
@@ -55,6 +57,21 @@ class Cluster:
     limits: tuple[int, ...]
     threads: int
     close: Callable[[], None]
+    dashboard: str = ""
+
+    @property
+    def shown_by(self) -> Client | None:
+        """Whose dashboard may show what goes on: that of the user's cluster, or one asked for."""
+        return self.client if self.dashboard or not self.own else None
+
+    @property
+    def page(self) -> str | None:
+        """Where loaders are shown in a browser; None without a dashboard."""
+        link = self.dashboard
+        if not self.own:
+            with contextlib.suppress(Exception):  # a client that is closed, or another's services
+                link = self.client.dashboard_link or ""
+        return link.removesuffix("status") + "daskdmed" if link else None
 
     @property
     def workers(self) -> int:
@@ -89,10 +106,17 @@ def check_workers_asked(client: ClientLike, workers: WorkersLike) -> None:
         check_count("workers", workers)
 
 
-def connect(client: ClientLike, workers: WorkersLike = None, *, world_size: int = 1) -> Cluster:
+def connect(
+    client: ClientLike,
+    workers: WorkersLike = None,
+    *,
+    world_size: int = 1,
+    dashboard: str | None = None,
+) -> Cluster:
     """Use the client given, or start threads or processes, or find those that others have started.
 
-    With several ranks (`world_size`), those of one machine have their processes in common.
+    With several ranks (`world_size`), those of one machine have their processes in common. What is
+    started has a `dashboard` at an address.
 
     UsageError: the client is asynchronous or closed, or this process is a fork that cannot
     have one. LoaderError: the client's cluster has no workers, or processes did not start.
@@ -100,11 +124,12 @@ def connect(client: ClientLike, workers: WorkersLike = None, *, world_size: int 
     processes.check_not_forked("a loader")
     processes.loops_run()
     if client == "shared":
-        return _reading_processes(SHARED_WORKERS if workers is None else int(workers), shared=True)
+        count = SHARED_WORKERS if workers is None else int(workers)
+        return _reading_processes(count, shared=True, dashboard=dashboard)
     if client is None:
         if workers in (None, "threads"):
-            return _start()
-        return _reading_processes(int(workers), shared=world_size > 1)
+            return _start(dashboard)
+        return _reading_processes(int(workers), shared=world_size > 1, dashboard=dashboard)
     assert not isinstance(client, str)
     if getattr(client, "asynchronous", False):
         raise UsageError("client= must be a synchronous Client; this one is asynchronous")
@@ -117,7 +142,12 @@ def connect(client: ClientLike, workers: WorkersLike = None, *, world_size: int 
 
 
 def _described(
-    client: Client, workers: Mapping[str, Any], *, own: bool, close: Callable[[], None]
+    client: Client,
+    workers: Mapping[str, Any],
+    *,
+    own: bool,
+    close: Callable[[], None],
+    dashboard: bool = False,
 ) -> Cluster:
     return Cluster(
         client=client,
@@ -126,6 +156,7 @@ def _described(
         limits=tuple(int(w["memory_limit"]) for w in workers.values()),
         threads=sum(w["nthreads"] for w in workers.values()),
         close=close,
+        dashboard=(client.dashboard_link or "") if dashboard else "",
     )
 
 
@@ -135,7 +166,8 @@ def _reading_processes(workers: int, *, shared: bool, dashboard: str | None = No
     begin = hosting.shared if shared else hosting.of_this_process
     client, close = begin(workers, dashboard)
     try:
-        return _described(client, _workers_of(client), own=not shared, close=close)
+        found = _workers_of(client)
+        return _described(client, found, own=not shared, close=close, dashboard=bool(dashboard))
     except BaseException:
         close()
         raise
@@ -178,21 +210,41 @@ def _let_hear(known: weakref.ref[Client]) -> None:
             )
 
 
-def _start() -> Cluster:
+def check_dashboard(dashboard: str | None, client: ClientLike) -> str | None:
+    """An address for the dashboard of what a loader starts."""
+    if dashboard is None:
+        return None
+    if client is not None and not isinstance(client, str):
+        raise UsageError(
+            f"dashboard={dashboard!r} is for a cluster of the loader's own; that of client= has "
+            f"its dashboard already ({client.dashboard_link}), where the loader is shown too"
+        )
+    found = re.fullmatch(r"[^\s/]*:(\d{1,5})", str(dashboard))  # a port alone is no address
+    if found is None or int(found[1]) > 65535:
+        raise UsageError(
+            f'dashboard={dashboard!r} is no address; write ":8787" (this machine\'s, on that '
+            'port), "127.0.0.1:8787" (for this machine only), or ":0" for any free port'
+        )
+    if importlib.util.find_spec("bokeh") is None:
+        raise MissingExtraError('dashboard= needs bokeh; pip install "daskdmed[dashboard]"')
+    return dashboard
+
+
+def _start(dashboard: str | None = None) -> Cluster:
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
 
     _quiet.begin()
     try:
-        with dask.config.set(OWN_CONFIG):
+        with dask.config.set(own_config(dashboard)):
             cluster = LocalCluster(
                 n_workers=1,
                 threads_per_worker=CPU_COUNT,
                 processes=False,
                 memory_limit=0,
-                dashboard_address=":0",  # a fixed port would clash with the user's own
+                dashboard_address=dashboard or ":0",  # another would clash with the user's own
                 worker_dashboard_address=None,
-                scheduler_kwargs={"dashboard": False},
+                scheduler_kwargs={"dashboard": dashboard is not None},
                 silence_logs=False,  # see `_Quiet`
             )
             cluster.shutdown_on_close = False  # the loader does that, in time, and in its process
@@ -206,7 +258,14 @@ def _start() -> Cluster:
         cluster.close()
         _quiet.end()
 
-    return Cluster(client, True, True, (0,), CPU_COUNT, close)
+    link = "" if dashboard is None else _link(dashboard, cluster.scheduler.http_server.port)
+    return Cluster(client, True, True, (0,), CPU_COUNT, close, link)
+
+
+def _link(dashboard: str, port: int) -> str:
+    """Dask's own link names this machine to others, also where only this one is served."""
+    host = dashboard.rpartition(":")[0]
+    return f"http://{'localhost' if host in ('', '0.0.0.0') else host}:{port}/status"
 
 
 class _Quiet(logging.Filter):

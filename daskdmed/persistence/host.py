@@ -43,8 +43,13 @@ OWN_CONFIG: dict[str, Any] = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
-    "distributed.scheduler.dashboard.status.task-stream-length": 0,
 }
+_NO_DASHBOARD = {"distributed.scheduler.dashboard.status.task-stream-length": 0}
+
+
+def own_config(dashboard: str | None) -> dict[str, Any]:
+    """`OWN_CONFIG`, and less bookkeeping where there is no dashboard to show it."""
+    return OWN_CONFIG if dashboard else {**OWN_CONFIG, **_NO_DASHBOARD}
 
 
 def main(job: dict[str, Any]) -> None:
@@ -77,7 +82,7 @@ def _cluster(job: dict[str, Any]) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     config: dict[str, Any] = {
-        **OWN_CONFIG,
+        **own_config(job["dashboard"]),
         # what is spilled has left shared memory, and is read from another disk than it was
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,

@@ -50,7 +50,8 @@ class Turn:
     """One step of the rotation: `visits[i]` is the visit of draw ``start + i`` of the whole plan.
 
     `draws[i]`: how many draws that visit had given before. `resident` is oldest first; those
-    `leaving` have given all their draws when the turn ends.
+    `leaving` have given all their draws when the turn ends. `left[i]`: how many draws
+    ``resident[i]`` has left when the turn begins.
     """
 
     number: int
@@ -59,9 +60,19 @@ class Turn:
     leaving: tuple[Visit, ...]
     visits: Array
     draws: Array
+    left: Array
 
     def __len__(self) -> int:
         return int(self.visits.size)
+
+    def left_at(self, position: int) -> dict[int, int]:
+        """Draws that each resident visit has left when the plan stands at a draw of the turn."""
+        numbers = np.array([visit.number for visit in self.resident], np.int64)
+        given = self.visits[: max(position - self.start, 0)]
+        order = np.argsort(numbers, kind="stable")
+        at = order[np.searchsorted(numbers[order], given)]
+        left = self.left - np.bincount(at, minlength=numbers.size)
+        return dict(zip(numbers.tolist(), left.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +295,7 @@ class RotationPlan:
             leaving=resident[:1],
             visits=numbers[owners],
             draws=ordered,
+            left=self._remaining,
         )
         self._finish(shares)
         return turn

@@ -106,6 +106,19 @@ class Ranks:
             f"{STALL_LIMIT:.0f} s without progress)"
         )
 
+    def now(self) -> dict[str, Any]:
+        """Where everybody is, in plain values; for another thread."""
+        slowest, others = self.slowest, dict(self._others)
+        late = sorted(rank for rank, turn in others.items() if turn == slowest)
+        waits_for = (late or sorted(self._missing)) if self.waits else []
+        behind = sorted(self._left_behind)
+        return {
+            "plan": self.plan,
+            "turn": self._turn,
+            "waits_for": waits_for,
+            "left_behind": behind,
+        }
+
     @property
     def slowest(self) -> int:
         """First turn that some rank has yet to finish."""

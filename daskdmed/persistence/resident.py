@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from daskdmed.core import events
+from daskdmed.core import events, live
 from daskdmed.core.errors import LoaderClosedError, LoaderError
 from daskdmed.core.shared import segments
 from daskdmed.core.waiting import explain
@@ -80,6 +80,8 @@ class ResidentSet:
         self._factory = factory
         self._ahead: deque[Turn] = deque()
         self._known = -1
+        #: the turn that was given last
+        self._turn: Turn | None = None
         self._planned = 0
         self._queue: deque[Visit] = deque()
         self._units: dict[int, Unit] = {}
@@ -116,6 +118,7 @@ class ResidentSet:
                 self._ranks.join(turn.number)
                 joined = True
             self._request(turn)
+            self._turn = turn
             yield turn
 
     def _look_ahead(self) -> bool:
@@ -286,6 +289,7 @@ class ResidentSet:
         with self._wake:
             if unit.waiting_for:
                 self._ready.add(unit)
+                self.tally.pixels_read += unit.pixels
                 if future is not None and future.cancelled():
                     self._lost = self._restarted()
             self._wake.notify_all()
@@ -361,6 +365,32 @@ class ResidentSet:
                 f"{region.shape} was asked for {time.monotonic() - wanted[0].asked:.0f} s ago: "
             )
         return f"{told}{explain(self.client, keys)}; {held}"
+
+    def cells(self, position: int) -> list[live.Cell]:
+        """The visits in memory or being read, when the plan stands at a draw; for any thread."""
+        turn, cells = self._turn, []
+        left = {} if turn is None else turn.left_at(position)
+        oldest = min(left, default=0)
+        wanted = {getattr(one, "key", one) for one in list(self._waits_for)}
+        for number, unit in list(self._units.items()):
+            waited = live.WAITED if unit.key in wanted else live.ASKED
+            state = live.READY if unit in self._ready else waited
+            # what is read ahead has all of them, what left before waits for other ranks
+            cells.append((number, state, left.get(number, -1 if number >= oldest else 0)))
+        return cells
+
+    def place(self, visit: int) -> live.Place | None:
+        """Where a visit of `cells` lies; None when it has gone meanwhile."""
+        unit = self._units.get(visit)
+        if unit is None:
+            return None
+        one = next(v for v in unit.visits if v.number == visit)
+        patient, record, _, region = self._factory.place(one)
+        return patient, record, region.origin, region.shape, time.monotonic() - unit.asked
+
+    def ranks(self) -> dict[str, Any]:
+        """Where the ranks are that share the plan, in plain values; empty without others."""
+        return {} if self._ranks is None else self._ranks.now()
 
     def holders(self, visits: Iterable[int]) -> dict[int, str | None]:
         """Which worker holds each of some resident visits; blocks until all have been read.

@@ -74,6 +74,8 @@ class StratifiedPlan:
         self._shares = np.array([s.share for s in strata])
         self._phase = float(generator(self._key, Purpose.SHARE).random())
         self._resident: list[Visit] = []
+        #: draws that each resident visit has left
+        self._left: dict[int, int] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._admitted = 0
         self._turn = 0
@@ -98,6 +100,10 @@ class StratifiedPlan:
             taken.append(part)
         visits, draws = self._weave(counts, taken, first)
         leaving = self._leaving(visits, draws)
+        whole = self.draws_per_visit
+        left = np.array([self._left.get(v.number, whole) for v in self._resident], np.int64)
+        # a visit's draws are in order: the last one counts
+        self._left.update(zip(visits.tolist(), (whole - 1 - draws).tolist(), strict=True))
         turn = Turn(
             number=self._turn,
             start=self._position,
@@ -105,10 +111,13 @@ class StratifiedPlan:
             leaving=leaving,
             visits=visits,
             draws=draws,
+            left=left,
         )
         gone = {v.number for v in leaving}
         self._numbers = {k: n for k, n in self._numbers.items() if n not in gone}
         self._resident = [v for v in self._resident if v.number not in gone]
+        for number in gone:
+            del self._left[number]
         self._turn += 1
         self._position += int(visits.size)
         return turn

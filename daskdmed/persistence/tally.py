@@ -26,6 +26,8 @@ class Tally:
         self.visits_admitted = self.visits_evicted = 0
         #: read tasks submitted
         self.reads = 0
+        #: pixels of the big chunks that were read
+        self.pixels_read = 0
         #: draws beyond the plan, because a big chunk was late
         self.late_draws = 0
         #: what could not be read and was left out

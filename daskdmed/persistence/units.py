@@ -7,6 +7,7 @@ Not covered: when it is read (`daskdmed.persistence.resident`), and how
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,11 @@ class Unit:
     holder: str | None = None
     asked: float = field(default_factory=time.monotonic)
     waiting_for: set[int] = field(default_factory=set)
+
+    @property
+    def pixels(self) -> int:
+        """Of its big chunks, what is read around them not counted."""
+        return sum(math.prod(job.region.shape) for job in self.jobs)
 
     @property
     def single(self) -> bool:

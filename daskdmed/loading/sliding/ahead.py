@@ -6,6 +6,7 @@ Not covered: reading (`daskdmed.loading.sliding.read`), cutting
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core import events
+from daskdmed.core import events, live
 from daskdmed.loading.sliding.batches import WindowBatch, WindowBatcher
 from daskdmed.loading.sliding.plan import Load, LoadPlan
 from daskdmed.loading.sliding.read import Loaded, LoadReader
@@ -38,6 +39,10 @@ class ReadAhead:
     ) -> None:
         self.reader = reader
         self.held = self.peak = 0
+        #: read or being read, in order
+        self._flying: deque[tuple[Load, Future[Loaded]]] = deque()
+        #: what batches are cut from
+        self._cut: Load | None = None
         self._waits_for: Load | None = None
         self._since = 0.0
         self._tally = tally
@@ -66,6 +71,25 @@ class ReadAhead:
             f"since {since:.0f} s: {self.reader.describe()}; {held}"
         )
 
+    def cells(self) -> list[live.Cell]:
+        """The blocks in memory or being read; for any thread."""
+        cut, waits_for = self._cut, self._waits_for
+        cells = [] if cut is None else [(cut.visit, live.READY, -1)]
+        if waits_for is not None:
+            cells.append((waits_for.visit, live.WAITED, -1))
+        for load, future in self._flying.copy():
+            cells.append((load.visit, live.READY if future.done() else live.ASKED, -1))
+        return cells
+
+    def place(self, visit: int) -> live.Place | None:
+        """Where a block of `cells` lies; None when it has gone meanwhile."""
+        loads = [load for load, _ in self._flying.copy()]
+        for load in (self._cut, self._waits_for, *loads):
+            if load is not None and load.visit == visit:
+                region, image = load.block.region, load.image
+                return str(image.patient.id), image.record, region.origin, region.shape, 0.0
+        return None
+
     def _submit(self, load: Load) -> Future[Loaded]:
         future, began = self.reader.submit(load), time.monotonic()
         if events.listening():
@@ -90,7 +114,7 @@ class ReadAhead:
         dropped = tuple(a for a, k in enumerate(kernel) if k == 1) if self._squeeze else ()
         batcher = WindowBatcher(self._size, self._shape, self._dtype, dropped)
         number, skip = self._plan.locate(position)
-        ahead: deque[tuple[Load, Future[Loaded]]] = deque()
+        ahead = self._flying
         while True:
             while number < len(self._plan):
                 load = self._plan.load(number)
@@ -105,12 +129,14 @@ class ReadAhead:
             load, future = ahead.popleft()
             self._since, self._waits_for = time.monotonic(), load
             loaded = future.result()
-            self._waits_for = None
+            self._waits_for, self._cut = None, load
+            self._tally.pixels_read += math.prod(load.block.region.shape)
             del future  # it holds the pixels
             for batch in batcher.cut(load, loaded, skip):
                 yield batch, self._prepare.ahead(batch.smallchunks)
                 del batch
             del loaded
+            self._cut = None
             self.held -= load.nbytes
             self._tell(events.BigChunkEvicted, load)
             skip = 0

@@ -9,6 +9,7 @@ and is faster), and what becomes of batches (`daskdmed.tables`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from dask.base import tokenize
 
 from daskdmed.cohort.sources import ImagesLike, Request, check_on_error, images_of
+from daskdmed.core import live
 from daskdmed.core.checks import check_choice, check_count
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import (
@@ -313,12 +315,18 @@ class SlidingWindowDL(Loader[WindowChunks]):
 
     def stats(self) -> SlidingStats:
         """Counters of this pass; cheap."""
+        failures = self._progress.failures
+        lost = sum(len(f.windows) for f in failures)
+        return SlidingStats(**self._counters(), failed=self._failures(), lost_windows=lost)
+
+    def _counters(self) -> dict[str, Any]:
         progress, ahead, meter = self._progress, self._ahead, self._meter
-        return SlidingStats(
+        return dict(
             batches=progress.batches,
             windows=progress.windows,
             total_windows=self._plan.windows,
             **meter.counters(),
+            pixels_drawn=progress.windows * math.prod(self._plan.images[0].grid.kernel_size),
             blocks_read=ahead.reader.loads_read if ahead else 0,
             total_blocks=len(self._plan),
             retries=ahead.reader.retries if ahead else 0,
@@ -326,9 +334,19 @@ class SlidingWindowDL(Loader[WindowChunks]):
             peak_bytes=ahead.peak if ahead else 0,
             budget_bytes=self._budget,
             batches_ready=self._ready,
-            failed=(*self._not_opened, *progress.failures),
-            lost_windows=sum(len(f.windows) for f in progress.failures),
         )
+
+    def _failures(self) -> tuple[Any, ...]:
+        return (*self._not_opened, *self._progress.failures)
+
+    def _shown(self) -> dict[str, Any]:
+        return {"unit": "windows", "ranks": {}}
+
+    def _cells(self) -> list[live.Cell]:
+        return [] if self._ahead is None else self._ahead.cells()
+
+    def _place(self, visit: int) -> live.Place | None:
+        return None if self._ahead is None else self._ahead.place(visit)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._plan.images[0].grid.kernel_size))
