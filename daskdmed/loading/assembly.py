@@ -47,17 +47,12 @@ class Assembly:
         """How the visits of an epoch are chosen."""
         return replace(self.planning, seed=epoch_seed(self.planning.seed, epoch))
 
-    def batches(self, epoch: int) -> int | None:
-        """Our batches of an epoch's plan; None when it is endless, or may end anywhere."""
+    def draws(self, epoch: int) -> int | None:
+        """Draws of an epoch's plan; None when it is endless, or may end anywhere."""
         if not getattr(self.planning.policy, "each_once", False):
             return None
         plan, _ = self.planned(epoch).plan()
-        ours = self.sampling
-        whole, rest = divmod(sum(len(turn) for turn in plan), ours.batch_size)
-        if ours.even:
-            return whole // ours.world_size
-        dealt = whole + bool(rest)
-        return dealt // ours.world_size + (ours.rank < dealt % ours.world_size)
+        return sum(len(turn) for turn in plan)
 
     def engine(
         self, cluster: Cluster, progress: DrawProgress, tally: Tally, ranks: Ranks | None
@@ -82,7 +77,7 @@ class Assembly:
             ranks=ranks,
         )
         areas = planning.areas if planning.restricted else None
-        sampling = replace(self.sampling, key=key, areas=areas, classes=classes)
+        sampling = replace(self.sampling, key=key, areas=areas, classes=classes, base=progress.base)
         begin = (residents, catalogue, sampling, progress.cursor, progress.keeper())
         if cluster.in_process:
             return LocalEngine(*begin)

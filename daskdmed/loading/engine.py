@@ -53,7 +53,8 @@ class Sampling:
     from. `lattice`: gives each position of a grid once. `free_regions`: visits hold other regions
     than the grid's big chunks.
     `composed`: batches hold a share of each stratum, so that a draw that is lost is replaced by one
-    of the same stratum. `key`: from the seed of the epoch.
+    of the same stratum. `key`: from the seed of the epoch. `base`: the draw from which on draws are
+    dealt like this.
     """
 
     crop: CropSpec
@@ -65,6 +66,7 @@ class Sampling:
     rank: int
     world_size: int
     key: int = 0
+    base: int = 0
     even: bool = False
     areas: AreaSource | None = None
     classes: tuple[Classes, ...] = (Classes(),)
@@ -125,6 +127,7 @@ class Engine(ABC):
             rank=s.rank,
             world_size=s.world_size,
             position=self._position,
+            base=s.base,
             reaches=self.residents.reaches if s.even and s.world_size > 1 else None,
         )
 

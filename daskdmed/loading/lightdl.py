@@ -386,8 +386,8 @@ class LightDL(Loader[SmallChunks]):
         self._diversity = Diversity(catalogue, geometry.smallchunk)
         self._progress: DrawProgress = DrawProgress(is_stateful(collect), feedback_lag)
         self._engine: Engine | None = None
-        #: our batches of the plan of an epoch
-        self._batches: dict[int, int | None] = {}
+        #: draws of the plan of an epoch
+        self._draws: dict[int, int | None] = {}
 
     # -- life and batches -------------------------------------------------------------
 
@@ -419,13 +419,13 @@ class LightDL(Loader[SmallChunks]):
         self._engine = None
 
     def _took(self, batch: Batch) -> None:
-        self._progress.take(batch.cursor)
+        self._progress.take(batch.cursor, len(batch.smallchunks), self._dealt)
         self._diversity.add(batch.smallchunks)
 
     def _deal(self) -> None:
         rank, world_size = self._share
         dealt = replace(self._assembly.sampling, rank=rank, world_size=world_size)
-        self._assembly, self._batches = replace(self._assembly, sampling=dealt), {}
+        self._assembly = replace(self._assembly, sampling=dealt)
 
     def _begins_anew(self) -> bool:
         whole = self._whole()
@@ -448,9 +448,14 @@ class LightDL(Loader[SmallChunks]):
         """Batches per loop, at most.
 
         A finite plan has fewer when the collector ends visits, or big chunks cannot be read.
+        Where the state of another number of ranks or another batch size was loaded, an epoch
+        has the batches that were taken then, and those that what is left makes now.
         `TypeError`: the loader is endless, or nobody can know where its policy ends.
         """
-        whole = self._whole()
+        self._look_for_others()
+        progress = self._progress
+        whole = self._whole(progress.base)
+        whole = None if whole is None else progress.before + whole
         if whole is None and self.epoch_length is None:
             raise TypeError(
                 "this loader is endless (or has a policy of your own, which may end anywhere); "
@@ -458,13 +463,15 @@ class LightDL(Loader[SmallChunks]):
             )
         return min(n for n in (whole, self.epoch_length) if n is not None)
 
-    def _whole(self) -> int | None:
-        """Our batches of the present epoch's plan; None when nobody knows where it ends."""
+    def _whole(self, base: int = 0) -> int | None:
+        """Our batches of the present epoch from a draw on; None when nobody knows its end."""
         self._look_for_others()
         epoch = self._progress.epoch
-        if epoch not in self._batches:
-            self._batches = {epoch: self._assembly.batches(epoch)}
-        return self._batches[epoch]
+        if epoch not in self._draws:
+            self._draws = {epoch: self._assembly.draws(epoch)}
+        draws = self._draws[epoch]
+        left = None if draws is None else max(0, draws - base)
+        return None if left is None else self._dealt.batches(left, even=self._drop_last)
 
     @property
     def epoch(self) -> int:
@@ -554,7 +561,7 @@ class LightDL(Loader[SmallChunks]):
         small = math.prod(self._assembly.geometry.smallchunk)
         return dict(
             batches=self._progress.batches,
-            patches=self._progress.batches * self.batch_size,
+            patches=self._progress.smallchunks // self._share[1],
             **meter.counters(),
             pixels_drawn=self._progress.batches * self.batch_size * small,
             visits_admitted=meter.visits_admitted,

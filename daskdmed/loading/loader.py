@@ -25,7 +25,7 @@ from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.delivery import Delivery
 from daskdmed.loading.prefetch import Prefetcher
-from daskdmed.loading.progress import Progress
+from daskdmed.loading.progress import Progress, Share
 from daskdmed.loading.ranks import RankLike, others_unseen, resolve
 from daskdmed.loading.stats import Meter, Stats
 from daskdmed.loading.watched import WatchedLoader
@@ -95,6 +95,8 @@ class Loader(_Base, Generic[C]):
         self._prepare = torchbridge.Preparation(tfms, self._delivery)
         #: a batch that its transform did not survive
         self._held: Any = None
+        #: the state that was loaded, until a batch was taken
+        self._loaded: Mapping[str, Any] | None = None
         #: the loop that is going on
         self._loop: object = None
         self._closer: weakref.finalize[..., Any] | None = None
@@ -168,6 +170,10 @@ class Loader(_Base, Generic[C]):
     # -- which part of the work is ours -------------------------------------------------
 
     @property
+    def _dealt(self) -> Share:
+        return Share(self.batch_size, *self._share)
+
+    @property
     def rank(self) -> int:
         """Which of the training processes this is."""
         self._look_for_others()
@@ -186,16 +192,20 @@ class Loader(_Base, Generic[C]):
         share = resolve(*self._asked)
         if share == self._share or share[1] == 1:
             return
-        if not self._progress.fresh:
+        if not self._progress.fresh and self._loaded is None:
             raise UsageError(
                 f"torch.distributed's process group (rank {share[0]} of {share[1]}) was "
                 f"initialised after this {type(self).__name__} had given batches as rank "
                 f"{self._share[0]} of {self._share[1]}: initialise it first, or give rank= and "
                 "world_size=, or make the loader anew"
             )
+        loaded = self._loaded
         self._stop()
         self._share = share
         self._deal()
+        if loaded is not None:
+            self._progress.restore(loaded, self._parameters())
+            self._loaded = loaded
 
     def _tell_of_others(self) -> None:
         """Say once, with the first batch, that other processes get the same."""
@@ -265,7 +275,7 @@ class Loader(_Base, Generic[C]):
     def _stop(self) -> None:
         """Make no more batches, but leave the cluster to those that may come."""
         self._check_open()
-        self._held = None
+        self._held = self._loaded = None
         if self._feed is not None:
             self._feed.close()
             self._feed = None
@@ -329,6 +339,9 @@ class Loader(_Base, Generic[C]):
         LoaderClosedError
             The loader is closed.
         """
+        if self._progress.over:  # also where a state says so
+            self._check_open()
+            raise StopIteration
         feed = self._running()
         self._tell_of_others()
         began = time.perf_counter()
@@ -347,7 +360,7 @@ class Loader(_Base, Generic[C]):
             self._meter.waited(waited)
         self._held = batch, prepared
         x = self._prepare.finish(prepared, chunks)
-        self._held = None
+        self._held = self._loaded = None
         self._took(batch)
         self._meter.took(len(chunks), waited)
         if self.batch_tfms is not None:
@@ -381,7 +394,7 @@ class Loader(_Base, Generic[C]):
     def _iterate(self) -> Iterator[tuple[Any, list[Patient], C]]:
         loop = self._loop = object()
         anew = self._begin_loop()
-        while self.epoch_length is None or self._progress.iterated < self.epoch_length:
+        while not self._is_over():
             if self._loop is not loop:
                 raise UsageError(
                     f"another loop over this {type(self).__name__} has begun, and it can be at "
@@ -397,17 +410,23 @@ class Loader(_Base, Generic[C]):
                 anew = True
                 continue
             anew = True
-            self._progress.iterated += 1
-            self._progress.looped = True
+            self._progress.iterated += self._dealt.together
+            # a state that was loaded meanwhile is gone on with by this loop
+            self._progress.looped, self._progress.resumed = True, False
             yield item
             del item
+
+    def _is_over(self) -> bool:
+        """Whether a loop has all its small chunks, by batches of whatever size."""
+        length = self.epoch_length
+        return length is not None and self._progress.iterated >= length * self._dealt.together
 
     def _begin_loop(self) -> bool:
         """Go to where a loop begins; whether that is all it gives, however little it is."""
         progress = self._progress
         resumed, progress.resumed = progress.resumed, False
         chosen, progress.chosen = progress.chosen, False
-        if resumed and (chosen or progress.iterated != self.epoch_length):
+        if resumed and (chosen or not self._is_over()):
             return chosen
         begun = not progress.fresh
         if progress.over or (begun and (chosen or (progress.looped and self._begins_anew()))):
@@ -426,34 +445,55 @@ class Loader(_Base, Generic[C]):
         Made of plain values (and of those that a stateful collector keeps): save it as JSON,
         or beside the model's weights. With ``rotation="adaptive"`` what follows is valid but
         not identical.
+
+        The stream of small chunks depends on neither `batch_size` nor ranks, and the state says
+        how far all ranks have got in it when each has taken as many batches as this one: save
+        it between two steps of the training, on one rank or on all.
         """
         self._look_for_others()
         return self._progress.saved(self._parameters())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the batch at which a state was saved, here or on another machine.
+        """Go to where a state was saved, here or on another machine.
 
-        Call it before the first batch is taken. The first loop then gives what is left of
-        the one that was interrupted; when nothing is, a whole one. With several ranks, each
-        may load the state that one of them saved, as long as none of its big chunks ended
-        early and its collector remembers nothing.
+        At any time, also when batches have been taken: what was made ahead is dropped, and the
+        next batch is the one after the state; a loop that is going on goes on from there.
+        Otherwise the first loop gives what is left of the one that was interrupted; when
+        nothing is, a whole one.
+
+        With another number of ranks, or another `batch_size`, the loaders go on with the first
+        small chunk that no rank has had: together they give all that were left, none twice.
+        All ranks load states of the same step, that of any one rank, or each its own.
+        `epoch_length` counts batches of this loader, and what the interrupted loop has had
+        counts by small chunks: 300 batches of 16 on 2 ranks are 150 of 16 on 4.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` gave, also after a round trip through JSON. Versions 3 and 4.
 
         Raises
         ------
         StateError
             The state is damaged, of another dataset, or of other parameters; names the
-            differences.
-        UsageError
-            The loader has given batches.
+            differences. Or it cannot be gone on with by other ranks, because one rank alone
+            knows what it had: big chunks that ended early (or windows that were left out) on
+            one of several ranks, a collector that remembers; or with another batch size,
+            because quotas make up batches. The loader stays as it was.
+        LoaderClosedError
+            The loader is closed.
+
+        Notes
+        -----
+        A rank knows of big chunks that ended early among its own draws only. Where other
+        ranks had some, they are some small chunks further than the state says; with another
+        number of ranks these come a second time.
         """
+        self._check_open()
         self._look_for_others()
-        if self._feed is not None and not self._progress.fresh:
-            raise UsageError(
-                "load_state_dict must be called before the loader starts to give batches; make "
-                "another loader"
-            )
         self._progress.restore(state, self._parameters())
         self._stop()
+        self._loaded = state
 
     # -- looking at it ----------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """The plan's draws, cut into runs that one rank samples in one go. Pure.
 
-Draws are numbered over the whole plan; draws ``b * n`` to ``(b + 1) * n`` belong to rank
-``b % world_size``. All ranks walk the same turns. A span never crosses a turn, so that
-asking for the next one asks for no big chunk before the last turn's are let go.
+Draws are numbered over the whole plan. From a `base` on, draws ``base + b * n`` to
+``base + (b + 1) * n`` belong to rank ``b % world_size``; those before it were given by ranks of
+another number, or in batches of another size. All ranks walk the same turns. A span never
+crosses a turn, so that asking for the next one asks for no big chunk before the last turn's are
+let go.
 """
 
 from __future__ import annotations
@@ -47,12 +49,14 @@ def cut(
     rank: int = 0,
     world_size: int = 1,
     position: int = 0,
+    base: int = 0,
     reaches: Callable[[int], bool] | None = None,
 ) -> Iterator[Span]:
     """Cut turns, from the one that holds `position`, into spans of one rank, in order.
 
     Every turn ends with a span whose `last` is set, if need be an empty one. `longest`: no span has
-    more draws. `deal`: draws that go to one rank before the next has its turn, the batch size.
+    more draws. `deal`: draws that go to one rank before the next has its turn, the batch size, the
+    first rank beginning at draw `base`, which is at most `position`.
     `reaches`: whether the plan has at least a number of draws; when given, the draws at the end
     that do not suffice for a batch of every rank are nobody's.
     """
@@ -63,10 +67,10 @@ def cut(
             stop = min(end, at + longest)
             mine = True
             if world_size > 1:
-                stop = min(stop, (at // deal + 1) * deal)
-                mine = (at // deal) % world_size == rank
-                whole_round = (at // (deal * world_size) + 1) * deal * world_size
-                mine = mine and (reaches is None or reaches(whole_round))
+                number = (at - base) // deal
+                stop = min(stop, base + (number + 1) * deal)
+                whole_round = base + (number // world_size + 1) * deal * world_size
+                mine = number % world_size == rank and (reaches is None or reaches(whole_round))
             if mine:
                 yield Span(turn, at, stop, stop == end)
             elif stop == end:

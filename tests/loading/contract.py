@@ -65,6 +65,18 @@ def names(batches):
     ]
 
 
+@contextlib.contextmanager
+def group(make, world_size, batch_size, **options):
+    """A loader for each rank."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                make(**options, batch_size=batch_size, rank=rank, world_size=world_size)
+            )
+            for rank in range(world_size)
+        ]
+
+
 def bad(block):
     raise OSError("this block is bad")
 
@@ -111,6 +123,11 @@ class OfLoader:
     def make(self, dataset=None, **options):
         dataset = dataset or coordinate_dataset(2, **SIZE)
         return self.kind(dataset, **{**self.options, **options})
+
+    def few(self, **options):
+        """A loader of 80 or 90 small chunks a pass."""
+        dataset = coordinate_dataset(1, height=200, width=190, chunks=128)
+        return self.make(dataset, **{**self.finite, **options})
 
 
 class OfLightDL(OfLoader):
@@ -537,20 +554,104 @@ class LoaderContract(OfLoader):
         with self.make() as loader:
             next(loader)
             state = loader.state_dict()
-            with pytest.raises(UsageError, match="before the loader starts"):
-                loader.load_state_dict(state)
-        with pytest.raises(StateError, match="another loader.*batch_size: saved 8, now 9"):
-            self.make(batch_size=9).load_state_dict(state)
-        with pytest.raises(StateError, match="another loader"):
+        with pytest.raises(LoaderClosedError):
+            loader.load_state_dict(state)
+        with pytest.raises(StateError, match="another loader.*only ranks and batch_size may"):
             self.make(coordinate_dataset(3, **SIZE)).load_state_dict(state)
-        for version in ({"version": 99}, {}, None, []):
-            with pytest.raises(StateError, match="version"):
+        for version in ({"version": 99}, {**state, "version": 2}, {}, None, []):
+            with pytest.raises(StateError, match=r"version .* reads versions 3 and 4"):
                 self.make().load_state_dict(version)
         untouched = self.make()
-        for damage in ({"position": "x"}, {"batches": None}, {"parameters": 3}):
+        damages = [{"position": "x"}, {"position": -8}, {"batches": None}, {"parameters": 3}]
+        for damage in damages:
             with pytest.raises(StateError, match="damaged"):
                 untouched.load_state_dict({**state, **damage})
         assert untouched.state_dict() == self.make().state_dict()
+
+    def test_a_state_can_be_loaded_at_any_time(self):
+        """What was made ahead is dropped; a loop that is going on goes on from there."""
+        with self.make(**self.finite) as loader, self.make(**self.finite) as plain:
+            whole = names(plain)
+            loop = iter(loader)
+            assert names(itertools.islice(loop, 2)) == whole[:16]
+            state = loader.state_dict()
+            assert names(itertools.islice(loop, 3)) == whole[16:40]
+            with pytest.raises(StateError):
+                loader.load_state_dict({**state, "position": None})
+            assert names([loader.get()]) == whole[40:48], "a refused state changes nothing"
+            for _ in range(2):  # back
+                loader.load_state_dict(state)
+                assert names([loader.get()]) == whole[16:24]
+                assert loader.stats().batches == 3
+            later = loader.state_dict()
+            loader.load_state_dict(self.make(**self.finite).state_dict())
+            assert names([loader.get()]) == whole[:8]
+            loader.load_state_dict(later)  # and ahead
+            assert names(loop) == whole[24:]
+            assert names(loader) == names(plain), "the next loop is a whole one"
+
+    @pytest.mark.parametrize(
+        ("then", "now"),
+        [
+            ((2, 8), (1, 8)),
+            ((2, 8), (4, 8)),
+            ((4, 8), (2, 8)),
+            ((1, 16), (1, 8)),
+            ((1, 16), (1, 24)),
+            ((2, 8), (3, 5)),
+        ],
+        ids=str,
+    )
+    def test_a_pass_goes_on_with_other_ranks_and_batch_sizes(self, then, now):
+        """Each small chunk once; each rank loads a state of any of those that were."""
+        with group(self.few, *then) as ranks:
+            first = [b for loader in ranks for b in itertools.islice(loader, 2)]
+            states = [json.loads(json.dumps(loader.state_dict())) for loader in ranks]
+        with group(self.few, *now) as ranks, self.few() as plain:
+            lengths = []
+            for number, loader in enumerate(ranks):
+                loader.load_state_dict(states[-number % len(states)])
+                lengths.append(len(loader))
+            rest = [list(loader) for loader in ranks]
+            assert [len(batches) + 2 for batches in rest] == lengths
+            assert all(len(b[0]) == now[1] for batches in rest for b in batches[:-1])
+            assert sorted(names(itertools.chain(first, *rest))) == sorted(names(plain))
+            # and the next pass is a whole one
+            again = [list(loader) for loader in ranks]
+            assert sorted(names(itertools.chain(*again))) == sorted(names(plain))
+            assert [len(batches) for batches in again] == [len(loader) for loader in ranks]
+
+    @pytest.mark.parametrize("told", [False, True])
+    def test_nothing_is_left_of_a_pass_that_was_whole(self, told):
+        """Whether its end was met or its batches were counted."""
+        with self.few() as loader:
+            names(loader if told else itertools.islice(loader, len(loader)))
+            state = loader.state_dict()
+            following = sorted(names(loader))
+        with group(self.few, 2, 5) as ranks:
+            for loader in ranks:
+                loader.load_state_dict(state)
+                with pytest.raises(StopIteration):
+                    loader.get()
+            loops = [list(loader) for loader in ranks]
+            assert sorted(names(itertools.chain(*loops))) == following
+            assert [len(batches) for batches in loops] == [len(loader) for loader in ranks]
+
+    def test_a_state_of_the_version_before(self):
+        with self.few() as loader:
+            whole = names(loader)
+        with self.few() as loader:
+            names(itertools.islice(loader, 3))
+            new = loader.state_dict()
+        kept = {"position", "ended", "epoch", "batches", "windows", "failed", "parameters"}
+        old = {name: value for name, value in new.items() if name in kept}
+        old |= {"version": 3}
+        if self.kind is LightDL:
+            old |= {"iterated": 3, "over": False}
+        for size in (8, 5):
+            with self.few(batch_size=size) as loader:
+                loader.load_state_dict(old)
+                assert names(loader) == whole[24:]
 
     # -- ranks ------------------------------------------------------------------------
 
@@ -598,6 +699,20 @@ class LoaderContract(OfLoader):
             assert (loader.rank, loader.world_size) == (1, 2)
             next(loader)
         assert "the same batches" not in caplog.text
+
+    def test_a_process_group_that_comes_after_a_state(self, monkeypatch):
+        """The state is that of a loader which knew of no others."""
+        with group(self.few, 2, 8) as ranks:
+            first = [b for loader in ranks for b in itertools.islice(loader, 2)]
+            state = ranks[0].state_dict()
+        late = []
+        for rank in range(2):
+            with monkeypatch.context() as later, self.few() as loader:
+                loader.load_state_dict(state)
+                later.setattr(ranks_module, "_process_group", lambda rank=rank: (rank, 2))
+                late += list(loader)
+        with self.few() as loader:
+            assert sorted(names(first + late)) == sorted(names(loader))
 
     def test_a_rank_goes_on_from_the_state_of_another(self):
         """Of which a training framework saves one only."""

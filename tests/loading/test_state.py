@@ -429,7 +429,7 @@ def test_an_interrupted_iteration_is_finished_first(dataset):
     with other:
         assert [sum(1 for _ in other) for _ in range(3)] == [2, 5, 5]
     done = LightDL(dataset, **SMALL, epoch_length=5)
-    done.load_state_dict({**state, "iterated": 5})
+    done.load_state_dict({**state, "iterated": 5 * 16})
     with done:
         assert sum(1 for _ in done) == 5
 

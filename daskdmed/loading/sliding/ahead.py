@@ -132,7 +132,7 @@ class ReadAhead:
             self._waits_for, self._cut = None, load
             self._tally.pixels_read += math.prod(load.block.region.shape)
             del future  # it holds the pixels
-            for batch in batcher.cut(load, loaded, skip):
+            for batch in batcher.cut(load, loaded, max(skip, load.done)):
                 yield batch, self._prepare.ahead(batch.smallchunks)
                 del batch
             del loaded

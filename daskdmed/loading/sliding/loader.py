@@ -196,15 +196,15 @@ class SlidingWindowDL(Loader[WindowChunks]):
         self._deal(images)
 
     def _deal(self, images: Sequence[ImageWindows] = ()) -> None:
-        rank, world_size = self._share
-        self._plan: LoadPlan = LoadPlan(
-            images or self._plan.images,
-            order=self._order,
-            at_once=self._slides_at_once,
-            rank=rank,
-            world_size=world_size,
-        )
-        self._progress: WindowProgress = WindowProgress(self._plan.windows)
+        if images:
+            plan = LoadPlan(images, order=self._order, at_once=self._slides_at_once)
+        else:
+            plan = self._plan
+        self._progress: WindowProgress = WindowProgress(plan.dealt(*self._share))
+
+    @property
+    def _plan(self) -> LoadPlan:
+        return self._progress.plan
 
     # -- life -----------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
         return LoadReader(self._cluster, threads, min_interval=self._min_interval, skip=self._skip)
 
     def _took(self, batch: WindowBatch) -> None:
-        self._progress.take(batch)
+        self._progress.take(batch, self._dealt)
 
     def _begins_anew(self) -> bool:
         return True
@@ -256,32 +256,44 @@ class SlidingWindowDL(Loader[WindowChunks]):
             The loader is closed.
         """
         self._stop()
-        self._progress = WindowProgress(self._plan.windows)
+        self._deal()
         self._ahead, self._meter = None, Meter(self.name)
 
     def __len__(self) -> int:
-        """Batches of a pass, when nothing fails."""
+        """Batches of a pass, when nothing fails.
+
+        Where the state of another number of ranks or another batch size was loaded, the pass
+        has the batches that were taken then, and those that what is left makes now.
+        """
         self._look_for_others()
-        return -(-self._plan.windows // self.batch_size)
+        return self._progress.batches_of_pass(self.batch_size)
 
     # -- what there is --------------------------------------------------------------
 
     @property
     def windows(self) -> int:
-        """Windows that this rank delivers in a pass."""
+        """Windows that this rank delivers in a pass.
+
+        Where the state of another number of ranks was loaded: its part of what these had
+        delivered, and of what was left.
+        """
         self._look_for_others()
-        return self._plan.windows
+        return self._plan.behind + self._plan.windows
 
     @property
     def windows_of(self) -> dict[tuple[str, str], int]:
-        """(patient id, record) -> windows that this rank delivers of it in a pass."""
+        """(patient id, record) -> windows that this rank delivers of it in a pass.
+
+        Where the state of another number of ranks was loaded: of what was left.
+        """
         self._look_for_others()
         return self._plan.windows_of()
 
     @property
     def position(self) -> int:
         """Windows of this pass that lie behind, those that failed included; 0 between passes."""
-        return self._progress.position % self._plan.windows if self.windows else 0
+        behind = self._plan.behind + self._progress.position
+        return behind % self.windows if self.windows else 0
 
     @property
     def images(self) -> tuple[ImageGrid, ...]:
@@ -324,7 +336,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
         return dict(
             batches=progress.batches,
             windows=progress.windows,
-            total_windows=self._plan.windows,
+            total_windows=self.windows,
             **meter.counters(),
             pixels_drawn=progress.windows * math.prod(self._plan.images[0].grid.kernel_size),
             blocks_read=ahead.reader.loads_read if ahead else 0,

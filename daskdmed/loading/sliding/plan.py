@@ -3,7 +3,8 @@
 A *load* is a block of neighbouring windows whose pixels are read once. The plan puts the
 loads of all images in order, leaves out those without a window to deliver, deals them to
 ranks, and numbers every window to be delivered, so that a position is all that has to be
-saved. Pure arithmetic, no I/O; per load it holds a few integers.
+saved; what a pass has left can be dealt anew to another number of ranks. Pure arithmetic, no
+I/O; per load it holds a few integers.
 
 Not covered: reading (`daskdmed.loading.sliding.read`), batches
 (`daskdmed.loading.sliding.batches`), how large a block is (`daskdmed.tiling.blocks`).
@@ -11,6 +12,7 @@ Not covered: reading (`daskdmed.loading.sliding.read`), batches
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import deque
@@ -22,7 +24,7 @@ import numpy as np
 from dask.utils import format_bytes
 
 from daskdmed.cohort.record import Patient
-from daskdmed.core.errors import BudgetError
+from daskdmed.core.errors import BudgetError, StateError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
@@ -31,6 +33,8 @@ from daskdmed.tiling.grid import WindowBlock, WindowGrid
 from daskdmed.tiling.imagegrid import ImageGrid
 
 Order = Literal["sequential", "interleaved"]
+#: windows of all images in the order of the plan, as [first, stop) in ascending order
+Spans = list[list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +144,14 @@ class Load:
     block: WindowBlock
     #: bool, shape ``block.shape``: False is left out
     keep: Array | None
-    #: position of its first window in the plan of this rank
+    #: position of its first window in the plan of this rank, were it not delivered before
     first: int
-    #: windows to deliver
+    #: windows to deliver, with those that were before
     count: int
     #: number in the plan of all ranks
     visit: int
+    #: windows that were delivered before this plan was dealt
+    done: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -166,6 +172,13 @@ class LoadPlan:
 
     They are dealt in contiguous runs of about equally many windows; every load belongs to
     exactly one rank.
+
+    Parameters
+    ----------
+    images, order, at_once
+        What is slid over, and in which order.
+    rank, world_size : int
+        Whose loads these are.
     """
 
     def __init__(
@@ -186,15 +199,83 @@ class LoadPlan:
         table = np.concatenate(queues) if queues else np.empty((0, 3), np.int64)
         if order == "interleaved":
             table = table[_by_turns([len(q) for q in queues], at_once)]
-        table = np.column_stack([table, np.arange(len(table))])
         self.total_windows = int(table[:, 2].sum())
+        #: per load: image, block, windows, number, number of its first window among all
+        self._all = np.column_stack(
+            [table, np.arange(len(table)), np.cumsum(table[:, 2]) - table[:, 2]]
+        ).astype(np.int64)
+        self._deal(rank, world_size, None)
+
+    def _deal(self, rank: int, world_size: int, left: Spans | None) -> None:
+        self.share = rank, world_size
+        self.left = left
+        table, done = self._all, np.zeros(len(self._all), np.int64)
+        if left is not None:
+            done = table[:, 2] - self._left_of_each(left)
+            table, done = table[done < table[:, 2]], done[done < table[:, 2]]
+        counts = table[:, 2] - done
         if world_size > 1:
-            ends = np.cumsum(table[:, 2])
-            middles = ends - table[:, 2] / 2
-            owner = np.floor(middles * world_size / max(self.total_windows, 1))
-            table = table[owner == rank]
-        self._table = table.astype(np.int64)
-        self._ends = np.cumsum(self._table[:, 2])
+            middles = np.cumsum(counts) - counts / 2
+            owner = np.floor(middles * world_size / max(int(counts.sum()), 1))
+            table, done, counts = table[owner == rank], done[owner == rank], counts[owner == rank]
+        self._table, self._done = table, done
+        self._ends = np.cumsum(counts)
+
+    def _left_of_each(self, left: Spans) -> Array:
+        """Windows of each load that are left: its last ones."""
+        edges = np.array([0, *(at for span in left for at in span)], np.int64)
+        if (np.diff(edges) < 0).any() or edges[-1] > self.total_windows:
+            raise StateError(
+                f"windows {left} that are left are no spans of a plan of {self.total_windows}"
+            )
+        # windows that are left below each edge
+        below = np.concatenate(([0], np.cumsum(np.diff(edges) * (np.arange(edges.size - 1) % 2))))
+        first, stop = self._all[:, 4], self._all[:, 4] + self._all[:, 2]
+        counts: Array = np.interp(stop, edges, below) - np.interp(first, edges, below)
+        return np.rint(counts).astype(np.int64)
+
+    def dealt(self, rank: int, world_size: int, left: Spans | None = None) -> LoadPlan:
+        """The loads of another rank; with `left`, of those windows only.
+
+        Of each load the last windows may be left, and no others. StateError: `left` is nothing
+        that ranks leave.
+        """
+        other = copy.copy(self)
+        other._deal(rank, world_size, left)
+        return other
+
+    @property
+    def behind(self) -> int:
+        """An equal part of the windows that ranks delivered before these loads were dealt."""
+        if self.left is None:
+            return 0
+        return -((sum(b - a for a, b in self.left) - self.total_windows) // self.share[1])
+
+    def after(self, position: int) -> Spans:
+        """What this rank has left from a position on."""
+        first, stop = self._table[:, 4] + self._done, self._table[:, 4] + self._table[:, 2]
+        first = np.maximum(first, stop - (self._ends - position))
+        spans: Spans = []
+        for a, b in zip(first.tolist(), stop.tolist(), strict=True):
+            if spans and spans[-1][1] == a < b:
+                spans[-1][1] = b
+            elif a < b:
+                spans.append([a, b])
+        return spans
+
+    def after_all(self, position: int, world_size: int, left: Spans | None) -> Spans | None:
+        """What so many ranks leave when each is at a position of its own part, or at its end.
+
+        None: everything.
+        """
+        parts = [self.dealt(rank, world_size, left).after(position) for rank in range(world_size)]
+        spans: Spans = []
+        for a, b in sorted(span for part in parts for span in part):
+            if spans and spans[-1][1] == a:
+                spans[-1][1] = b
+            else:
+                spans.append([a, b])
+        return None if spans == [[0, self.total_windows]] else spans
 
     def __len__(self) -> int:
         return len(self._table)
@@ -207,7 +288,9 @@ class LoadPlan:
     def windows_of(self) -> dict[tuple[str, str], int]:
         """(patient id, record) -> windows that this rank delivers of it."""
         counts = np.bincount(
-            self._table[:, 0], weights=self._table[:, 2], minlength=len(self.images)
+            self._table[:, 0],
+            weights=self._table[:, 2] - self._done,
+            minlength=len(self.images),
         )
         return {
             (str(image.patient.id), image.record): int(count)
@@ -217,15 +300,17 @@ class LoadPlan:
     def locate(self, position: int) -> tuple[int, int]:
         """The load that holds a window, by its position, and how many of it come before."""
         number = int(np.searchsorted(self._ends, position, side="right"))
-        return number, position - (int(self._ends[number - 1]) if number else 0)
+        done = int(self._done[number]) if number < len(self) else 0
+        return number, position - (int(self._ends[number - 1]) if number else 0) + done
 
     def load(self, number: int) -> Load:
         """One load."""
-        which, block_number, count, visit = (int(v) for v in self._table[number])
+        which, block_number, count, visit, _ = (int(v) for v in self._table[number])
         image = self.images[which]
         block, keep = image.block(block_number)
         first = int(self._ends[number]) - count
-        return Load(number, image, block, keep, first, count, visit)
+        done = int(self._done[number])
+        return Load(number, image, block, keep, first, count, visit, done)
 
 
 def _by_turns(lengths: Sequence[int], at_once: int) -> Array:
