@@ -21,6 +21,7 @@ from daskdmed.cohort.record import Patient
 from daskdmed.core import buffers, live, memory, processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
+from daskdmed.core.shared import mapping
 from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.delivery import Delivery
@@ -554,3 +555,4 @@ def _close(feed: Prefetcher | None, cluster: Cluster | None) -> None:
     if cluster is not None:
         cluster.close()
     buffers.clear()
+    mapping.clear()

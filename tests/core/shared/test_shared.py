@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from daskdmed.core.shared import mapping, segments
 from tests.waiting import until
@@ -307,5 +314,6 @@ class Readers(RuleBasedStateMachine):
         self.held.clear()
 
 
-TestReaders = Readers.TestCase
-TestReaders.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+def test_arrays_keep_their_values_whoever_comes_and_goes():
+    options = settings(max_examples=25, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(Readers, settings=options)
