@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -92,6 +92,9 @@ class BatchBuilder:
         row = len(self._provenance)
         data, targets = self._rows()
         return data[row], None if targets is None else targets[row]
+
+    def settle(self, gone: Collection[int]) -> None:
+        """Be done with some visits, whose pixels go away; those of the host have been copied."""
 
     def commit(
         self, provenance: Provenance, piece: int, origin: tuple[int, ...], draw: int

@@ -212,6 +212,10 @@ class Delivery:
         values: Array = pinned_bytes(math.prod(shape) * kind.itemsize).numpy().view(kind)
         return values.reshape(tuple(shape))
 
+    def work(self) -> contextlib.AbstractContextManager[Any]:
+        """What is asked of the device in its block is done ahead of the loop, in order."""
+        return contextlib.nullcontext() if self.lane is None else self.lane.work()
+
     def send(self, x: Any, smallchunks: SmallChunks) -> Parcel:
         """Begin to copy a batch and its targets; at once, in any thread."""
         targets = smallchunks.targets

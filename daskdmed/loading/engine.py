@@ -15,7 +15,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -75,6 +75,19 @@ class Sampling:
     composed: bool = False
 
 
+class Elsewhere(Protocol):
+    """Where pixels of visits can be kept instead of where they were read to."""
+
+    def admit(self, sampler: VisitSampler) -> bool:
+        """Take the pixels of a visit over; False: they stay where they are."""
+
+    def evict(self, number: int) -> None:
+        """Let go of a visit's pixels, if they are here."""
+
+    def close(self) -> None:
+        """Let go of all. Idempotent."""
+
+
 class Engine(ABC):
     """Makes batches from a resident set, beginning at a cursor."""
 
@@ -98,6 +111,7 @@ class Engine(ABC):
         self._batches = cursor.batches
         self._turn = -1
         self._builder = BatchBuilder(sampling.batch_size, sampling.crop, sampling.key)
+        self._elsewhere: Elsewhere | None = None
         self._visits: dict[int, Visit] = {}
         self._provenance: dict[int, Provenance] = {}
         self._facts: dict[int, VisitFacts] = {}
@@ -114,9 +128,9 @@ class Engine(ABC):
     def batches(self) -> Iterator[Batch]:
         """Batches in order; ends when the plan does, with a short one if any is left."""
 
-    def use(self, builder: BatchBuilder) -> None:
-        """Have batches made by another builder; before the first."""
-        self._builder = builder
+    def use(self, builder: BatchBuilder, elsewhere: Elsewhere | None = None) -> None:
+        """Have batches made by another builder, and big chunks kept elsewhere; before the first."""
+        self._builder, self._elsewhere = builder, elsewhere
 
     def spans(self) -> Iterator[Span]:
         s = self.sampling
@@ -213,13 +227,14 @@ class Engine(ABC):
         s = self.sampling
         loaded, facts = self.residents.fetch(visit.number), self.facts(visit)
         sampler = VisitSampler(loaded, facts, s.crop, s.collect, s.draws_per_visit, state)
+        if self._elsewhere is not None and self._elsewhere.admit(sampler):
+            self.residents.hand_over(visit.number)
         self._samplers[visit.number] = sampler, self.remember(visit, sampler.bigchunks())
 
     def crop(self, visit: Visit, draw: int) -> bool:
         """Put one draw of a visit that is open into the batch; False: it gives none any more."""
         sampler, provenance = self._samplers[visit.number]
-        out, target_out = self._builder.next_row()
-        taken = sampler.take(draw, out, target_out, self._copier)
+        taken = self._builder.take(sampler, draw, self._copier)
         if isinstance(taken, Ended):
             self.end_visit(visit, draw, taken.error)
             return False
@@ -307,7 +322,10 @@ class Engine(ABC):
     def finish_turn(self, turn: Turn) -> None:
         # no reference to a block is left when the resident set lets go of it
         self._copier.flush()
+        self._builder.settle([visit.number for visit in turn.leaving])
         for visit in turn.leaving:
+            if self._elsewhere is not None:
+                self._elsewhere.evict(visit.number)
             self._samplers.pop(visit.number, None)
             self._beyond.pop(visit.number, None)
         self.residents.finish(turn)
@@ -331,6 +349,8 @@ class Engine(ABC):
         self._copier.close()
         self._samplers.clear()
         self._provenance.clear()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         if self.sampling.areas is not None:
             self.sampling.areas.close()
         self.residents.close()

@@ -29,7 +29,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading.assembly import Assembly, crop_of
-from daskdmed.loading.batch import Batch, BatchBuilder
+from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.collectors import (
     ChooserLike,
@@ -43,6 +43,7 @@ from daskdmed.loading.diversity import Diversity
 from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.lattice import lattice_of
 from daskdmed.loading.loader import Loader
+from daskdmed.loading.ondevice import furnish
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import DrawProgress
@@ -397,9 +398,7 @@ class LightDL(Loader[SmallChunks]):
             ranks = None if cluster.own else self._assembly.ranks(cluster, self._progress)
             self._claim(self._assembly.budget, cluster, "" if ranks is None else ranks.plan)
             engine = self._assembly.engine(cluster, self._progress, self._meter, ranks)
-            if self.tfms is None:  # else what these make is pinned
-                made = engine.sampling
-                engine.use(BatchBuilder(made.batch_size, made.crop, made.key, self._delivery.empty))
+            furnish(engine, self._delivery, tfms=self.tfms is not None)
         except BaseException:
             if self._cluster is None:
                 cluster.close()

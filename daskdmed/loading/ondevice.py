@@ -1,212 +1,38 @@
-"""Big chunks in the memory of a device, and small chunks gathered from them there, by index.
+"""Big chunks in the memory of a device, and batches of small chunks gathered from them there.
 
-An `Arena` is one flat piece of memory in slots, one for each visit. A small chunk is a number
-of rows of contiguous bytes in it (its pixels along the last spatial axis), so that a batch from
-any visits is one gather of rows at computed places: a `Gather` computes them on the host, and
-the device reads nothing else.
+`furnish` says whether that can be, and what keeps them in host memory otherwise. A batch may be
+of both: what the device has no room for, or another machine has cropped, is brought.
 
-Needs torch. Not covered: which visits are there and for how long (`daskdmed.loading.engine`),
-and the order of work on a device (`daskdmed.loading.delivery`).
+Needs torch. Not covered: the memory and how it is read (`daskdmed.loading.arena`), which visits
+are drawn from (`daskdmed.loading.engine`).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from operator import mul
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
-import numpy.typing as npt
 import torch
+from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
-from daskdmed.core.types import Array
-from daskdmed.images.context import Context
+from daskdmed.loading.arena import ALIGN, Arena, Gather, Lying, Stage, aligned, lying
 from daskdmed.loading.batch import BatchBuilder
 from daskdmed.loading.copying import Copier
-from daskdmed.loading.delivery import Delivery, Lane, StreamLane, pinned_bytes
+from daskdmed.loading.delivery import Delivery, StreamLane
 from daskdmed.loading.sampling import CropSpec, Ended, VisitSampler
 from daskdmed.persistence.budget import Allotment
 
-#: arrays in a slot begin at multiples of this many bytes: whole values of every type
-ALIGN = 16
+if TYPE_CHECKING:
+    from daskdmed.loading.engine import Engine
+
+logger = logging.getLogger("daskdmed.loading")
+
 #: bytes that are copied to the device at a time, while the next are brought together
 STAGE_BYTES = 16 << 20
-#: what some threads copy at a time, of a piece
-_BANDS, _BAND_BYTES = 16, 64 << 10
-#: integers as wide as values: rows are moved, never computed with, and torch cannot index all types
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def aligned(nbytes: int) -> int:
-    """Bytes up to where the next array in a slot begins."""
-    return -(-nbytes // ALIGN) * ALIGN
-
-
-class Lying(NamedTuple):
-    """Where an array lies in an arena, or a box in it: its first byte, and the bytes from one
-    pixel to the next along each spatial axis."""
-
-    first: int
-    steps: tuple[int, ...]
-
-    def at(self, start: tuple[int, ...]) -> Lying:
-        """A box that begins at a pixel of the array."""
-        return Lying(self.first + sum(map(mul, start, self.steps)), self.steps)
-
-
-def lying(first: int, array: Array, axes: int) -> Lying:
-    """Where an array lies that was put at a byte, in C order."""
-    steps = [array.itemsize * math.prod(array.shape[axis + 1 :]) for axis in range(axes)]
-    return Lying(first, tuple(steps))
-
-
-def parts_of(array: Array, most: int) -> Iterator[Array]:
-    """An array in parts of at most so many bytes where axes allow it, in C order."""
-    if array.nbytes <= most or not array.ndim:
-        yield array
-        return
-    each = array.nbytes // len(array)
-    if each > most:
-        for part in array:
-            yield from parts_of(part, most)
-        return
-    step = most // each
-    for first in range(0, len(array), step):
-        yield array[first : first + step]
-
-
-class Stage:
-    """Host memory through which arrays go to a device, two pieces in turn."""
-
-    def __init__(self, lane: Lane, nbytes: int, *, pin: bool, copier: Copier) -> None:
-        self.nbytes = nbytes
-        self._lane, self._copier = lane, copier
-        memory = [pinned_bytes(nbytes) if pin else _plain_bytes(nbytes) for _ in range(2)]
-        #: each piece, and what comes when the device has what it held last
-        self._pieces: list[tuple[torch.Tensor, Any]] = [(piece, None) for piece in memory]
-
-    def upload(self, array: Array, there: torch.Tensor) -> None:
-        """Copy an array, however it lies, to as many bytes of the device.
-
-        It can be changed or let go of when this returns, though the device may not have it yet.
-        """
-        at = 0
-        for part in parts_of(array, self.nbytes):
-            piece, event = self._pieces.pop(0)
-            if event is not None:
-                event.synchronize()
-            self._bring_together(part, piece.numpy())
-            with self._lane.work():
-                there[at : at + part.nbytes].copy_(piece[: part.nbytes], non_blocking=True)
-                self._pieces.append((piece, self._lane.mark()))
-            at += part.nbytes
-
-    def _bring_together(self, part: Array, out: Array) -> None:
-        at = 0
-        for band in parts_of(part, max(part.nbytes // _BANDS, _BAND_BYTES)):
-            values = out[at : at + band.nbytes].view(band.dtype).reshape(band.shape)
-            self._copier.add(values, band)
-            at += band.nbytes
-        self._copier.flush()
-
-
-def _plain_bytes(nbytes: int) -> torch.Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8)
-
-
-class Arena:
-    """Slots of one size in the memory of a device."""
-
-    def __init__(self, lane: Lane, slots: int, slot_bytes: int, stage: Stage) -> None:
-        self.slot_bytes = aligned(slot_bytes)
-        self._stage = stage
-        self._free = list(range(slots))[::-1]
-        with lane.work():
-            self.flat = torch.empty(slots * self.slot_bytes, dtype=torch.uint8, device=lane.device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.flat.numel()
-
-    def put(self, arrays: Sequence[Array]) -> tuple[int, list[int]] | None:
-        """Arrays into a free slot: its number, and their first bytes; None where it has no room.
-
-        What lay there before may still be gathered from: the lane does one after the other.
-        """
-        firsts = [0, *itertools.accumulate(aligned(a.nbytes) for a in arrays)]
-        if firsts.pop() > self.slot_bytes or not self._free:
-            return None
-        slot = self._free.pop()
-        begin = slot * self.slot_bytes
-        for array, first in zip(arrays, firsts, strict=True):
-            if array.nbytes:
-                there = self.flat[begin + first : begin + first + array.nbytes]
-                self._stage.upload(array, there)
-        return slot, [begin + first for first in firsts]
-
-    def free(self, slot: int) -> None:
-        self._free.append(slot)
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Boxes of one size and type, from arrays in an arena.
-
-    `size`: spatial extent; `channels`: shape behind it. `around`: what lies around boxes in their
-    arrays, and becomes channels (`channels` counts them).
-    """
-
-    size: tuple[int, ...]
-    channels: tuple[int, ...]
-    dtype: np.dtype[Any]
-    around: Context | None = None
-
-    @property
-    def _each(self) -> int:
-        """Values of one pixel in the arrays."""
-        count = 1 if self.around is None else self.around.count
-        return math.prod(self.channels) // count
-
-    @property
-    def _word(self) -> int:
-        """Bytes of what is moved as one."""
-        return min(self.dtype.itemsize, 8)
-
-    @property
-    def row(self) -> int:
-        """Bytes that lie side by side in a box."""
-        return self.size[-1] * self._each * self.dtype.itemsize
-
-    def index(self, firsts: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> Array:
-        """Where the rows of boxes begin, in words: (boxes, [offsets,] rows).
-
-        `firsts`: (boxes,) byte of each box's first pixel (with `around`: of the first that lies
-        around it); `steps`: (boxes, axes), of the arrays, see `Lying`.
-        """
-        rows = _grid(self.size[:-1])
-        places = firsts[:, None] + steps[:, :-1] @ rows
-        if self.around is not None:
-            shifts = steps @ _grid([2 * k + 1 for k in self.around.around])
-            places = places[:, None, :] + shifts[:, :, None]
-        words: Array = places // self._word
-        return words
-
-    def take(self, flat: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Boxes (n, *size, *channels) from the bytes of an arena; `index` lies beside it."""
-        words = flat.view(_WORDS[self._word])
-        wide = self.row // self._word
-        # every place where a row may begin, one value apart: rows overlap, nothing is copied
-        every = words.as_strided((words.numel() - wide + 1, wide), (1, 1))
-        values = every.index_select(0, index.reshape(-1)).view(torch_dtype(self.dtype))
-        boxes = values.view(*index.shape[:-1], *self.size, self._each)
-        if self.around is not None:
-            boxes = boxes.movedim(1, -2)
-        return boxes.reshape(len(index), *self.size, *self.channels)
 
 
 class OnDevice:
@@ -287,12 +113,10 @@ class OnDevice:
     def close(self) -> None:
         """Let go of the device's memory. Idempotent."""
         self._visits.clear()
-        self._arena.flat = self._arena.flat.new_empty(0)
+        self._arena.close()
 
 
-def why_not(
-    delivery: Delivery, crop: CropSpec, allotment: Allotment, *, tfms: bool, collector: bool
-) -> str:
+def why_not(delivery: Delivery, allotment: Allotment, *, tfms: bool, collector: bool) -> str:
     """What keeps big chunks in host memory; empty where they can be on the device."""
     asked = dask.config.get("daskdmed.device-residents", None)
     device, lane = delivery.device, delivery.lane
@@ -326,13 +150,34 @@ def _free_bytes(device: torch.device) -> int | None:
     return None if ask is None else int(ask(device)[0])
 
 
-def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment, copier: Copier) -> OnDevice:
+def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment) -> OnDevice:
     """Room for the visits that are drawn from at a time."""
-    lane = delivery.lane
+    lane, each = delivery.lane, slot_bytes(allotment)
     assert lane is not None
-    each = slot_bytes(allotment)
-    stage = Stage(lane, min(each, STAGE_BYTES), pin=delivery.pins, copier=copier)
+    stage = Stage(lane, min(each, STAGE_BYTES), pin=delivery.pins, copier=Copier(CPU_COUNT))
     return OnDevice(Arena(lane, allotment.slots, each, stage), delivery, crop)
+
+
+def furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
+    """Have an engine make its batches where they are wanted, before the first.
+
+    Says what keeps big chunks in host memory; nothing where they are on the device.
+    """
+    made, allotment = engine.sampling, engine.residents.allotment
+    why = why_not(delivery, allotment, tfms=tfms, collector=made.collect is not None)
+    if not why:
+        try:
+            there = on_device(delivery, made.crop, allotment)
+        except torch.cuda.OutOfMemoryError as error:  # of any accelerator, whatever its name says
+            why = str(error).splitlines()[0]
+        else:
+            engine.use(DeviceBuilder(made.batch_size, made.crop, made.key, there), there)
+            return ""
+    if not tfms:  # what these make of it is pinned, and not what they are given
+        engine.use(BatchBuilder(made.batch_size, made.crop, made.key, delivery.empty))
+    if delivery.device is not None:
+        logger.info("big chunks stay in host memory: %s", why)
+    return why
 
 
 class DeviceBuilder(BatchBuilder):
@@ -344,55 +189,60 @@ class DeviceBuilder(BatchBuilder):
 
     def _reset(self) -> None:
         super()._reset()
-        #: where rows are gathered from, the others are on the host
-        self._from: dict[int, tuple[Lying, Lying | None]] = {}
+        #: rows that are to be gathered: of which visit, and from where
+        self._waiting: dict[int, tuple[int, tuple[Lying, Lying | None]]] = {}
+        #: rows that were, with their targets
+        self._gathered: list[tuple[list[int], torch.Tensor, torch.Tensor | None]] = []
 
     def take(
         self, sampler: VisitSampler, draw: int, copier: Copier
     ) -> tuple[int, tuple[int, ...]] | Ended:
-        if sampler.facts.number not in self._there:
+        number = sampler.facts.number
+        if number not in self._there:
             return super().take(sampler, draw, copier)
         placed = sampler.place(draw)
         if isinstance(placed, Ended):
             return placed
         at, start = placed
-        self._from[len(self)] = self._there.rows(sampler, at, start)
+        self._waiting[len(self)] = number, self._there.rows(sampler, at, start)
         return at, sampler.origin(at, start)
 
+    def settle(self, gone: Collection[int]) -> None:
+        if any(number in gone for number, _ in self._waiting.values()):
+            with self._there.delivery.work():
+                self._gather()
+
+    def _gather(self) -> None:
+        rows, places = list(self._waiting), [place for _, place in self._waiting.values()]
+        if rows:
+            self._gathered.append((rows, *self._there.gather(places)))
+            self._waiting.clear()
+
     def pixels(self) -> tuple[Any, Any]:
-        crop, count, lane = self._crop, len(self), self._there.delivery.lane
-        assert lane is not None
-        with lane.work():
-            data, targets = self._mixed(count)
+        crop = self._crop
+        with self._there.delivery.work():
+            self._gather()
+            data, targets = self._together(len(self))
             if targets is not None:
                 targets = crop.squeezed(targets)
                 targets = targets.movedim(-1, 1) if crop.target_channels else targets
             return crop.squeezed(data), targets
 
-    def _mixed(self, count: int) -> tuple[Any, Any]:
-        """What is gathered and what is brought, in the order of rows."""
-        rows = list(self._from)
-        gathered = self._there.gather(list(self._from.values())) if rows else (None, None)
+    def _together(self, count: int) -> list[torch.Tensor | None]:
+        """What was gathered and what is brought, in the order of rows."""
+        rows = [row for part, *_ in self._gathered for row in part]
+        parts = zip(*((data, targets) for _, data, targets in self._gathered), strict=True)
+        gathered = [None if p[0] is None else p[0] if len(p) == 1 else torch.cat(p) for p in parts]
         if len(rows) == count:
             return gathered
         bring = self._there.delivery.bring
         brought = [None if a is None else bring(torch.from_numpy(a[:count])) for a in self._rows()]
-        for whole, some in zip(brought, gathered, strict=True):
+        for whole, some in zip(brought, gathered, strict=False):
             if whole is not None and some is not None:
                 _bytes(whole).index_copy_(0, bring(torch.tensor(rows)), _bytes(some))
-        return brought[0], brought[1]
+        return brought
 
 
 def _bytes(rows: torch.Tensor) -> torch.Tensor:
     """(rows, bytes of each): torch cannot index values of all types."""
     return rows.view(len(rows), -1).view(torch.uint8)
-
-
-def _grid(shape: Sequence[int]) -> Array:
-    """(axes, count): every place in a box, in C order."""
-    return np.indices(tuple(shape), np.int64).reshape(len(shape), -1)
-
-
-def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    """torch's name of a type of NumPy's. TypeError: it has none."""
-    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -402,7 +402,7 @@ class ResidentSet:
         for number in visits:
             self.wait([number])
             unit = self._units[number]
-            if unit.mapped is not None:
+            if unit.mapped is not None or number in unit.elsewhere:
                 continue
             units[number] = unit
             if unit.future is not None and unit.future.cancelled():  # after it had come
@@ -426,7 +426,8 @@ class ResidentSet:
     def is_here(self, visit: int) -> bool:
         """Whether a visit can be had by `fetch`; for one that has been read."""
         unit = self._units[visit]
-        return unit.ticket is not None or unit.mapped is not None
+        there = (unit.ticket, unit.mapped)
+        return any(read is not None for read in there) or visit in unit.elsewhere
 
     def fetch(self, visit: int) -> Any:
         """What was read for a visit by this machine, by reference. Raises as `wait` does."""
@@ -438,6 +439,14 @@ class ResidentSet:
             # the image is not to blame: nobody but a client that closes cancels a read
             raise lost_connection(result.error)
         return result
+
+    def hand_over(self, visit: int) -> None:
+        """Have Dask free what was read for a visit, whose pixels are kept elsewhere from now on; it
+        counts as before. Of a unit, once that holds for all of its visits."""
+        unit = self._units[visit]
+        unit.elsewhere.add(visit)
+        if unit.waiting_for <= unit.elsewhere:
+            unit.let_go()
 
     @property
     def resident_bytes(self) -> int:

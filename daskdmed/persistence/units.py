@@ -32,7 +32,8 @@ class Unit:
     `key` also names the content. `future` is None before it was submitted and after it was let go;
     `ticket` keeps the jobs where workers of this process find them; `mapped` is what another
     process of this machine has read, by reference; `holder` is the worker that holds it, as far as
-    known, see `ResidentSet.holders`.
+    known, see `ResidentSet.holders`; `elsewhere` are visits whose pixels are kept somewhere else,
+    see `ResidentSet.hand_over`.
     """
 
     visits: tuple[Visit, ...]
@@ -44,6 +45,7 @@ class Unit:
     holder: str | None = None
     asked: float = field(default_factory=time.monotonic)
     waiting_for: set[int] = field(default_factory=set)
+    elsewhere: set[int] = field(default_factory=set)
 
     @property
     def pixels(self) -> int:

@@ -1,0 +1,185 @@
+"""Big chunks on the device: the same batches, bit for bit, as from host memory.
+
+"Here" the device is the CPU, which has no memory of its own: only when told so are big chunks
+copied and gathered as on a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+
+from daskdmed import Dataset, LightDL, Patient, Quota, Record
+from daskdmed.core.region import Region
+from daskdmed.loading import delivery, ondevice
+from daskdmed.loading.delivery import StreamLane
+from daskdmed.policies import OnePass
+from tests.loading.conftest import assert_true_to_place, coordinate_array, coordinate_dataset
+
+FLAT = {
+    "record": "wsi",
+    "smallchunk_size": 24,
+    "batch_size": 6,
+    "bigchunk_size": 64,
+    "resident": "200 kB",
+    "smallchunks_per_bigchunk": 8,
+}
+DEEP = {
+    "record": "ct",
+    "smallchunk_size": (4, 10, 12),
+    "batch_size": 4,
+    "bigchunk_size": 20,
+    "resident": "300 kB",
+    "smallchunks_per_bigchunk": 5,
+}
+
+
+@pytest.fixture(autouse=True)
+def on_the_device():
+    with dask.config.set({"daskdmed.device-residents": True}):
+        yield
+
+
+def bad(block, block_info=None):
+    if block_info[0]["array-location"][0][0] == 64:
+        raise OSError("a bad disk")
+    return block
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """Slides of 130 x 150 pixels with masks: as large, with channels, of fewer pixels."""
+    patients = []
+    for i in range(3):
+        pixels = coordinate_array(130, 150, i, chunks=64)
+        labels = da.from_array(np.arange(130 * 150, dtype="u2").reshape(130, 150), chunks=64)
+        records = {
+            "wsi": pixels,
+            "mask": da.stack([pixels[..., 1], pixels[..., 0]], -1),
+            "labels": labels,
+            "small": labels[:130:2, ::2].rechunk(32),
+            "bad": pixels.map_blocks(bad, dtype="u1", meta=np.empty((0, 0, 0), "u1")),
+        }
+        made = {name: Record(array=array) for name, array in records.items()}
+        patients.append(Patient(f"p{i}", made, {"grade": i % 2}))
+    return Dataset("slides", patients)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Volumes of 24 x 40 x 36 voxels of signed values, with labels."""
+    patients = []
+    for i in range(2):
+        values = np.random.default_rng(i).integers(-1000, 3000, (24, 40, 36)).astype("i2")
+        records = {"ct": values, "labels": values > 1000}
+        made = {n: Record(array=da.from_array(v, chunks=16)) for n, v in records.items()}
+        patients.append(Patient(f"v{i}", made))
+    return Dataset("scans", patients)
+
+
+def regions(count):
+    """A big-chunk loader that takes as many parts of a big chunk, one over the other."""
+
+    def chosen(read, context, rng):
+        y, x = (min(o, e - 32) for o, e in zip(context.region.origin, context.shape, strict=True))
+        return [Region((y + i % 2, x), (31, 25 + i % 7)) for i in range(count)]
+
+    return chosen
+
+
+def batches_of(data, options, count=8):
+    with LightDL(data, **options) as loader:
+        return list(itertools.islice(loader, count)), loader._engine._elsewhere
+
+
+def strides(tensor):
+    """Along axes that have some length."""
+    return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+
+
+def assert_the_same(data, options, count=8, *, gathered=True):
+    there, device = batches_of(data, {**options, "device": "cpu"}, count)
+    here, none = batches_of(data, options, count)
+    assert (device is None, none) == (not gathered, None)
+    assert len(there) == len(here) > 0
+    for (x, patients, chunks), (x0, patients0, chunks0) in zip(there, here, strict=True):
+        if gathered:
+            assert isinstance(chunks.made, torch.Tensor)
+        assert (x.dtype, x.shape, strides(x)) == (x0.dtype, x0.shape, strides(x0))
+        assert torch.equal(x, x0)
+        assert patients == patients0
+        assert np.array_equal(chunks.keys, chunks0.keys)
+        assert np.array_equal(chunks.origins, chunks0.origins)
+        assert np.array_equal(chunks.data, chunks0.data)
+        assert repr(chunks) == repr(chunks0)
+        if chunks0.targets is None:
+            assert chunks.targets is None
+        else:
+            targets = torch.from_numpy(chunks0.targets)
+            if targets.ndim == x.ndim:
+                targets = targets.movedim(-1, 1)
+            assert strides(chunks.targets) == strides(targets)
+            assert torch.equal(chunks.targets, targets)
+
+
+class TestTheSame:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"target": "mask"},
+            {"target": "labels"},
+            {"target": "small", "tissue": {f"p{i}": np.eye(9, dtype=bool) for i in range(3)}},
+            {"target": "labels", "bigchunk_loader": regions(3)},
+            {"record": "bad", "target": "labels", "on_error": "skip"},
+            {"quotas": [Quota(0.5, patients={"grade": 1})], "record": "bad", "on_error": "skip"},
+            {"target": "mask", "rank": 1, "world_size": 2},
+            {"policy": OnePass(), "drop_last": False, "batch_size": 70, "target": "labels"},
+        ],
+        ids=lambda options: "-".join(options),
+    )
+    def test_of_slides(self, flat, options):
+        assert_the_same(flat, {**FLAT, **options})
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"target": "labels"},
+            {"smallchunk_size": (1, 10, 12), "context": (1, 0, 1), "target": "labels"},
+            {"smallchunk_size": (1, 10, 1), "context": 2, "squeeze": True, "target": "labels"},
+        ],
+        ids=lambda options: "-".join(options),
+    )
+    def test_of_volumes(self, deep, options):
+        assert_the_same(deep, {**DEEP, **options})
+
+    def test_on_a_stream(self, flat, monkeypatch):
+        monkeypatch.setattr(delivery, "lane_of", StreamLane)
+        assert_the_same(flat, {**FLAT, "target": "mask"}, count=3)
+
+    @pytest.mark.parametrize("room", ["none", "for two"])
+    def test_what_there_is_no_room_for_is_brought(self, flat, room, monkeypatch):
+        if room == "none":
+            monkeypatch.setattr(ondevice.Arena, "put", lambda arena, arrays: None)
+        else:
+            put = ondevice.Arena.put
+
+            def of_two(arena, arrays):
+                return (
+                    put(arena, arrays)
+                    if len(arena._free) > arena.nbytes // arena.slot_bytes - 2
+                    else None
+                )
+
+            monkeypatch.setattr(ondevice.Arena, "put", of_two)
+        assert_the_same(flat, {**FLAT, "target": "labels"})
+
+    def test_drawn_beyond_the_plan(self):
+        options = {**FLAT, "rotation": "adaptive", "device": "cpu"}
+        with LightDL(coordinate_dataset(3, height=130, width=150, chunks=64), **options) as loader:
+            for x, _, chunks in itertools.islice(loader, 6):
+                assert_true_to_place(x, chunks)
