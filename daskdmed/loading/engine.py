@@ -78,6 +78,10 @@ class Sampling:
 class Elsewhere(Protocol):
     """Where pixels of visits can be kept instead of where they were read to."""
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
     def admit(self, sampler: VisitSampler) -> bool:
         """Take the pixels of a visit over; False: they stay where they are."""
 
@@ -131,6 +135,11 @@ class Engine(ABC):
     def use(self, builder: BatchBuilder, elsewhere: Elsewhere | None = None) -> None:
         """Have batches made by another builder, and big chunks kept elsewhere; before the first."""
         self._builder, self._elsewhere = builder, elsewhere
+
+    @property
+    def resident_on(self) -> str:
+        """Where big chunks are that are drawn from: "host", or a device."""
+        return "host" if self._elsewhere is None else self._elsewhere.name
 
     def spans(self) -> Iterator[Span]:
         s = self.sampling

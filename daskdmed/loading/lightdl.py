@@ -197,10 +197,15 @@ class LightDL(Loader[SmallChunks]):
         have the ranks of one machine. They end with the last loader, however it ends.
     device : str or torch.device, optional
         Where batches come to: ``"cuda"``, ``"cuda:1"``, ``"cpu"``; without an index the device
-        that is current when the loader starts. They are copied ahead, on a stream of their own,
-        and are on the device for whatever is computed on the current stream: `x`, what
-        `batch_tfms` gets, and ``smallchunks.targets``, then a tensor ``[batch, [channels],
-        *spatial]``. `tfms` run before, on the host. None: batches stay in host memory.
+        that is current when the loader starts. They are made ahead, on a stream of their own,
+        and are there for whatever is computed on the current stream: `x`, what `batch_tfms`
+        gets, and ``smallchunks.targets``, then a tensor ``[batch, [channels], *spatial]``. None:
+        batches stay in host memory. `tfms` run before, on the host.
+        On a GPU big chunks are kept, too, in place of in host memory: each is copied once, and
+        batches are gathered from them. Not so where `tfms` or a collector look at pixels on the
+        host, or where the big chunks that are drawn from at a time would take more than half of
+        the memory that is free when the loader starts: then batches are copied.
+        ``stats().resident_on`` says where they are, and the log why.
     pin_memory : bool, optional
         Whether batches (and targets) lie in pinned host memory, from which ``x.to(device,
         non_blocking=True)`` and `device` copy while the loop computes. Default: where `device`
@@ -567,6 +572,7 @@ class LightDL(Loader[SmallChunks]):
             visits_evicted=meter.visits_evicted,
             reads=meter.reads,
             resident_visits=residents.resident_visits if residents else 0,
+            resident_on=self._engine.resident_on if self._engine else "host",
             resident_bytes=residents.resident_bytes if residents else 0,
             budget_bytes=self._assembly.budget,
             late_draws=meter.late_draws,
@@ -588,9 +594,11 @@ class LightDL(Loader[SmallChunks]):
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._assembly.geometry.smallchunk))
+        on, device = self._engine and self._engine.resident_on, self._delivery.device
+        there = "" if device is None else f" on {on or 'host'}, batches on {device}"
         return (
             f"<LightDL: {len(self._catalogue.entries)} patients, {self.batch_size} x {size}, "
-            f"{self._assembly.planning.allotment.slots} big chunks resident, {self._life}>"
+            f"{self._assembly.planning.allotment.slots} big chunks resident{there}, {self._life}>"
         )
 
 

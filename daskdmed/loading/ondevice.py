@@ -56,6 +56,10 @@ class OnDevice:
         return number in self._visits
 
     @property
+    def name(self) -> str:
+        return str(self.delivery.device)
+
+    @property
     def nbytes(self) -> int:
         return self._arena.nbytes
 

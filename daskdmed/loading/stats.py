@@ -158,6 +158,8 @@ class LoaderStats(Stats):
         Read tasks submitted; small big chunks share one.
     resident_visits : int
         Big chunks in memory or being read.
+    resident_on : str
+        Where those are that are drawn from: "host", or the device that batches come to.
     late_draws : int
         Draws beyond the plan, because a big chunk was late (``rotation="adaptive"``).
     diversity : DiversityStats
@@ -169,6 +171,7 @@ class LoaderStats(Stats):
     visits_evicted: int
     reads: int
     resident_visits: int
+    resident_on: str
     late_draws: int
     diversity: DiversityStats
     failed: tuple[Failure, ...]
@@ -183,7 +186,7 @@ class LoaderStats(Stats):
         return [
             ("patches", f"{self.patches:,} ({self.patches_per_second:,.0f} per second)"),
             *self._common_rows(),
-            ("big chunks in memory", f"{self.resident_visits:,}"),
+            ("big chunks in memory", f"{self.resident_visits:,} ({self.resident_on})"),
             ("visits admitted, evicted", f"{self.visits_admitted:,}, {self.visits_evicted:,}"),
             ("late draws", f"{self.late_draws:,}"),
             ("patches per visit", f"{varied.patches_per_visit:,.1f}"),

@@ -20,6 +20,7 @@ from daskdmed.loading import delivery, ondevice
 from daskdmed.loading.delivery import StreamLane
 from daskdmed.policies import OnePass
 from tests.loading.conftest import assert_true_to_place, coordinate_array, coordinate_dataset
+from tests.waiting import until
 
 FLAT = {
     "record": "wsi",
@@ -183,3 +184,89 @@ class TestTheSame:
         with LightDL(coordinate_dataset(3, height=130, width=150, chunks=64), **options) as loader:
             for x, _, chunks in itertools.islice(loader, 6):
                 assert_true_to_place(x, chunks)
+
+
+class TestWhere:
+    """Where big chunks are, and why."""
+
+    def loader(self, flat, **options):
+        return LightDL(flat, **{**FLAT, "device": "cpu", **options})
+
+    @pytest.mark.parametrize(
+        ("options", "config", "why"),
+        [
+            ({"tfms": lambda x: x}, True, "tfms are given small chunks of host memory"),
+            ({"smallchunk_collector": lambda big, context, rng: (0, 0)}, True, "the collector"),
+            ({}, False, "daskdmed.device-residents is False"),
+            ({}, None, "host memory is where cpu has its own"),
+        ],
+        ids=["tfms", "collector", "not wanted", "cpu"],
+    )
+    def test_on_the_host(self, flat, caplog, options, config, why):
+        caplog.set_level("INFO", "daskdmed.loading")
+        with (
+            dask.config.set({"daskdmed.device-residents": config}),
+            self.loader(flat, **options) as loader,
+        ):
+            next(loader)
+            assert loader.stats().resident_on == "host"
+            assert "resident on host, batches on cpu, running" in repr(loader)
+        assert f"big chunks stay in host memory: {why}" in caplog.text
+
+    def test_on_the_device(self, flat):
+        loader = self.loader(flat)
+        assert "resident on host, batches on cpu, not started" in repr(loader)
+        with loader:
+            next(loader)
+            assert loader.stats().resident_on == "cpu"
+            assert "(cpu)" in str(loader.stats())
+            assert "resident on cpu, batches on cpu, running" in repr(loader)
+
+    @pytest.mark.parametrize("share", [0.49, 0.51])
+    def test_no_more_than_half_of_what_is_free(self, flat, share, monkeypatch, caplog):
+        caplog.set_level("INFO", "daskdmed.loading")
+        with self.loader(flat) as loader:
+            needed = loader._engine._elsewhere.nbytes
+            assert 0.5 * 200e3 < needed <= 200e3
+        monkeypatch.setattr(delivery, "lane_of", StreamLane)
+        monkeypatch.setattr(ondevice, "_free_bytes", lambda device: round(needed / share))
+        with dask.config.set({"daskdmed.device-residents": None}), self.loader(flat) as loader:
+            assert (loader.stats().resident_on == "cpu") == (share < 0.5)
+        assert ("more than half of what is free on cpu" in caplog.text) == (share > 0.5)
+
+    def test_a_device_whose_memory_is_full(self, flat, monkeypatch, caplog):
+        def full(*args, **kwargs):
+            raise torch.cuda.OutOfMemoryError("there are 3 bytes\nand more lines")
+
+        monkeypatch.setattr(ondevice, "Arena", full)
+        caplog.set_level("INFO", "daskdmed.loading")
+        with self.loader(flat) as loader:
+            next(loader)
+            assert loader.stats().resident_on == "host"
+        assert "host memory: there are 3 bytes\n" in caplog.text
+
+    def test_what_lies_there_is_not_kept_on_the_host(self, flat):
+        with self.loader(flat, epoch_length=4) as loader:
+            residents, device = loader._engine.residents, loader._engine._elsewhere
+            for _ in loader:
+                pass
+            assert 0 < len(device._visits) <= residents.allotment.slots
+
+            def only_there():
+                """Units whose pixels are on the device, and in no worker's memory."""
+                units = list(residents._units.values())
+                there = {u for u in units if u.waiting_for <= u.elsewhere}
+                assert all(u.ticket is None and u.future is None for u in there)
+                here = {k for keys in residents.client.has_what().values() for k in keys}
+                wanted = {u.key for u in units if u not in there}
+                return there and not ({u.key for u in there} - wanted) & here
+
+            until(only_there)
+            assert residents.resident_bytes >= len(device._visits) * residents.allotment.block_bytes
+
+    def test_closing_gives_the_memory_back(self, flat):
+        with self.loader(flat) as loader:
+            next(loader)
+            device = loader._engine._elsewhere
+        assert device.nbytes == 0
+        assert not device._visits
