@@ -42,12 +42,23 @@ POLL_EVERY = 0.02
 
 
 class Ranks:
-    """What one rank knows of the others that share a plan; for the thread that makes batches."""
+    """What one rank knows of the others that share a plan; for the thread that makes batches.
 
-    def __init__(self, client: Client, plan: str, rank: int, world_size: int) -> None:
+    `clock` tells seconds.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        plan: str,
+        rank: int,
+        world_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self._client = client
+        self._clock = clock
         self.plan = plan
         self._first = 0
         self._turn = 0
@@ -60,7 +71,7 @@ class Ranks:
         self.waits = False
 
     def join(self, turn: int) -> None:
-        self._joined = self._moved = time.monotonic()
+        self._joined = self._moved = self._clock()
         self._first = self._turn = turn
         self._ask(lambda: self._client.run_on_scheduler(_installer()))
         self._exchange()
@@ -77,7 +88,7 @@ class Ranks:
         """Hear where the others are; leave those behind that keep everybody waiting."""
         before = self.slowest
         self._exchange()
-        now = time.monotonic()
+        now = self._clock()
         if self.slowest != before:
             self._moved = now
         elif now - self._moved > STALL_LIMIT:
@@ -93,7 +104,7 @@ class Ranks:
 
     def begin_to_wait(self) -> None:
         """From here on somebody has to make progress."""
-        self._moved, self.waits = time.monotonic(), True
+        self._moved, self.waits = self._clock(), True
 
     def describe(self) -> str:
         """Who is waited for, in words; for another thread than the one that makes batches."""
@@ -123,7 +134,7 @@ class Ranks:
     def slowest(self) -> int:
         """First turn that some rank has yet to finish."""
         turns = [t for r, t in self._others.items() if r not in self._left_behind]
-        if self._missing and time.monotonic() - self._joined < JOIN_LIMIT:
+        if self._missing and self._clock() - self._joined < JOIN_LIMIT:
             turns.append(self._first)
         return min([self._turn, *turns])
 
