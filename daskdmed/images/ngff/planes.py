@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
@@ -32,6 +33,8 @@ ASSOCIATED_NAMES = ("label", "macro", "thumbnail")
 _RGB = ["FF0000", "00FF00", "0000FF"]
 #: a chunk is decoded whole; larger ones are no image tiles but a broken or hostile file
 _MAX_CHUNK_BYTES = 4 * 2**30
+#: bytes of planes that are held beside what they are interleaved into
+_BESIDE = 64 << 20
 _AS_VOLUME = "open it as a volume, daskdmed.open_volume or Record(..., spatial_ndim=3)"
 _AS_ARRAY = "open it as a Dask array (dask.array.from_zarr) and use Record(array=...)"
 
@@ -60,6 +63,26 @@ class Plane:
 
     def read(self, region: Region, out: Array) -> None:
         """Read a region (y, x) into `out` of shape (height, width, channels), any strides."""
+        if self.c is None or self.c > self.y or self.c > self.x or out.shape[2] == 1:
+            self._read(region, out)
+            return
+        # planes one after the other are read as such, and then interleaved: pixel by pixel, chunk
+        # by chunk, that takes longer than decoding
+        for part in region.tiles(self._band(out)):
+            height, width = part.shape
+            planes = buffers.empty((out.shape[2], height, width), out.dtype)
+            self._read(part, np.moveaxis(planes, 0, -1))
+            target = out[part.local_to(region).slices]
+            for number, plane in enumerate(planes):
+                target[..., number] = plane
+
+    def _band(self, out: Array) -> tuple[int, int]:
+        """Rows that are held beside `out` at a time: those of whole shards, at least one."""
+        rows = (getattr(self.array, "shards", None) or self.array.chunks)[self.y]
+        each = max(rows * out[0].nbytes, 1)
+        return rows * max(_BESIDE // each, 1), self.shape[1]
+
+    def _read(self, region: Region, out: Array) -> None:
         selection: list[int | slice] = [0] * self.array.ndim
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
