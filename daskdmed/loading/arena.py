@@ -15,7 +15,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,15 +40,11 @@ def aligned(nbytes: int) -> int:
 
 
 class Lying(NamedTuple):
-    """Where an array lies in an arena, or a box in it: its first byte, and the bytes from one
-    pixel to the next along each spatial axis."""
+    """Where an array lies in an arena: its first byte, and the bytes from one pixel to the next
+    along each spatial axis."""
 
     first: int
     steps: tuple[int, ...]
-
-    def at(self, start: tuple[int, ...]) -> Lying:
-        """A box that begins at a pixel of the array."""
-        return Lying(self.first + sum(map(mul, start, self.steps)), self.steps)
 
 
 def lying(first: int, array: Array, axes: int) -> Lying:
@@ -113,7 +108,7 @@ class Stage:
 
 
 def _plain_bytes(nbytes: int) -> torch.Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8)
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
 
 class Arena:
@@ -185,12 +180,18 @@ class Gather:
         """Bytes that lie side by side in a box."""
         return self.size[-1] * self._each * self.dtype.itemsize
 
-    def index(self, firsts: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> Array:
+    def index(
+        self,
+        firsts: npt.NDArray[np.int64],
+        steps: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+    ) -> Array:
         """Where the rows of boxes begin, in words: (boxes, [offsets,] rows).
 
-        `firsts`: (boxes,) byte of each box's first pixel (with `around`: of the first that lies
-        around it); `steps`: (boxes, axes), of the arrays, see `Lying`.
+        `firsts` (boxes,) and `steps` (boxes, axes): where their arrays lie, see `Lying`; `starts`
+        (boxes, axes): first pixel of each (with `around`: of what lies around it).
         """
+        firsts = firsts + (starts * steps).sum(axis=1)
         rows = _grid(self.size[:-1])
         places = firsts[:, None] + steps[:, :-1] @ rows
         if self.around is not None:

@@ -91,7 +91,8 @@ def _can_pin() -> bool:
 
 def pinned_bytes(nbytes: int) -> torch.Tensor:
     """Pinned memory. torch keeps what is let go of, for the next that asks for as much."""
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    # the device is said: torch's default device may be another
+    return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:

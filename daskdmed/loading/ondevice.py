@@ -10,8 +10,8 @@ are drawn from (`daskdmed.loading.engine`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
+from daskdmed.core.types import Array
 from daskdmed.loading.arena import ALIGN, Arena, Gather, Lying, Stage, aligned, lying
 from daskdmed.loading.batch import BatchBuilder
 from daskdmed.loading.copying import Copier
@@ -35,6 +36,15 @@ logger = logging.getLogger("daskdmed.loading")
 STAGE_BYTES = 16 << 20
 
 
+#: as numbers, which one array can be made of for a batch: first byte and steps of the image's
+#: pixels, the same of the target's, the piece's origin
+_Piece: TypeAlias = tuple[int, ...]
+
+
+def _flat(lies: Lying) -> tuple[int, ...]:
+    return (lies.first, *lies.steps)
+
+
 class OnDevice:
     """Visits whose pixels lie in an arena, and batches of small chunks gathered from them.
 
@@ -49,8 +59,9 @@ class OnDevice:
         self._target: Gather | None = None
         if crop.target_channels is not None and crop.target_dtype is not None:
             self._target = Gather(crop.target_size, crop.target_channels, crop.target_dtype)
-        #: of each visit its slot, and where the image and the target of each piece lie
-        self._visits: dict[int, tuple[int, list[tuple[Lying, Lying | None]]]] = {}
+        self._ratio = crop.ratio
+        #: of each visit its slot, and of each piece where it lies
+        self._visits: dict[int, tuple[int, list[_Piece]]] = {}
 
     def __contains__(self, number: int) -> bool:
         return number in self._visits
@@ -77,11 +88,13 @@ class OnDevice:
         if put is None:
             return False
         slot, firsts = put
-        places = (lying(f, a, self._axes) for f, a in zip(firsts, arrays, strict=True))
-        pieces = [
-            (next(places), None if piece.target is None else next(places))
-            for piece in sampler.pieces
-        ]
+        lies = (lying(f, a, self._axes) for f, a in zip(firsts, arrays, strict=True))
+        pieces = []
+        for piece in sampler.pieces:
+            image = target = next(lies)
+            if piece.target is not None:
+                target = next(lies)
+            pieces.append((*_flat(image), *_flat(target), *piece.origin))
         self._visits[sampler.facts.number] = slot, pieces
         sampler.hollow()
         return True
@@ -92,26 +105,26 @@ class OnDevice:
         if slot is not None:
             self._arena.free(slot)
 
-    def rows(
-        self, sampler: VisitSampler, at: int, start: tuple[int, ...]
-    ) -> tuple[Lying, Lying | None]:
-        """Where a small chunk of a piece lies, and its target."""
-        image, target = self._visits[sampler.facts.number][1][at]
-        if target is None:
-            return image.at(start), None
-        return image.at(start), target.at(sampler.target_start(sampler.pieces[at], start))
+    def piece(self, number: int, at: int) -> _Piece:
+        """Where a piece of a visit lies."""
+        return self._visits[number][1][at]
 
-    def gather(self, rows: Sequence[tuple[Lying, Lying | None]]) -> tuple[Any, Any]:
-        """Small chunks (n, *size, *channels) and targets, in the lane's work."""
-        images = self._gather(self._image, [image for image, _ in rows])
+    def gather(self, pieces: list[_Piece], starts: list[tuple[int, ...]]) -> tuple[Any, Any]:
+        """Small chunks (n, *size, *channels) and targets, in the lane's work.
+
+        `starts`: the first pixel of each in its piece.
+        """
+        n = self._axes
+        table, at = np.array(pieces, np.int64), np.array(starts, np.int64)
+        images = self._boxes(self._image, table[:, : n + 1], at)
         if self._target is None:
             return images, None
-        return images, self._gather(self._target, [t for _, t in rows if t is not None])
+        origins = table[:, 2 * n + 2 :]
+        at = (origins + at) // self._ratio - origins // self._ratio
+        return images, self._boxes(self._target, table[:, n + 1 : 2 * n + 2], at)
 
-    def _gather(self, gather: Gather, rows: list[Lying]) -> torch.Tensor:
-        firsts = np.array([row.first for row in rows], np.int64)
-        steps = np.array([row.steps for row in rows], np.int64)
-        index = torch.from_numpy(gather.index(firsts, steps))
+    def _boxes(self, gather: Gather, lies: Array, starts: Array) -> torch.Tensor:
+        index = torch.from_numpy(gather.index(lies[:, 0], lies[:, 1:], starts))
         return gather.take(self._arena.flat, self.delivery.bring(index))
 
     def close(self) -> None:
@@ -150,8 +163,13 @@ def slot_bytes(allotment: Allotment) -> int:
 
 def _free_bytes(device: torch.device) -> int | None:
     """What nobody uses of a device's memory; None where torch cannot say."""
-    ask = getattr(getattr(torch, device.type), "mem_get_info", None)
-    return None if ask is None else int(ask(device)[0])
+    module = getattr(torch, device.type)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)
+    # and what torch keeps for who asks next: of the epoch before this one, for instance
+    kept = module.memory_reserved(device) - module.memory_allocated(device)
+    return int(free + kept)
 
 
 def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment) -> OnDevice:
@@ -193,8 +211,8 @@ class DeviceBuilder(BatchBuilder):
 
     def _reset(self) -> None:
         super()._reset()
-        #: rows that are to be gathered: of which visit, and from where
-        self._waiting: dict[int, tuple[int, tuple[Lying, Lying | None]]] = {}
+        #: rows that are to be gathered: number, visit, piece, first pixel in it
+        self._waiting: list[tuple[int, int, _Piece, tuple[int, ...]]] = []
         #: rows that were, with their targets
         self._gathered: list[tuple[list[int], torch.Tensor, torch.Tensor | None]] = []
 
@@ -208,18 +226,18 @@ class DeviceBuilder(BatchBuilder):
         if isinstance(placed, Ended):
             return placed
         at, start = placed
-        self._waiting[len(self)] = number, self._there.rows(sampler, at, start)
+        self._waiting.append((len(self), number, self._there.piece(number, at), start))
         return at, sampler.origin(at, start)
 
     def settle(self, gone: Collection[int]) -> None:
-        if any(number in gone for number, _ in self._waiting.values()):
+        if any(number in gone for _, number, *_ in self._waiting):
             with self._there.delivery.work():
                 self._gather()
 
     def _gather(self) -> None:
-        rows, places = list(self._waiting), [place for _, place in self._waiting.values()]
-        if rows:
-            self._gathered.append((rows, *self._there.gather(places)))
+        if self._waiting:
+            rows, _, pieces, starts = map(list, zip(*self._waiting, strict=True))
+            self._gathered.append((rows, *self._there.gather(pieces, starts)))
             self._waiting.clear()
 
     def pixels(self) -> tuple[Any, Any]:
@@ -243,7 +261,7 @@ class DeviceBuilder(BatchBuilder):
         brought = [None if a is None else bring(torch.from_numpy(a[:count])) for a in self._rows()]
         for whole, some in zip(brought, gathered, strict=False):
             if whole is not None and some is not None:
-                _bytes(whole).index_copy_(0, bring(torch.tensor(rows)), _bytes(some))
+                _bytes(whole).index_copy_(0, bring(torch.tensor(rows, device="cpu")), _bytes(some))
         return brought
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,7 +210,7 @@ class VisitSampler:
 
     def origin(self, at: int, start: tuple[int, ...]) -> tuple[int, ...]:
         """A pixel of a piece in the frame of the view."""
-        return tuple(map(sum, zip(self.pieces[at].origin, start, strict=True)))
+        return tuple(map(add, self.pieces[at].origin, start))
 
     def hollow(self) -> None:
         """Forget the pixels, which are cropped from elsewhere; places stay what they are."""
@@ -254,20 +255,15 @@ class VisitSampler:
         return tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
 
     def _target_box(self, piece: Piece, start: tuple[int, ...]) -> tuple[slice, ...]:
-        """The same pixels in the target."""
+        """The same pixels in the target; its own are whole where `start` allows it."""
         crop = self._crop
         if not crop.target_ratio:
             return self._box(start)
-        first = self.target_start(piece, start)
+        first = (
+            (o + at) // r - o // r
+            for o, at, r in zip(piece.origin, start, crop.target_ratio, strict=True)
+        )
         return tuple(slice(f, f + s) for f, s in zip(first, crop.target_size, strict=True))
-
-    def target_start(self, piece: Piece, start: tuple[int, ...]) -> tuple[int, ...]:
-        """The same pixel in the target; its own are whole where `start` allows it."""
-        ratio = self._crop.target_ratio
-        if not ratio:
-            return start
-        places = zip(piece.origin, start, ratio, strict=True)
-        return tuple((o + at) // r - o // r for o, at, r in places)
 
     def _firsts(self) -> Array:
         """First valid position in each piece, (pieces, axes): on whole target pixels."""

@@ -59,15 +59,13 @@ def test_boxes_are_slices(copier, case, dtype, seed):
     arrays = [np.asfortranarray(a) if i % 2 else a[::-1] for i, a in enumerate(arrays)]
     arena = arena_of(copier, 1, sum(a.nbytes + 16 for a in arrays))
     _, firsts = arena.put(arrays)
-    places = [
-        lying(first, array, len(size)).at(start)
-        for first, array, start in zip(firsts, arrays, starts, strict=True)
-    ]
+    lies = [lying(f, a, len(size)) for f, a in zip(firsts, arrays, strict=True)]
     made = channels
     if around is not None:
         made = (around.count * int(np.prod(channels)),)
     gather = Gather(size, made, np.dtype(dtype), around)
-    index = gather.index(np.array([p.first for p in places]), np.array([p.steps for p in places]))
+    places = [(a.first, a.steps, start) for a, start in zip(lies, starts, strict=True)]
+    index = gather.index(*map(np.array, zip(*places, strict=True)))
     found = gather.take(arena.flat, torch.from_numpy(index)).numpy()
     assert found.dtype == dtype
     for row, array, start in zip(found, arrays, starts, strict=True):
