@@ -457,16 +457,15 @@ class Loader(_Base, Generic[C]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where a state was saved, here or on another machine.
 
-        At any time, also when batches have been taken: what was made ahead is dropped, and the
-        next batch is the one after the state; a loop that is going on goes on from there.
-        Otherwise the first loop gives what is left of the one that was interrupted; when
-        nothing is, a whole one.
+        At any time: what was made ahead is dropped, and the next batch is the one after the
+        state; a loop that is going on goes on from there. Otherwise the first loop gives what
+        is left of the one that was interrupted; when nothing is, a whole one.
 
         With another number of ranks, or another `batch_size`, the loaders go on with the first
         small chunk that no rank has had: together they give all that were left, none twice.
-        All ranks load states of the same step, that of any one rank, or each its own.
-        `epoch_length` counts batches of this loader, and what the interrupted loop has had
-        counts by small chunks: 300 batches of 16 on 2 ranks are 150 of 16 on 4.
+        All of them load states of the same step, each that of any rank. `epoch_length` is of
+        batches as they are now, and what the interrupted loop has had counts by small chunks:
+        300 batches of 16 on 2 ranks are 150 of 16 on 4.
 
         Parameters
         ----------
@@ -476,19 +475,19 @@ class Loader(_Base, Generic[C]):
         Raises
         ------
         StateError
-            The state is damaged, of another dataset, or of other parameters; names the
-            differences. Or it cannot be gone on with by other ranks, because one rank alone
-            knows what it had: big chunks that ended early (or windows that were left out) on
-            one of several ranks, a collector that remembers; or with another batch size,
-            because quotas make up batches. The loader stays as it was.
+            The state is damaged, or of another dataset or other parameters; names the
+            differences. Or only the rank that saved it can go on from it, because nobody else
+            knows what it had: big chunks of it ended early (or windows were left out), or its
+            collector remembers. Or only batches of its size can, because quotas make them up.
+            The loader stays as it was.
         LoaderClosedError
             The loader is closed.
 
         Notes
         -----
-        A rank knows of big chunks that ended early among its own draws only. Where other
-        ranks had some, they are some small chunks further than the state says; with another
-        number of ranks these come a second time.
+        Of several ranks, each knows only which of its own big chunks ended early. Where those
+        of others did, these are a few small chunks further than the state says, which come
+        again with another number of ranks.
         """
         self._check_open()
         self._look_for_others()

@@ -67,14 +67,12 @@ def names(batches):
 
 @contextlib.contextmanager
 def group(make, world_size, batch_size, **options):
-    """A loader for each rank."""
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                make(**options, batch_size=batch_size, rank=rank, world_size=world_size)
-            )
-            for rank in range(world_size)
-        ]
+    """A loader for each rank, none of them started."""
+    options = {**options, "batch_size": batch_size, "world_size": world_size}
+    ranks = [make(**options, rank=rank) for rank in range(world_size)]
+    yield ranks
+    for loader in ranks:
+        loader.close()
 
 
 def bad(block):
@@ -594,9 +592,7 @@ class LoaderContract(OfLoader):
         ("then", "now"),
         [
             ((2, 8), (1, 8)),
-            ((2, 8), (4, 8)),
             ((4, 8), (2, 8)),
-            ((1, 16), (1, 8)),
             ((1, 16), (1, 24)),
             ((2, 8), (3, 5)),
         ],
