@@ -43,7 +43,9 @@ def main() -> None:
     size = 2048 if os.environ.get("DASKDMED_QUICK") else 8192
     dataset = cohort(size)
 
-    # everything on uint8 until the end; put ToDevice("cuda") first to do it on a GPU
+    # where there is a GPU, big chunks and batches lie on it, and batch_tfms run there
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # everything on uint8 until the end
     augment = Compose([RandomFlip(), RandomRotate90(), HEDJitter(0.1, 0.05), ToFloat()], seed=7)
 
     def loader(batch_size: int) -> LightDL:
@@ -56,20 +58,22 @@ def main() -> None:
             resident="100 MiB",
             smallchunks_per_bigchunk=64,
             batch_tfms=augment,
+            device=device,
         )
 
     with loader(64) as loading:
         x, _, smallchunks = next(loading)
-        print("batch", tuple(x.shape), x.dtype, "targets", smallchunks.targets.shape)
+        print("batch", tuple(x.shape), x.dtype, "targets", tuple(smallchunks.targets.shape))
+        print("big chunks on", loading.stats().resident_on, "batches on", x.device)
 
         # targets moved with their images: dark pixels are still the dark ones
-        dark = torch.from_numpy(smallchunks.targets).bool()
+        dark = smallchunks.targets.bool()
         grey = x.mean(1)
         print(f"mean inside the targets {grey[dark].mean():.2f}, outside {grey[~dark].mean():.2f}")
 
         # the parameters are a function of the small chunks, and can be replayed
         params = augment.draw(smallchunks)
-        raw = torch.from_numpy(smallchunks.data).movedim(-1, 1)
+        raw = torch.from_numpy(smallchunks.data).movedim(-1, 1).to(device)
         print("replayed: identical", torch.equal(augment.replay(params, raw), x))
         print("quarter turns of the first five", params["1.quarters"][:5].tolist())
 

@@ -19,6 +19,7 @@ from daskdmed.core.region import Region
 from daskdmed.loading import delivery, ondevice
 from daskdmed.loading.delivery import StreamLane
 from daskdmed.policies import OnePass
+from tests.loading.clusters import assert_nothing_is_left, tcp_cluster
 from tests.loading.conftest import assert_true_to_place, coordinate_array, coordinate_dataset
 from tests.waiting import until
 
@@ -103,14 +104,14 @@ def strides(tensor):
     return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
-def assert_the_same(data, options, count=8, *, gathered=True):
-    there, device = batches_of(data, {**options, "device": "cpu"}, count)
+def assert_the_same(data, options, count=8, client=None):
+    there, device = batches_of(data, {**options, "device": "cpu", "client": client}, count)
     here, none = batches_of(data, options, count)
-    assert (device is None, none) == (not gathered, None)
+    assert device is not None
+    assert none is None
     assert len(there) == len(here) > 0
     for (x, patients, chunks), (x0, patients0, chunks0) in zip(there, here, strict=True):
-        if gathered:
-            assert isinstance(chunks.made, torch.Tensor)
+        assert isinstance(chunks.made, torch.Tensor)
         assert (x.dtype, x.shape, strides(x)) == (x0.dtype, x0.shape, strides(x0))
         assert torch.equal(x, x0)
         assert patients == patients0
@@ -178,6 +179,16 @@ class TestTheSame:
 
             monkeypatch.setattr(ondevice.Arena, "put", of_two)
         assert_the_same(flat, {**FLAT, "target": "labels"})
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_of_worker_processes(self, flat, shared, monkeypatch):
+        """What they share goes to the device; elsewhere they crop, and rows are brought."""
+        options, taken, put = {**FLAT, "target": "labels"}, [], ondevice.Arena.put
+        monkeypatch.setattr(ondevice.Arena, "put", lambda *a: taken.append(a) or put(*a))
+        with tcp_cluster(2, shared=shared) as (cluster, client):
+            assert_the_same(flat, options, client=client)
+            assert_nothing_is_left(cluster)
+        assert bool(taken) == shared
 
     def test_drawn_beyond_the_plan(self):
         options = {**FLAT, "rotation": "adaptive", "device": "cpu"}
