@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("daskdmed.monitor")
 
-#: what becomes of a big chunk: it was asked for, it is there, it is waited for
+#: what becomes of a big chunk: it was asked for, it is there, it is waited for (more than both)
 ASKED, READY, WAITED = 0, 1, 2
 #: a visit's number, what becomes of it, and how many draws it has left (-1: all of them)
 Cell: TypeAlias = tuple[int, int, int]

@@ -15,6 +15,8 @@ import numpy as np
 
 from daskdmed.core.live import Watched
 
+#: draws left are told anew when so small a part of them has been given
+_STEP = 1 / 24
 #: version of the messages; a state that does not know it ignores them
 VERSION = 1
 
@@ -25,6 +27,8 @@ class Changes:
     def __init__(self, what: Watched) -> None:
         self._what = what
         self._known: dict[int, tuple[int, int]] = {}
+        #: most draws that a visit had left
+        self._most = 0
         self._epoch: Any = None
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -43,10 +47,12 @@ class Changes:
         changed, new = [], []
         cells = what.cells() if now else []
         known, left_over = self._known, set(self._known)
+        self._most = max(self._most, max((left for _, _, left in cells), default=0))
+        step = max(1.0, self._most * _STEP)
         for visit, state, left in cells:
             left_over.discard(visit)
             before = known.get(visit)
-            if before == (state, left):
+            if before is not None and before[0] == state and 0 <= before[1] - left < step:
                 continue
             if before is None:
                 place = what.place(visit)

@@ -1,7 +1,7 @@
 """The page ``/daskdmed`` on Dask's dashboard, drawn by bokeh.
 
 A second application of bokeh beside Dask's own, on the same server, with the same theme and bar.
-Each open tab has a document that is updated twice a second from the scheduler's `LiveState`, on
+Each open tab has a document that is updated once a second from the scheduler's `LiveState`, on
 the scheduler's event loop: columns that have not changed are not sent.
 
 Not covered: numbers, ranks, runs and the log as HTML (`daskdmed.monitor.pieces`).
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value, without_property_validation
@@ -37,11 +38,11 @@ from distributed.utils import log_errors
 from daskdmed.core.live import READY, WAITED
 from daskdmed.monitor import pieces
 from daskdmed.monitor.picture import grid, legend, place_of
-from daskdmed.monitor.pieces import GREEN, INK, ORANGE, PAPER, SOFT, Palette
+from daskdmed.monitor.pieces import GREEN, INK, LINE, ORANGE, PAPER, SOFT, Palette
 from daskdmed.monitor.state import HISTORY, Cell, LiveState, ResidentSet
 
 #: milliseconds between updates of a tab
-_UPDATE = 500
+UPDATE = 1000
 #: pixels that the picture is high, and those for the title of a set
 _HEIGHT, _TITLE = 340, 24
 _EMPTY = (
@@ -49,23 +50,36 @@ _EMPTY = (
     '<code>LightDL(dashboard=":8787")</code>, appear here when they are started; heatmaps and '
     "predictions with <code>client=</code>, too."
 )
+#: updates after which ages are coloured anew
+_AGING = 10
+#: updates after which words that the mouse shows are brought up to date
+_TELLING = 5
+#: bars that the strip keeps
+_BARS = 2000
 #: from new to old
 _AGES = ("#fde725", "#a0da39", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#440154")
 
-Columns: TypeAlias = dict[str, Any]
-
 
 class Cells:
-    """The resident sets, one below the other: a cell per big chunk."""
+    """The resident sets, one below the other: a cell per big chunk.
+
+    A row of the source is a place in a set's picture, so that a big chunk that takes the place of
+    another is a patch of one row.
+    """
 
     def __init__(self, state: LiveState, **kwargs: Any) -> None:
         self._state = state
         self._palette = Palette()
-        self._members: tuple[Any, ...] = ()
         #: what cells are coloured by: 0 slide, 1 age
         self.by = 0
-        names = ("x0", "x1", "y0", "y1", "level", "strong", "light", "line", "width", "dash")
-        self.source = ColumnDataSource({name: [] for name in (*names, "slide", "place", "told")})
+        self._layout: tuple[Any, ...] = ()
+        self._rows: list[Cell | None] = []
+        #: by set, how often it had changed when it was drawn
+        self._drawn: dict[int, int] = {}
+        self._ticks = 0
+        #: rows whose words are older than their picture
+        self._untold: set[int] = set()
+        self.source = ColumnDataSource({name: [] for name in (*_BOX, *_ROW)})
         self.titles = ColumnDataSource({"x": [], "y": [], "text": []})
         self.root = figure(
             tools="",
@@ -79,10 +93,9 @@ class Cells:
         self.root.grid.visible = False
         self.root.outline_line_color = None
         self.root.min_border = 0
-        box = {"left": "x0", "right": "x1", "top": "y0", "source": self.source}
         outer = self.root.quad(
-            **box, bottom="y1", fill_color="light", line_color="line", line_width="width",
-            line_dash="dash",
+            left="x0", right="x1", top="y0", bottom="y1", fill_color="light", line_color="line",
+            line_width="width", line_dash="dash", source=self.source,
         )  # fmt: skip
         self.root.quad(
             left="x0", right="x1", top="level", bottom="y1", fill_color="strong",
@@ -101,20 +114,22 @@ class Cells:
     @without_property_validation  # type: ignore[untyped-decorator]
     @log_errors  # type: ignore[untyped-decorator]
     def update(self) -> None:
-        """Draw what is there now; what changes little is sent when it does."""
+        """Draw what is there now: places that have changed, all when they move."""
         sets, now = list(self._state.sets.values()), time.monotonic()
+        self._ticks += 1
         width, height = self._size()
-        members = (width, self.by, *(tuple(one.cells) for one in sets))
-        cells = [cell for one in sets for cell in one.cells.values()]
-        if members != self._members:
-            self._members = members
-            self._place(sets, width, height)
-            self.source.data = {**self._boxes, **self._changing(cells, now)}
-            self.root.x_range.end, self.root.y_range.start = width, height
+        layout = (width, height, self.by, *((id(one), len(one.slots)) for one in sets))
+        rows = [cell for one in sets for cell in one.slots]
+        if layout != self._layout or (self.by and self._ticks % _AGING == 0):
+            self._layout, self._untold = layout, set()
+            self._draw(sets, rows, width, height, now)
         else:
-            known = self.source.data
-            new = self._changing(cells, now).items()
-            known.update({k: v for k, v in new if not np.array_equal(v, known[k])})
+            self._patch(sets, rows, now)
+        self._rows = rows
+        self._drawn = {id(one): one.changes for one in sets}
+        titles = [pieces.title(one) for one in sets]
+        if titles != self.titles.data["text"]:
+            self.titles.data.update({"text": titles})
 
     def _size(self) -> tuple[float, float]:
         """Pixels that the browser gives the picture; it says so when it has drawn it."""
@@ -124,80 +139,113 @@ class Cells:
                 return float(width), float(height)
         return 900.0, float(_HEIGHT)
 
-    def _place(self, sets: list[ResidentSet], width: float, height: float) -> None:
-        """Where everything stands."""
-        boxes, titles, top = [], [], 0.0
-        slots = [1 + max((cell.slot for cell in one.cells.values()), default=0) for one in sets]
+    def _draw(
+        self,
+        sets: list[ResidentSet],
+        rows: list[Cell | None],
+        width: float,
+        height: float,
+        now: float,
+    ) -> None:
+        """Everything, where it stands."""
+        boxes, tops, top = [], [], 0.0
+        counts = [max(len(one.slots), 1) for one in sets]
         room = height - _TITLE * len(sets)
-        for one, count in zip(sets, slots, strict=True):
-            side, columns = grid(count, width, room * count / sum(slots))
-            titles.append((top, pieces.title(one)))
+        for one, count in zip(sets, counts, strict=True):
+            side, columns = grid(count, width, room * count / sum(counts))
+            tops.append(top + 4)
             top += _TITLE
-            for cell in one.cells.values():
-                x, y = cell.slot % columns * side, top + cell.slot // columns * side
+            for slot in range(len(one.slots)):
+                x, y = slot % columns * side, top + slot // columns * side
                 boxes.append((x + 1, x + side - 1, y + 1, y + side - 1))
             top += side * -(-count // columns)
-        cells = [cell for one in sets for cell in one.cells.values()]
-        sides = np.array(boxes, np.float64).reshape(-1, 4)
-        self._boxes: Columns = {
-            **dict(zip(("x0", "x1", "y0", "y1"), sides.T, strict=True)),
-            "slide": [f"{cell.patient} / {cell.record}" for cell in cells],
-            "place": [place_of(cell) for cell in cells],
+        self._boxes = boxes
+        oldest = self._oldest(rows, now)
+        drawn = [self._row(i, cell, now, oldest) for i, cell in enumerate(rows)]
+        sides = np.array(boxes, np.float64).reshape(-1, 4).T
+        columns_of = zip(*drawn, strict=True) if drawn else [()] * len(_ROW)
+        self.source.data = {
+            **dict(zip(_BOX, sides, strict=True)),
+            **{name: list(column) for name, column in zip(_ROW, columns_of, strict=True)},
         }
-        self.titles.data = {
-            "x": [1] * len(titles),
-            "y": [y + 4 for y, _ in titles],
-            "text": [text for _, text in titles],
-        }
+        count = len(sets)
+        self.titles.data = {"x": [1] * count, "y": tops, "text": [""] * count}
+        self.root.x_range.end, self.root.y_range.start = width, height
 
-    def _changing(self, cells: list[Cell], now: float) -> Columns:
-        """Columns that change from moment to moment."""
-        there = np.array([cell.state == READY for cell in cells], bool)
-        share = np.array([cell.share for cell in cells], np.float64) * there
-        bottom, top = self._boxes["y1"], self._boxes["y0"]
-        colours = self._colours(cells, now)
-        return {
-            "level": bottom - (bottom - top) * share,
-            "strong": [strong for strong, _ in colours],
-            "light": [
-                light if cell.state == READY else PAPER
-                for cell, (_, light) in zip(cells, colours, strict=True)
-            ],
-            "line": [
-                ORANGE if cell.state == WAITED else strong
-                for cell, (strong, _) in zip(cells, colours, strict=True)
-            ],
-            "width": [3.0 if cell.state == WAITED else 1.0 for cell in cells],
-            "dash": ["solid" if cell.state in (READY, WAITED) else "3 2" for cell in cells],
-            "told": [_told(cell, now) for cell in cells],
-        }
+    def _patch(self, sets: list[ResidentSet], rows: list[Cell | None], now: float) -> None:
+        """Rows that have changed since the last time."""
+        known = [self._drawn.get(id(one), -1) for one in sets for _ in one.slots]
+        anew, drawn_from = [], []
+        for i, (cell, before, at) in enumerate(zip(rows, self._rows, known, strict=True)):
+            if cell is not before or (cell is not None and cell.became > at):
+                anew.append(i)
+            elif cell is not None and cell.changed > at:
+                drawn_from.append(i)
+        oldest = self._oldest(rows, now)
+        values = {i: self._row(i, rows[i], now, oldest) for i in (*anew, *drawn_from)}
+        self._send(anew, values, _ROW)
+        self._send(drawn_from, values, ("level",))
+        self._untold.update(drawn_from)
+        if self._ticks % _TELLING == 0:
+            told, self._untold = sorted(self._untold), set()
+            self._send(told, {i: self._row(i, rows[i], now, oldest) for i in told}, ("told",))
 
-    def _colours(self, cells: list[Cell], now: float) -> list[tuple[str, str]]:
-        if self.by == 0:
-            return [self._palette(cell.patient, cell.record) for cell in cells]
-        oldest = max((now - cell.seen for cell in cells), default=0.0) or 1.0
-        steps = [int((now - cell.seen) / oldest * (len(_AGES) - 1)) for cell in cells]
-        return [(_AGES[step], "#eef0f2") for step in steps]
+    def _send(self, rows: list[int], values: dict[int, tuple[Any, ...]], names: Any) -> None:
+        """Some columns of some rows."""
+        if rows:
+            columns = [(name, _ROW.index(name)) for name in names]
+            self.source.patch({name: [(i, values[i][at]) for i in rows] for name, at in columns})
+
+    def _oldest(self, rows: list[Cell | None], now: float) -> float:
+        return max((now - cell.seen for cell in rows if cell is not None), default=0.0) or 1.0
+
+    def _row(self, number: int, cell: Cell | None, now: float, oldest: float) -> tuple[Any, ...]:
+        """Values of one place, in the order of `_ROW`."""
+        bottom, top = self._boxes[number][3], self._boxes[number][2]
+        if cell is None:
+            return (bottom, PAPER, PAPER, LINE, 0.5, "2 3", "free", "-", "for the next big chunk")
+        strong, light = self._palette(cell.patient, cell.record)
+        if self.by:
+            step = int((now - cell.seen) / oldest * (len(_AGES) - 1))
+            strong, light = _AGES[step], "#eef0f2"
+        there, waited = cell.state == READY, cell.state == WAITED
+        return (
+            bottom - (bottom - top) * cell.share * there,
+            strong,
+            light if there else PAPER,
+            ORANGE if waited else strong,
+            3.0 if waited else 1.0,
+            "solid" if there or waited else "3 2",
+            f"{cell.patient} / {cell.record}",
+            place_of(cell),
+            _told(cell, now),
+        )
+
+
+#: columns that say where a place is, and those that say what is there
+_BOX = ("x0", "x1", "y0", "y1")
+_ROW = ("level", "strong", "light", "line", "width", "dash", "slide", "place", "told")
 
 
 def _told(cell: Cell, now: float) -> str:
     left = "all" if cell.left < 0 else f"{cell.left:,} of {cell.whole:,}"
     state = {READY: "in memory", WAITED: "waited for"}.get(cell.state, "being read")
-    # ages in steps, so that they change seldom
-    age = int(now - cell.seen) // 5 * 5
-    return f"{left} draws left, {state}, asked for {age} s ago"
+    asked = time.strftime("%H:%M:%S", time.localtime(time.time() - now + cell.seen))
+    return f"{left} draws left, {state}, asked for at {asked}"
 
 
 class Strip:
-    """Admissions and evictions of the last minutes."""
+    """Admissions and evictions of the last minutes, by the clock of the scheduler's machine."""
 
     def __init__(self, state: LiveState, **kwargs: Any) -> None:
         self._state = state
+        self._told: dict[int, float] = {}
         self.source = ColumnDataSource({"x": [], "width": [], "up": [], "down": []})
         self.root = figure(
             title="big chunks that came (up) and left (down), per second",
             tools="",
             toolbar_location=None,
+            x_axis_type="datetime",
             x_range=Range1d(-HISTORY, 0),
             height=150,
             **kwargs,
@@ -205,7 +253,6 @@ class Strip:
         self.root.vbar("x", "width", "up", source=self.source, fill_color=GREEN, line_color=None)
         self.root.vbar("x", "width", "down", source=self.source, fill_color=ORANGE, line_color=None)
         self.root.grid.grid_line_color = "#eef0f2"
-        self.root.xaxis.formatter = CustomJSTickFormatter(code="return tick ? -tick + ' s' : 'now'")
         self.root.yaxis.formatter = CustomJSTickFormatter(code="return Math.abs(tick)")
         self.root.title.text_font_size = "12px"
         self.root.outline_line_color = None
@@ -213,25 +260,33 @@ class Strip:
     @without_property_validation  # type: ignore[untyped-decorator]
     @log_errors  # type: ignore[untyped-decorator]
     def update(self) -> None:
-        """Move it to the left."""
-        bars = list(itertools.chain.from_iterable(self._bars()))
-        values = np.array(bars, np.float64).reshape(-1, 4)
-        self.source.data = dict(zip(("x", "width", "up", "down"), values.T, strict=True))
+        """Add what is new at the right."""
+        # bokeh shows times as they are in Greenwich
+        now = time.time() + time.localtime().tm_gmtoff
+        clock = now - time.monotonic()
+        bars = [bar for one in list(self._state.sets.values()) for bar in self._bars(one, clock)]
+        if bars:
+            values = np.array(bars, np.float64).T
+            new = dict(zip(("x", "width", "up", "down"), values, strict=True))
+            self.source.stream(new, rollover=_BARS)
+        self.root.x_range.start, self.root.x_range.end = (now - HISTORY) * 1e3, now * 1e3
 
-    def _bars(self) -> Iterable[list[tuple[float, float, float, float]]]:
-        now = time.monotonic()
-        for one in list(self._state.sets.values()):
-            history = list(one.ranks[0].history)  # ranks admit the same
-            yield [
-                (
-                    (a.time + b.time) / 2 - now,
-                    b.time - a.time,
-                    (b.admitted - a.admitted) / (b.time - a.time),
-                    (a.evicted - b.evicted) / (b.time - a.time),
-                )
-                for a, b in itertools.pairwise(history)
-                if b.time > a.time
-            ]
+    def _bars(self, one: ResidentSet, clock: float) -> list[tuple[float, float, float, float]]:
+        """Time and width in milliseconds, and both rates, of what has not been told."""
+        history = list(one.ranks[0].history)  # ranks admit the same
+        told = self._told.get(id(one), -math.inf)
+        self._told[id(one)] = history[-1].time
+        since = sum(sample.time > told for sample in history)
+        return [
+            (
+                ((a.time + b.time) / 2 + clock) * 1e3,
+                (b.time - a.time) * 1e3,
+                (b.admitted - a.admitted) / (b.time - a.time),
+                (a.evicted - b.evicted) / (b.time - a.time),
+            )
+            for a, b in itertools.pairwise(history[-since - 1 :])
+            if b.time > a.time
+        ]
 
 
 class Words:
@@ -284,7 +339,7 @@ class Page:
         )
 
     def update(self) -> None:
-        """Called twice a second."""
+        """Called once a second."""
         for part in (self.words, self.cells, self.strip):
             part.update()
 
@@ -296,7 +351,7 @@ def _document(make: Callable[[], Any], title: str, *, bar: bool) -> Callable[...
         part = make()
         part.update()
         doc.title = title
-        add_periodic_callback(doc, part, _UPDATE)
+        add_periodic_callback(doc, part, UPDATE)
         doc.add_root(part.root)
         if bar:
             doc.template = env.get_template("simple.html")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daskdmed.core.live import ASKED, READY, WAITED
+from daskdmed.core.live import ASKED
 from daskdmed.monitor.changes import VERSION
 
 #: seconds that rates are measured over
@@ -35,7 +35,8 @@ class Cell:
 
     `seen`: when it was asked for. `slot`: its place in the picture, which it keeps. `held`: by
     loader, what becomes of it and the draws left there; of all of them are `state`, `left` (-1 for
-    all) and `whole`, the draws that it had when it was first seen.
+    all) and `whole`, the draws that it had when it was first seen. `changed`, `became`:
+    numbers of the last change of its set that touched it, and that did more than draw from it.
     """
 
     visit: int
@@ -49,13 +50,18 @@ class Cell:
     state: int = ASKED
     left: int = -1
     whole: int = -1
+    changed: int = 0
+    became: int = 0
 
     def update(self) -> None:
         """What all loaders together know: who waits for it, else whether it is there."""
-        states = {state for state, _ in self.held.values()}
-        self.state = next(s for s in (WAITED, READY, ASKED) if s in states)
-        self.left = min((left for _, left in self.held.values() if left >= 0), default=-1)
-        self.whole = max(self.whole, self.left)
+        state, left = ASKED, -1
+        for there, rest in self.held.values():
+            state = max(state, there)
+            if rest >= 0 and (left < 0 or rest < left):
+                left = rest
+        self.state, self.left = state, left
+        self.whole = max(self.whole, left)
 
     @property
     def share(self) -> float:
@@ -97,7 +103,11 @@ class _Shown:
         if len(self.history) < 2:
             return None
         last = self.history[-1]
-        first = next(s for s in self.history if s.time >= last.time - RECENT)
+        first = last
+        for sample in reversed(self.history):
+            if sample.time < last.time - RECENT:
+                break
+            first = sample
         return (first, last) if last.time > first.time else None
 
     def rate(self, name: str) -> float:
@@ -218,13 +228,17 @@ class ResidentSet:
     def __init__(self) -> None:
         self.loaders: dict[Key, LoaderState] = {}
         self.cells: dict[int, Cell] = {}
+        #: cells by their place in the picture
+        self.slots: list[Cell | None] = []
+        #: how often anything changed
+        self.changes = 0
         self._free: list[int] = []
-        self._slots = 0
 
     def hear(self, loader: LoaderState, message: Mapping[str, Any], time: float) -> None:
         """Take in what changed of the big chunks that a loader holds."""
         key = loader.key
         self.loaders[key] = loader
+        self.changes += 1
         if message["whole"]:
             self._leave(key)
         for visit in message["gone"]:
@@ -232,14 +246,24 @@ class ResidentSet:
         for visit, patient, record, origin, shape, age in message["new"]:
             if visit not in self.cells:
                 place = (patient, record, tuple(origin), tuple(shape))
-                self.cells[visit] = Cell(visit, *place, time - age, self._slot())
+                slot = self._slot()
+                cell = Cell(visit, *place, time - age, slot)
+                self.cells[visit] = self.slots[slot] = cell
         for visit, state, left in message["cells"]:
             cell = self.cells[visit]
+            before = cell.held.get(key)
             cell.held[key] = (state, left)
-            cell.update()
+            if before is None or before[0] != state:
+                cell.changed = cell.became = self.changes
+                cell.update()
+            elif before[1] == cell.left or left < cell.left:
+                cell.changed = self.changes
+                cell.update()
+            # else another rank is further, and has said so
 
     def drop(self, key: Key) -> None:
         """A loader is gone."""
+        self.changes += 1
         self._leave(key)
         self.loaders.pop(key, None)
 
@@ -251,17 +275,19 @@ class ResidentSet:
         cell = self.cells[visit]
         del cell.held[key]
         if cell.held:
+            cell.changed = cell.became = self.changes
             cell.update()
             return
         heapq.heappush(self._free, cell.slot)
+        self.slots[cell.slot] = None
         del self.cells[visit]
 
     def _slot(self) -> int:
         """The first free place in the picture."""
         if self._free:
             return heapq.heappop(self._free)
-        self._slots += 1
-        return self._slots - 1
+        self.slots.append(None)
+        return len(self.slots) - 1
 
     @property
     def ranks(self) -> list[LoaderState]:
