@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,7 +24,8 @@ import dask
 
 from daskdmed.core import processes
 from daskdmed.core.checks import check_count
-from daskdmed.core.errors import LoaderError, MissingExtraError, UsageError
+from daskdmed.core.errors import DaskdmedError, LoaderError, MissingExtraError, UsageError
+from daskdmed.core.versions import check_versions
 from daskdmed.core.waiting import explain
 from daskdmed.persistence.host import own_config
 
@@ -136,6 +137,10 @@ def connect(
     if client.status != "running":
         raise UsageError(f"client= is {client.status}; connect it before making a loader")
     found = _workers_of(client)
+    if client not in _known:
+        _look_at(client)
+        _still_cancelled_reads(client)
+        _known.add(client)
     known = weakref.ref(client)
     processes.after_closing(known, functools.partial(_let_hear, known))
     return _described(client, found, own=False, close=lambda: None)
@@ -186,6 +191,50 @@ def _workers_of(client: Client) -> dict[str, Any]:
             "start workers first"
         )
     return workers
+
+
+#: clients whose clusters have been looked at
+_known: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _look_at(client: Client, workers: Iterable[str] | None = None) -> None:
+    try:
+        check_versions(client, workers)
+    except DaskdmedError:
+        raise
+    except Exception as error:  # whatever a lost or closed connection raises
+        raise lost_connection(error) from error
+
+
+def _still_cancelled_reads(client: Client) -> None:
+    """Have workers that stop in the middle of a read say nothing of it, those of later too.
+
+    Dask logs each task that a worker runs while it closes; nobody wants these any more.
+    """
+    from distributed import WorkerPlugin
+
+    def is_news(kinds: tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
+        def news(record: logging.LogRecord) -> bool:
+            text = record.getMessage()
+            cancelled = text.startswith("Async instruction") and "CancelledError" in text
+            return not (cancelled and any(f"execute(('{kind}'" in text for kind in kinds))
+
+        return news
+
+    class Quiet(WorkerPlugin):  # type: ignore[misc]
+        # nested, so that workers without daskdmed can join the cluster
+        name = "daskdmed-quiet"
+
+        def __init__(self, news: Any) -> None:
+            self.news = news
+
+        def setup(self, worker: Any) -> None:
+            logging.getLogger("distributed.worker.state_machine").addFilter(self.news)
+
+        def teardown(self, worker: Any) -> None:
+            logging.getLogger("distributed.worker.state_machine").removeFilter(self.news)
+
+    client.register_plugin(Quiet(is_news((BIG_CHUNK, SAMPLING, "window-block"))))
 
 
 def _let_hear(known: weakref.ref[Client]) -> None:
@@ -305,6 +354,8 @@ class Workers:
         self._given: dict[str, int] = {}
         self._asked = float("-inf")
         self._last_seen = time.monotonic()
+        #: those that were there when the loader began have been looked at
+        self._checked: set[str] | None = None
 
     def there(self) -> set[str]:
         """Addresses of the workers; LoaderError: the connection to the scheduler is lost."""
@@ -318,9 +369,16 @@ class Workers:
             if there:
                 self._last_seen = now
             least = min((self._given[w] for w in there if w in self._given), default=0)
+            self._check(set(there))
             # a worker that joins starts level with the least used, not with a backlog to fill
             self._given = {w: self._given.get(w, least) for w in there}
         return set(self._given)
+
+    def _check(self, there: set[str]) -> None:
+        """UsageError: workers that have joined run other versions."""
+        if self._checked is not None and there - self._checked:
+            _look_at(self._client, there - self._checked)
+        self._checked = (self._checked or set()) | there
 
     def pick(self, count: int) -> str | None:
         """The worker that was given least so far, per the record kept here."""

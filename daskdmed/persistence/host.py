@@ -24,7 +24,7 @@ from typing import Any
 
 #: what the line begins with that tells of the scheduler
 ANSWER = "daskdmed-host "
-#: seconds without any client after which a shared host ends; and after its start
+#: seconds without any client after which a shared host ends; and until the first one comes
 IDLE_LIMIT, UNUSED_LIMIT = 5.0, 60.0
 #: seconds between looks at who is there
 LOOK_EVERY = 0.5
@@ -53,13 +53,15 @@ def own_config(dashboard: str | None) -> dict[str, Any]:
 
 
 def main(job: dict[str, Any]) -> None:
-    """Serve until nobody wants it: `workers`, `threads` of each, `dashboard`, `meeting` (a path,
-    or None for a host of the one that started it)."""
+    """Serve until nobody wants it: `workers`, `threads` of each, `dashboard`; for a shared one its
+    `meeting` and `limits` (as `IDLE_LIMIT` and `UNUSED_LIMIT`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the business of whoever trains
     if job["meeting"] is None:
-        gone = _parent_is_gone()
+        gone, started = threading.Event(), threading.Event()
+        _watch_parent(gone, started)
         with _cluster(job) as cluster:
             _answer(cluster)
+            started.set()
             gone.wait()
             _end_soon()
         return
@@ -72,7 +74,7 @@ def main(job: dict[str, Any]) -> None:
             os._exit(0)
         with _cluster(job) as cluster:
             place.tell(cluster.scheduler_address)
-            _serve(cluster, place)
+            _serve(cluster, place, *job["limits"])
             _end_soon()
 
 
@@ -113,43 +115,45 @@ def _answer(cluster: Any) -> None:
     sys.stdout.flush()
 
 
-def _parent_is_gone() -> threading.Event:
-    """Set when standard input ends, or when the process that started this one is no more."""
-    gone, parent = threading.Event(), os.getppid()
+def _watch_parent(gone: threading.Event, started: threading.Event) -> None:
+    """Set `gone` when standard input ends, or the process that started this one is no more."""
+    parent = os.getppid()
+
+    def end() -> None:
+        gone.set()
+        if not started.is_set():  # whatever it is busy with
+            os._exit(1)
 
     def read() -> None:
         with contextlib.suppress(OSError, ValueError):
             while sys.stdin.buffer.read(1 << 12):
                 pass
-        gone.set()
+        end()
 
     def look() -> None:  # a fork of the parent may keep the pipe open
         while os.getppid() == parent:
             time.sleep(LOOK_EVERY)
-        gone.set()
+        end()
 
     for watch in (read, look):
         threading.Thread(target=watch, daemon=True).start()
-    return gone
 
 
-def _serve(cluster: Any, place: Any) -> None:
+def _serve(cluster: Any, place: Any, idle_limit: float, unused_limit: float) -> None:
     """Return when nobody wants this host, with the door locked."""
-    began = last = time.monotonic()
-    came = False
+    last, limit = time.monotonic(), unused_limit
     while True:
         time.sleep(LOOK_EVERY)
-        clients = set(cluster.scheduler.clients) - {"fire-and-forget"}
-        now = time.monotonic()
-        came = came or bool(clients)
-        if clients:
-            last = now
-        elif now - (last if came else began) > (IDLE_LIMIT if came else UNUSED_LIMIT):
-            if not place.close_door():
-                continue  # somebody is coming in
-            if not set(cluster.scheduler.clients) - {"fire-and-forget"}:
+        if _clients(cluster):
+            last, limit = time.monotonic(), idle_limit
+        elif time.monotonic() - last > limit and place.close_door():
+            if not _clients(cluster):
                 return
             place.open_door()
+
+
+def _clients(cluster: Any) -> set[str]:
+    return set(cluster.scheduler.clients) - {"fire-and-forget"}
 
 
 def _end_soon() -> None:

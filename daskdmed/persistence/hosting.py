@@ -26,7 +26,7 @@ import dask
 
 from daskdmed import __version__
 from daskdmed.core.errors import LoaderError, UsageError
-from daskdmed.persistence.host import ANSWER, CLOSE_LIMIT
+from daskdmed.persistence.host import ANSWER, CLOSE_LIMIT, IDLE_LIMIT, UNUSED_LIMIT
 from daskdmed.persistence.meeting import Meeting
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Host:
     """Reading processes that end with this one, or when they are closed."""
 
     def __init__(self, workers: int, dashboard: str | None) -> None:
+        self.path = _path()
         self._process = _launch(workers, dashboard)
         self._voice = _Voice(self._process)
         try:
@@ -108,7 +109,7 @@ def of_this_process(workers: int, dashboard: str | None) -> tuple[Client, Callab
             host, users = Host(workers, dashboard), 0
         _hosts[key] = (host, users + 1)
     try:
-        client = _client(host.address)
+        client = _client(host.address, host.path)
     except BaseException:
         _release(key, host)
         raise
@@ -138,12 +139,12 @@ def shared(workers: int, dashboard: str | None) -> tuple[Client, Callable[[], No
     end = time.monotonic() + START_LIMIT
     with place.coming_in(START_LIMIT):
         while True:
-            address = place.address(START_LIMIT)
-            if address is None:
+            found = place.found(START_LIMIT)
+            if found is None:
                 _start_shared(workers, dashboard, place)
                 continue
             try:
-                client = _client(address)
+                client = _client(found["address"], found["path"])
             except OSError:  # it was killed just now
                 if time.monotonic() > end:
                     raise
@@ -156,7 +157,7 @@ def _start_shared(workers: int, dashboard: str | None, place: Meeting) -> None:
         process = _launch(workers, dashboard, place, log)
         try:
             process.wait(START_LIMIT)  # it leaves a child that holds the lock of the host
-            if place.address(START_LIMIT) is not None:
+            if place.found(START_LIMIT) is not None:
                 return
         except BaseException:
             _kill(process)
@@ -170,10 +171,26 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _client(address: str) -> Client:
+def _client(address: str, path: Iterable[str]) -> Client:
+    """A client; what can be imported here can be there, although it was started before."""
     from distributed import Client
 
-    return Client(address, set_as_default=False, direct_to_workers=True)
+    client = Client(address, set_as_default=False, direct_to_workers=True)
+    try:
+        missing = [folder for folder in _path() if folder not in path]
+        if missing:
+            from daskdmed.persistence.plugin import WorkerSetup
+
+            client.run_on_scheduler(_look_there_too, missing)  # which unpickles graphs
+            client.register_plugin(WorkerSetup(path=missing))
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _look_there_too(folders: list[str]) -> None:
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
 # -- starting ---------------------------------------------------------------------------------
@@ -189,6 +206,7 @@ def _launch(
         "threads": max(1, CPU_COUNT // workers),
         "dashboard": dashboard,
         "meeting": None if place is None else str(place.path),
+        "limits": (IDLE_LIMIT, UNUSED_LIMIT),
     }
     own = log is None
     return subprocess.Popen(
@@ -216,18 +234,22 @@ def _python() -> str:
     return found
 
 
+def _path() -> list[str]:
+    """Where modules are found here, but those of Python itself."""
+    library = sysconfig.get_path("stdlib")  # other Pythons that workers run have their own
+    path = [os.path.abspath(folder) for folder in sys.path]
+    return [folder for folder in path if library not in (folder, os.path.dirname(folder))]
+
+
 def _environment() -> dict[str, str]:
     """Of the host: what can be imported here can be there, and Dask is configured as it is here."""
-    library = sysconfig.get_path("stdlib")  # other Pythons that workers run have their own
-    path = [os.path.abspath(p) for p in sys.path]
-    path = [p for p in path if library not in (p, os.path.dirname(p))]
     config = {k: v for k, v in dask.config.config.items() if k != "scheduler" and _is_plain(v)}
     config.setdefault("logging", _LOGGING)
     spawned = dask.config.get("distributed.nanny.pre-spawn-environ", {})
     return {
         **{k: str(v) for k, v in spawned.items() if v is not None},
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": os.pathsep.join(_path()),
         "PYTHONUNBUFFERED": "1",
         "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(config),
     }

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from daskdmed.core.errors import LoaderError, UsageError
 
@@ -94,8 +95,8 @@ class Meeting:
         finally:
             self.open_door()
 
-    def address(self, limit: float) -> str | None:
-        """Of the host that lives; None when there is none. With the door held.
+    def found(self, limit: float) -> dict[str, Any] | None:
+        """What the host that lives has told; None when there is none. With the door held.
 
         LoaderError: it has been starting for `limit` seconds.
         """
@@ -106,7 +107,8 @@ class Meeting:
                 os.close(lock)
                 return None
             try:
-                return str(json.loads(self._host.read_text())["address"])
+                told: dict[str, Any] = json.loads(self._host.read_text())
+                return told
             except (OSError, ValueError):  # whoever started it died while it did
                 if time.monotonic() > end:
                     raise LoaderError(
@@ -135,7 +137,8 @@ class Meeting:
             self.open_door()
 
     def tell(self, address: str) -> None:
-        self._host.write_text(json.dumps({"address": address, "pid": os.getpid()}))
+        path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        self._host.write_text(json.dumps({"address": address, "path": path, "pid": os.getpid()}))
 
     def close_door(self) -> bool:
         """Whether nobody else holds it; then it is held here."""

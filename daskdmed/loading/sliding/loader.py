@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from dask.base import tokenize
@@ -42,12 +42,9 @@ from daskdmed.loading.sliding.progress import WindowProgress
 from daskdmed.loading.sliding.read import LoadReader
 from daskdmed.loading.stats import Meter, SlidingStats
 from daskdmed.persistence.budget import to_bytes
-from daskdmed.persistence.cluster import connect
+from daskdmed.persistence.cluster import ClientLike, WorkersLike
 from daskdmed.tiling.grid import Edge, OverlapLike, PerAxis, spatial_axes
 from daskdmed.tiling.imagegrid import ImageGrid
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 class SlidingWindowDL(Loader[WindowChunks]):
@@ -108,7 +105,8 @@ class SlidingWindowDL(Loader[WindowChunks]):
     context, context_edge, squeeze
         As for `LightDL`: neighbouring slices as channels, without an axis for the one slice.
         Blocks hold each slice with its neighbours, ``2 * context + 1`` times the bytes.
-    level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client
+    level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client,
+    workers
         As for `LightDL`.
 
     Raises
@@ -159,13 +157,14 @@ class SlidingWindowDL(Loader[WindowChunks]):
         world_size: int | None = None,
         on_error: OnError = "raise",
         tile_error: OnTileError = "raise",
-        client: Client | None = None,
+        client: ClientLike = None,
+        workers: WorkersLike = None,
         block_windows: PerAxis | None = None,
         context: ContextLike | None = None,
         context_edge: ContextEdge = "reflect",
         squeeze: bool = False,
     ) -> None:
-        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client)
+        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client, workers)
         check_choice("order", order, ("sequential", "interleaved"))
         check_on_error(on_error)
         if min_interval is not None and not (np.isfinite(min_interval) and min_interval >= 0):
@@ -229,10 +228,12 @@ class SlidingWindowDL(Loader[WindowChunks]):
         )
 
     def _reader(self) -> LoadReader:
-        if self._client is None:
+        if self._client is None and self._workers in (None, "threads"):
             threads = default_threads()
         else:
-            self._cluster = connect(self._client)
+            if self._cluster is None:
+                self._cluster = self._connect()
+                self._own(None)
             # two more than can be computed at a time: their results are on their way here
             threads = self._cluster.threads + 2
         self._claim(self._budget, self._cluster)

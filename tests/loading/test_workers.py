@@ -1,0 +1,273 @@
+"""Reading processes that a loader starts: the same batches, shared, and nothing left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from daskdmed import LightDL, SlidingWindowDL
+from daskdmed.errors import BudgetError, LoaderError, UsageError
+from daskdmed.persistence import hosting
+from tests.loading.conftest import SMALL, assert_same_batches, collect, coordinate_dataset
+from tests.waiting import until
+
+pytestmark = pytest.mark.cluster
+BATCHES = 12
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return coordinate_dataset(2, height=700, width=600)
+
+
+@pytest.fixture(scope="module")
+def expected(dataset):
+    with LightDL(dataset, **SMALL) as loader:
+        return collect(loader, BATCHES)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Of two reading processes that the loaders of this module find there."""
+    client, close = hosting.of_this_process(2, None)
+    yield client
+    close()
+
+
+def workers(client):
+    return set(client.run(os.getpid).values())
+
+
+def below(pid):
+    """Processes that a process has started, and they."""
+    return {p.pid for p in psutil.Process(pid).children(recursive=True)}
+
+
+def gone(pids):
+    return not any(map(alive, pids))
+
+
+def alive(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_same_batches_from_processes_that_two_loaders_share(client, dataset, expected):
+    one = LightDL(dataset, **SMALL, workers=2)
+    two = SlidingWindowDL(dataset, kernel_size=64, batch_size=16, workers=2)
+    with one, two:
+        first = collect(one, BATCHES // 2)
+        windows = collect(two, 3)
+        assert workers(one._cluster.client) == workers(two._cluster.client) == workers(client)
+        assert_same_batches(first + collect(one, BATCHES - BATCHES // 2), expected)
+    with SlidingWindowDL(dataset, kernel_size=64, batch_size=16) as threads:
+        assert_same_batches(windows, collect(threads, 3))
+    assert workers(client), "somebody else still uses them"
+
+
+def test_workers_import_no_torch(client, dataset):
+    with LightDL(dataset, **SMALL, workers=2) as loader:
+        collect(loader, 2)
+        found = client.run(lambda: "torch" in sys.modules)
+    assert list(found.values()) == [False, False]
+
+
+def test_same_batches_when_workers_are_killed(client, dataset, expected):
+    with LightDL(dataset, **SMALL, workers=2) as loader:
+        batches = collect(loader, 3)
+        for pid in workers(client):
+            os.kill(pid, signal.SIGKILL)
+        assert_same_batches(batches + collect(loader, BATCHES - 3), expected)
+    client.wait_for_workers(2)
+
+
+def test_what_can_be_imported_here_can_be_there(client, dataset, tmp_path, monkeypatch):
+    """Also when the processes were started before."""
+    (tmp_path / "mine_only.py").write_text("def corner(bigchunk, context, rng): return (0, 0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    from mine_only import corner
+
+    with LightDL(dataset, **SMALL, workers=2, smallchunk_collector=corner) as loader:
+        _, _, chunks = next(loader)
+    assert all(c.origin == c.bigchunk.origin for c in chunks)
+
+
+def test_the_budget_counts_beside_other_loaders_of_the_process(client, dataset, monkeypatch):
+    monkeypatch.setattr("daskdmed.core.memory.machine_memory", lambda: 40 << 20)
+    with (
+        LightDL(dataset, **SMALL) as threads,
+        LightDL(dataset, **SMALL, workers=2) as loader,
+        pytest.raises(BudgetError, match=rf"{threads.name} 8.00 MiB, {loader.name} 8.00 MiB"),
+    ):
+        threads.start(), loader.start()
+        LightDL(dataset, **SMALL, workers=2).start()
+
+
+def test_they_end_with_the_last_loader_or_when_it_is_forgotten(dataset, monkeypatch):
+    descriptors = psutil.Process().num_fds()
+    before = below(os.getpid())
+    one, two = (LightDL(dataset, **SMALL, workers=1) for _ in range(2))
+    next(one), next(two)
+    started = below(os.getpid()) - before
+    assert len(started) >= 2
+    one.close()
+    next(two)
+    assert all(map(alive, started))
+    del two
+    gc.collect()
+    until(lambda: gone(started))
+    assert not below(os.getpid()) - before
+    until(lambda: psutil.Process().num_fds() <= descriptors)
+
+
+def test_a_host_that_is_killed_is_an_error_and_takes_its_workers_along(dataset):
+    before = below(os.getpid())
+    with LightDL(dataset, **SMALL, workers=1) as loader:
+        next(loader)
+        started = below(os.getpid()) - before
+        (host,) = (c.pid for c in psutil.Process().children() if c.pid in started)
+        os.kill(host, signal.SIGKILL)
+        with pytest.raises(LoaderError, match=r"connection to the cluster .*state_dict\(\)"):
+            collect(loader, 10_000)
+    until(lambda: gone(started))
+    with LightDL(dataset, **SMALL, workers=1) as loader:
+        next(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers must be"),
+        ({"workers": 1.5}, "workers must be"),
+        ({"workers": "processes"}, 'must be "threads" or a number of processes'),
+        ({"client": "mine"}, 'must be a distributed.Client, "shared" or None'),
+        ({"client": "shared", "workers": "threads"}, "threads cannot be shared"),
+    ],
+)
+def test_what_makes_no_sense(dataset, options, message):
+    for make in (LightDL, SlidingWindowDL):
+        sizes = SMALL if make is LightDL else {"kernel_size": 64}
+        with pytest.raises(UsageError, match=message):
+            make(dataset, **sizes, **options)
+
+
+def test_workers_with_a_client(client, dataset):
+    with pytest.raises(UsageError, match=r"workers=2 with client=.*one of the two"):
+        LightDL(dataset, **SMALL, client=client, workers=2)
+
+
+def test_without_a_python_to_start(dataset, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(UsageError, match=r'is no Python interpreter. Give workers="threads"'):
+        LightDL(dataset, **SMALL, workers=3).start()
+
+
+def test_what_keeps_them_from_starting_is_told(dataset, tmp_path, monkeypatch):
+    (tmp_path / "distributed.py").write_text("raise RuntimeError('this one is broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LoaderError, match=r"(?s)ended while they started.*this one is broken"):
+        LightDL(dataset, **SMALL, workers=3).start()
+
+
+def test_who_does_not_answer_is_not_waited_for_for_ever(dataset, tmp_path, monkeypatch):
+    (tmp_path / "distributed.py").write_text("print('slow'); import signal; signal.pause()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hosting, "START_LIMIT", 0.5)
+    before = below(os.getpid())
+    with pytest.raises(LoaderError, match="have not started within 0 s"):
+        LightDL(dataset, **SMALL, workers=3).start()
+    until(lambda: not below(os.getpid()) - before)
+
+
+def test_a_program_that_is_no_python(dataset, monkeypatch):
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode("/bin/false"))
+    with pytest.raises(LoaderError, match=r"(?s)`/bin/false -m .*They said:\nnothing"):
+        LightDL(dataset, **SMALL, workers=3).start()
+
+
+# -- scripts ------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import numpy as np
+from daskdmed import LightDL
+
+def corner(bigchunk, context, rng):
+    if context.draw == 0:
+        print("cropping")
+    return (0, 0)
+
+image = np.arange(600 * 600, dtype="u1").reshape(600, 600)
+loader = LightDL(image, smallchunk_size=64, bigchunk_size=256, resident="1 MiB", batch_size=8,
+                 workers=1, smallchunk_collector=corner)
+for number, (x, _, _) in enumerate(loader):
+    if number == 2:
+        print("sum", int(x.sum()), flush=True)
+        {then}
+        break
+"""
+PLAIN = {"a file": lambda path: ([str(path)], None),
+         "-c": lambda path: (["-c", path.read_text()], None),
+         "standard input": lambda path: ([], path.read_text())}  # fmt: skip
+
+
+def program(tmp_path, then, name="a file"):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(SCRIPT).format(then=then))
+    arguments, said = PLAIN[name](path)
+    return [sys.executable, *arguments], said
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("name", PLAIN)
+def test_no_script_needs_a_main_guard_and_nothing_is_complained_of(tmp_path, name):
+    """It ends in the middle of an epoch, with the loader open."""
+    command, said = program(tmp_path, "pass", name)
+    done = subprocess.run(command, input=said, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("sum ") for line in lines)
+    assert "cropping" in lines, "what workers print is passed on"
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_nothing_is_left_of_a_script_that_is_ended(tmp_path, how):
+    command, _ = program(tmp_path, "sys.stdin.read()")
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as script:
+        assert any(line.startswith("sum ") for line in script.stdout)
+        started = below(script.pid)
+        assert len(started) >= 2
+        os.killpg(script.pid, getattr(signal, how))  # as a terminal does with Ctrl-C
+        script.stdout.read()
+        complaints = script.stderr.read()
+        script.wait()
+    until(lambda: gone(started))
+    if how == "SIGINT":
+        # the script's own, and nothing else
+        assert complaints.startswith("Traceback")
+        assert complaints.rstrip().endswith("KeyboardInterrupt")
+        assert complaints.count("Traceback") == 1, complaints
+    else:
+        assert complaints == ""
