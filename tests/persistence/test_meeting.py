@@ -105,7 +105,7 @@ def test_there_is_one_host_and_its_files_go_with_it(folder):
 # -- with one -----------------------------------------------------------------------------
 
 
-def come(folder, found, go, dies=False):
+def come(folder, connection, dies=False):
     """What a process of one's own does: find the host, stay until it is told to go."""
     tempfile.tempdir = folder
     hosting.IDLE_LIMIT = hosting.UNUSED_LIMIT = 1.0
@@ -114,65 +114,67 @@ def come(folder, found, go, dies=False):
         hosting._launch = lambda *a: (launch(*a), os.kill(os.getpid(), signal.SIGKILL))
     client, close = hosting.shared(1, None)
     client.submit(os.getpid).result()
-    found.put(client.scheduler.address)
-    go.wait()
+    connection.send(client.scheduler.address)
+    connection.recv()
     client.submit(os.getpid, pure=False).result()
-    found.put("still there")
+    connection.send("still there")
     close()
 
 
-def begin(tmp_path, count, **options):
-    found, go = CONTEXT.Queue(), CONTEXT.Event()
-    arguments = (str(tmp_path), found, go)
-    started = [CONTEXT.Process(target=come, args=arguments, kwargs=options) for _ in range(count)]
-    for process in started:
-        process.start()
-    return started, found, go
+def begin(tmp_path, **options):
+    """(process, connection to it); no queue: who dies with its lock would stop all others."""
+    mine, its = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=come, args=(str(tmp_path), its), kwargs=options)
+    process.start()
+    its.close()
+    return process, mine
+
+
+def end(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def host_of(folder):
+    """It and its workers."""
     (path,) = folder.glob("*.host")
-    return psutil.Process(json.loads(path.read_text())["pid"])
+    host = psutil.Process(json.loads(path.read_text())["pid"])
+    return [host, *host.children(recursive=True)]
 
 
-def assert_nothing_is_left(folder, host, workers):
-    until(lambda: not any(p.is_running() for p in (host, *workers)))
+def assert_nothing_is_left(folder, processes):
+    until(lambda: not any(p.is_running() for p in processes))
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.cluster
 def test_all_find_one_host_and_go_on_when_the_first_are_killed(tmp_path, folder):
-    started, found, go = begin(tmp_path, 3)
-    assert len({found.get() for _ in started}) == 1
-    host = host_of(folder)
-    workers = host.children(recursive=True)
-    os.kill(started[0].pid, signal.SIGKILL)
-    started[0].join()
-    go.set()
-    assert [found.get() for _ in started[1:]] == ["still there"] * 2
-    for process in started[1:]:
+    (first, told), *others = [begin(tmp_path) for _ in range(3)]
+    assert len({told.recv(), *(c.recv() for _, c in others)}) == 1
+    processes = host_of(folder)
+    end(first)
+    for process, connection in others:
+        connection.send("go")
+        assert connection.recv() == "still there"
         process.join()
-    assert_nothing_is_left(folder, host, workers)
+    assert_nothing_is_left(folder, processes)
 
 
 @pytest.mark.cluster
 def test_a_host_whose_starter_died_is_found_and_a_dead_one_is_not_waited_for(tmp_path, folder):
-    started, _, _ = begin(tmp_path, 1, dies=True)
-    started[0].join()
-    assert started[0].exitcode == -signal.SIGKILL
-    started, found, _ = begin(tmp_path, 1)
-    first, host = found.get(), host_of(folder)
-    workers = host.children(recursive=True)
-    host.kill()
-    until(lambda: not any(p.is_running() for p in (host, *workers)))
-    others, found, _ = begin(tmp_path, 1)
-    assert found.get() != first
-    host = host_of(folder)
-    workers = host.children(recursive=True)
-    for process in (*started, *others):  # all of them
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    assert_nothing_is_left(folder, host, workers)
+    starter, _ = begin(tmp_path, dies=True)
+    starter.join()
+    assert starter.exitcode == -signal.SIGKILL
+    one, told = begin(tmp_path)
+    address, processes = told.recv(), host_of(folder)
+    processes[0].kill()
+    until(lambda: not any(p.is_running() for p in processes))
+    two, told_too = begin(tmp_path)
+    assert told_too.recv() != address
+    processes = host_of(folder)
+    end(one)
+    end(two)
+    assert_nothing_is_left(folder, processes)
 
 
 @pytest.mark.cluster
