@@ -14,40 +14,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from daskdmed.core import events, live
-from daskdmed.core.errors import LoaderClosedError, LoaderError
-from daskdmed.core.shared import segments
 from daskdmed.core.waiting import explain
+from daskdmed.persistence.arrivals import Arrivals
 from daskdmed.persistence.budget import Allotment
-from daskdmed.persistence.cluster import LOOK_EVERY, Workers, lost_connection, prepare_scheduler
+from daskdmed.persistence.cluster import Workers, lost_connection, prepare_scheduler
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
 from daskdmed.persistence.ranks import POLL_EVERY, Ranks
 from daskdmed.persistence.reading import (
     ReadFailure,
-    Ticket,
     leave_ticket,
     read_for_others,
-    read_jobs,
     read_ticket,
 )
-from daskdmed.persistence.sharing import Sharing
 from daskdmed.persistence.strata import StratifiedPlan
 from daskdmed.persistence.tally import Tally
 from daskdmed.persistence.units import JobFactory, Unit
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
-logger = logging.getLogger("daskdmed.persistence")
-T = TypeVar("T")
 #: seconds that closing waits for the client's loop
 _SOON = 5.0
 
@@ -86,14 +78,11 @@ class ResidentSet:
         self._queue: deque[Visit] = deque()
         self._units: dict[int, Unit] = {}
         self._held = 0
-        self._ready: set[Unit] = set()
-        self._wake = threading.Condition()
         self._closed = False
-        self._lost: LoaderError | None = None
-        #: units or keys of tasks that the thread which makes batches waits for
-        self._waits_for: list[Any] = []
         self._workers = Workers(client)
-        self._sharing = None if in_process or not segments.enabled() else Sharing(client)
+        self._arrivals = Arrivals(
+            client, self._workers, in_process=in_process, tell=self._arrived, count=self._count
+        )
         if not in_process:
             prepare_scheduler(client)
         self._ranks = ranks
@@ -193,10 +182,7 @@ class ResidentSet:
         """Wait until slower ranks have caught up, when the budget is full of their visits."""
         ranks.begin_to_wait()
         while self._leased and self._held + self.allotment.group > self._most:
-            with self._wake:
-                if self._closed:
-                    raise LoaderClosedError("the loader was closed while it waited for ranks")
-                self._wake.wait(POLL_EVERY)
+            self._arrivals.pause(POLL_EVERY, "ranks")
             ranks.look()
             self._end_leases(ranks)
         ranks.waits = False
@@ -211,8 +197,7 @@ class ResidentSet:
         unit.waiting_for.discard(visit.number)
         if not unit.waiting_for:
             self._held -= len(unit.visits)
-            with self._wake:
-                self._ready.discard(unit)
+            self._arrivals.forget(unit)
             unit.let_go()
 
     # -- reading --------------------------------------------------------------------
@@ -250,12 +235,7 @@ class ResidentSet:
         # earlier visits are needed earlier; crops (priority 10) before any read
         unit.future = self.client.submit(*call, key=unit.key, priority=-visits[0].number, **options)
         self.tally.reads += 1
-        if unit.ticket is None:
-            unit.future.add_done_callback(lambda future: self._look_for(unit, future))
-        else:
-            ticket = unit.ticket
-            ticket.when_done(lambda: self._arrived(unit))
-            unit.future.add_done_callback(lambda future: _recover(ticket, future, unit))
+        self._arrivals.expect(unit)
 
     def _travelling(self, unit: Unit) -> tuple[Any, ...]:
         """The call that reads a unit in another process."""
@@ -264,39 +244,11 @@ class ResidentSet:
             return read_for_others, jobs
         return read_for_others, jobs, [list(values) for values in delivered]
 
-    def _look_for(self, unit: Unit, future: Future) -> None:
-        """Map what was read where it lies on this machine; then it has arrived."""
-        sharing = self._sharing
-        if sharing is None or future.status != "finished" or not unit.waiting_for:
-            self._arrived(unit, future)
-            return
+    def _count(self, unit: Unit) -> None:
+        self.tally.pixels_read += unit.pixels
 
-        async def look() -> None:
-            try:
-                mapped, holder = await sharing.map(unit.key)
-                if unit.waiting_for:
-                    unit.mapped, unit.holder = mapped, holder
-            except Exception as error:  # a worker that is lost, or too busy: it is sampled there
-                logger.debug("%s is not mapped: %s: %s", unit.key, type(error).__name__, error)
-            finally:
-                self._arrived(unit, future)
-
-        self.client.loop.add_callback(look)
-
-    def _arrived(self, unit: Unit, future: Future | None = None) -> None:
-        if unit.waiting_for:
-            self._tell(events.BigChunkReady, unit.visits, seconds=time.monotonic() - unit.asked)
-        with self._wake:
-            if unit.waiting_for:
-                self._ready.add(unit)
-                self.tally.pixels_read += unit.pixels
-                if future is not None and future.cancelled():
-                    self._lost = self._restarted()
-            self._wake.notify_all()
-
-    def _restarted(self) -> LoaderError:
-        """Nobody here cancels what is wanted."""
-        return lost_connection(CancelledError("its tasks were cancelled"))
+    def _arrived(self, unit: Unit) -> None:
+        self._tell(events.BigChunkReady, unit.visits, seconds=time.monotonic() - unit.asked)
 
     def _tell(
         self, kind: Callable[..., events.Event], visits: Iterable[Visit], **more: float
@@ -307,7 +259,7 @@ class ResidentSet:
 
     def is_ready(self, visit: int) -> bool:
         """Whether a visit's pixels (or its failure) are there."""
-        return self._units[visit] in self._ready
+        return self._units[visit] in self._arrivals
 
     def unit_of(self, visit: int) -> tuple[Unit, int]:
         """A resident visit's unit, and its position in it."""
@@ -315,43 +267,19 @@ class ResidentSet:
         return unit, next(i for i, v in enumerate(unit.visits) if v.number == visit)
 
     def wait(self, visits: Iterable[int]) -> int:
-        """Block until one of some resident visits is there; gives its number.
-
-        LoaderClosedError: the loader was closed meanwhile. LoaderError: there has been no
-        worker for long, see `Workers.check_alive`.
-        """
+        """Block until one of some resident visits is there; gives its number. Raises as
+        `Arrivals.wait` does."""
         units = {self._units[number]: number for number in visits}
-
-        def there() -> Unit | None:
-            return next((unit for unit in units if unit in self._ready), None)
-
-        return units[self._until(there, "big chunks", list(units))]
+        return units[self._arrivals.wait(units)]
 
     def wait_for(self, future: Any, keys: Iterable[Any]) -> None:
         """Block until a future is done that is made of some tasks; raises as `wait` does."""
-        if not future.done():
-            future.add_done_callback(lambda _: self._tick())
-            self._until(future.done, "a batch", list(keys))
-
-    def _until(self, done: Callable[[], T | None], what: str, wanted: list[Any]) -> T:
-        self._waits_for = wanted
-        while True:
-            with self._wake:
-                if self._closed:
-                    raise LoaderClosedError(f"the loader was closed while it waited for {what}")
-                if self._lost is not None:
-                    raise self._lost
-                if found := done():
-                    self._waits_for = []
-                    return found
-                notified = self._wake.wait(LOOK_EVERY)
-            if not notified:
-                self._workers.check_alive()
+        self._arrivals.wait_for(future, keys)
 
     def describe(self) -> str:
         """What the thread that makes batches waits for, and why; in words, for another thread."""
         held = f"{self.resident_visits} big chunks in memory or being read"
-        ranks, wanted = self._ranks, list(self._waits_for)
+        ranks, wanted = self._ranks, list(self._arrivals.wanted)
         if ranks is not None and ranks.waits:
             return f"{ranks.describe()}; {held}"
         if not wanted:
@@ -371,10 +299,10 @@ class ResidentSet:
         turn, cells = self._turn, []
         left = {} if turn is None else turn.left_at(position)
         oldest = min(left, default=0)
-        wanted = {getattr(one, "key", one) for one in list(self._waits_for)}
+        wanted = {getattr(one, "key", one) for one in list(self._arrivals.wanted)}
         for number, unit in list(self._units.items()):
             waited = live.WAITED if unit.key in wanted else live.ASKED
-            state = live.READY if unit in self._ready else waited
+            state = live.READY if unit in self._arrivals else waited
             # what is read ahead has all of them, what left before waits for other ranks
             cells.append((number, state, left.get(number, -1 if number >= oldest else 0)))
         return cells
@@ -402,26 +330,10 @@ class ResidentSet:
         for number in visits:
             self.wait([number])
             unit = self._units[number]
-            if unit.mapped is not None or number in unit.elsewhere:
-                continue
-            units[number] = unit
-            if unit.future is not None and unit.future.cancelled():  # after it had come
-                raise self._restarted()
-        there = self._workers.there()
-        asked = {u.key: u.future for u in units.values() if u.holder not in there}
-        if asked:
-            try:
-                held = self.client.who_has(list(asked.values()))
-            except Exception as error:  # whatever a lost or closed connection raises
-                raise lost_connection(error) from error
-            for unit in units.values():
-                if unit.key in asked:
-                    unit.holder = min(held.get(unit.key) or (), default=None)
+            if unit.mapped is None and number not in unit.elsewhere:
+                units[number] = unit
+        self._arrivals.find_holders(units.values())
         return {number: unit.holder for number, unit in units.items()}
-
-    def _tick(self) -> None:
-        with self._wake:
-            self._wake.notify_all()
 
     def is_here(self, visit: int) -> bool:
         """Whether a visit can be had by `fetch`; for one that has been read."""
@@ -459,9 +371,8 @@ class ResidentSet:
 
     def interrupt(self) -> None:
         """Wake whoever waits; they get `LoaderClosedError`. Safe from any thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
+        self._closed = True
+        self._arrivals.interrupt()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
@@ -470,14 +381,14 @@ class ResidentSet:
         for number, unit in list(self._units.items()):
             self._tell(events.BigChunkEvicted, (v for v in unit.visits if v.number == number))
             unit.waiting_for.clear()
-            waits = waits or unit not in self._ready
+            waits = waits or unit not in self._arrivals
             unit.let_go()
         if waits:
             # what waits for these futures is told before the threads that it is told in may end
             with contextlib.suppress(Exception):  # a client that is closed
                 self.client.sync(asyncio.sleep, 0.001, callback_timeout=_SOON)
         self._units.clear()
-        self._ready.clear()
+        self._arrivals.clear()
         self._ahead.clear()
         self._queue.clear()
         self._leased.clear()
@@ -495,16 +406,3 @@ def _count_after(turn: Turn, known: int) -> int:
             break
         count += 1
     return count
-
-
-def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
-    """Fill a ticket whose task did not run: Dask had the result, or lost it."""
-    if ticket.done or not unit.waiting_for:
-        return
-    try:
-        result = future.result()
-        # None: it was begun for a loader that was closed meanwhile, whose ticket was gone
-        ticket.deliver(read_jobs(ticket.jobs) if result is None else result)
-    except Exception as error:  # a lost worker or scheduler: reading itself never raises
-        if unit.waiting_for:  # else it was let go meanwhile, and others may share the ticket
-            ticket.deliver_failure(error)

@@ -12,6 +12,7 @@ from daskdmed.core import buffers
 from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, LoaderError
 from daskdmed.images.arrayview import ArrayView
+from daskdmed.persistence.arrivals import _recover
 from daskdmed.persistence.reading import (
     Job,
     Piece,
@@ -21,7 +22,6 @@ from daskdmed.persistence.reading import (
     read_jobs,
     read_ticket,
 )
-from daskdmed.persistence.resident import _recover
 from daskdmed.persistence.units import Unit
 
 PIXELS = np.arange(60 * 50 * 3, dtype="u1").reshape(60, 50, 3)
