@@ -335,6 +335,35 @@ def test_windows_that_were_left_out_are_known_to_a_single_rank():
     slid(5, 1, 2, **options).load_state_dict(state)
 
 
+def test_each_lost_window_is_told_once():
+    """However often its block is read, and by whichever rank."""
+
+    def torn(block, block_id=None):
+        return bad(block) if block_id[:2] == (1, 1) else block
+
+    array = coordinate_array(64, 64, chunks=16)
+    array = array.map_blocks(torn, dtype="u1", meta=np.empty((0, 0, 0), "u1"), name="torn-once")
+    options = {"dataset": dataset_of(array), "on_error": "skip", "block_windows": 5}
+    with slid(4, **options) as loader:
+        list(loader)
+        lost = {tuple(w) for failure in loader.stats().failed for w in failure.windows.tolist()}
+        assert len(loader.stats().failed) == 1
+        assert loader.stats().lost_windows == len(lost) == 4
+    with slid(3, **options) as loader:
+        states = [saved(loader), *(saved(loader) for _ in loader)]
+    for state, world_size in itertools.product(states[:-1], (1, 2)):
+        found = []
+        with group(slid, world_size, 4, **options) as ranks:
+            for loader in ranks:
+                loader.load_state_dict(state)
+                list(loader)
+                stats = loader.stats()
+                found += [tuple(w) for f in stats.failed for w in f.windows.tolist()]
+                if world_size == 1:
+                    assert stats.windows + stats.lost_windows == stats.total_windows
+        assert sorted(found) == sorted(lost)
+
+
 @pytest.mark.parametrize("damage", [[[5, 3]], [[0, 10**6]], [[-4, 3]], 7])
 def test_damaged_states_of_windows(damage):
     with pytest.raises(StateError):

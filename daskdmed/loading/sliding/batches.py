@@ -12,7 +12,7 @@ Not covered: reading (`daskdmed.loading.sliding.read`), which loads there are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -144,9 +144,8 @@ class WindowBatcher:
 
     def cut(self, load: Load, loaded: Loaded, skip: int) -> Iterator[WindowBatch]:
         """Copy the windows of a load, but the first `skip`, and give the batches that are full."""
-        if loaded.failure is not None:
-            self._failures.append(loaded.failure)
         keep, rank = _deliverable(load, loaded, skip)
+        told = skip
         windows = Windows(loaded.pixels, load.block, load.image.grid, keep)
         source = (provenance(load), load.image.described)
         for lead, begin, stop in windows.runs(self.size):
@@ -160,7 +159,19 @@ class WindowBatcher:
                 self._note(load, source, lead, begin, n, rank)
                 begin += n
                 if self._filled == self.size:
-                    yield self._batch(load.first + int(self._draws[-1][-1]) + 1)
+                    behind = int(self._draws[-1][-1]) + 1
+                    self._tell(loaded, rank, told, behind)
+                    told = behind
+                    yield self._batch(load.first + behind)
+        self._tell(loaded, rank, told, load.count)
+
+    def _tell(self, loaded: Loaded, rank: Array, first: int, stop: int) -> None:
+        """Note which of some windows are lost: each once, however often its load is read."""
+        failure, lost = loaded.failure, loaded.lost
+        if failure is not None and lost is not None:
+            windows = failure.windows[(rank[lost] >= first) & (rank[lost] < stop)]
+            if len(windows):
+                self._failures.append(replace(failure, windows=windows))
 
     def rest(self, position: int) -> WindowBatch | None:
         """The short last batch, if there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,20 @@ class WindowProgress(Progress):
         """Note that a batch was taken; one without windows only tells of failures."""
         some = bool(len(batch.smallchunks))
         self.position = batch.position
-        self.failures += batch.failures
+        for failure in batch.failures:
+            self._note(failure)
         self.batches += some
         self.asked += share.batch_size * some
         self.windows += len(batch.smallchunks)
+
+    def _note(self, failure: WindowFailure) -> None:
+        """Keep a failure, in one with what batches before told of the same load."""
+        last = self.failures[-1] if self.failures else None
+        if last is not None and str(last) == str(failure):
+            windows = np.concatenate([last.windows, failure.windows])
+            self.failures[-1] = replace(failure, windows=windows)
+        else:
+            self.failures.append(failure)
 
     def batches_of_pass(self, size: int) -> int:
         """Those of the pass: that were taken in other sizes, and that are left then."""
