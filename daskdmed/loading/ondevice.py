@@ -181,10 +181,22 @@ def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment) -> OnDev
 
 
 def furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
-    """Have an engine make its batches where they are wanted, before the first.
+    """Have an engine make its batches where they are wanted, before the first; closes it where that
+    fails.
 
     Says what keeps big chunks in host memory; nothing where they are on the device.
     """
+    try:
+        why = _furnish(engine, delivery, tfms=tfms)
+    except BaseException:
+        engine.close()
+        raise
+    if why and delivery.device is not None:
+        logger.info("big chunks stay in host memory: %s", why)
+    return why
+
+
+def _furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
     made, allotment = engine.sampling, engine.residents.allotment
     why = why_not(delivery, allotment, tfms=tfms, collector=made.collect is not None)
     if not why:
@@ -194,11 +206,8 @@ def furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
             why = str(error).splitlines()[0]
         else:
             engine.use(DeviceBuilder(made.batch_size, made.crop, made.key, there), there)
-            return ""
-    if not tfms:  # what these make of it is pinned, and not what they are given
+    if why and not tfms:  # with tfms it is what they give that is pinned
         engine.use(BatchBuilder(made.batch_size, made.crop, made.key, delivery.empty))
-    if delivery.device is not None:
-        logger.info("big chunks stay in host memory: %s", why)
     return why
 
 

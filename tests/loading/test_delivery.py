@@ -104,6 +104,17 @@ class TestAsked:
             LightDL(data, record="wsi", **SIZES, device=device)
         assert repr(device) in str(error.value)
 
+    def test_without_an_index_the_one_that_is_current(self, monkeypatch):
+        there = {"is_available": lambda: True, "device_count": lambda: 4}
+        module = types.SimpleNamespace(**there, current_device=lambda: 3)
+        monkeypatch.setattr(torch, "xpu", module)
+        for asked, found in (("xpu", 3), ("xpu:2", 2)):
+            sends = Delivery(asked)
+            sends.begin()
+            assert sends.device == sends.lane.device == torch.device("xpu", found)
+        with pytest.raises(UsageError, match="there are 4 xpu devices"):
+            device_of("xpu:4")
+
     def test_any_name_of_one(self):
         assert device_of(None) is None
         assert device_of("cpu") == device_of(torch.device("cpu")) == torch.device("cpu")
@@ -151,6 +162,9 @@ class TestPinned:
 
 
 class TestOnADevice:
+    #: a GPU where there is one
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+
     @pytest.mark.parametrize(
         ("options", "streams"),
         [
@@ -164,7 +178,7 @@ class TestOnADevice:
     def test_the_same_batches(self, data, options, streams, monkeypatch):
         if streams:
             monkeypatch.setattr(delivery, "lane_of", StreamLane)
-        assert_the_same(batches_of(data, device="cpu", **options), batches_of(data, **options))
+        assert_the_same(batches_of(data, device=self.name, **options), batches_of(data, **options))
 
     def test_targets_of_one_channel(self):
         labels = np.arange(96 * 96, dtype=np.int32).reshape(96, 96)
@@ -173,11 +187,11 @@ class TestOnADevice:
             "labels": Record(array=da.from_array(labels, chunks=64)),
         }
         data = Dataset("x", [Patient("a", records)])
-        for _, _, chunks in batches_of(data, 2, target="labels", device="cpu"):
+        for _, _, chunks in batches_of(data, 2, target="labels", device=self.name):
             assert chunks.targets.shape == (6, 24, 24)
             for chunk in chunks:
                 y, x = chunk.origin
-                assert np.array_equal(chunk.target, labels[y : y + 24, x : x + 24])
+                assert np.array_equal(chunk.target.cpu(), labels[y : y + 24, x : x + 24])
 
 
 class Streams:

@@ -1,12 +1,13 @@
 """Big chunks on the device: the same batches, bit for bit, as from host memory.
 
-"Here" the device is the CPU, which has no memory of its own: only when told so are big chunks
-copied and gathered as on a GPU.
+On a GPU where there is one. Otherwise on the CPU, which has no memory of its own: only when told so
+are big chunks copied and gathered there as on a GPU.
 """
 
 from __future__ import annotations
 
 import itertools
+import types
 
 import dask
 import dask.array as da
@@ -21,8 +22,10 @@ from daskdmed.loading.delivery import StreamLane
 from daskdmed.policies import OnePass
 from tests.loading.clusters import assert_nothing_is_left, tcp_cluster
 from tests.loading.conftest import assert_true_to_place, coordinate_array, coordinate_dataset
+from tests.loading.contract import threads
 from tests.waiting import until
 
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 FLAT = {
     "record": "wsi",
     "smallchunk_size": 24,
@@ -105,7 +108,7 @@ def strides(tensor):
 
 
 def assert_the_same(data, options, count=8, client=None):
-    there, device = batches_of(data, {**options, "device": "cpu", "client": client}, count)
+    there, device = batches_of(data, {**options, "device": DEVICE, "client": client}, count)
     here, none = batches_of(data, options, count)
     assert device is not None
     assert none is None
@@ -113,7 +116,8 @@ def assert_the_same(data, options, count=8, client=None):
     for (x, patients, chunks), (x0, patients0, chunks0) in zip(there, here, strict=True):
         assert isinstance(chunks.made, torch.Tensor)
         assert (x.dtype, x.shape, strides(x)) == (x0.dtype, x0.shape, strides(x0))
-        assert torch.equal(x, x0)
+        assert str(x.device) == DEVICE
+        assert torch.equal(x.cpu(), x0)
         assert patients == patients0
         assert np.array_equal(chunks.keys, chunks0.keys)
         assert np.array_equal(chunks.origins, chunks0.origins)
@@ -126,7 +130,7 @@ def assert_the_same(data, options, count=8, client=None):
             if targets.ndim == x.ndim:
                 targets = targets.movedim(-1, 1)
             assert strides(chunks.targets) == strides(targets)
-            assert torch.equal(chunks.targets, targets)
+            assert torch.equal(chunks.targets.cpu(), targets)
 
 
 class TestTheSame:
@@ -191,17 +195,17 @@ class TestTheSame:
         assert bool(taken) == shared
 
     def test_drawn_beyond_the_plan(self):
-        options = {**FLAT, "rotation": "adaptive", "device": "cpu"}
+        options = {**FLAT, "rotation": "adaptive", "device": DEVICE}
         with LightDL(coordinate_dataset(3, height=130, width=150, chunks=64), **options) as loader:
             for x, _, chunks in itertools.islice(loader, 6):
-                assert_true_to_place(x, chunks)
+                assert_true_to_place(x.cpu(), chunks)
 
 
 class TestWhere:
     """Where big chunks are, and why."""
 
     def loader(self, flat, **options):
-        return LightDL(flat, **{**FLAT, "device": "cpu", **options})
+        return LightDL(flat, **{**FLAT, "device": DEVICE, **options})
 
     @pytest.mark.parametrize(
         ("options", "config", "why"),
@@ -209,9 +213,8 @@ class TestWhere:
             ({"tfms": lambda x: x}, True, "tfms are given small chunks of host memory"),
             ({"smallchunk_collector": lambda big, context, rng: (0, 0)}, True, "the collector"),
             ({}, False, "daskdmed.device-residents is False"),
-            ({}, None, "host memory is where cpu has its own"),
         ],
-        ids=["tfms", "collector", "not wanted", "cpu"],
+        ids=["tfms", "collector", "not wanted"],
     )
     def test_on_the_host(self, flat, caplog, options, config, why):
         caplog.set_level("INFO", "daskdmed.loading")
@@ -221,17 +224,24 @@ class TestWhere:
         ):
             next(loader)
             assert loader.stats().resident_on == "host"
-            assert "resident on host, batches on cpu, running" in repr(loader)
+            assert f"resident on host, batches on {DEVICE}, running" in repr(loader)
         assert f"big chunks stay in host memory: {why}" in caplog.text
+
+    def test_a_cpu_has_no_memory_of_its_own(self, flat, caplog):
+        caplog.set_level("INFO", "daskdmed.loading")
+        wanted = dask.config.set({"daskdmed.device-residents": None})
+        with wanted, self.loader(flat, device="cpu") as loader:
+            assert loader.stats().resident_on == "host"
+        assert "host memory is where cpu has its own" in caplog.text
 
     def test_on_the_device(self, flat):
         loader = self.loader(flat)
-        assert "resident on host, batches on cpu, not started" in repr(loader)
+        assert f"resident on host, batches on {DEVICE}, not started" in repr(loader)
         with loader:
             next(loader)
-            assert loader.stats().resident_on == "cpu"
-            assert "(cpu)" in str(loader.stats())
-            assert "resident on cpu, batches on cpu, running" in repr(loader)
+            assert loader.stats().resident_on == DEVICE
+            assert f"({DEVICE})" in str(loader.stats())
+            assert f"resident on {DEVICE}, batches on {DEVICE}, running" in repr(loader)
 
     @pytest.mark.parametrize("share", [0.49, 0.51])
     def test_no_more_than_half_of_what_is_free(self, flat, share, monkeypatch, caplog):
@@ -242,8 +252,8 @@ class TestWhere:
         monkeypatch.setattr(delivery, "lane_of", StreamLane)
         monkeypatch.setattr(ondevice, "_free_bytes", lambda device: round(needed / share))
         with dask.config.set({"daskdmed.device-residents": None}), self.loader(flat) as loader:
-            assert (loader.stats().resident_on == "cpu") == (share < 0.5)
-        assert ("more than half of what is free on cpu" in caplog.text) == (share > 0.5)
+            assert (loader.stats().resident_on == DEVICE) == (share < 0.5)
+        assert ("more than half of what is free on" in caplog.text) == (share > 0.5)
 
     def test_a_device_whose_memory_is_full(self, flat, monkeypatch, caplog):
         def full(*args, **kwargs):
@@ -274,6 +284,27 @@ class TestWhere:
 
             until(only_there)
             assert residents.resident_bytes >= len(device._visits) * residents.allotment.block_bytes
+
+    def test_what_is_free(self, monkeypatch):
+        """Also what torch keeps for who asks next, such as the big chunks of an epoch before."""
+        sizes = {"mem_get_info": (100, 900), "memory_reserved": 50, "memory_allocated": 20}
+        answers = {name: lambda device, n=n: n for name, n in sizes.items()}
+        monkeypatch.setattr(torch, "xpu", types.SimpleNamespace(**answers))
+        assert ondevice._free_bytes(torch.device("xpu", 1)) == 130
+        assert ondevice._free_bytes(torch.device("cpu")) is None
+
+    def test_an_error_there_closes_what_was_begun(self, flat, monkeypatch):
+        def broken(*args, **kwargs):
+            raise RuntimeError("the device has fallen off the bus")
+
+        before = threads()
+        monkeypatch.setattr(ondevice, "Arena", broken)
+        loader = self.loader(flat)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="fallen off"):
+                loader.start()
+        until(lambda: threads() <= before)
+        loader.close()
 
     def test_closing_gives_the_memory_back(self, flat):
         with self.loader(flat) as loader:
