@@ -32,6 +32,7 @@ WAYS = {
 }
 #: training that takes so much longer than with batches that are there does not keep up
 BROKEN = 0.05
+HIDDEN = ("way", "machines", "costs", "in_process")
 COLUMNS = (
     "arrangement", "machines", "ranks", "patches/s", "time lost", "at the start",
     "waits (worst rank)",
@@ -121,10 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", action="store_true", help="measure costs on this machine")
     parser.add_argument("--costs", type=json.loads, default={}, help="JSON, in place of some")
     parser.add_argument("--picture", type=Path)
-    known = {f.name: f for f in fields(Fleet) if f.name not in ("way", "machines", "costs")}
+    known = {f.name: f for f in fields(Fleet) if f.name not in HIDDEN}
     for name, field in known.items():
         kind: Any = {"resident": parse_bytes, "told": str}.get(name, type(field.default))
-        parser.add_argument(f"--{name}", type=kind, default=field.default)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{name}", default=field.default, **how)
     options = vars(parser.parse_args(arguments))
     costs = Costs()
     if options["measure"]:

@@ -114,7 +114,7 @@ def test_what_costs_nothing_takes_as_long_as_the_training(way):
 
 
 def test_reading_alone_gives_the_draws_of_a_visit_in_the_time_of_its_big_chunk():
-    of = fleet(free(decode=1e6), machines=1, ranks=1, way="own", step=1e-6, late=0.0)
+    of = fleet(free(decode=1e6), machines=1, ranks=1, way="own", step=1e-6, in_process=True)
     found = simulation(of).run(200, 20)
     cores = of.workers * of.threads
     assert found.rate == pytest.approx(cores * 1e6 / of.pixels * of.draws, rel=0.1)
@@ -163,7 +163,7 @@ def test_a_loader_asks_for_the_same_big_chunks_in_the_same_order():
     import daskdmed
     from daskdmed.core import events
 
-    of = fleet(machines=1, ranks=1, way="own", workers=1)
+    of = fleet(machines=1, ranks=1, way="own", workers=1, in_process=True)
     array = da.zeros((of.side, of.side, 3), chunks=256, dtype="u1")
     patients = [
         daskdmed.Patient(str(n), {"wsi": daskdmed.Record(array=array)}) for n in range(of.slides)

@@ -82,7 +82,6 @@ class Rank:
         self.size: dict[int, int] = {}
         self.leased: deque[Turn] = deque()
         self.there: dict[int, Worker] = {}
-        self.located: set[int] = set()
         # -- batches
         self.rows = self.ready = self.untold = 0
         self.delivered: list[tuple[int, int]] = []
@@ -179,7 +178,6 @@ class Rank:
             return
         del self.waiting_for[number]
         self.held -= self.size.pop(number)
-        self.located.discard(number)
         self.there.pop(number, None)
         self.clock.begin(self.desk.let_go(self, number))
 
@@ -227,7 +225,7 @@ class Rank:
 
     def spans(self) -> Iterator[Span]:
         fleet = self.fleet
-        longest = 1 << 62 if fleet.spans == 1 else fleet.together
+        longest = 1 << 62 if fleet.in_process else fleet.together
         mine = self.number % fleet.world
         return cut(
             iter(self.turns),
@@ -239,8 +237,8 @@ class Rank:
         )
 
     def make_batches(self) -> Process:
-        if self.fleet.spans > 1:
-            yield from self._with_others()
+        if not self.fleet.in_process:
+            yield from self._of_processes()
             return
         for span in self.spans():
             yield from self.enter(span.turn)
@@ -249,7 +247,7 @@ class Rank:
             if span.last:
                 yield from self.finish(span.turn)
 
-    def _with_others(self) -> Process:
+    def _of_processes(self) -> Process:
         spans, flying, open_ = self.spans(), deque[Chunk](), False
         while True:
             while len(flying) < DEPTH:
@@ -267,8 +265,13 @@ class Rank:
                     open_ = not span.last
                 while flying and not self.are_there(taken):
                     yield from self.receive(flying.popleft())
-                flying.append((yield from self.send(taken)))
-            yield from self.receive(flying.popleft())
+                chunk = yield from self.send(taken)
+                if chunk.elsewhere or flying:
+                    flying.append(chunk)
+                else:
+                    yield from self.receive(chunk)
+            if flying:
+                yield from self.receive(flying.popleft())
 
     def needs(self, span: Span) -> Iterator[int]:
         """Units that draws come from."""
@@ -278,11 +281,8 @@ class Rank:
         return all(n in self.there for span in spans for n in self.needs(span))
 
     def come(self, span: Span) -> Process:
-        """Wait until all is there that draws come from, and where that is."""
+        """Wait until all is there that draws come from."""
         yield from self.waiting("big chunks", lambda: self.are_there([span]))
-        if new := set(self.needs(span)) - self.located:
-            self.located |= new
-            yield from self.question(lambda: self.desk.hear(2))
 
     def send(self, spans: list[Span]) -> Process:
         chunk = Chunk(spans, {})

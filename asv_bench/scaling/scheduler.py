@@ -109,7 +109,12 @@ class Desk:
 
     def _report(self, unit: Unit, rank: Rank) -> Process:
         yield self.hear(1)
-        yield self._fleet.costs.to_client + self._fleet.costs.wire
+        wire = self._fleet.costs.wire
+        yield self._fleet.costs.to_client + wire
+        # who holds it, and from a worker of the same machine, where it lies there
+        yield wire
+        yield self.hear(2)
+        yield wire if unit.worker.machine != rank.machine else 3 * wire
         if unit.number in rank.waiting_for:  # else it was let go of meanwhile
             rank.there[unit.number] = unit.worker
             rank.bell.ring()

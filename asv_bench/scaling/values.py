@@ -83,6 +83,8 @@ class Fleet:
         Every step ends for all ranks at once, as with gradients that are averaged.
     resident : int
         Bytes of big chunks per machine.
+    in_process : bool
+        Workers are threads of a rank, which is the only one.
     told : {"turn", "batch"}
         When ranks tell each other where they are; "turn" is what daskdmed does.
     seed : int
@@ -101,6 +103,7 @@ class Fleet:
     lateness: float = 2.0
     synchronised: bool = True
     resident: int = 8 << 30
+    in_process: bool = False
     batch: int = 64
     draws: int = 512
     smallchunk: int = 224
