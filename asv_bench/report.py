@@ -2,6 +2,7 @@
 
     python report.py            at full size, on a quiet machine (about 20 minutes)
     python report.py --quick    small slides and short measurements; shows that it runs
+    python report.py --topic step_slowdown --topic ranks    some of it
 
 All are ratios to what the same machine did in the same round, or counts.
 """
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 
 import inputs
 import scenarios
+import steps
+import trainers
 from compare import measure, missing
 from peers import PEERS
 
@@ -123,6 +126,42 @@ def cluster(kind: str, rounds: int) -> Iterator[Figure]:
     yield Figure("LocalCluster of 2, patches/s", kind, found.rate, 4_000, detail=detail)
 
 
+def ranks(kind: str, rounds: int) -> Iterator[Figure]:
+    """Trainers whose big chunks are in memory that reading processes share with them."""
+    bounds = {(1, 1): 0.85, (2, 1): 0.85, (1, 2): None, (2, 2): 0.8}
+    paths = inputs.slides(kind)
+    found = trainers.compared(paths, list(bounds), seconds=inputs.seconds(), rounds=rounds)
+    for (workers, count), ours in found.items():
+        name = f"{count} trainer{'s' * (count > 1)}, workers={workers}"
+        detail = f"{ours.rate:,.0f} patches/s"
+        bound = bounds[workers, count]
+        yield Figure(f"{name} / in-process", kind, ours.to_in_process, bound, detail=detail)
+        yield Figure(f"{name}, reads per big chunk", kind, ours.reads, 1.0, False)
+        detail = f"{ours.mib:,.0f} MiB of all processes"
+        what = f"{name}, MiB a process beyond the budget"
+        yield Figure(what, kind, ours.beyond, 350, False, detail)
+
+
+def step_slowdown(kind: str, rounds: int) -> Iterator[Figure]:
+    """A step beside a loader."""
+    rows = [("python", rate) for rate in (steps.RATES if kind == "mixed" else (2_000,))]
+    rows += [("torch", 2_000)] if kind == "mixed" else []
+    for work, rate in rows:
+        for workers in steps.WORKERS:
+            found = steps.measure(
+                inputs.slides(kind),
+                work,
+                rate=rate,
+                workers=workers,
+                seconds=inputs.seconds(),
+                rounds=rounds,
+            )
+            promised = (work, rate, workers) == ("python", 2_000, 1)
+            what = f"step of {work} at {rate:,} patches/s, workers={workers!r} / without"
+            detail = f"{found.step * 1e3:.1f} ms without, {found.pace:.0%} of the pace"
+            yield Figure(what, kind, found.slowdown, 1.15 if promised else None, False, detail)
+
+
 def first_batch(kind: str, rounds: int) -> Iterator[Figure]:
     """Waiting for the first batch."""
     paths = inputs.slides(kind)
@@ -142,18 +181,31 @@ def sliding_windows(kind: str, rounds: int) -> Iterator[Figure]:
         yield Figure(f"{name}, decodes per tile", kind, found.decodes_per_tile, decodes, False)
 
 
-def memory() -> Iterator[Figure]:
-    """Memory against slide size."""
+def memory(kind: str, rounds: int) -> Iterator[Figure]:
+    """Memory against slide size; one slide and one round tell it."""
     small, large = inputs.side() // 2, inputs.side() * 2
     low, high = (
-        scenarios.heatmap_memory(inputs.slide("mixed", n, share_tiles=True)) for n in (small, large)
+        scenarios.heatmap_memory(inputs.slide(kind, n, share_tiles=True)) for n in (small, large)
     )
     what = f"heatmap memory, {large} px / {small} px"
-    yield Figure(what, "mixed", high / low, 1.2, False, f"{high:,.0f} and {low:,.0f} MiB")
+    yield Figure(what, kind, high / low, 1.2, False, f"{high:,.0f} and {low:,.0f} MiB")
 
 
 def _have(name: str) -> bool:
     return not any(missing(p) for p in PEERS if p.modules == (name,))
+
+
+TOPICS = (
+    block_reads,
+    small_chunks,
+    peers,
+    cluster,
+    ranks,
+    step_slowdown,
+    first_batch,
+    sliding_windows,
+    memory,
+)
 
 
 def main() -> None:
@@ -163,6 +215,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small slides, short measurements")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--topic", action="append", choices=[t.__name__ for t in TOPICS])
     options = parser.parse_args()
     rounds = options.rounds
     if options.quick:
@@ -171,13 +224,12 @@ def main() -> None:
         rounds = 1
     print(f"slides of {inputs.side()} x {inputs.side()}, {os.cpu_count()} cores\n")
     print("| what | slide | value | promised | kept | |\n|-|-|-|-|-|-|")
-    topics = (block_reads, small_chunks, peers, cluster, first_batch, sliding_windows)
-    for topic in topics:
-        for kind in inputs.KINDS:
+    for topic in TOPICS:
+        if options.topic and topic.__name__ not in options.topic:
+            continue
+        for kind in inputs.KINDS if topic is not memory else ("mixed",):
             for figure in topic(kind, rounds):
                 print(figure.row(), flush=True)
-    for figure in memory():
-        print(figure.row(), flush=True)
 
 
 if __name__ == "__main__":
