@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import inputs
 import steps
 
 from benchmarks import Once, requires
 
-
-@cache
-def measure(kind: str, rate: int, workers: int | str) -> steps.Slowdown:
-    """Once in a process, for all figures of it."""
-    paths = inputs.slides("mixed")
-    return steps.measure(paths, kind, rate=rate, workers=workers, seconds=inputs.seconds())
+#: what the step is of, patches per second, workers of the loader
+CASES: dict[str, tuple[str, int, int | str]] = {
+    f"{kind}/{rate}/{workers}": (kind, rate, workers)
+    for kind, rate, workers in (
+        *(("python", rate, workers) for rate in steps.RATES for workers in (1, "threads")),
+        ("python", 2_000, 2),
+        ("torch", 2_000, 1),
+        ("torch", 2_000, "threads"),
+    )
+}
 
 
 class StepSlowdown(Once):
-    """Of the interpreter and of torch, at some patches per second."""
+    """Of the interpreter and of torch; `report.py` measures more of them."""
 
-    params = [list(steps.STEPS), list(steps.RATES), list(steps.WORKERS)]
-    param_names = ["step", "patches/s", "workers"]
+    params = list(CASES)
+    param_names = ["step/patches per second/workers"]
 
-    def setup(self, kind: str, rate: int, workers: int | str) -> None:
+    def setup(self, case: str) -> None:
         requires("torch")
         inputs.slides("mixed")
 
-    def track_slowdown(self, kind: str, rate: int, workers: int | str) -> float:
-        return measure(kind, rate, workers).slowdown
-
-    def track_pace(self, kind: str, rate: int, workers: int | str) -> float:
-        return measure(kind, rate, workers).pace
+    def track_slowdown(self, case: str) -> float:
+        kind, rate, workers = CASES[case]
+        paths = inputs.slides("mixed")
+        found = steps.measure(paths, kind, rate=rate, workers=workers, seconds=inputs.seconds())
+        return found.slowdown
 
     track_slowdown.unit = "times as long"  # type: ignore[attr-defined]
-    track_pace.unit = "of the patches/s"  # type: ignore[attr-defined]
