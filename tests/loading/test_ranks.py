@@ -112,6 +112,31 @@ def test_ranks_of_unequal_speed_read_each_big_chunk_once(local, client, tmp_path
     assert_released(client)
 
 
+def test_another_number_of_ranks_goes_on(local, tmp_path):
+    """With other batches, on the same cluster, from the state of the last rank."""
+    dataset = counting_dataset(tmp_path / "elastic", 2)
+    stream, state = [], None
+    for world_size, size in [(2, 16), (3, 10), (1, 14)]:
+        options = {**PARAMETERS, "batch_size": size, "world_size": world_size}
+        with contextlib.ExitStack() as stack:
+            ranks = []
+            for rank in range(world_size):
+                own = stack.enter_context(Client(local, set_as_default=False))
+                ranks.append(LightDL(dataset, **options, rank=rank, client=own))
+                if state is not None:
+                    ranks[-1].load_state_dict(state)
+                stack.enter_context(ranks[-1])
+            for _ in range(2):
+                for loader in ranks:
+                    _, who, chunks = next(loader)
+                    places = zip(who, chunks.origins.tolist(), strict=True)
+                    stream += [(p.id, place) for p, place in places]
+            state = loader.state_dict()
+    whole = single(tmp_path, 2)
+    places = [(p, o.tolist()) for who, origins in whole for p, o in zip(who, origins, strict=True)]
+    assert stream == places[: len(stream)]
+
+
 @pytest.mark.cluster
 def test_a_killed_rank_leaves_the_others_running(local, client, tmp_path, monkeypatch):
     monkeypatch.setattr(ranks_module, "JOIN_LIMIT", 1e6)
