@@ -6,14 +6,18 @@ import contextlib
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from daskdmed import LightDL, SlidingWindowDL, stateful
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, stateful
 from daskdmed.errors import StateError
 from daskdmed.loading.progress import Share
 from daskdmed.loading.quotas import Quota
+from daskdmed.loading.sliding.progress import WindowProgress
 from daskdmed.policies import EachOnce, OnePass
 from tests.loading.conftest import coordinate_array, coordinate_dataset
 from tests.loading.contract import bad, dataset_of, group
@@ -100,6 +104,54 @@ def test_fifty_resumes_in_a_row(make):
         else:
             stream += [k for loader in ranks for batch in loader for k in keys(batch)]
             assert sorted(stream) == sorted(whole(make, dataset=data))
+
+
+@settings(max_examples=25)
+@given(
+    chain=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=12
+    ),
+    order=st.sampled_from(["sequential", "interleaved"]),
+    seed=st.integers(0, 99),
+)
+def test_whatever_ranks_leave_is_dealt_once(chain, order, seed):
+    """In the plan alone: images of several sizes, masks, ranks that have come to their end."""
+    rng = np.random.default_rng(seed)
+    images = [np.zeros((*rng.integers(16, 90, 2), 1), "u1") for _ in range(3)]
+    masks = {str(i): rng.random(a.shape[:2]) < 0.004 if i else None for i, a in enumerate(images)}
+    patients = [Patient(str(i), {"wsi": Record(array=a)}) for i, a in enumerate(images)]
+    plan = slid(dataset=Dataset("any", patients), order=order, mask=masks)._plan
+    everything = windows_at(plan, 0, plan.windows)
+    seen, state = [], None
+    for world_size, size, steps in [*chain, (1, 7, 10**6)]:
+        states = []
+        for rank in range(world_size):
+            share = Share(size, rank, world_size)
+            progress = WindowProgress(plan.dealt(rank, world_size))
+            parameters = {"batch_size": size, "rank": rank, "world_size": world_size}
+            if state is not None:
+                progress.restore(state, parameters)
+            length, taken = progress.batches_of_pass(size), progress.batches
+            for _ in range(steps):
+                stop = min(progress.position + size, progress.plan.windows)
+                if stop == progress.position:
+                    assert progress.batches == max(length, taken)
+                    break
+                part = windows_at(progress.plan, progress.position, stop)
+                seen += part
+                progress.take(SimpleNamespace(position=stop, smallchunks=part, failures=()), share)
+            states.append(json.loads(json.dumps(progress.saved(parameters))))
+        # the rank that has most windows is the last at its end
+        state = max(states, key=lambda state: state["asked"])
+        if len(seen) == len(everything):
+            break
+    assert sorted(seen) == everything
+
+
+def windows_at(plan, first, stop):
+    """Number of the block, and of the window in it, at positions of a plan."""
+    places = [plan.locate(position) for position in range(first, stop)]
+    return [(plan.load(number).visit, offset) for number, offset in places]
 
 
 def test_windows_of_one_rank_keep_their_order_in_batches_of_any_size():
@@ -207,6 +259,22 @@ def test_batches_of_a_share_are_those_that_are_dealt(even):
             dealt = [d[:rounds] for d in dealt]
         shares = [Share(size, rank, world_size) for rank in range(world_size)]
         assert [s.batches(count, even=even) for s in shares] == [len(d) for d in dealt]
+
+
+def test_states_of_ranks_of_the_version_before():
+    kept = ("position", "ended", "epoch", "batches", "over", "parameters")
+    with group(drawn, 2, 8) as ranks:
+        first = rounds(ranks, 3)
+        new = [saved(loader) for loader in ranks]
+    expected = whole(drawn, 96)
+    for state in new:
+        old = {**{name: state[name] for name in kept}, "version": 3, "iterated": 0}
+        with drawn(6) as loader:
+            loader.load_state_dict(old)
+            assert first + rounds([loader], 8) == expected
+            assert (loader.stats().batches, loader.stats().patches) == (11, 96)
+        with pytest.raises(StateError, match="has not drawn as planned"):
+            drawn(6).load_state_dict({**old, "position": old["position"] + 3})
 
 
 def test_short_last_batches_are_counted():
