@@ -90,7 +90,8 @@ class Stage:
                 event.synchronize()
             self._bring_together(part, piece.numpy())
             with self._lane.work():
-                there[at : at + part.nbytes].copy_(piece[: part.nbytes], non_blocking=True)
+                whole = there[at : at + part.nbytes]
+                whole.copy_(piece[: part.nbytes], non_blocking=self._lane.asynchronous)
                 self._pieces.append((piece, self._lane.mark()))
             at += part.nbytes
 

@@ -105,6 +105,9 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
 class Lane:
     """Work on a device that has no streams: everything is done when it was asked for."""
 
+    #: whether copies may go on when they have been asked for
+    asynchronous = False
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
@@ -126,6 +129,8 @@ class Lane:
 
 class StreamLane(Lane):
     """Work on a stream of its own, beside the stream on which the training loop computes."""
+
+    asynchronous = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -256,7 +261,7 @@ class Delivery:
         if self.lane is None or not isinstance(x, torch.Tensor) or x.device == self.device:
             return x
         host = self._pinned(x)
-        there = host.to(self.device, non_blocking=True)
+        there = host.to(self.device, non_blocking=self.lane.asynchronous)
         self._keep(host, self.lane.mark())
         return there
 

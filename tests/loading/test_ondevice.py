@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import torch
+from distributed import Client, LocalCluster
 
 from daskdmed import Dataset, LightDL, Patient, Quota, Record
 from daskdmed.core.region import Region
@@ -48,6 +49,18 @@ DEEP = {
 def on_the_device():
     with dask.config.set({"daskdmed.device-residents": True}):
         yield
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Threads of this process, for all loaders."""
+    with (
+        LocalCluster(
+            processes=False, threads_per_worker=2, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        Client(cluster, set_as_default=False) as made,
+    ):
+        yield made
 
 
 def bad(block, block_info=None):
@@ -107,9 +120,11 @@ def strides(tensor):
     return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
-def assert_the_same(data, options, count=8, client=None):
-    there, device = batches_of(data, {**options, "device": DEVICE, "client": client}, count)
-    here, none = batches_of(data, options, count)
+def assert_the_same(data, options, threads, count=8, client=None):
+    """`threads`: whose big chunks the host has; the device those of `client`, when it is given."""
+    host = {**options, "client": threads}
+    there, device = batches_of(data, {**host, "device": DEVICE, "client": client or threads}, count)
+    here, none = batches_of(data, host, count)
     assert device is not None
     assert none is None
     assert len(there) == len(here) > 0
@@ -143,13 +158,15 @@ class TestTheSame:
             {"target": "labels", "bigchunk_loader": regions(3)},
             {"record": "bad", "target": "labels", "on_error": "skip"},
             {"quotas": [Quota(0.5, patients={"grade": 1})], "record": "bad", "on_error": "skip"},
-            {"target": "mask", "rank": 1, "world_size": 2},
             {"policy": OnePass(), "drop_last": False, "batch_size": 70, "target": "labels"},
         ],
         ids=lambda options: "-".join(options),
     )
-    def test_of_slides(self, flat, options):
-        assert_the_same(flat, {**FLAT, **options})
+    def test_of_slides(self, flat, options, client):
+        assert_the_same(flat, {**FLAT, **options}, client)
+
+    def test_of_a_rank(self, flat):
+        assert_the_same(flat, {**FLAT, "target": "mask", "rank": 1, "world_size": 2}, None)
 
     @pytest.mark.parametrize(
         "options",
@@ -160,15 +177,19 @@ class TestTheSame:
         ],
         ids=lambda options: "-".join(options),
     )
-    def test_of_volumes(self, deep, options):
-        assert_the_same(deep, {**DEEP, **options})
+    def test_of_volumes(self, deep, options, client):
+        assert_the_same(deep, {**DEEP, **options}, client)
 
-    def test_on_a_stream(self, flat, monkeypatch):
+    def test_on_a_stream(self, flat, client, monkeypatch):
         monkeypatch.setattr(delivery, "lane_of", StreamLane)
-        assert_the_same(flat, {**FLAT, "target": "mask"}, count=3)
+        assert_the_same(flat, {**FLAT, "target": "mask"}, client, count=3)
+
+    def test_beside_another_default_device(self, flat, client):
+        with torch.device("meta"):
+            assert_the_same(flat, {**FLAT, "target": "mask"}, client, count=2)
 
     @pytest.mark.parametrize("room", ["none", "for two"])
-    def test_what_there_is_no_room_for_is_brought(self, flat, room, monkeypatch):
+    def test_what_there_is_no_room_for_is_brought(self, flat, room, client, monkeypatch):
         if room == "none":
             monkeypatch.setattr(ondevice.Arena, "put", lambda arena, arrays: None)
         else:
@@ -182,20 +203,20 @@ class TestTheSame:
                 )
 
             monkeypatch.setattr(ondevice.Arena, "put", of_two)
-        assert_the_same(flat, {**FLAT, "target": "labels"})
+        assert_the_same(flat, {**FLAT, "target": "labels"}, client)
 
     @pytest.mark.parametrize("shared", [True, False])
-    def test_of_worker_processes(self, flat, shared, monkeypatch):
+    def test_of_worker_processes(self, flat, shared, client, monkeypatch):
         """What they share goes to the device; elsewhere they crop, and rows are brought."""
         options, taken, put = {**FLAT, "target": "labels"}, [], ondevice.Arena.put
         monkeypatch.setattr(ondevice.Arena, "put", lambda *a: taken.append(a) or put(*a))
-        with tcp_cluster(2, shared=shared) as (cluster, client):
-            assert_the_same(flat, options, client=client)
+        with tcp_cluster(2, shared=shared) as (cluster, processes):
+            assert_the_same(flat, options, client, client=processes)
             assert_nothing_is_left(cluster)
         assert bool(taken) == shared
 
-    def test_drawn_beyond_the_plan(self):
-        options = {**FLAT, "rotation": "adaptive", "device": DEVICE}
+    def test_drawn_beyond_the_plan(self, client):
+        options = {**FLAT, "rotation": "adaptive", "device": DEVICE, "client": client}
         with LightDL(coordinate_dataset(3, height=130, width=150, chunks=64), **options) as loader:
             for x, _, chunks in itertools.islice(loader, 6):
                 assert_true_to_place(x.cpu(), chunks)
@@ -204,8 +225,11 @@ class TestTheSame:
 class TestWhere:
     """Where big chunks are, and why."""
 
-    def loader(self, flat, **options):
-        return LightDL(flat, **{**FLAT, "device": DEVICE, **options})
+    @pytest.fixture
+    def loader(self, flat, client):
+        return lambda **options: LightDL(
+            flat, **{**FLAT, "device": DEVICE, "client": client, **options}
+        )
 
     @pytest.mark.parametrize(
         ("options", "config", "why"),
@@ -216,60 +240,60 @@ class TestWhere:
         ],
         ids=["tfms", "collector", "not wanted"],
     )
-    def test_on_the_host(self, flat, caplog, options, config, why):
+    def test_on_the_host(self, loader, caplog, options, config, why):
         caplog.set_level("INFO", "daskdmed.loading")
         with (
             dask.config.set({"daskdmed.device-residents": config}),
-            self.loader(flat, **options) as loader,
+            loader(**options) as loading,
         ):
-            next(loader)
-            assert loader.stats().resident_on == "host"
-            assert f"resident on host, batches on {DEVICE}, running" in repr(loader)
+            next(loading)
+            assert loading.stats().resident_on == "host"
+            assert f"resident on host, batches on {DEVICE}, running" in repr(loading)
         assert f"big chunks stay in host memory: {why}" in caplog.text
 
-    def test_a_cpu_has_no_memory_of_its_own(self, flat, caplog):
+    def test_a_cpu_has_no_memory_of_its_own(self, loader, caplog):
         caplog.set_level("INFO", "daskdmed.loading")
         wanted = dask.config.set({"daskdmed.device-residents": None})
-        with wanted, self.loader(flat, device="cpu") as loader:
-            assert loader.stats().resident_on == "host"
+        with wanted, loader(device="cpu") as loading:
+            assert loading.stats().resident_on == "host"
         assert "host memory is where cpu has its own" in caplog.text
 
-    def test_on_the_device(self, flat):
-        loader = self.loader(flat)
-        assert f"resident on host, batches on {DEVICE}, not started" in repr(loader)
-        with loader:
-            next(loader)
-            assert loader.stats().resident_on == DEVICE
-            assert f"({DEVICE})" in str(loader.stats())
-            assert f"resident on {DEVICE}, batches on {DEVICE}, running" in repr(loader)
+    def test_on_the_device(self, loader):
+        loading = loader()
+        assert f"resident on host, batches on {DEVICE}, not started" in repr(loading)
+        with loading:
+            next(loading)
+            assert loading.stats().resident_on == DEVICE
+            assert f"({DEVICE})" in str(loading.stats())
+            assert f"resident on {DEVICE}, batches on {DEVICE}, running" in repr(loading)
 
     @pytest.mark.parametrize("share", [0.49, 0.51])
-    def test_no_more_than_half_of_what_is_free(self, flat, share, monkeypatch, caplog):
+    def test_no_more_than_half_of_what_is_free(self, loader, share, monkeypatch, caplog):
         caplog.set_level("INFO", "daskdmed.loading")
-        with self.loader(flat) as loader:
-            needed = loader._engine._elsewhere.nbytes
+        with loader() as loading:
+            needed = loading._engine._elsewhere.nbytes
             assert 0.5 * 200e3 < needed <= 200e3
         monkeypatch.setattr(delivery, "lane_of", StreamLane)
         monkeypatch.setattr(ondevice, "_free_bytes", lambda device: round(needed / share))
-        with dask.config.set({"daskdmed.device-residents": None}), self.loader(flat) as loader:
-            assert (loader.stats().resident_on == DEVICE) == (share < 0.5)
+        with dask.config.set({"daskdmed.device-residents": None}), loader() as loading:
+            assert (loading.stats().resident_on == DEVICE) == (share < 0.5)
         assert ("more than half of what is free on" in caplog.text) == (share > 0.5)
 
-    def test_a_device_whose_memory_is_full(self, flat, monkeypatch, caplog):
+    def test_a_device_whose_memory_is_full(self, loader, monkeypatch, caplog):
         def full(*args, **kwargs):
             raise torch.cuda.OutOfMemoryError("there are 3 bytes\nand more lines")
 
         monkeypatch.setattr(ondevice, "Arena", full)
         caplog.set_level("INFO", "daskdmed.loading")
-        with self.loader(flat) as loader:
-            next(loader)
-            assert loader.stats().resident_on == "host"
+        with loader() as loading:
+            next(loading)
+            assert loading.stats().resident_on == "host"
         assert "host memory: there are 3 bytes\n" in caplog.text
 
-    def test_what_lies_there_is_not_kept_on_the_host(self, flat):
-        with self.loader(flat, epoch_length=4) as loader:
-            residents, device = loader._engine.residents, loader._engine._elsewhere
-            for _ in loader:
+    def test_what_lies_there_is_not_kept_on_the_host(self, loader):
+        with loader(epoch_length=4) as loading:
+            residents, device = loading._engine.residents, loading._engine._elsewhere
+            for _ in loading:
                 pass
             assert 0 < len(device._visits) <= residents.allotment.slots
 
@@ -293,22 +317,22 @@ class TestWhere:
         assert ondevice._free_bytes(torch.device("xpu", 1)) == 130
         assert ondevice._free_bytes(torch.device("cpu")) is None
 
-    def test_an_error_there_closes_what_was_begun(self, flat, monkeypatch):
+    def test_an_error_there_closes_what_was_begun(self, loader, monkeypatch):
         def broken(*args, **kwargs):
             raise RuntimeError("the device has fallen off the bus")
 
         before = threads()
         monkeypatch.setattr(ondevice, "Arena", broken)
-        loader = self.loader(flat)
+        loading = loader()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="fallen off"):
-                loader.start()
+                loading.start()
         until(lambda: threads() <= before)
-        loader.close()
+        loading.close()
 
-    def test_closing_gives_the_memory_back(self, flat):
-        with self.loader(flat) as loader:
-            next(loader)
-            device = loader._engine._elsewhere
+    def test_closing_gives_the_memory_back(self, loader):
+        with loader() as loading:
+            next(loading)
+            device = loading._engine._elsewhere
         assert device.nbytes == 0
         assert not device._visits
