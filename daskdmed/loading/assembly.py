@@ -19,6 +19,7 @@ from daskdmed.loading.engine import Engine, Sampling
 from daskdmed.loading.local import LocalEngine
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.progress import DrawProgress, epoch_seed
+from daskdmed.loading.ranks import on_this_machine
 from daskdmed.loading.remote import BYTES_PER_TASK, DEPTH, RemoteEngine
 from daskdmed.loading.sampling import CropSpec
 from daskdmed.persistence.budget import check_workers
@@ -102,7 +103,8 @@ class Assembly:
         if world_size == 1:
             return None
         shared = {**self.parameters(progress), "rank": None, "epoch": progress.epoch}
-        return Ranks(cluster.client, tokenize(shared), rank, world_size)
+        meeting = on_this_machine(world_size) if cluster.of_machine else world_size
+        return Ranks(cluster.client, tokenize(shared), rank, world_size, meeting=meeting)
 
     def _context(self) -> dict[str, Any]:
         context = self.geometry.context

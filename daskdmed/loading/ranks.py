@@ -42,6 +42,12 @@ def resolve(rank: RankLike, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
+def on_this_machine(world_size: int) -> int:
+    """How many of the ranks run on this machine, as ``torchrun`` says; all, if it does not."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(max(int(given), 1), world_size) if given.isdecimal() else world_size
+
+
 def others_unseen() -> str:
     """What the environment says of other processes, to a loader that knows of none."""
     others = os.environ.get("WORLD_SIZE", "1")

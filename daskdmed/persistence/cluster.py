@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import dask
@@ -49,7 +49,8 @@ class Cluster:
 
     `own`: only this process uses it, and `close` ends it when no other loader does. `in_process`:
     the workers are threads of this process. `limits`: memory of each worker in bytes, 0 for no
-    limit. `dashboard`: where one of its own has its dashboard, empty without.
+    limit. `dashboard`: where one of its own has its dashboard, empty without. `of_machine`: it is
+    shared by processes of this machine, and by no others.
     """
 
     client: Client
@@ -59,6 +60,7 @@ class Cluster:
     threads: int
     close: Callable[[], None]
     dashboard: str = ""
+    of_machine: bool = False
 
     @property
     def shown_by(self) -> Client | None:
@@ -172,7 +174,8 @@ def _reading_processes(workers: int, *, shared: bool, dashboard: str | None = No
     client, close = begin(workers, dashboard)
     try:
         found = _workers_of(client)
-        return _described(client, found, own=not shared, close=close, dashboard=bool(dashboard))
+        cluster = _described(client, found, own=not shared, close=close, dashboard=bool(dashboard))
+        return replace(cluster, of_machine=shared)
     except BaseException:
         close()
         raise

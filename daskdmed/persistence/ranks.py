@@ -44,7 +44,7 @@ POLL_EVERY = 0.02
 class Ranks:
     """What one rank knows of the others that share a plan; for the thread that makes batches.
 
-    `clock` tells seconds.
+    `clock` tells seconds. `meeting`: how many of the ranks come to this scheduler, all unless said.
     """
 
     def __init__(
@@ -54,11 +54,14 @@ class Ranks:
         rank: int,
         world_size: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        meeting: int | None = None,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self._client = client
         self._clock = clock
+        self._meeting = world_size if meeting is None else meeting
         self.plan = plan
         self._first = 0
         self._turn = 0
@@ -156,7 +159,8 @@ class Ranks:
             )
         )
         table: dict[int, int | None] = {int(rank): turn for rank, turn in answer}
-        self._missing = set(range(self.world_size)) - {self.rank, *table}
+        all_here = len({self.rank, *table}) >= self._meeting
+        self._missing = set() if all_here else set(range(self.world_size)) - {self.rank, *table}
         self._others = {r: turn for r, turn in table.items() if turn is not None and r != self.rank}
 
     def _ask(self, question: Callable[[], Any]) -> Any:

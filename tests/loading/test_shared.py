@@ -14,7 +14,9 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
 from daskdmed import LightDL, SlidingWindowDL
 from daskdmed.core.shared import mapping, segments
+from daskdmed.loading.ranks import on_this_machine
 from daskdmed.loading.remote import RemoteEngine
+from daskdmed.persistence import ranks
 from tests.loading import test_everything, test_state
 from tests.loading.clusters import tcp_cluster
 from tests.loading.conftest import (
@@ -161,6 +163,27 @@ def test_ranks_share_one_resident_set(near, dataset, expected):
         loader.close()
     for ours, (x, _, _) in zip(got, expected[:6], strict=True):
         assert np.array_equal(ours, x)
+
+
+def test_ranks_of_other_machines_are_not_waited_for(near, monkeypatch):
+    """They come to the scheduler of their own machine."""
+    monkeypatch.setattr(ranks, "JOIN_LIMIT", 1e9)
+    first, other = (ranks.Ranks(near, "a plan", number, 4, meeting=2) for number in (0, 3))
+    first.join(0)
+    first.finished(0)
+    assert first.slowest == 0, "one of this machine has not come yet"
+    other.join(0)
+    other.finished(0)
+    other.tell()
+    first.tell()
+    assert first.slowest == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert on_this_machine(4) == 2
+    assert on_this_machine(1) == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert on_this_machine(4) == 4
+    for one in (first, other):
+        one.leave()
 
 
 def test_a_collector_that_remembers(machines, dataset, drawn):
