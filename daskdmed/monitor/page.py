@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,8 @@ from daskdmed.monitor.state import HISTORY, Cell, LiveState, ResidentSet
 UPDATE = 1000
 #: pixels that the picture is high, and those for the title of a set
 _HEIGHT, _TITLE = 340, 24
+#: side of a cell, at most
+_LARGEST = 72
 _EMPTY = (
     "No loader and no run is heard of. Loaders with <code>client=</code> of this cluster, or "
     '<code>LightDL(dashboard=":8787")</code>, appear here when they are started; heatmaps and '
@@ -152,7 +155,7 @@ class Cells:
         counts = [max(len(one.slots), 1) for one in sets]
         room = height - _TITLE * len(sets)
         for one, count in zip(sets, counts, strict=True):
-            side, columns = grid(count, width, room * count / sum(counts))
+            side, columns = grid(count, width, room * count / sum(counts), _LARGEST)
             tops.append(top + 4)
             top += _TITLE
             for slot in range(len(one.slots)):
@@ -240,6 +243,7 @@ class Strip:
     def __init__(self, state: LiveState, **kwargs: Any) -> None:
         self._state = state
         self._told: dict[int, float] = {}
+        self._heights: deque[float] = deque(maxlen=500)
         self.source = ColumnDataSource({"x": [], "width": [], "up": [], "down": []})
         self.root = figure(
             title="big chunks that came (up) and left (down), per second",
@@ -247,6 +251,7 @@ class Strip:
             toolbar_location=None,
             x_axis_type="datetime",
             x_range=Range1d(-HISTORY, 0),
+            y_range=Range1d(-1, 1),
             height=150,
             **kwargs,
         )
@@ -269,6 +274,10 @@ class Strip:
             values = np.array(bars, np.float64).T
             new = dict(zip(("x", "width", "up", "down"), values, strict=True))
             self.source.stream(new, rollover=_BARS)
+            self._heights.extend(np.abs(values[2:]).max(axis=0).tolist())
+            # the first reads of a loader are many at a time: they stick out
+            most = max(1.3 * float(np.quantile(self._heights, 0.97)), 1.0)
+            self.root.y_range.start, self.root.y_range.end = -most, most
         self.root.x_range.start, self.root.x_range.end = (now - HISTORY) * 1e3, now * 1e3
 
     def _bars(self, one: ResidentSet, clock: float) -> list[tuple[float, float, float, float]]:
@@ -327,12 +336,14 @@ class Page:
         self.strip = Strip(state, sizing_mode="stretch_width")
         by = RadioButtonGroup(labels=["by slide", "by age"], active=0)
         by.on_change("active", lambda attr, old, new: setattr(self.cells, "by", new))
-        under = Div(text=legend(), sizing_mode="stretch_width")
+        legends = Div(text=legend(), sizing_mode="stretch_width")
+        #: what is there for loaders only
+        self._of_loaders = [row(legends, by, sizing_mode="stretch_width")]
+        self._of_loaders += [self.cells.root, self.strip.root]
+        self._state = state
         self.root = column(
             self.words.numbers,
-            row(under, by, sizing_mode="stretch_width"),
-            self.cells.root,
-            self.strip.root,
+            *self._of_loaders,
             self.words.rest,
             sizing_mode="stretch_width",
             margin=(8, 16, 8, 16),
@@ -340,6 +351,8 @@ class Page:
 
     def update(self) -> None:
         """Called once a second."""
+        for part in self._of_loaders:
+            part.visible = bool(self._state.sets)
         for part in (self.words, self.cells, self.strip):
             part.update()
 

@@ -48,11 +48,13 @@ def draw(state: LiveState, now: float, palette: Palette | None = None) -> str:
     return f'<div style="{style};max-width:{WIDTH + 20}px">{"".join(parts)}</div>'
 
 
-def grid(slots: int, width: float, height: float) -> tuple[float, int]:
-    """Side of a cell and cells in a row, for so many that a box is filled."""
-    fitting = math.sqrt(width * height / max(slots, 1))
-    side = min(max(fitting, _SMALLEST), _LARGEST)
-    columns = max(int(width // side), 1)
+def grid(slots: int, width: float, height: float, largest: float = _LARGEST) -> tuple[float, int]:
+    """Side of a cell and cells in a row: as large as so many can be in a box, within limits."""
+    least = max(int(width // largest), 1)
+    for columns in range(least, max(int(width // _SMALLEST), least) + 1):
+        side = min(width / columns, largest)
+        if -(-slots // columns) * side <= height:
+            return side, columns
     return side, columns
 
 

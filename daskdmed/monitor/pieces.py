@@ -10,7 +10,7 @@ import html
 import itertools
 from collections.abc import Iterable, Sequence
 
-from dask.utils import format_bytes, format_time
+from dask.utils import format_bytes
 
 from daskdmed.monitor.state import LiveState, LoaderState, ResidentSet, RunState, Sample
 
@@ -145,7 +145,8 @@ def ranks(one: ResidentSet) -> str:
     fastest = max(lo.rate("delivered") for lo in members) or 1.0
     rows = "".join(_rank_row(lo, fastest) for lo in members)
     heads = ("rank", f"{members[0].unit} per second", "", "waits", "batches", "turn", "")
-    head = "".join(f'<th style="text-align:left;font-weight:400">{name}</th>' for name in heads)
+    style = "text-align:left;font-weight:400;padding:0 14px 0 0"
+    head = "".join(f'<th style="{style}">{name}</th>' for name in heads)
     return _table("Ranks", f'<tr style="color:{SOFT}">{head}</tr>{rows}')
 
 
@@ -165,7 +166,7 @@ def _rank_row(loader: LoaderState, fastest: float) -> str:
         f"{known.get('turn', '-')}",
         state,
     )
-    cells = "".join(f'<td style="padding:0 12px 0 0">{value}</td>' for value in values)
+    cells = "".join(f'<td style="padding:0 14px 0 0">{value}</td>' for value in values)
     return f"<tr>{cells}</tr>"
 
 
@@ -179,19 +180,20 @@ def _run_row(run: RunState) -> str:
     share = run.done / run.total if run.total else 0.0
     colour = BLUE
     if run.ended == "done":
-        told, colour = f"done in {format_time(run.now['seconds'])}", GREEN
+        told, colour = f"done in {_time(run.now['seconds'])}", GREEN
     elif run.ended:
         told, colour = f'<b style="color:{RED}">{html.escape(run.ended)}</b>', RED
     else:
         left = run.seconds_left
         told = f"{run.rate('delivered'):,.1f} per second"
-        told += "" if left is None else f", {format_time(left)} left"
+        told += "" if left is None else f", {_time(left)} left"
     image = html.escape(str(run.now.get("image", "")).rsplit("/", 1)[-1])
     values = (
         f"<b>{html.escape(str(run.now['of']))}</b>",
         f'<span title="{html.escape(str(run.now.get("image", "")))}">{image}</span>',
-        _bar(share, colour, 160),
+        _bar(share, colour, 220),
         f"{run.done:,} of {run.total:,} blocks",
+        _spark(_rates(run.history, "delivered"), colour),
         told,
     )
     cells = "".join(f'<td style="padding:2px 12px 2px 0">{value}</td>' for value in values)
@@ -208,12 +210,19 @@ def log(state: LiveState, time: float, most: int = 8) -> str:
     lines.sort(reverse=True)
     rows = "".join(
         f'<tr><td style="padding:1px 12px 1px 0;color:{SOFT};white-space:nowrap">'
-        f"{format_time(max(time - when, 0.0))} ago</td>"
+        f"{_time(max(time - when, 0.0))} ago</td>"
         f'<td style="padding:1px 12px 1px 0">{html.escape(name)}</td>'
         f"<td>{html.escape(text)}</td></tr>"
         for when, name, text in lines[:most]
     )
     return _table("Late draws, failures, waits", rows) if rows else ""
+
+
+def _time(seconds: float) -> str:
+    """As exact as people want it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _table(name: str, rows: str) -> str:

@@ -89,11 +89,18 @@ class _Shown:
     process: str
     now: dict[str, Any] = field(default_factory=dict)
     history: deque[Sample] = field(default_factory=deque)
+    seconds: float = 0.0
 
-    def keep(self, sample: Sample) -> None:
+    def keep(self, sample: Sample, seconds: float) -> None:
+        """Remember counters; `seconds` is the clock of those who count, which no message delays."""
         history = self.history
         if history and sample.delivered < history[-1].delivered:
             history.clear()  # another pass has begun
+        if history:
+            then = history[-1].time + seconds - self.seconds
+            if history[-1].time < then and abs(then - sample.time) < RECENT:
+                sample.time = then
+        self.seconds = seconds
         history.append(sample)
         while history[0].time < sample.time - HISTORY:
             history.popleft()
@@ -163,7 +170,8 @@ class LoaderState(_Shown):
                 count.get("pixels_read", 0),
                 count.get("visits_admitted", 0),
                 count.get("visits_evicted", 0),
-            )
+            ),
+            count.get("seconds", 0.0),
         )
         self._tell(before, time)
 
@@ -197,7 +205,7 @@ class RunState(_Shown):
     def hear(self, message: Mapping[str, Any], time: float) -> None:
         """Take in how far it is."""
         self.now = dict(message["now"]) or {**self.now, "ended": "forgotten"}
-        self.keep(Sample(time, self.now["done"], 0.0, 0.0, 0, 0))
+        self.keep(Sample(time, self.now["done"], 0.0, 0.0, 0, 0), self.now["seconds"])
 
     @property
     def total(self) -> int:

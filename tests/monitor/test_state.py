@@ -128,6 +128,20 @@ def test_rates_are_those_of_the_last_seconds():
     assert known.rate("delivered") == 0.0
 
 
+def test_messages_that_come_late_make_no_peaks():
+    loader, state = FakeLoader(), LiveState()
+    changes = Changes(loader)
+    for second, delay in enumerate((0.0, 0.0, 0.9, 0.0, 0.8, 0.1)):
+        loader.count(patches=100 * second, seconds=7.0 + second)
+        heard(state, changes, time=second + delay)
+    (known,) = state.loaders.values()
+    times = [sample.time for sample in known.history]
+    assert times == pytest.approx([0, 1, 2, 3, 4, 5])
+    loader.count(patches=600, seconds=13.0)
+    heard(state, changes, time=60.0)  # its clock stood still, as that of a machine that sleeps
+    assert known.history[-1].time == 60.0
+
+
 def test_late_draws_and_failures_are_told_once():
     loader, state = FakeLoader(), LiveState()
     changes = Changes(loader)
@@ -170,7 +184,8 @@ def test_values_are_plain_whatever_counters_are():
 def test_cells_fill_the_width_and_no_more(slots):
     side, columns = grid(slots, 760, 230)
     assert columns * side <= 760
-    assert -(-slots // columns) * side <= 230 + side
+    assert -(-slots // columns) * side <= 230
+    assert side >= 7
 
 
 # -- what real loaders say -----------------------------------------------------------
