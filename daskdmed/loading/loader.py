@@ -1,8 +1,9 @@
-"""What all loaders have in common: their life, batches, loops, saved states, how they look.
+"""What all loaders have in common: their life, batches, saved states, how they look.
 
 A loader makes batches ahead in a thread (`daskdmed.loading.prefetch`) and knows where it
-stands (`daskdmed.loading.progress`). Not covered: which small chunks there are and how they
-come into memory, which is what makes a `LightDL` or a `SlidingWindowDL`.
+stands (`daskdmed.loading.progress`). Not covered: loops over it (`daskdmed.loading.loops`),
+which small chunks there are and how they come into memory, which is what makes a `LightDL` or
+a `SlidingWindowDL`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient
 from daskdmed.core import buffers, live, memory, processes
 from daskdmed.core.checks import check_count
-from daskdmed.core.errors import LoaderClosedError, MissingExtraError, UsageError
+from daskdmed.core.errors import LoaderClosedError, UsageError
 from daskdmed.core.shared import mapping
 from daskdmed.loading import torchbridge
-from daskdmed.loading.chunks import SmallChunks
 from daskdmed.loading.delivery import Delivery
+from daskdmed.loading.loops import C, Loops
 from daskdmed.loading.prefetch import Prefetcher
-from daskdmed.loading.progress import Progress, Share
+from daskdmed.loading.progress import Share
 from daskdmed.loading.ranks import RankLike, others_unseen, resolve
 from daskdmed.loading.stats import Meter, Stats
 from daskdmed.loading.watched import WatchedLoader
@@ -42,31 +43,16 @@ from daskdmed.persistence.cluster import (
 if TYPE_CHECKING:
     from typing import Self
 
-    import torch
-
-    _Base = torch.utils.data.IterableDataset[Any]
-else:
-    try:
-        from torch.utils.data import IterableDataset as _Base
-    except ImportError as error:
-        raise MissingExtraError('loaders need torch; pip install "daskdmed[torch]"') from error
-
 logger = logging.getLogger("daskdmed.loading")
 
 #: how many loaders of this process have a name
 _named = itertools.count()
 #: what plans, memory and what was made ahead depend on
 _FIXED = ("batch_size", "tfms", "rank", "world_size")
-#: what describes the small chunks of a batch
-C = TypeVar("C", bound=SmallChunks)
 
 
-class Loader(_Base, Generic[C]):
+class Loader(Loops[C]):
     """An iterable of batches; a context manager. Arguments as of `LightDL`."""
-
-    #: batches per loop, None: as many as there are
-    epoch_length: int | None = None
-    _progress: Progress
 
     def __init__(
         self,
@@ -98,8 +84,6 @@ class Loader(_Base, Generic[C]):
         self._held: Any = None
         #: the state that was loaded, until a batch was taken
         self._loaded: Mapping[str, Any] | None = None
-        #: the loop that is going on
-        self._loop: object = None
         self._closer: weakref.finalize[..., Any] | None = None
         self._account: weakref.finalize[..., Any] | None = None
         self._closed = False
@@ -127,14 +111,6 @@ class Loader(_Base, Generic[C]):
     @abstractmethod
     def _took(self, batch: Any) -> None:
         """Note that the consumer has a batch."""
-
-    @abstractmethod
-    def _begins_anew(self) -> bool:
-        """Whether a loop after another one begins a pass, instead of going on in it."""
-
-    @abstractmethod
-    def _next_pass(self, *, again: bool) -> None:
-        """Go to the first batch of the pass that comes next, or of the same one again."""
 
     @abstractmethod
     def _deal(self) -> None:
@@ -367,76 +343,6 @@ class Loader(_Base, Generic[C]):
         if self.batch_tfms is not None:
             x = torchbridge.transform_batch(x, self.batch_tfms, chunks)
         return x, chunks.patients, chunks
-
-    def __iter__(self) -> Iterator[tuple[Any, list[Patient], C]]:
-        if torchbridge.in_dataloader_worker():
-            raise UsageError(
-                f"{type(self).__name__} reads in threads or Dask workers, not in processes of a "
-                "DataLoader: use DataLoader(loader, batch_size=None, num_workers=0)"
-            )
-        self._refuse_accelerate()
-        return self._iterate()
-
-    @property
-    def generator(self) -> Any:
-        """What accelerate looks for when it is about to deal out the items of a dataset."""
-        self._refuse_accelerate()
-        raise AttributeError("generator")
-
-    def _refuse_accelerate(self) -> None:
-        # in every process, and before these wait for each other
-        if torchbridge.in_accelerate():
-            raise UsageError(
-                f"accelerate would deal the batches of this {type(self).__name__} to processes, "
-                "which it does itself: give prepare() the loader and no DataLoader around it, "
-                "and move batches with x.to(accelerator.device)"
-            )
-
-    def _iterate(self) -> Iterator[tuple[Any, list[Patient], C]]:
-        loop = self._loop = object()
-        anew = self._begin_loop()
-        while not self._is_over():
-            if self._loop is not loop:
-                raise UsageError(
-                    f"another loop over this {type(self).__name__} has begun, and it can be at "
-                    "one place only: make a loader for each"
-                )
-            try:
-                item = self.get()
-            except StopIteration:
-                if anew:
-                    return
-                # nothing was left of the pass: the one after it is meant
-                self._next_pass(again=False)
-                anew = True
-                continue
-            anew = True
-            self._progress.iterated += self._dealt.together
-            # a state that was loaded meanwhile is gone on with by this loop
-            self._progress.looped, self._progress.resumed = True, False
-            yield item
-            del item
-
-    def _is_over(self) -> bool:
-        """Whether a loop has all its small chunks, by batches of whatever size."""
-        length = self.epoch_length
-        return length is not None and self._progress.iterated >= length * self._dealt.together
-
-    def _begin_loop(self) -> bool:
-        """Go to where a loop begins; whether that is all it gives, however little it is."""
-        progress = self._progress
-        resumed, progress.resumed = progress.resumed, False
-        chosen, progress.chosen = progress.chosen, False
-        if resumed and (chosen or not self._is_over()):
-            return chosen
-        begun = not progress.fresh
-        if progress.over or (begun and (chosen or (progress.looped and self._begins_anew()))):
-            self._next_pass(again=chosen)
-        self._progress.iterated = 0
-        return self._progress.fresh
-
-    def __next__(self) -> tuple[Any, list[Patient], C]:
-        return self.get()
 
     # -- state ------------------------------------------------------------------------
 

@@ -305,8 +305,8 @@ class Elastic(RuleBasedStateMachine):
 # where the machine is busy Dask says that it takes long to begin
 TestElastic = pytest.mark.filterwarnings("ignore:Creating scratch")(Elastic.TestCase)
 TestElastic.settings = settings(
-    max_examples=300 if LONG else 8,
-    stateful_step_count=40 if LONG else 10,
+    max_examples=120 if LONG else 8,
+    stateful_step_count=30 if LONG else 10,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
