@@ -298,7 +298,8 @@ class Loader(Loops[C]):
         Returns
         -------
         x : torch.Tensor
-            ``[batch, channels, *spatial]``, after `tfms` and `batch_tfms`.
+            ``[batch, channels, *spatial]``, after `tfms` and `batch_tfms`; of a loader with a
+            `device`, there.
         patients : list of Patient
             Of each small chunk.
         smallchunks : SmallChunks or WindowChunks

@@ -34,8 +34,6 @@ logger = logging.getLogger("daskdmed.loading")
 
 #: bytes that are copied to the device at a time, while the next are brought together
 STAGE_BYTES = 16 << 20
-
-
 #: as numbers, which one array can be made of for a batch: first byte and steps of the image's
 #: pixels, the same of the target's, the piece's origin
 _Piece: TypeAlias = tuple[int, ...]
@@ -46,10 +44,7 @@ def _flat(lies: Lying) -> tuple[int, ...]:
 
 
 class OnDevice:
-    """Visits whose pixels lie in an arena, and batches of small chunks gathered from them.
-
-    TypeError: torch has no such values.
-    """
+    """Visits whose pixels lie in an arena, and batches of small chunks gathered from them."""
 
     def __init__(self, arena: Arena, delivery: Delivery, crop: CropSpec) -> None:
         self.delivery = delivery
@@ -76,7 +71,7 @@ class OnDevice:
 
     def admit(self, sampler: VisitSampler) -> bool:
         """Take the pixels of a visit over; False: they stay where they are."""
-        if not sampler.pieces:
+        if sampler.failure is not None:
             return False
         arrays = [
             array
