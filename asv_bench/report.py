@@ -10,6 +10,7 @@ All are ratios to what the same machine did in the same round, or counts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,22 +145,20 @@ def ranks(kind: str, rounds: int) -> Iterator[Figure]:
 
 def step_slowdown(kind: str, rounds: int) -> Iterator[Figure]:
     """A step beside a loader."""
-    rows = [("python", rate) for rate in (steps.RATES if kind == "mixed" else (2_000,))]
-    rows += [("torch", 2_000)] if kind == "mixed" else []
-    for work, rate in rows:
-        for workers in steps.WORKERS:
-            found = steps.measure(
-                inputs.slides(kind),
-                work,
-                rate=rate,
-                workers=workers,
-                seconds=inputs.seconds(),
-                rounds=rounds,
-            )
-            promised = (work, rate, workers) == ("python", 2_000, 1)
-            what = f"step of {work} at {rate:,} patches/s, workers={workers!r} / without"
-            detail = f"{found.step * 1e3:.1f} ms without, {found.pace:.0%} of the pace"
-            yield Figure(what, kind, found.slowdown, 1.15 if promised else None, False, detail)
+    rates = steps.RATES if kind == "mixed" else (2_000,)
+    for work, rate, workers in itertools.product(steps.STEPS, rates, steps.WORKERS):
+        found = steps.measure(
+            inputs.slides(kind),
+            work,
+            rate=rate,
+            workers=workers,
+            seconds=inputs.seconds(),
+            rounds=rounds,
+        )
+        promised = (work, rate, workers) == ("python", 2_000, 1)
+        what = f"step of {work} at {rate:,} patches/s, workers={workers!r} / without"
+        detail = f"{found.step * 1e3:.1f} ms without, {found.pace:.0%} of the pace"
+        yield Figure(what, kind, found.slowdown, 1.15 if promised else None, False, detail)
 
 
 def first_batch(kind: str, rounds: int) -> Iterator[Figure]:

@@ -138,3 +138,33 @@ def test_report_marks_what_is_kept() -> None:
     assert "| yes |" in report.Figure("a", "mixed", 0.9, 0.85).row()
     assert "| NO |" in report.Figure("a", "mixed", 1.5, 1.4, False).row()
     assert "not measured" in report.Figure("a", "mixed", None, 1.0).row()
+
+
+def test_report_of_trainers_and_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, steps, trainers = (importlib.import_module(n) for n in ("report", "steps", "trainers"))
+
+    def compared(paths: object, ways: list[object], **_: object) -> dict[object, object]:
+        return {way: trainers.Trained(5000.0, 0.83, 1.0, 3000.0, 360.0) for way in ways}
+
+    def measure(paths: object, kind: str, **asked: object) -> object:
+        return steps.Slowdown(1.2, 0.012, 1.0)
+
+    monkeypatch.setattr(trainers, "compared", compared)
+    monkeypatch.setattr(steps, "measure", measure)
+    rows = [figure.row() for figure in report.ranks("mixed", 1)]
+    promised = [row.split(" | ")[3:5] for row in rows if "/ in-process" in row]
+    assert promised == [[">= 0.85", "NO"]] * 2 + [["", ""], [">= 0.8", "yes"]]
+    assert sum("| <= 350 | NO |" in row for row in rows) == 4
+    assert sum("| <= 1 | yes |" in row for row in rows) == 4
+    rows = [figure.row() for figure in report.step_slowdown("mixed", 1)]
+    assert len(rows) == 18
+    (promise,) = [row for row in rows if "<= 1.15" in row]
+    assert promise.startswith("| step of python at 2,000 patches/s, workers=1 / without |")
+    assert "| NO |" in promise
+
+
+def test_a_training_process_that_fails_says_why() -> None:
+    trainers = importlib.import_module("trainers")
+    job = trainers.Job(("/nowhere/slide.tif",), "threads", 0.05)
+    with trainers.Trainer(job) as trainer, pytest.raises(RuntimeError, match="nowhere"):
+        trainer.hear()
