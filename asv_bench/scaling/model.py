@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.persistence.ranks import JOIN_LIMIT
 from scaling.clock import Bell, Clock, Pool, Process, Wires
 from scaling.rank import Rank, Turns
 from scaling.scheduler import Desk, Worker
@@ -74,7 +73,7 @@ class Simulation:
                 clock,
                 fleet,
                 number,
-                self.desks[number // (fleet.ranks * fleet.spans)],
+                self.desks[number // fleet.meeting],
                 turns[number // fleet.world],
                 self.wires,
             )
@@ -91,18 +90,11 @@ class Simulation:
         return fleet.step * factor
 
     def run(self, steps: int, before: int) -> Outcome:
-        """So many steps of every rank, after at least so many that are not counted.
-
-        Ranks that never come, as those of other machines on a scheduler that serves one, are waited
-        for at the start; that is not counted either.
-        """
+        """So many steps of every rank, after some that are not counted."""
         for rank in self.ranks:
             self.clock.begin(rank.make_batches())
             self.clock.begin(rank.train(self._steps(rank.number), self.together.arrive))
-        together, waited = self.together, self.fleet.world > self.fleet.ranks * self.fleet.spans
-        settled = JOIN_LIMIT + 1 if waited else 0.0
-        self.clock.run(lambda: together.least >= before and self.clock.now >= settled)
-        before = together.least + 1
+        together = self.together
         self.clock.run(lambda: together.least >= before)
         first = self._counters()
         self.clock.run(lambda: together.least >= before + steps)

@@ -72,7 +72,14 @@ class Rank:
         self.ranks: Ranks | None = None
         if fleet.world > 1:
             mine = number % fleet.world
-            self.ranks = Ranks(desk, "plan", mine, fleet.world, clock=lambda: clock.now)  # type: ignore[arg-type]
+            self.ranks = Ranks(
+                desk,  # type: ignore[arg-type]
+                "plan",
+                mine,
+                fleet.world,
+                clock=lambda: clock.now,
+                meeting=fleet.meeting,
+            )
             spare = self.allotment.capacity - self.allotment.slots
             self.most -= (spare + self.allotment.group + 1) // 2
         self.entered, self.looked = turns.first - 1, turns.first
@@ -217,8 +224,7 @@ class Rank:
     def meet(self, hear: Callable[[Ranks], None], what: str = "scheduler") -> Process:
         """Tell the scheduler where this rank is, and hear where the others are."""
         assert self.ranks is not None
-        known = self.fleet.ranks * self.fleet.spans
-        yield from self.question(lambda: self.desk.meet(known), what)
+        yield from self.question(lambda: self.desk.meet(self.fleet.meeting), what)
         hear(self.ranks)
 
     # -- batches: as in loading/local.py and loading/remote.py -----------------------------

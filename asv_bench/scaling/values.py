@@ -129,6 +129,11 @@ class Fleet:
         """Ranks among which the draws of a plan are dealt."""
         return self.ranks * (1 if self.way == "own" else self.machines)
 
+    @property
+    def meeting(self) -> int:
+        """Ranks that come to one scheduler."""
+        return self.ranks * self.spans
+
     @cached_property
     def grid(self) -> BlockGrid:
         """The big chunks of a slide."""
