@@ -155,7 +155,7 @@ def main() -> None:
 def shoot_runs(page: str) -> None:
     """From another process, while this one waits for heatmaps."""
     found = browser()
-    wait_for(page, lambda now: [run["done"] > 8 for run in now["runs"]], 3)
+    wait_for(page, lambda now: [run["done"] > 8 for run in now["runs"]], 2)
     found.get(page)
     shoot(found, "dashboard-heatmap.png", 420)
     found.quit()
