@@ -581,7 +581,10 @@ class LightDL(Loader[SmallChunks]):
 
     def _shown(self) -> dict[str, Any]:
         ranks = {} if self._engine is None else self._engine.residents.ranks()
-        return {"unit": "patches", "epoch": self._progress.epoch, "ranks": ranks}
+        planning, epoch = self._assembly.planning, self._progress.epoch
+        # where positions of a grid are given once, big chunks differ in how many they have
+        draws = planning.draws_per_visit if planning.lattice is None else -1
+        return {"unit": "patches", "epoch": epoch, "draws": draws, "ranks": ranks}
 
     def _cells(self) -> list[live.Cell]:
         return [] if self._engine is None else self._engine.cells()

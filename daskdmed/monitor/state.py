@@ -35,8 +35,9 @@ class Cell:
 
     `seen`: when it was asked for. `slot`: its place in the picture, which it keeps. `held`: by
     loader, what becomes of it and the draws left there; of all of them are `state`, `left` (-1 for
-    all) and `whole`, the draws that it had when it was first seen. `changed`, `became`:
-    numbers of the last change of its set that touched it, and that did more than draw from it.
+    all) and `whole`, the draws that it gives, or had left when it was first seen. `changed`,
+    `became`: numbers of the last change of its set that touched it, and that did more than draw
+    from it.
     """
 
     visit: int
@@ -118,10 +119,11 @@ class _Shown:
         return (first, last) if last.time > first.time else None
 
     def rate(self, name: str) -> float:
-        """Of a counter of samples, per second."""
+        """Of a counter of samples, per second; of all its time when it is known since now."""
         pair = self.recent()
         if pair is None:
-            return 0.0
+            whole = getattr(self.history[-1], name) if self.history else 0.0
+            return float(whole / self.seconds) if self.seconds else 0.0
         first, last = pair
         return float((getattr(last, name) - getattr(first, name)) / (last.time - first.time))
 
@@ -205,7 +207,8 @@ class RunState(_Shown):
     def hear(self, message: Mapping[str, Any], time: float) -> None:
         """Take in how far it is."""
         self.now = dict(message["now"]) or {**self.now, "ended": "forgotten"}
-        self.keep(Sample(time, self.now["done"], 0.0, 0.0, 0, 0), self.now["seconds"])
+        computed = self.done - self.now.get("before", 0)
+        self.keep(Sample(time, computed, 0.0, 0.0, 0, 0), self.now["seconds"])
 
     @property
     def total(self) -> int:
@@ -255,7 +258,7 @@ class ResidentSet:
             if visit not in self.cells:
                 place = (patient, record, tuple(origin), tuple(shape))
                 slot = self._slot()
-                cell = Cell(visit, *place, time - age, slot)
+                cell = Cell(visit, *place, time - age, slot, whole=loader.now.get("draws", -1))
                 self.cells[visit] = self.slots[slot] = cell
         for visit, state, left in message["cells"]:
             cell = self.cells[visit]
