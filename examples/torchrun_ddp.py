@@ -33,7 +33,8 @@ def train() -> None:
     model = DistributedDataParallel(torch.nn.Conv2d(3, 1, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     dataset = Dataset.from_folder(OUTPUT / "slides")
-    # rank and world size are those of the process group
+    # rank and world size are those of the process group; all ranks of a machine share its two
+    # reading processes, so that each big chunk is read once and lies in memory once
     with LightDL(
         dataset,
         smallchunk_size=64,
@@ -43,6 +44,7 @@ def train() -> None:
         resident="50 MiB",
         policy=OnePass(),  # an epoch: every region of every slide once
         batch_tfms=ToFloat(),
+        workers=2,
     ) as loader:
         seen: list[list[str]] = []
         for epoch in range(EPOCHS):
