@@ -455,6 +455,24 @@ def test_each_lost_window_is_told_once():
         assert sorted(found) == sorted(lost)
 
 
+def test_a_rank_that_came_to_its_end_stays_there():
+    """It goes on from the states of one with more windows, whose batches change meanwhile."""
+    data = coordinate_dataset(1, height=60, width=16, chunks=64)
+    state, taken = None, []
+    for size in (2, 1, 1):
+        with group(slid, 2, size, dataset=data, block_windows=4) as (longer, shorter):
+            assert (longer.windows, shorter.windows) == (4, 1)
+            for loader in (longer, shorter) if state else ():
+                loader.load_state_dict(state)
+            taken += rounds([longer], 1)
+            state = saved(longer)
+            if len(taken) == size:
+                taken += rounds([shorter], 1)
+            with pytest.raises(StopIteration):
+                shorter.get()
+    assert sorted(taken) == sorted(whole(slid, dataset=data, block_windows=4))
+
+
 @pytest.mark.parametrize("damage", [[[5, 3]], [[0, 10**6]], [[-4, 3]], 7])
 def test_damaged_states_of_windows(damage):
     with pytest.raises(StateError):

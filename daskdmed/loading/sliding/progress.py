@@ -106,8 +106,15 @@ class WindowProgress(Progress):
             return self._deal_rest(state, left, then, now)
         plan = self.plan.dealt(now.rank, now.world_size, left)
         position = plan.windows if state["over"] else min(int(state["asked"]), plan.windows)
-        began = state["began"] if then.batch_size == now.batch_size else [batches, position]
-        return {"position": position, "windows": plan.behind + position, "began": began}
+        taken, began = state["began"]
+        if then.batch_size != now.batch_size:
+            taken, began = batches, position
+        return {
+            "position": position,
+            "windows": plan.behind + position,
+            # a rank may have come to its end before
+            "began": [taken, min(int(began), position)],
+        }
 
     def _deal_rest(
         self, state: Mapping[str, Any], left: Spans | None, then: Share, now: Share
