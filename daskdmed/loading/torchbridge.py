@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.core.randomness import fold, mix, salt_of, stream
 from daskdmed.core.types import Array
@@ -85,6 +87,11 @@ class Preparation:
             self._beside = True
         elif hasattr(tfms, "uses_global_generators"):  # the transforms of this package know
             self._beside = not tfms.uses_global_generators
+
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """Memory for a batch, pinned where the batch itself is what is sent."""
+        give = buffers.empty if self._tfms is not None else self._delivery.empty
+        return give(shape, dtype)
 
     def ahead(self, smallchunks: SmallChunks) -> Prepared:
         """In the background: the tensor, transformed and sent where that can be."""

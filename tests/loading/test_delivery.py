@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from daskdmed import Dataset, LightDL, Patient, Record
+from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL
 from daskdmed.errors import UsageError
 from daskdmed.loading import delivery
 from daskdmed.loading.chunks import SmallChunks
@@ -155,6 +155,18 @@ class TestPinned:
         assert not pinning
         assert all(self.of(x) in pinning for x, _, _ in batches_of(data))
 
+    @pytest.mark.parametrize("tfms", [None, lambda x: x + 1])
+    def test_windows(self, data, pinning, tfms):
+        options = {"record": "wsi", "kernel_size": 50, "batch_size": 4, "tfms": tfms}
+        with SlidingWindowDL(data, **options) as loader:
+            plain = [x for x, _, _ in loader]
+        assert not pinning
+        with SlidingWindowDL(data, **options, pin_memory=True) as loader:
+            batches = [x for x, _, _ in loader]
+        assert all(self.of(x) in pinning for x in batches)
+        assert all(map(torch.equal, batches, plain))
+        assert len(batches) == len(plain) == 5
+
     def test_types_and_shapes(self, pinning):
         memory = Delivery(None, pin_memory=True).empty((3, 5, 2), np.uint16)
         assert (memory.shape, memory.dtype, memory.flags.c_contiguous) == ((3, 5, 2), "u2", True)
@@ -179,6 +191,18 @@ class TestOnADevice:
         if streams:
             monkeypatch.setattr(delivery, "lane_of", StreamLane)
         assert_the_same(batches_of(data, device=self.name, **options), batches_of(data, **options))
+
+    def test_windows(self, data, monkeypatch):
+        options = {"record": "wsi", "kernel_size": 50, "batch_size": 4}
+        with SlidingWindowDL(data, **options) as loader:
+            plain = [x for x, _, _ in loader]
+        monkeypatch.setattr(delivery, "lane_of", StreamLane)
+        with SlidingWindowDL(data, **options, device=self.name) as loader:
+            batches = list(loader)
+        for (x, _, windows), there in zip(batches, plain, strict=True):
+            assert x.device.type == self.name
+            assert torch.equal(x.cpu(), there)
+            assert np.array_equal(np.moveaxis(windows.data, -1, 1), there)
 
     def test_targets_of_one_channel(self):
         labels = np.arange(96 * 96, dtype=np.int32).reshape(96, 96)

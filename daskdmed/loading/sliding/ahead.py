@@ -112,7 +112,8 @@ class ReadAhead:
         """Batches from a position on, each with its tensor."""
         kernel = self._plan.images[0].grid.kernel_size
         dropped = tuple(a for a, k in enumerate(kernel) if k == 1) if self._squeeze else ()
-        batcher = WindowBatcher(self._size, self._shape, self._dtype, dropped)
+        memory = self._prepare.empty
+        batcher = WindowBatcher(self._size, self._shape, self._dtype, dropped, memory)
         number, skip = self._plan.locate(position)
         ahead = self._flying
         while True:

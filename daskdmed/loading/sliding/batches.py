@@ -19,6 +19,7 @@ import numpy as np
 
 from daskdmed.core import buffers
 from daskdmed.core.types import Array
+from daskdmed.loading.batch import Empty
 from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
 from daskdmed.loading.sliding.plan import Load
 from daskdmed.loading.sliding.read import Loaded, WindowFailure
@@ -118,7 +119,8 @@ class WindowBatch:
 
 class WindowBatcher:
     """Fills batches with the windows of one load after another; without the spatial axes that are
-    `dropped`, along which windows have length 1.
+    `dropped`, along which windows have length 1. `empty` gives memory as
+    `daskdmed.core.buffers.empty` does.
     """
 
     def __init__(
@@ -127,8 +129,10 @@ class WindowBatcher:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         dropped: tuple[int, ...] = (),
+        empty: Empty = buffers.empty,
     ) -> None:
         self.size = size
+        self._empty = empty
         self._dropped = dropped
         self._shape, self._dtype = shape, dtype
         self._failures: list[WindowFailure] = []
@@ -153,7 +157,7 @@ class WindowBatcher:
                 n = min(stop - begin, self.size - self._filled)
                 if self._data is None:
                     # recycled: fresh pages cost more than the copy
-                    self._data = buffers.empty((self.size, *self._shape), self._dtype)
+                    self._data = self._empty((self.size, *self._shape), self._dtype)
                 pixels = windows.row(lead, begin, begin + n)
                 self._data[self._filled : self._filled + n] = pixels
                 self._note(load, source, lead, begin, n, rank)

@@ -31,6 +31,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.core.work import default_threads
 from daskdmed.images.context import ContextEdge, ContextLike
+from daskdmed.loading.delivery import Delivery, DeviceLike
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.ranks import RankLike
@@ -105,6 +106,8 @@ class SlidingWindowDL(Loader[WindowChunks]):
     context, context_edge, squeeze
         As for `LightDL`: neighbouring slices as channels, without an axis for the one slice.
         Blocks hold each slice with its neighbours, ``2 * context + 1`` times the bytes.
+    device, pin_memory
+        As for `LightDL`, but blocks stay in host memory: batches are copied.
     level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client,
     workers
         As for `LightDL`.
@@ -159,12 +162,17 @@ class SlidingWindowDL(Loader[WindowChunks]):
         tile_error: OnTileError = "raise",
         client: ClientLike = None,
         workers: WorkersLike = None,
+        device: DeviceLike | None = None,
+        pin_memory: bool | None = None,
         block_windows: PerAxis | None = None,
         context: ContextLike | None = None,
         context_edge: ContextEdge = "reflect",
         squeeze: bool = False,
     ) -> None:
-        super().__init__(batch_size, tfms, batch_tfms, rank, world_size, client, workers)
+        delivery = Delivery(device, pin_memory)
+        super().__init__(
+            batch_size, tfms, batch_tfms, rank, world_size, client, workers, delivery=delivery
+        )
         check_choice("order", order, ("sequential", "interleaved"))
         check_on_error(on_error)
         if min_interval is not None and not (np.isfinite(min_interval) and min_interval >= 0):
