@@ -6,6 +6,7 @@ everything runs, but the figures mean nothing.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ def synchronize() -> None:
     getattr(torch, best_device()).synchronize()
 
 
-def rate(loading: daskdmed.LightDL, step: Callable[[Any], None]) -> float:
+def rate(loading: Iterator[Any], step: Callable[[Any], None]) -> float:
     """Small chunks per second, once the first batch is there."""
     x, _, _ = next(loading)
     step(x)
@@ -139,17 +140,7 @@ class Training(Once):
         step = training_step()
         with loader(batch, 512) as loading:
             x, _, _ = next(loading)
-            alone = rate(_Again(x), step)  # type: ignore[arg-type]
+            alone = rate(itertools.repeat((x, None, None)), step)
             return rate(loading, step) / alone
 
     track_ratio_to_step_alone.unit = "ratio"
-
-
-class _Again:
-    """Gives one batch for ever."""
-
-    def __init__(self, x: Any) -> None:
-        self._item = x, None, None
-
-    def __next__(self) -> Any:
-        return self._item
