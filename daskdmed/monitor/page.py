@@ -10,6 +10,7 @@ Not covered: numbers, ranks, runs and the log as HTML (`daskdmed.monitor.pieces`
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import math
 import time
@@ -130,7 +131,7 @@ class Cells:
             self._patch(sets, rows, now)
         self._rows = rows
         self._drawn = {id(one): one.changes for one in sets}
-        titles = [pieces.title(one) for one in sets]
+        titles = [pieces.title(one, now) for one in sets]
         if titles != self.titles.data["text"]:
             self.titles.data.update({"text": titles})
 
@@ -314,16 +315,16 @@ class Words:
         parts = []
         for one in sets:
             if len(sets) > 1:
-                parts.append(
-                    f'<div style="margin:6px 0 3px;color:{INK}">{one.ranks[0].key[1]}</div>'
-                )
+                name = html.escape(one.ranks[0].key[1])
+                parts.append(f'<div style="margin:6px 0 3px;color:{INK}">{name}</div>')
             parts.append(pieces.numbers(one))
         numbers = "".join(parts)
         if not sets and not self._state.runs:
             numbers = f'<div style="font-size:14px;color:{SOFT};padding:20px 4px">{_EMPTY}</div>'
         self.numbers.text = numbers
-        tables = [pieces.ranks(one) for one in sets]
-        log = pieces.log(self._state, time.monotonic())
+        now = time.monotonic()
+        tables = [pieces.ranks(one, now) for one in sets]
+        log = pieces.log(self._state, now)
         self.rest.text = "".join((*tables, pieces.runs(self._state), log))
 
 

@@ -41,8 +41,9 @@ def draw(state: LiveState, now: float, palette: Palette | None = None) -> str:
     palette = palette or Palette()
     parts = []
     for one in list(state.sets.values()):
-        parts.append(f'<div style="font-size:13px;margin:8px 0 5px">{pieces.title(one)}</div>')
-        parts += [pieces.numbers(one), cells(one, now, palette), pieces.ranks(one)]
+        title = html.escape(pieces.title(one, now))
+        parts.append(f'<div style="font-size:13px;margin:8px 0 5px">{title}</div>')
+        parts += [pieces.numbers(one), cells(one, now, palette), pieces.ranks(one, now)]
     parts += [pieces.runs(state), pieces.log(state, now)]
     style = "font-family:Helvetica,Arial,sans-serif;color:#1f2933;background:#fbfcfd;padding:6px"
     return f'<div style="{style};max-width:{WIDTH + 20}px">{"".join(parts)}</div>'

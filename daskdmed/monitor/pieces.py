@@ -122,7 +122,7 @@ def _bar(share: float, colour: str, width: int = 108) -> str:
     )
 
 
-def title(one: ResidentSet) -> str:
+def title(one: ResidentSet, time: float) -> str:
     """What a set is, in one line."""
     ranks = one.ranks
     first = ranks[0]
@@ -134,29 +134,33 @@ def title(one: ResidentSet) -> str:
         words.append(f"epoch {first.now['epoch']}")
     if first.now.get("paused"):
         words.append("paused")
+    if len(ranks) == 1 and (silent := first.silent(time)):
+        words.append(f"not heard of for {_time(silent)}")
     return f"{first.key[1]}: {', '.join(words)}"
 
 
-def ranks(one: ResidentSet) -> str:
+def ranks(one: ResidentSet, time: float) -> str:
     """Ranks side by side: how fast each is, and who waits for whom."""
     members = one.ranks
     if len(members) < 2:
         return ""
     fastest = max(lo.rate("delivered") for lo in members) or 1.0
-    rows = "".join(_rank_row(lo, fastest) for lo in members)
+    rows = "".join(_rank_row(lo, fastest, time) for lo in members)
     heads = ("rank", f"{members[0].unit} per second", "", "waits", "batches", "turn", "")
     style = "text-align:left;font-weight:400;padding:0 14px 0 0"
     head = "".join(f'<th style="{style}">{name}</th>' for name in heads)
     return _table("Ranks", f'<tr style="color:{SOFT}">{head}</tr>{rows}')
 
 
-def _rank_row(loader: LoaderState, fastest: float) -> str:
+def _rank_row(loader: LoaderState, fastest: float, time: float) -> str:
     speed, waits = loader.rate("delivered"), min(1.0, loader.rate("waited"))
     known = loader.ranks
     state = f'<span style="color:{SOFT}">on {html.escape(loader.process)}</span>'
     if known.get("waits_for"):
         named = ", ".join(map(str, known["waits_for"]))
         state = f'<b style="color:{ORANGE}">waits for rank {named}</b>'
+    if silent := loader.silent(time):
+        state = f'<b style="color:{RED}">not heard of for {_time(silent)}</b>'
     values = (
         f"<b>{loader.rank}</b>",
         f"{speed:,.0f}",

@@ -91,6 +91,12 @@ class _Shown:
     now: dict[str, Any] = field(default_factory=dict)
     history: deque[Sample] = field(default_factory=deque)
     seconds: float = 0.0
+    #: when a message came last
+    heard: float = 0.0
+
+    def silent(self, time: float) -> float:
+        """Seconds without a message, when they are more than a busy process needs."""
+        return time - self.heard if time - self.heard > RECENT else 0.0
 
     def keep(self, sample: Sample, seconds: float) -> None:
         """Remember counters; `seconds` is the clock of those who count, which no message delays."""
@@ -162,6 +168,7 @@ class LoaderState(_Shown):
 
     def hear(self, message: Mapping[str, Any], time: float) -> None:
         """Take in counters, and where the ranks are."""
+        self.heard = time
         before, self.now = self.now, dict(message["now"])
         count = self.counters
         self.keep(

@@ -16,10 +16,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskdmed import LightDL, heatmap
-from daskdmed.core.errors import MissingExtraError, UsageError
+from daskdmed.core.errors import LoaderError, MissingExtraError, UsageError
 from daskdmed.monitor import feed, prometheus
 from daskdmed.monitor.changes import plain
 from daskdmed.monitor.plugin import Monitor, dashboard_of
+from daskdmed.persistence import hosting
 from tests.loading.clusters import tcp_cluster
 from tests.monitor.made import dataset, small
 from tests.waiting import until
@@ -310,3 +311,18 @@ def test_loaders_of_this_process_are_metrics_without_any_cluster():
         }
         assert found["daskdmed_patches_total", loader.name] == 24
         assert found["daskdmed_batches_total", loader.name] == 3
+
+
+@pytest.mark.parametrize("where", [{"workers": 1}, {"client": "shared"}])
+def test_reading_processes_are_started_with_the_dashboard(monkeypatch, where):
+    asked = []
+
+    def begin(workers, dashboard):
+        asked.append(dashboard)
+        raise LoaderError("no process today")
+
+    for name in ("of_this_process", "shared"):
+        monkeypatch.setattr(hosting, name, begin)
+    with pytest.raises(LoaderError, match="no process today"):
+        LightDL(dataset(), **small(), **where, dashboard=":8788").start()
+    assert asked == [":8788"]

@@ -83,8 +83,10 @@ def test_what_ranks_share_is_there_once_and_who_waits_is_seen():
     joined = {v: (c.state, c.left) for v, c in of_set(state).cells.items()}
     assert joined == {0: (READY, 7), 1: (WAITED, -1), 2: (READY, 4)}
     assert [lo.rank for lo in of_set(state).ranks] == [0, 1]
-    table = pieces.ranks(of_set(state))
+    table = pieces.ranks(of_set(state), 1.0)
     assert "waits for rank 1" in table
+    assert "not heard of" not in table
+    assert pieces.ranks(of_set(state), 60.0).count("not heard of for 60 s") == 2
     assert "rank 0 waits for rank 1" in pieces.log(state, 1.0)
     two.now_is = {}
     heard(state, *changes)
