@@ -99,15 +99,16 @@ def draw(outcomes: dict[str, list[Outcome]], path: Path) -> None:
     """Time lost and how busy a scheduler is, over machines."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     lost, busy = figure.subplots(1, 2)
     for way, found in outcomes.items():
         machines = [f.fleet.machines for f in found]
         lost.plot(machines, [100 * max(f.lost, 0) for f in found], marker="o", label=WAYS[way])
         busy.plot(machines, [100 * f.scheduler for f in found], marker="o")
-    lost.set(xlabel="machines of 8 ranks", ylabel="time lost, %", ylim=(-3, 103))
-    busy.set(xlabel="machines of 8 ranks", ylabel="a scheduler is busy, %", ylim=(-3, 103))
-    lost.legend(fontsize="small")
+    ranks = next(iter(outcomes.values()))[0].fleet.ranks
+    for axes, what in ((lost, "time lost, %"), (busy, "a scheduler is busy, %")):
+        axes.set(xlabel=f"machines of {ranks} ranks", ylabel=what, ylim=(-3, 103))
+    figure.legend(loc="outside lower center", ncols=3, fontsize="x-small", frameon=False)
     figure.savefig(path, dpi=110)
 
 
