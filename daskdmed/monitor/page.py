@@ -56,6 +56,8 @@ _EMPTY = (
 )
 #: updates after which ages are coloured anew
 _AGING = 10
+#: levels that are sent as a column; what is said of a free place
+_MANY, _FREE = 30, "for the next big chunk"
 #: updates after which words that the mouse shows are brought up to date
 _TELLING = 5
 #: bars that the strip keeps
@@ -81,8 +83,8 @@ class Cells:
         #: by set, how often it had changed when it was drawn
         self._drawn: dict[int, int] = {}
         self._ticks = 0
-        #: rows whose words are older than their picture
-        self._untold: set[int] = set()
+        #: whether words are older than the picture
+        self._untold = False
         self.source = ColumnDataSource({name: [] for name in (*_BOX, *_ROW)})
         self.titles = ColumnDataSource({"x": [], "y": [], "text": []})
         self.root = figure(
@@ -125,7 +127,7 @@ class Cells:
         layout = (width, height, self.by, *((id(one), len(one.slots)) for one in sets))
         rows = [cell for one in sets for cell in one.slots]
         if layout != self._layout or (self.by and self._ticks % _AGING == 0):
-            self._layout, self._untold = layout, set()
+            self._layout, self._untold = layout, False
             self._draw(sets, rows, width, height, now)
         else:
             self._patch(sets, rows, now)
@@ -185,36 +187,49 @@ class Cells:
                 anew.append(i)
             elif cell is not None and cell.changed > at:
                 drawn_from.append(i)
-        oldest = self._oldest(rows, now)
-        values = {i: self._row(i, rows[i], now, oldest) for i in (*anew, *drawn_from)}
-        self._send(anew, values, _ROW)
-        self._send(drawn_from, values, ("level",))
-        self._untold.update(drawn_from)
-        if self._ticks % _TELLING == 0:
-            told, self._untold = sorted(self._untold), set()
-            self._send(told, {i: self._row(i, rows[i], now, oldest) for i in told}, ("told",))
+        if anew:
+            oldest = self._oldest(rows, now)
+            values = [self._row(i, rows[i], now, oldest) for i in anew]
+            columns = zip(_ROW, zip(*values, strict=True), strict=True)
+            self.source.patch({name: list(zip(anew, of, strict=True)) for name, of in columns})
+        self._lower(drawn_from, rows)
+        self._untold = self._untold or bool(drawn_from)
+        if self._untold and self._ticks % _TELLING == 0:
+            self._untold = False
+            told = [_FREE if cell is None else _told(cell, now) for cell in rows]
+            self.source.data.update({"told": told})
 
-    def _send(self, rows: list[int], values: dict[int, tuple[Any, ...]], names: Any) -> None:
-        """Some columns of some rows."""
-        if rows:
-            columns = [(name, _ROW.index(name)) for name in names]
-            self.source.patch({name: [(i, values[i][at]) for i in rows] for name, at in columns})
+    def _lower(self, drawn_from: list[int], rows: list[Cell | None]) -> None:
+        """Levels of those that have fewer draws left; many go as one column, in bytes."""
+        patches = [(i, self._level(i, cell)) for i in drawn_from if (cell := rows[i]) is not None]
+        if len(patches) > _MANY:
+            levels = np.array(self.source.data["level"], np.float64)
+            where, what = zip(*patches, strict=True)
+            levels[list(where)] = what
+            self.source.data.update({"level": levels})
+        elif patches:
+            self.source.patch({"level": patches})
+
+    def _level(self, number: int, cell: Cell) -> float:
+        """How high a cell is filled, as a position."""
+        _, _, top, bottom = self._boxes[number]
+        return bottom - (bottom - top) * cell.share if cell.state == READY else bottom
 
     def _oldest(self, rows: list[Cell | None], now: float) -> float:
         return max((now - cell.seen for cell in rows if cell is not None), default=0.0) or 1.0
 
     def _row(self, number: int, cell: Cell | None, now: float, oldest: float) -> tuple[Any, ...]:
         """Values of one place, in the order of `_ROW`."""
-        bottom, top = self._boxes[number][3], self._boxes[number][2]
         if cell is None:
-            return (bottom, PAPER, PAPER, LINE, 0.5, "2 3", "free", "-", "for the next big chunk")
+            bottom = self._boxes[number][3]
+            return (bottom, PAPER, PAPER, LINE, 0.5, "2 3", "free", "-", _FREE)
         strong, light = self._palette(cell.patient, cell.record)
         if self.by:
             step = int((now - cell.seen) / oldest * (len(_AGES) - 1))
             strong, light = _AGES[step], "#eef0f2"
         there, waited = cell.state == READY, cell.state == WAITED
         return (
-            bottom - (bottom - top) * cell.share * there,
+            self._level(number, cell),
             strong,
             light if there else PAPER,
             ORANGE if waited else strong,

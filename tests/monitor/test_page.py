@@ -57,7 +57,7 @@ def test_patches_end_in_what_would_be_drawn_anew(by):
 def test_nothing_is_sent_when_nothing_has_changed():
     from bokeh.document import Document
 
-    loader, state = FakeLoader(cells=dict.fromkeys(range(20), (READY, 9))), LiveState()
+    loader, state = FakeLoader(cells=dict.fromkeys(range(50), (READY, 9))), LiveState()
     changes = Changes(loader)
     state.hear("c", changes.message(), 0.0)
     document, cells = Document(), Cells(state)
@@ -74,6 +74,23 @@ def test_nothing_is_sent_when_nothing_has_changed():
     cells.update()
     (event,) = sent
     assert event.patches == {"level": [(3, pytest.approx(cells.source.data["level"][3]))]}
+
+
+def test_levels_of_many_go_as_one_column():
+    loader, state = FakeLoader(cells=dict.fromkeys(range(50), (READY, 9))), LiveState()
+    changes, cells = Changes(loader), Cells(state)
+    state.hear("c", changes.message(), 0.0)
+    cells.update()
+    loader.rows = {visit: (READY, visit % 9) for visit in loader.rows}
+    state.hear("c", changes.message(), 0.0)
+    cells.update()
+    again = Cells(state)
+    again.update()
+    assert list(cells.source.data["level"]) == list(again.source.data["level"])
+    assert len(set(cells.source.data["level"])) > 9
+    for _ in range(_TELLING):
+        cells.update()
+    assert cells.source.data["told"] == again.source.data["told"]
 
 
 def test_the_strip_gets_each_interval_once():
