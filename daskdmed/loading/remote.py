@@ -23,10 +23,10 @@ import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, LoaderError
 from daskdmed.core.types import Array
+from daskdmed.loading.answers import Sampled, Wanted, sample
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.engine import Engine
 from daskdmed.loading.patientstate import StateKeeper
-from daskdmed.loading.sampling import Sampled, Wanted, sample
 from daskdmed.loading.spans import Span
 from daskdmed.persistence.cluster import SAMPLING, lost_connection
 from daskdmed.persistence.plan import Visit

@@ -31,7 +31,7 @@ LOOK_EVERY = 0.5
 #: seconds that closing may take
 CLOSE_LIMIT = 10.0
 #: what workers import once, for all of them
-_PRELOADED = ("distributed.nanny", "daskdmed.persistence.reading", "daskdmed.loading.sampling")
+_PRELOADED = ("distributed.nanny", "daskdmed.persistence.reading", "daskdmed.loading.answers")
 
 #: of clusters that serve nothing but loaders: nothing is stolen, replicated, profiled or queued.
 #: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
