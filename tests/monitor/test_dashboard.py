@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import sys
+import threading
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
@@ -137,6 +138,22 @@ def test_ranks_stand_side_by_side(client):
         assert len({cell["visit"] for cell in cells}) == len(cells)
         assert shown(base, second)["ranks"]["turn"] >= 0
     until(lambda: shown(base, first) is None and shown(base, second) is None)
+
+
+def test_a_rank_that_is_ahead_is_seen_to_wait(client):
+    base = base_of(client)
+    options = {**small(), "client": client, "world_size": 2}
+    with (
+        LightDL(dataset(), **options, rank=0) as first,
+        LightDL(dataset(), **options, rank=1) as second,
+    ):
+        thread = threading.Thread(target=lambda: [first.get() for _ in range(60)])
+        thread.start()
+        until(lambda: ((shown(base, first) or {}).get("ranks") or {}).get("waits_for") == [1])
+        for _ in range(60):
+            second.get()
+        thread.join()
+        until(lambda: "rank 0 waits for rank 1" in shown(base, first)["log"])
 
 
 def test_a_loader_that_is_forgotten_disappears(client):
