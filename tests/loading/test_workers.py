@@ -271,3 +271,40 @@ def test_nothing_is_left_of_a_script_that_is_ended(tmp_path, how):
         assert complaints.count("Traceback") == 1, complaints
     else:
         assert complaints == ""
+
+
+ON_A_CLUSTER = """
+import sys, time
+import dask.array as da
+import numpy as np
+from distributed import Client, LocalCluster
+
+def slow(block):
+    time.sleep(0.4)
+    return block
+
+if __name__ == "__main__":
+    from daskdmed import LightDL
+
+    image = da.zeros((2048, 512), chunks=256, dtype="u1")
+    image = image.map_blocks(slow, dtype="u1", meta=np.empty((0, 0), "u1"))
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0",
+                      processes={processes}) as cluster:
+        with Client(cluster) as client:
+            loader = LightDL(image, smallchunk_size=64, bigchunk_size=256, resident="512 kiB",
+                             batch_size=8, smallchunks_per_bigchunk=8, client=client)
+            while loader.stats().visits_evicted < 2:
+                next(loader)
+            {then}
+"""
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("then", ["loader.close()", "sys.exit(0)"])
+def test_a_cluster_that_is_closed_in_the_middle_of_a_read_is_quiet(tmp_path, processes, then):
+    script = tmp_path / "script.py"
+    script.write_text(ON_A_CLUSTER.format(processes=processes, then=then))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
