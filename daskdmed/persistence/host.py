@@ -85,6 +85,8 @@ def _cluster(job: dict[str, Any]) -> Any:
 
     config: dict[str, Any] = {
         **own_config(job["dashboard"]),
+        # with a worker that is killed all fails that waits for it, not only what it was at
+        "distributed.scheduler.allowed-failures": 20,
         # what is spilled has left shared memory, and is read from another disk than it was
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
