@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,8 +111,13 @@ def of_this_process(workers: int, dashboard: str | None) -> tuple[Client, Callab
         _hosts[key] = (host, users + 1)
     try:
         client = _client(host.address, host.path)
-    except BaseException:
+    except BaseException as error:
         _release(key, host)
+        if isinstance(error, OSError):
+            raise LoaderError(
+                f"the reading processes of workers={workers} were killed just now ({error}); "
+                "make the loader again, with less memory if that is what there was too little of"
+            ) from error
         raise
 
     def close() -> None:
@@ -159,12 +165,15 @@ def _start_shared(workers: int, dashboard: str | None, place: Meeting) -> None:
             process.wait(START_LIMIT)  # it leaves a child that holds the lock of the host
             if place.found(START_LIMIT) is not None:
                 return
-        except BaseException:
+            why = "ended while they started"
+        except BaseException as error:
             _kill(process)
             process.wait()
-            raise
+            if not isinstance(error, subprocess.TimeoutExpired | LoaderError):
+                raise
+            why = f"have not started within {START_LIMIT:.0f} s"
         log.seek(0)
-        raise _not_started(workers, "ended while they started", log.readlines()[-_TAIL:])
+        raise _not_started(workers, why, log.readlines()[-_TAIL:])
 
 
 def _private(path: str, flags: int) -> int:
@@ -225,7 +234,7 @@ def _python() -> str:
     """What `multiprocessing` would run, too."""
     found = os.fsdecode(spawn.get_executable() or "")
     frozen = getattr(sys, "frozen", False) and found == sys.executable
-    if not found or frozen:
+    if not found or frozen or shutil.which(found) is None:
         raise UsageError(
             f"workers= cannot start processes here: {found or 'sys.executable, which is empty,'} "
             'is no Python interpreter. Give workers="threads", or client= of a cluster that was '

@@ -173,9 +173,15 @@ def _try_lock(path: Path) -> int | None:
 
 def _folder() -> Path:
     """A folder of this user alone, made when it is not there."""
-    folder = Path(tempfile.gettempdir()) / f"daskdmed-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    try:
+        folder = Path(tempfile.gettempdir()) / f"daskdmed-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise UsageError(
+            f"there is no folder in which processes could find each other ({error}); set TMPDIR "
+            "to one of this machine that can be written to"
+        ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise UsageError(
             f"{folder} must be a folder that only user {os.getuid()} can use (it is "

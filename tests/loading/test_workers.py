@@ -9,16 +9,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
 from daskdmed import LightDL, SlidingWindowDL
+from daskdmed.core import memory
 from daskdmed.errors import BudgetError, LoaderError, UsageError
 from daskdmed.persistence import hosting
 from tests.loading.conftest import SMALL, assert_same_batches, collect, coordinate_dataset
+from tests.loading.rank_process import PARAMETERS, counting_dataset
 from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
@@ -168,8 +172,12 @@ def test_workers_with_a_client(client, dataset):
         LightDL(dataset, **SMALL, client=client, workers=2)
 
 
-def test_without_a_python_to_start(dataset, monkeypatch):
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
+@pytest.mark.parametrize("how", ["frozen", "not there"])
+def test_without_a_python_to_start(dataset, monkeypatch, how):
+    if how == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/not/there")
     with pytest.raises(UsageError, match=r'is no Python interpreter. Give workers="threads"'):
         LightDL(dataset, **SMALL, workers=3).start()
 
@@ -195,6 +203,26 @@ def test_a_program_that_is_no_python(dataset, monkeypatch):
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode("/bin/false"))
     with pytest.raises(LoaderError, match=r"(?s)`/bin/false -m .*They said:\nnothing"):
         LightDL(dataset, **SMALL, workers=3).start()
+
+
+def test_ranks_share_them_and_their_memory_counts_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(hosting, "IDLE_LIMIT", 0.5)
+    data = counting_dataset(tmp_path / "log", 2)
+    options = {**PARAMETERS, "resident": int(0.3 * memory.machine_memory()), "workers": 1}
+    ranks = [LightDL(data, **options, rank=rank, world_size=2) for rank in range(2)]
+    with ranks[0], ranks[1]:
+        for _ in range(len(ranks[0])):
+            for loader in ranks:
+                next(loader)
+        one, two = (loader._cluster.client for loader in ranks)
+        assert one.scheduler.address == two.scheduler.address
+        with pytest.raises(BudgetError, match=r"together with what others hold \(LightDL-\d+ of"):
+            LightDL(data, **{**options, "seed": 99}, client="shared").start()
+    counted = Counter((tmp_path / "log").read_text().splitlines())
+    assert len(counted) == 2 * 9
+    assert set(counted.values()) == {1}
+    until(lambda: not list((tmp_path / f"daskdmed-{os.getuid()}").iterdir()))
 
 
 # -- scripts ------------------------------------------------------------------------------

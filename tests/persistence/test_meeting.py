@@ -62,6 +62,12 @@ def test_a_link_to_another_folder_is_refused(folder, tmp_path):
         Meeting.of()
 
 
+def test_no_folder_for_temporary_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    with pytest.raises(UsageError, match=r"no folder in which .*not there.* set TMPDIR"):
+        Meeting.of()
+
+
 def test_a_platform_without_locks(monkeypatch):
     monkeypatch.setattr(meetings, "fcntl", None)
     with pytest.raises(UsageError, match=r"no flock.*client=Client\(address\)"):
