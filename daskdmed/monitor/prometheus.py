@@ -160,7 +160,7 @@ def serve_local(registry: CollectorRegistry | None = None) -> None:
         client = importlib.import_module("prometheus_client")
     except ImportError as error:
         raise MissingExtraError(
-            'metrics need prometheus_client; pip install "daskdmed[monitor]"'
+            'metrics need prometheus_client; pip install "daskdmed[dashboard]"'
         ) from error
     collector = _collector(client.REGISTRY if registry is None else registry)
     collector._local = collector._local or Local()

@@ -21,6 +21,7 @@ from daskdmed.core.errors import LoaderError, MissingExtraError, UsageError
 from daskdmed.monitor import feed, prometheus
 from daskdmed.monitor.changes import plain
 from daskdmed.monitor.plugin import Monitor, dashboard_of
+from daskdmed.monitor.state import LiveState
 from daskdmed.persistence import hosting
 from tests.loading.clusters import tcp_cluster
 from tests.monitor.made import dataset, small
@@ -343,3 +344,12 @@ def test_reading_processes_are_started_with_the_dashboard(monkeypatch, where):
     with pytest.raises(LoaderError, match="no process today"):
         LightDL(dataset(), **small(), **where, dashboard=":8788").start()
     assert asked == [":8788"]
+
+
+def test_metrics_without_prometheus_client_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtraError, match=r"daskdmed\[dashboard\]"):
+        prometheus.serve_local()
+    known = LiveState()
+    prometheus.add(known)  # a scheduler without it shows the page all the same
+    assert all(known not in one._states for one in prometheus._collectors.values())
