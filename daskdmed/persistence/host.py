@@ -62,7 +62,9 @@ def main(job: dict[str, Any]) -> None:
         with _cluster(job) as cluster:
             _answer(cluster)
             started.set()
-            gone.wait()
+            replace = _Replacing(cluster, job["workers"])
+            while not gone.wait(LOOK_EVERY):
+                replace.look()
             _end_soon()
         return
     from daskdmed.persistence.meeting import Meeting
@@ -74,7 +76,7 @@ def main(job: dict[str, Any]) -> None:
             os._exit(0)
         with _cluster(job) as cluster:
             place.tell(cluster.scheduler_address)
-            _serve(cluster, place, *job["limits"])
+            _serve(cluster, place, _Replacing(cluster, job["workers"]), *job["limits"])
             _end_soon()
 
 
@@ -141,11 +143,38 @@ def _watch_parent(gone: threading.Event, started: threading.Event) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(cluster: Any, place: Any, idle_limit: float, unused_limit: float) -> None:
+class _Replacing:
+    """Workers that are not restarted any more: Dask gives up one that dies while it starts."""
+
+    def __init__(self, cluster: Any, workers: int) -> None:
+        self._cluster, self._workers = cluster, workers
+        self._stood: set[Any] = set()
+
+    def look(self) -> None:
+        """Start others in place of those that have ended for good."""
+        if self._cluster.sync(self._remove):
+            self._cluster.scale(self._workers)
+
+    async def _remove(self) -> bool:
+        nannies = self._cluster.workers
+        ended = {n for n in nannies.values() if n.status.name in ("closed", "failed")}
+        # without a process: for a moment, while the next one is begun, or for ever
+        stand = {n for n in nannies.values() if n.process and n.process.status.name == "stopped"}
+        lost, self._stood = ended | (stand & self._stood), stand
+        for name in [name for name, nanny in nannies.items() if nanny in lost]:
+            with contextlib.suppress(Exception):  # whatever it is in the middle of
+                await nannies.pop(name).close(timeout=1)
+        return bool(lost)
+
+
+def _serve(
+    cluster: Any, place: Any, replace: _Replacing, idle_limit: float, unused_limit: float
+) -> None:
     """Return when nobody wants this host, with the door locked."""
     last, limit = time.monotonic(), unused_limit
     while True:
         time.sleep(LOOK_EVERY)
+        replace.look()
         if _clients(cluster):
             last, limit = time.monotonic(), idle_limit
         elif time.monotonic() - last > limit and place.close_door():

@@ -58,15 +58,15 @@ def folder(tmp_path, monkeypatch):
 def traces():
     """Processes that read, those below this one, its threads and descriptors, shared memory."""
     hosts = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if f"{tempfile.gettempdir()}/" in " ".join(process.info["cmdline"] or ()):
+    for process in psutil.process_iter():
+        if f"{tempfile.gettempdir()}/" in said(process):
             hosts.add(process.pid)
     threads = {t.name for t in threading.enumerate() if t.name.startswith("daskdmed-")}
     mine = psutil.Process()
     children = {p.pid for p in mine.children(recursive=True) if "persistence.host" in said(p)}
     segments = {p.name for p in Path("/dev/shm").iterdir() if "daskdmed" in p.name}
-    memory = [os.readlink(f) for f in map(str, Path("/proc/self/fd").iterdir()) if is_memory(f)]
-    return hosts, threads, children, segments, sorted(memory)
+    descriptors = sorted(filter(None, map(link_of_memory, Path("/proc/self/fd").iterdir())))
+    return hosts, threads, children, segments, descriptors
 
 
 def said(process):
@@ -75,10 +75,12 @@ def said(process):
     return ""
 
 
-def is_memory(file):
+def link_of_memory(file):
+    """What a descriptor of shared memory is called; nothing for others."""
     with contextlib.suppress(OSError):
-        return "memfd" in os.readlink(file)
-    return False
+        link = os.readlink(file)
+        return link if "memfd" in link else ""
+    return ""
 
 
 def each_rank(client, whole, disturb):

@@ -97,6 +97,20 @@ def test_same_batches_when_workers_are_killed(client, dataset, expected):
     client.wait_for_workers(2)
 
 
+def test_workers_that_are_killed_while_they_start_are_replaced(client, dataset, expected):
+    (host,) = (p for p in psutil.Process().children() if "persistence.host" in str(p.cmdline()))
+    others = below(host.pid) - workers(client)
+    with LightDL(dataset, **SMALL, workers=2) as loader:
+        batches = collect(loader, 2)
+        killed = set()
+        while len(killed) < 6:  # the first two work, the others have hardly begun
+            for pid in below(host.pid) - others - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        assert_same_batches(batches + collect(loader, BATCHES - 2), expected)
+    client.wait_for_workers(2)
+
+
 def test_what_can_be_imported_here_can_be_there(client, dataset, tmp_path, monkeypatch):
     """Also when the processes were started before."""
     (tmp_path / "mine_only.py").write_text("def corner(bigchunk, context, rng): return (0, 0)")
