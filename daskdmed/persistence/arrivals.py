@@ -149,11 +149,8 @@ class Arrivals:
     def find_holders(self, units: Iterable[Unit]) -> None:
         """Note which worker holds each of some units that have arrived, None for those that have
         been lost since."""
-        wanted = list(units)
-        if any(u.future is not None and u.future.cancelled() for u in wanted):  # after it had come
-            raise restarted()
         there = self._workers.there()
-        asked = {u.key: u for u in wanted if u.holder not in there}
+        asked = {u.key: u for u in units if u.holder not in there}
         if asked:
             try:
                 held = self._client.who_has([u.future for u in asked.values()])

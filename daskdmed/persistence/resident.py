@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskdmed.core import events, live
 from daskdmed.core.waiting import explain
-from daskdmed.persistence.arrivals import Arrivals
+from daskdmed.persistence.arrivals import Arrivals, restarted
 from daskdmed.persistence.budget import Allotment
 from daskdmed.persistence.cluster import Workers, lost_connection, prepare_scheduler
 from daskdmed.persistence.plan import RotationPlan, Turn, Visit
@@ -330,8 +330,11 @@ class ResidentSet:
         for number in visits:
             self.wait([number])
             unit = self._units[number]
-            if unit.mapped is None and number not in unit.elsewhere:
-                units[number] = unit
+            if unit.mapped is not None or number in unit.elsewhere:
+                continue
+            units[number] = unit
+            if unit.future is not None and unit.future.cancelled():  # after it had come
+                raise restarted()
         self._arrivals.find_holders(units.values())
         return {number: unit.holder for number, unit in units.items()}
 

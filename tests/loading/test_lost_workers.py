@@ -109,7 +109,7 @@ def test_closing_without_workers_leaves_nothing_on_the_scheduler(cluster, client
 
 def test_after_long_without_workers_it_is_an_error(cluster, client, monkeypatch):
     monkeypatch.setattr(clusters, "WORKERLESS_LIMIT", 0.0)
-    monkeypatch.setattr("daskdmed.persistence.resident.LOOK_EVERY", 0.01)
+    monkeypatch.setattr("daskdmed.persistence.arrivals.LOOK_EVERY", 0.01)
     monkeypatch.setattr(clusters, "LOOK_EVERY", 0.01)
     with LOADERS["light"](client) as loader:
         scale(cluster, 0)
