@@ -69,18 +69,10 @@ class Host:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
         if process.returncode is None:
-            _kill(process)
+            # it alone: its workers end with it, and what counts its semaphores removes them
+            process.kill()
             process.wait()
         self._voice.end()
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """The host and its workers, which are a session of their own."""
-    with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
 
 
 _hosts: dict[tuple[int, str | None], tuple[Host, int]] = {}
@@ -167,7 +159,8 @@ def _start_shared(workers: int, dashboard: str | None, place: Meeting) -> None:
                 return
             why = "ended while they started"
         except BaseException as error:
-            _kill(process)
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # a session of its own
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired | LoaderError):
                 raise
