@@ -12,6 +12,7 @@ Not covered: starting, and who may use it (`daskdmed.persistence.hosting`,
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -28,6 +29,8 @@ ANSWER = "daskdmed-host "
 IDLE_LIMIT, UNUSED_LIMIT = 5.0, 60.0
 #: seconds between looks at who is there
 LOOK_EVERY = 0.5
+#: seconds that a worker may take to start again
+RESTART_LIMIT = 20.0
 #: seconds that closing may take
 CLOSE_LIMIT = 10.0
 #: what workers import once, for all of them
@@ -148,22 +151,27 @@ class _Replacing:
 
     def __init__(self, cluster: Any, workers: int) -> None:
         self._cluster, self._workers = cluster, workers
-        self._stood: set[Any] = set()
+        #: since when a nanny has had no worker
+        self._without: dict[Any, float] = {}
 
     def look(self) -> None:
-        """Start others in place of those that have ended for good."""
+        """Start others in place of those that have ended for good, or do not come."""
         if self._cluster.sync(self._remove):
             self._cluster.scale(self._workers)
 
     async def _remove(self) -> bool:
-        nannies = self._cluster.workers
-        ended = {n for n in nannies.values() if n.status.name in ("closed", "failed")}
-        # without a process: for a moment, while the next one is begun, or for ever
-        stand = {n for n in nannies.values() if n.process and n.process.status.name == "stopped"}
-        lost, self._stood = ended | (stand & self._stood), stand
+        nannies, now = self._cluster.workers, time.monotonic()
+        working = {worker.nanny for worker in self._cluster.scheduler.workers.values()}
+        idle = [nanny for nanny in nannies.values() if nanny.address_safe not in working]
+        self._without = {nanny: self._without.get(nanny, now) for nanny in idle}
+        lost = {
+            nanny
+            for nanny, since in self._without.items()
+            if nanny.status.name in ("closed", "failed") or now - since > RESTART_LIMIT
+        }
         for name in [name for name, nanny in nannies.items() if nanny in lost]:
             with contextlib.suppress(Exception):  # whatever it is in the middle of
-                await nannies.pop(name).close(timeout=1)
+                await asyncio.wait_for(nannies.pop(name).close(timeout=1), CLOSE_LIMIT)
         return bool(lost)
 
 
