@@ -85,7 +85,7 @@ def whole(make, count=None, **options):
         ((1, 16), (1, 8), {"policy": EachOnce(9)}),
         ((1, 16), (1, 24), {}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) or "endless" if isinstance(value, dict) else str(value),
 )
 def test_the_stream_goes_on(then, now, plan):
     """Small chunk for small chunk, from a state of the last rank."""
