@@ -4,7 +4,7 @@ Started by `daskdmed.persistence.hosting` as ``python -m daskdmed.persistence.ho
 the process that trains runs a client and nothing else, and so that nothing has to be imported
 anew there: no script needs a main guard. It answers with one line on its standard output, and
 ends when whoever started it is gone; a shared one, when nobody has been connected for a while.
-Its workers end with it, however it ends. They import no torch.
+Its workers (`daskdmed.persistence.crew`) end with it, however it ends. They import no torch.
 
 Not covered: starting, and who may use it (`daskdmed.persistence.hosting`,
 `daskdmed.persistence.meeting`).
@@ -12,7 +12,6 @@ Not covered: starting, and who may use it (`daskdmed.persistence.hosting`,
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -20,8 +19,10 @@ import signal
 import sys
 import threading
 import time
-from multiprocessing import get_all_start_methods
+from collections.abc import Iterator
 from typing import Any
+
+from daskdmed.persistence.crew import Crew
 
 #: what the line begins with that tells of the scheduler
 ANSWER = "daskdmed-host "
@@ -29,12 +30,8 @@ ANSWER = "daskdmed-host "
 IDLE_LIMIT, UNUSED_LIMIT = 5.0, 60.0
 #: seconds between looks at who is there
 LOOK_EVERY = 0.5
-#: seconds that a worker may take to start again
-RESTART_LIMIT = 20.0
 #: seconds that closing may take
 CLOSE_LIMIT = 10.0
-#: what workers import once, for all of them
-_PRELOADED = ("distributed.nanny", "daskdmed.persistence.reading", "daskdmed.loading.answers")
 
 #: of clusters that serve nothing but loaders: nothing is stolen, replicated, profiled or queued.
 #: Queuing would put milliseconds between reads; profiling and ticking wake the interpreter
@@ -62,13 +59,11 @@ def main(job: dict[str, Any]) -> None:
     if job["meeting"] is None:
         gone, started = threading.Event(), threading.Event()
         _watch_parent(gone, started)
-        with _cluster(job) as cluster:
+        with _cluster(job) as (cluster, crew):
             _answer(cluster)
             started.set()
-            replace = _Replacing(cluster, job["workers"])
             while not gone.wait(LOOK_EVERY):
-                replace.look()
-            _end_soon()
+                crew.look()
         return
     from daskdmed.persistence.meeting import Meeting
 
@@ -77,13 +72,13 @@ def main(job: dict[str, Any]) -> None:
         # not the child of whoever came first, which may end long before it
         if not mine or os.fork():
             os._exit(0)
-        with _cluster(job) as cluster:
+        with _cluster(job) as (cluster, crew):
             place.tell(cluster.scheduler_address)
-            _serve(cluster, place, _Replacing(cluster, job["workers"]), *job["limits"])
-            _end_soon()
+            _serve(cluster, place, crew, *job["limits"])
 
 
-def _cluster(job: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def _cluster(job: dict[str, Any]) -> Iterator[tuple[Any, Crew]]:
     import dask
     from distributed import LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -96,25 +91,26 @@ def _cluster(job: dict[str, Any]) -> Any:
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
     }
-    if "forkserver" in get_all_start_methods():
-        import multiprocessing
-
-        # one import for all, whose pages they share
-        multiprocessing.set_forkserver_preload(list(_PRELOADED))
-        config["distributed.worker.multiprocessing-method"] = "forkserver"
     dask.config.set(config)
     dashboard = job["dashboard"]
-    return LocalCluster(
-        n_workers=job["workers"],
-        threads_per_worker=job["threads"],
-        processes=True,
+    with LocalCluster(
+        n_workers=0,
         host="127.0.0.1",
-        memory_limit=MEMORY_LIMIT // job["workers"],
         dashboard_address=dashboard or ":0",
-        worker_dashboard_address=None,
         scheduler_kwargs={} if dashboard else {"dashboard": False},
         silence_logs=False,  # the loader's configuration says what is logged
-    )
+    ) as cluster:
+        options = {
+            "nthreads": job["threads"],
+            "memory_limit": MEMORY_LIMIT // job["workers"],
+            "host": "127.0.0.1",
+            "dashboard": False,
+        }
+        crew = Crew(cluster.scheduler_address, job["workers"], options, config)
+        crew.come(cluster.scheduler)
+        yield cluster, crew
+        _end_soon()
+    crew.close(CLOSE_LIMIT / 2)
 
 
 def _answer(cluster: Any) -> None:
@@ -146,43 +142,12 @@ def _watch_parent(gone: threading.Event, started: threading.Event) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-class _Replacing:
-    """Workers that are not restarted any more: Dask gives up one that dies while it starts."""
-
-    def __init__(self, cluster: Any, workers: int) -> None:
-        self._cluster, self._workers = cluster, workers
-        #: since when a nanny has had no worker
-        self._without: dict[Any, float] = {}
-
-    def look(self) -> None:
-        """Start others in place of those that have ended for good, or do not come."""
-        if self._cluster.sync(self._remove):
-            self._cluster.scale(self._workers)
-
-    async def _remove(self) -> bool:
-        nannies, now = self._cluster.workers, time.monotonic()
-        working = {worker.nanny for worker in self._cluster.scheduler.workers.values()}
-        idle = [nanny for nanny in nannies.values() if nanny.address_safe not in working]
-        self._without = {nanny: self._without.get(nanny, now) for nanny in idle}
-        lost = {
-            nanny
-            for nanny, since in self._without.items()
-            if nanny.status.name in ("closed", "failed") or now - since > RESTART_LIMIT
-        }
-        for name in [name for name, nanny in nannies.items() if nanny in lost]:
-            with contextlib.suppress(Exception):  # whatever it is in the middle of
-                await asyncio.wait_for(nannies.pop(name).close(timeout=1), CLOSE_LIMIT)
-        return bool(lost)
-
-
-def _serve(
-    cluster: Any, place: Any, replace: _Replacing, idle_limit: float, unused_limit: float
-) -> None:
+def _serve(cluster: Any, place: Any, crew: Crew, idle_limit: float, unused_limit: float) -> None:
     """Return when nobody wants this host, with the door locked."""
     last, limit = time.monotonic(), unused_limit
     while True:
         time.sleep(LOOK_EVERY)
-        replace.look()
+        crew.look()
         if _clients(cluster):
             last, limit = time.monotonic(), idle_limit
         elif time.monotonic() - last > limit and place.close_door():
