@@ -422,6 +422,9 @@ def prepare_scheduler(client: Client) -> None:
     big chunks would follow, and be held twice. The worker is a preference, but one that is gone
     is waited for all the same when it was the last: Dask gives a task that no worker could
     take to a new one only if that is among those named (dask/distributed#7346).
+
+    What is lost with a worker is read again by one other, and cropped there: a task that crops
+    from several big chunks would else bring them together from wherever each was read.
     """
 
     def prepare(kinds: tuple[str, ...], dask_scheduler: Any) -> None:
@@ -433,6 +436,22 @@ def prepare_scheduler(client: Client) -> None:
         kept.add(kinds[-1])
 
         class Untie(SchedulerPlugin):  # type: ignore[misc]
+            #: where what is lost is read again
+            refuge = ""
+
+            def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+                if (start, finish) == ("memory", "released"):
+                    task = dask_scheduler.tasks.get(key)
+                    if task is not None and task.prefix.name == kinds[0]:
+                        self.tie(task)
+
+            def tie(self, task: Any) -> None:
+                running = {w.address: w for w in dask_scheduler.running}
+                if running and self.refuge not in running:
+                    self.refuge = min(running, key=lambda w: len(running[w].has_what))
+                task.worker_restrictions = {self.refuge} & set(running)
+                task.loose_restrictions = True
+
             def update_graph(self, scheduler: Any, *, tasks: Any, **_: Any) -> None:
                 self.untie(scheduler, tasks)
 
@@ -447,6 +466,8 @@ def prepare_scheduler(client: Client) -> None:
                     named = task is not None and task.worker_restrictions
                     if named and task.loose_restrictions and task.prefix.name in kinds:
                         task.worker_restrictions = {w for w in named if w in scheduler.workers}
+                        if not task.worker_restrictions:
+                            self.tie(task)
 
         dask_scheduler.add_plugin(Untie(), name="daskdmed-untie", idempotent=True)
 

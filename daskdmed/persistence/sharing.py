@@ -64,7 +64,10 @@ class Sharing:
         holders = sorted(held.get(key) or ())
         for worker in holders:
             if self._known.get(worker, True):
-                machine, handles = await self._ask(worker, key)
+                try:
+                    machine, handles = await self._ask(worker, key)
+                except OSError:  # it has just been lost
+                    continue
                 self._known[worker] = machine == segments.machine()
                 if self._known[worker] and handles is not None:
                     with contextlib.suppress(NotSharedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
+import dask
 import pytest
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -51,6 +52,7 @@ def test_with_stealing_ranks_and_lost_workers(shared):
         whole = collect(loader, len(loader))
     whole = whole[: len(whole) // 2 * 2]
     with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}))
         cluster, client = stack.enter_context(tcp_cluster(3, shared=shared))
         assert "stealing" in cluster.scheduler.extensions
         record = Record(cluster.scheduler)
