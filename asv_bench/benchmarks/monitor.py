@@ -75,7 +75,7 @@ class Showing:
         self.state, self.time = LiveState(), 0.0
         for _ in range(20):
             self.hear(self.ask())
-        self.messages = [self.ask() for _ in range(130)]
+        self.messages = [self.ask() for _ in range(200)]
 
     def ask(self) -> list[dict[str, object]]:
         for loader in self.loaders:

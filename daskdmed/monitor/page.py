@@ -1,7 +1,7 @@
 """The page ``/daskdmed`` on Dask's dashboard, drawn by bokeh.
 
 A second application of bokeh beside Dask's own, on the same server, with the same theme and bar.
-Each open tab has a document that is updated once a second from the scheduler's `LiveState`, on
+Each open tab has a document that is updated every 1.5 seconds from the scheduler's `LiveState`, on
 the scheduler's event loop: columns that have not changed are not sent.
 
 Not covered: numbers, ranks, runs and the log as HTML (`daskdmed.monitor.pieces`).
@@ -44,7 +44,7 @@ from daskdmed.monitor.pieces import GREEN, INK, LINE, ORANGE, PAPER, SOFT, Palet
 from daskdmed.monitor.state import HISTORY, Cell, LiveState, ResidentSet
 
 #: milliseconds between updates of a tab
-UPDATE = 1000
+UPDATE = 1500
 #: pixels that the picture is high, and those for the title of a set
 _HEIGHT, _TITLE = 340, 24
 #: side of a cell, at most
@@ -366,7 +366,7 @@ class Page:
         )
 
     def update(self) -> None:
-        """Called once a second."""
+        """Called every `UPDATE` milliseconds."""
         for part in self._of_loaders:
             part.visible = bool(self._state.sets)
         for part in (self.words, self.cells, self.strip):
