@@ -11,6 +11,7 @@ import mmap
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ if sys.platform != "win32":
 logger = logging.getLogger("daskdmed.shared")
 
 
-class _Mapping:
+class _Mapping(ABC):
     """One segment of another process, mapped."""
 
     #: all of it, header included
@@ -39,17 +40,18 @@ class _Mapping:
         self._header = self.bytes[: HEADER.size].data
         self.start = int(self.bytes.ctypes.data)
 
+    @abstractmethod
     def _open(self, handle: Handle) -> None:
-        raise NotImplementedError
+        """Map it: sets `bytes`. OSError: it cannot be reached."""
 
     @property
     def idle(self) -> bool:
         return not self._leases
 
     @property
+    @abstractmethod
     def gone(self) -> bool:
         """Whether its owner has given the segment back, or has ended."""
-        return True
 
     def lease(self, handle: Handle) -> bool:
         """Keep the owner from writing; False when it has done so since the handle was made."""
@@ -70,9 +72,11 @@ class _Mapping:
             if not self._leases and self.pid == os.getpid():
                 self._let_go()
 
+    @abstractmethod
     def _hold(self) -> bool:
-        return True
+        """Keep the owner from writing; False while it does."""
 
+    @abstractmethod
     def _let_go(self) -> None:
         """The owner may write."""
 
@@ -145,6 +149,12 @@ class _Named(_Mapping):
     @property
     def gone(self) -> bool:
         return self.idle
+
+    def _hold(self) -> bool:
+        return True  # its owner never uses it again
+
+    def _let_go(self) -> None:
+        return
 
     def __del__(self) -> None:
         if hasattr(self, "_shared"):

@@ -134,6 +134,7 @@ class _Memfd(Segment):
             super().__init__(memory, size, (os.getpid(), self.fd))
         except BaseException:
             os.close(self.fd)
+            del self.fd  # it is not closed twice: another file may have the number by then
             raise
 
     def claim(self) -> bool:

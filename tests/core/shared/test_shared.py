@@ -216,6 +216,21 @@ def test_without_shared_memory_blocks_are_private_and_it_is_said(monkeypatch, ca
     assert "shm-size" in caplog.text
 
 
+def test_what_could_not_be_mapped_closes_no_file_of_others(monkeypatch):
+    monkeypatch.setattr(segments, "_owner", segments._Owner())
+
+    def refuse(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    closed, close = [], os.close
+    monkeypatch.setattr(segments.mmap, "mmap", refuse)
+    monkeypatch.setattr(os, "close", lambda file: (closed.append(file), close(file)))
+    monkeypatch.setattr(segments._Memfd.__del__, "__defaults__", (os.close,))
+    assert segments.handle_of(segments.Allocator(100).empty((100,), "u1")) is None
+    gc.collect()
+    assert len(closed) == 1
+
+
 def test_a_fork_does_not_unlock_what_its_parent_reads(owner):
     first = owner.ask("a", ROWS, 1)
     array = mapping.attach(first)
