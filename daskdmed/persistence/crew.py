@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from multiprocessing import get_all_start_methods
 from typing import Any
@@ -80,8 +81,12 @@ def work(address: str, options: dict[str, Any], config: dict[str, Any]) -> None:
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     dask.config.set(config)
-    asyncio.run(_work(address, options))
-    os._exit(0)  # whatever threads are still reading
+    try:
+        asyncio.run(_work(address, options))
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(0)  # whatever threads are still reading, and however it came to its end
 
 
 async def _work(address: str, options: dict[str, Any]) -> None:

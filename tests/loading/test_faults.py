@@ -128,13 +128,18 @@ def test_workers_that_are_killed(whole):
 @pytest.mark.skipif(not LONG, reason="DASKDMED_LONG_TESTS=1 runs it")
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_dasks_own_chaos(whole, mode):
+    killed = set()
+
     def begin(loader, going):
         client = loader._cluster.client
-        client.register_plugin(KillWorker("2 s", mode), name="chaos")
+        before = set(client.run(os.getpid).values())
+        client.register_plugin(KillWorker("500 ms", mode), name="chaos")
         until(lambda: not going())
+        killed.update(before - set(client.run(os.getpid, on_error="ignore").values()))
         client.unregister_worker_plugin("chaos")
 
-    each_rank({"workers": 2}, whole, begin)
+    while not killed:
+        each_rank({"workers": 2}, whole, begin)
 
 
 def second_rank(folder, connection):
