@@ -28,7 +28,7 @@ SPARE_LIMIT = 256 << 20
 #: size (edge blocks are a little smaller) share memory; pages never touched cost nothing
 _STEPS_PER_OCTAVE = 4
 #: arrays begin on a cache line: tiles are then copied into whole lines, a quarter faster
-_LINE = 64
+LINE = 64
 
 
 class _Pool:
@@ -74,22 +74,46 @@ if hasattr(os, "register_at_fork"):  # a thread that was not copied may have hel
 
 
 class _Lease:
-    """Owner of one piece of pooled memory; NumPy keeps it alive as the array's base."""
+    """Owner of one piece of pooled memory."""
 
-    __slots__ = ("__array_interface__", "_memory")
+    __slots__ = ("_memory",)
 
-    def __init__(self, memory: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, memory: Array) -> None:
         self._memory = memory
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": shape,
-            "typestr": dtype.str,
-            "data": (-(-memory.ctypes.data // _LINE) * _LINE, False),
-        }
 
     # the default argument outlives the module's globals at interpreter exit
     def __del__(self, _give: Callable[[Array], None] = _pool.give) -> None:
         _give(self._memory)
+
+
+class _Held:
+    """What NumPy keeps alive as the base of an array over memory of an owner."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, owner: object, interface: dict[str, Any]) -> None:
+        self._owner = owner
+        self.__array_interface__ = interface
+
+
+def over(
+    owner: object,
+    first: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    strides: tuple[int, ...] | None = None,
+    *,
+    writable: bool = True,
+) -> Array:
+    """An array over memory from an address on; its owner is kept as long as any view of it."""
+    interface = {"version": 3, "shape": shape, "typestr": dtype, "strides": strides}
+    return np.asarray(_Held(owner, {**interface, "data": (first, not writable)}))
+
+
+def rounded(nbytes: int, least: int = 1) -> int:
+    """A size that is shared by sizes a little smaller, a multiple of `least`."""
+    step = max((1 << (nbytes.bit_length() - 1)) // _STEPS_PER_OCTAVE, least)
+    return -(-nbytes // step) * step
 
 
 def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
@@ -105,9 +129,9 @@ def empty(shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
     nbytes = count * kind.itemsize
     if nbytes < SMALLEST or kind.hasobject:
         return np.empty(tuple(shape), kind)
-    step = (1 << (nbytes.bit_length() - 1)) // _STEPS_PER_OCTAVE
-    memory = _pool.take(-(-nbytes // step) * step + _LINE)
-    return np.asarray(_Lease(memory, tuple(int(s) for s in shape), kind))
+    memory = _pool.take(rounded(nbytes) + LINE)
+    first = -(-memory.ctypes.data // LINE) * LINE
+    return over(_Lease(memory), first, tuple(int(s) for s in shape), kind.str)
 
 
 def spare_bytes() -> int:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.shared import segments
@@ -107,7 +108,7 @@ class Job:
     def nbytes(self) -> int:
         """About what it brings, in bytes; each array begins on a cache line."""
         return sum(
-            math.prod((*region.shape, *view.channel_shape)) * view.dtype.itemsize + segments.LINE
+            math.prod((*region.shape, *view.channel_shape)) * view.dtype.itemsize + buffers.LINE
             for view, region in self._parts()
         )
 

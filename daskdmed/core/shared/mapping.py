@@ -12,10 +12,12 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from daskdmed.core import buffers
 from daskdmed.core.shared.segments import HEADER, Handle, machine
 from daskdmed.core.types import Array
 
@@ -163,17 +165,12 @@ class _Named(_Mapping):
 
 
 class _Lease:
-    """What NumPy keeps as the base of a mapped array; the lock ends with it."""
+    """The owner's lock, held until the array and its views are gone."""
 
-    def __init__(self, mapping: _Mapping, handle: Handle) -> None:
+    __slots__ = ("_mapping",)
+
+    def __init__(self, mapping: _Mapping) -> None:
         self._mapping = mapping
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": handle.shape,
-            "strides": handle.strides,
-            "typestr": handle.dtype,
-            "data": (mapping.start + handle.offset, True),
-        }
 
     def __del__(self) -> None:
         self._mapping.end_lease()
@@ -219,7 +216,8 @@ def attach(handle: Handle) -> Array | None:
             if not found.lease(handle):
                 return None
             _mappings[handle.address] = found
-    return np.asarray(_Lease(found, handle))
+    lease, first = _Lease(found), found.start + handle.offset
+    return buffers.over(lease, first, handle.shape, handle.dtype, handle.strides, writable=False)
 
 
 def _refuse(error: Exception) -> None:
@@ -239,15 +237,16 @@ def _refuse(error: Exception) -> None:
 
 def prune() -> None:
     """Forget mappings that nobody uses and whose segments were given back."""
-    with _lock:
-        for address, mapping in list(_mappings.items()):
-            if mapping.idle and mapping.gone:
-                del _mappings[address]
+    _forget(lambda mapping: mapping.gone)
 
 
 def clear() -> None:
     """Forget mappings that nobody uses."""
+    _forget(lambda mapping: True)
+
+
+def _forget(which: Callable[[_Mapping], bool]) -> None:
     with _lock:
         for address, mapping in list(_mappings.items()):
-            if mapping.idle:
+            if mapping.idle and which(mapping):
                 del _mappings[address]

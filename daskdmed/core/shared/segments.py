@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.core import buffers
+from daskdmed.core.buffers import LINE
 from daskdmed.core.types import Array
 
 if sys.platform != "win32":
@@ -32,12 +33,8 @@ logger = logging.getLogger("daskdmed.shared")
 
 #: bytes before the first array: who this is (see `Handle.nonce`), and how often it was used
 HEADER = struct.Struct("<QQ")
-#: arrays begin on cache lines
-LINE = 64
 #: bytes of segments that wait for their next use
 SPARE_LIMIT = 256 << 20
-#: sizes are rounded up to this many steps per power of two; pages never touched cost nothing
-_STEPS_PER_OCTAVE = 4
 
 
 class Handle(NamedTuple):
@@ -201,7 +198,7 @@ class _Owner:
 
     def take(self, nbytes: int) -> Segment | None:
         """A segment with room for so many bytes; None where the system has none to give."""
-        size = _rounded(nbytes + HEADER.size)
+        size = buffers.rounded(nbytes + HEADER.size, mmap.PAGESIZE)
         kind = _kind()
         with self._lock:
             for spare in self._spare:
@@ -256,11 +253,6 @@ class _Owner:
             return sum(s.size for s in (*self._live.values(), *self._spare))
 
 
-def _rounded(nbytes: int) -> int:
-    step = max((1 << (nbytes.bit_length() - 1)) // _STEPS_PER_OCTAVE, mmap.PAGESIZE)
-    return -(-nbytes // step) * step
-
-
 _owner = _Owner()
 
 
@@ -284,21 +276,6 @@ class _Use:
 
     def __del__(self) -> None:
         self._owner.give(self.segment)
-
-
-class _Part:
-    """What NumPy keeps as the base of an array in a segment."""
-
-    __slots__ = ("__array_interface__", "_use")
-
-    def __init__(self, use: _Use, first: int, shape: tuple[int, ...], dtype: str) -> None:
-        self._use = use
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": shape,
-            "typestr": dtype,
-            "data": (first, False),
-        }
 
 
 class Allocator:
@@ -331,7 +308,7 @@ class Allocator:
             self._next = LINE
         first = use.segment.start + self._next
         self._next += -(-nbytes // LINE) * LINE
-        return np.asarray(_Part(use, first, extents, kind.str))
+        return buffers.over(use, first, extents, kind.str)
 
     def own(self, array: Array) -> Array:
         """The array itself where it lies in shared memory, else a copy that does."""
