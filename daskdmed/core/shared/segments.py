@@ -1,7 +1,7 @@
 """Shared memory as its owner sees it: arrays in segments, and handles of them for others.
 
 A segment is recycled when its last array here is gone and nobody maps it under a lock: fresh
-pages cost ten times as much as filling used ones. Each use raises its generation, so that a
+pages cost much more than filling used ones. Each use raises its generation, so that a
 handle of the one before leads nowhere.
 """
 
