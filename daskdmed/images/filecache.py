@@ -28,8 +28,8 @@ DEFAULT_LIMIT = 128
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """What an open reader is known by; `image` is one of several in the file, "" the usual one, or
-    the text of `VolumeOptions`."""
+    """What an open reader is known by; `image` is the text of `SlideOptions` or
+    `VolumeOptions`, "" where nothing is unusual."""
 
     uri: str
     backend: str
@@ -172,12 +172,10 @@ class FileCache:
 
 def open_reader(key: FileKey) -> Reader:
     """Open a file again, making sure that it is still the same."""
-    from daskdmed.images.protocols import VolumeOptions
-    from daskdmed.images.registry import fingerprint_of, get_backend, kind_of, open_image
+    from daskdmed.images.registry import fingerprint_of, get_backend, open_image, options_of
 
     backend = get_backend(key.backend)
-    is_volume = kind_of(backend) == "volume"
-    what = VolumeOptions.parse(key.image) if is_volume else key.image
+    what = options_of(backend, key.image)
     found = fingerprint_of(backend, key.uri, what)
     if found != key.fingerprint:
         raise ImageError.of(

@@ -33,6 +33,46 @@ class LevelInfo:
     downsample: tuple[float, ...]
 
 
+class ChannelInfo(str):
+    """One channel: its name, as text, with what the file says of it.
+
+    `color` is six hexadecimal digits like "00B4D8", "" where the file does not say. `wavelength`
+    and `excitation` are what it emits and is excited by, in nanometers. `window` are the values
+    that are shown darkest and brightest.
+    """
+
+    color: str
+    wavelength: float | None
+    excitation: float | None
+    window: tuple[float, float] | None
+
+    def __new__(
+        cls,
+        name: str = "",
+        color: str = "",
+        wavelength: float | None = None,
+        excitation: float | None = None,
+        window: tuple[float, float] | None = None,
+    ) -> ChannelInfo:
+        made = super().__new__(cls, name)
+        made.color, made.wavelength, made.excitation = color, wavelength, excitation
+        made.window = window
+        return made
+
+    @property
+    def name(self) -> str:
+        """The name alone."""
+        return str(self)
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """All that it says, in the order of its arguments."""
+        return self.name, self.color, self.wavelength, self.excitation, self.window
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.facts
+
+
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
     """What is known of a slide once it is open. Small, picklable."""
@@ -56,6 +96,15 @@ class SlideInfo:
     associated: tuple[str, ...] = ()
     #: names of all images of the file, when it holds several that may be the slide
     images: tuple[str, ...] = ()
+    #: one per channel, where the file says something of them
+    channels: tuple[ChannelInfo, ...] = ()
+    #: names of the focal planes and time points of the image, when it has several: "z=0", "t=2",
+    #: "z=3,t=2"
+    planes: tuple[str, ...] = ()
+    #: the one of them that is read
+    plane: str = ""
+    #: whether the file says that its values are labels, which have no mean
+    is_labels: bool = False
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -89,6 +138,36 @@ class VolumeInfo(SlideInfo):
         """What parts that cannot be read are filled with: the background, or 0 without one."""
         known = self.background or (0,) * self.levels[0].shape[-1]
         return np.asarray(known, self.numpy_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideOptions:
+    """Which image of a file, and which plane of it, as `daskdmed.open_slide` is told; "" the usual.
+
+    False when nothing was said.
+    """
+
+    #: number or name
+    image: str = ""
+    #: number among `SlideInfo.planes`, or a text like "z=3", "t=2" or "z=3,t=2"
+    plane: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.image or self.plane)
+
+    @property
+    def text(self) -> str:
+        """Everything that is not as usual, as text: "" when nothing is, the name of an image as it
+        is. The inverse of `parse`."""
+        if not self.plane and not self.image.startswith("{"):
+            return self.image
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps({name: v for name, v in said.items() if v}, sort_keys=True)
+
+    @classmethod
+    def parse(cls, text: str) -> SlideOptions:
+        """Of a `text`."""
+        return cls(**json.loads(text)) if text.startswith("{") else cls(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +261,10 @@ class Backend(Protocol):
     """Opens one family of files.
 
     One that knows several images in a file also has ``open_image(uri, image)``, which opens that
-    of a name or number, both as str (`daskdmed.images.readers.choose_image`).
+    of a name or number, both as str (`daskdmed.images.readers.choose_image`). One that knows focal
+    planes or time points too has ``open_slide(uri, options)`` with `SlideOptions` instead, and
+    says in `SlideInfo` which `planes` there are (`daskdmed.images.readers.choose_planes`). A reader
+    whose file may hold a colour profile has ``icc_profile() -> bytes | None``.
 
     One of volumes has ``kind = "volume"``, gives readers whose `info` is a `VolumeInfo`, and has
     ``open_volume(uri, options)`` with `VolumeOptions` in the place of `open`; its `fingerprint`

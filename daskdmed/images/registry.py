@@ -26,12 +26,14 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
-from daskdmed.images.protocols import Backend, Reader, VolumeOptions
+from daskdmed.images.protocols import Backend, Reader, SlideOptions, VolumeOptions
 from daskdmed.images.source import FinalError, fingerprint
 
 _log = logging.getLogger("daskdmed.images")
-#: what is opened of a file: an image by name or number, "" the usual one; or a volume
-What: TypeAlias = str | VolumeOptions
+#: what is opened of a file
+What: TypeAlias = SlideOptions | VolumeOptions
+#: what nobody says anything of
+USUAL = SlideOptions()
 GROUP = "daskdmed.readers"
 _BUILT_IN = {
     "tiff": "daskdmed.images.tiff:TiffBackend",
@@ -109,7 +111,7 @@ def candidates(uri: str, kind: str = "slide") -> list[tuple[str, Backend]]:
     return [(name, backend) for _, name, backend in sorted(found, key=lambda f: f[:2])]
 
 
-def choose_backend(uri: str, what: What = "") -> tuple[str, Reader]:
+def choose_backend(uri: str, what: What = USUAL) -> tuple[str, Reader]:
     """The registered name and the open reader of the first backend that can open a file.
 
     The error of the first that knows the format counts; where none does, the message gives each
@@ -194,6 +196,11 @@ def _try_out(reader: Reader, uri: str) -> None:
         raise UnsupportedImageError.of(uri, cause) from exc
 
 
+def options_of(backend: Backend, text: str) -> What:
+    """What was said of a slide or volume of this backend, from its text."""
+    return (VolumeOptions if kind_of(backend) == "volume" else SlideOptions).parse(text)
+
+
 def open_image(backend: Backend, uri: str, what: What) -> Reader:
     """Open a file, or one of the images in it, with a backend."""
     if isinstance(what, VolumeOptions) != (kind_of(backend) == "volume"):
@@ -203,25 +210,37 @@ def open_image(backend: Backend, uri: str, what: What) -> Reader:
         )
     if not what:
         return backend.open(uri)
-    name = "open_volume" if isinstance(what, VolumeOptions) else "open_image"
+    name = "open_volume" if isinstance(what, VolumeOptions) else "open_slide"
     opener: Callable[[str, What], Reader] | None = getattr(backend, name, None)
+    if opener is not None:
+        return opener(uri, what)
+    return _open_named(backend, uri, what)
+
+
+def _open_named(backend: Backend, uri: str, what: What) -> Reader:
+    """With a backend that knows no planes, and perhaps no images."""
+    opener: Callable[[str, str], Reader] | None = getattr(backend, "open_image", None)
+    for option in ("plane", "image"):
+        value = getattr(what, option, "")
+        if value and (option == "plane" or opener is None):
+            raise UnsupportedImageError.of(
+                uri,
+                f"the backend {backend.name!r} knows one {option} per file, {option}={value!r} is "
+                f"none of it; leave {option}= away",
+            )
     if opener is None:
-        raise UnsupportedImageError.of(
-            uri,
-            f"the backend {backend.name!r} knows one image per file, image={what!r} is "
-            "none of it; leave image= away",
-        )
-    return opener(uri, what)
+        raise UnsupportedImageError.of(uri, f"the backend {backend.name!r} does not take {what}")
+    return opener(uri, getattr(what, "image", ""))
 
 
-def open_with(uri: str, backend: str | None, what: What = "") -> tuple[str, Reader]:
+def open_with(uri: str, backend: str | None, what: What = USUAL) -> tuple[str, Reader]:
     """Open a file with a named backend, or with the first that can."""
     if backend is None:
         return choose_backend(uri, what)
     return backend, open_image(get_backend(backend), uri, what)
 
 
-def fingerprint_of(backend: Backend, uri: str, what: What = "") -> str:
+def fingerprint_of(backend: Backend, uri: str, what: What = USUAL) -> str:
     """A backend's fingerprint of a file; of volumes also of which files are meant."""
     also: tuple[Any, ...] = (what,) if isinstance(what, VolumeOptions) else ()
     return backend.fingerprint(uri, *also)

@@ -14,6 +14,7 @@ import logging
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
 from daskdmed.images.filecache import FileKey, OfFile, cache
-from daskdmed.images.protocols import LevelInfo, SlideInfo
+from daskdmed.images.protocols import ChannelInfo, LevelInfo, SlideInfo, SlideOptions
 from daskdmed.images.registry import get_backend, open_with
 from daskdmed.images.source import normalize_uri
 from daskdmed.images.view import SlideView, make_view
@@ -41,7 +42,11 @@ _THUMBNAIL_HTML = 192
 
 
 def open_slide(
-    uri: PathLike, *, backend: str | None = None, image: int | str | None = None
+    uri: PathLike,
+    *,
+    backend: str | None = None,
+    image: int | str | None = None,
+    plane: int | str | None = None,
 ) -> Slide:
     """Open a slide.
 
@@ -54,6 +59,10 @@ def open_slide(
     image : int or str, optional
         Number or name of one of several images in the file, see `Slide.images`. Default: the
         scan, which is the one with most pixels unless that is an overview.
+    plane : int or str, optional
+        A focal plane or time point of a stack: its number among `Slide.planes`, or "z=3", "t=2",
+        "z=3,t=2", counted from 0. Default: the plane in focus where the file says it, else the
+        first; which one is in the log (``daskdmed.images``).
 
     Returns
     -------
@@ -79,11 +88,13 @@ def open_slide(
     (2220, 2967)
     """
     path = normalize_uri(uri)
-    chosen = "" if image is None else str(image)
-    name, reader = open_with(path, backend, chosen)
+    options = SlideOptions(*("" if said is None else str(said) for said in (image, plane)))
+    name, reader = open_with(path, backend, options)
     try:
-        key = FileKey(path, name, get_backend(name).fingerprint(path), chosen)
         info = reader.info
+        if options.plane and info.plane:  # one name for what can be said in several ways
+            options = replace(options, plane=info.plane)
+        key = FileKey(path, name, get_backend(name).fingerprint(path), options.text)
     except BaseException:
         reader.close()
         raise
@@ -228,6 +239,36 @@ class Slide(OfFile):
     def images(self) -> tuple[str, ...]:
         """Names of the images in the file, when it holds several: ``image=`` of `open_slide`."""
         return self.info.images
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of the focal planes and time points, when there are several: ``plane=`` of
+        `open_slide`."""
+        return self.info.planes
+
+    @property
+    def plane(self) -> str:
+        """The one of `planes` that is read; "" where the image is one plane."""
+        return self.info.plane
+
+    @property
+    def channels(self) -> tuple[ChannelInfo, ...] | None:
+        """Names of the channels, each with its `color`, `wavelength` and `excitation` where the
+        file has them; None where it names none, as of RGB."""
+        return self.info.channels or None
+
+    @property
+    def is_labels(self) -> bool:
+        """Whether the file says that its values are labels."""
+        return self.info.is_labels
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The ICC colour profile in the file, read on access; None when it holds none."""
+        with cache.lease(self.key) as reader:
+            read = getattr(reader, "icc_profile", None)
+            found: bytes | None = None if read is None else read()
+        return found
 
     def with_mpp(self, mpp: float | tuple[float, float]) -> Slide:
         """The same slide with its level-0 resolution, micrometers per pixel (x, y), given by the
