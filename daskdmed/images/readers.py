@@ -6,15 +6,24 @@ Not covered here: how any format is read, and the choice of a backend for a file
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from daskdmed.core.buffers import empty
-from daskdmed.core.errors import GeometryError, ImageError, ResolutionError, TileError, UsageError
+from daskdmed.core.errors import (
+    GeometryError,
+    ImageError,
+    ResolutionError,
+    TileError,
+    UsageError,
+    listing,
+)
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import FailedTile
@@ -83,6 +92,54 @@ def choose_image(
     finest = min((s for i in scans if (s := spacing[i])), default=0.0)
     likely = [i for i in scans if (spacing[i] or finest) <= _OVERVIEW * finest]
     return max(likely, key=lambda i: pixels[i])
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """The planes of a stack: the `names` of all, that of the one that is read, and where it lies
+    along each axis, by the axis's letter."""
+
+    names: tuple[str, ...] = ()
+    name: str = ""
+    at: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose_planes(
+    uri: str, plane: str, axes: Mapping[str, int], usual: Mapping[str, int]
+) -> Planes:
+    """Which plane of a stack is meant: the number or name asked for, else the `usual` one.
+
+    `axes` are the extents along those that are neither channels nor y and x, by their letters; a
+    name says where it lies along each longer than 1, "z=3,t=2". Of a name that leaves an axis out
+    the usual plane along that one.
+    """
+    long = {letter: n for letter, n in axes.items() if n > 1}
+    # z runs fastest, and is named first
+    order = sorted(long, key=lambda letter: (letter != "z", letter != "t", letter))
+    places = [p[::-1] for p in itertools.product(*(range(long[a]) for a in reversed(order)))]
+    names = [_plane_name(dict(zip(order, place, strict=True))) for place in places if order]
+    if not plane or (plane == "0" and not names):
+        at = {letter: usual.get(letter, 0) for letter in axes}
+    elif plane.isdecimal() and int(plane) < len(names):
+        at = dict.fromkeys(axes, 0) | dict(zip(order, places[int(plane)], strict=True))
+    else:
+        said = _parsed_plane(plane)
+        if said is None or any(not 0 <= n < axes.get(a, 0) for a, n in said.items()):
+            raise UsageError(f"{uri} has no plane={plane!r}; there are {listing(names) or 'none'}")
+        at = {letter: said.get(letter, usual.get(letter, 0)) for letter in axes}
+    return Planes(tuple(names), _plane_name({a: at[a] for a in order}), at)
+
+
+def _plane_name(at: Mapping[str, int]) -> str:
+    return ",".join(f"{letter}={number}" for letter, number in at.items())
+
+
+def _parsed_plane(text: str) -> dict[str, int] | None:
+    """Positions by the letters of axes of "z=3,t=2"; None where it is no such text."""
+    parts = [part.strip().partition("=") for part in text.lower().split(",")]
+    if not all(sep and number.strip().isdecimal() for _, sep, number in parts):
+        return None
+    return {letter.strip(): int(number) for letter, _, number in parts}
 
 
 def say_choice(uri: str, chosen: str, others: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ImageError, UsageError
+from daskdmed.core.errors import GeometryError, ImageError, UsageError, listing
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
@@ -99,7 +99,17 @@ def open_slide(
         reader.close()
         raise
     cache.put(key, reader)
+    _say_plane(path, info, "" if plane is None else str(plane))
     return Slide(key, info)
+
+
+def _say_plane(uri: str, info: SlideInfo, said: str) -> None:
+    """Tell which plane of a stack is read, where the user did not say it, or in part."""
+    axes = info.plane.count("=")
+    if info.plane and not (said.isdecimal() or said.count("=") == axes):
+        whole = "; open_volume, or Record(..., spatial_ndim=3), reads all z" * ("z=" in info.plane)
+        named = listing(info.planes) + whole
+        _log.warning("%s: reads the plane %r; plane= chooses, of %s", uri, info.plane, named)
 
 
 def open_slides(

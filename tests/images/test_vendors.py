@@ -42,7 +42,7 @@ def test_of_hamamatsus_focal_planes_the_one_in_focus_is_read(
     assert min(errors, key=errors.get) == min(offsets, key=abs)
     if 0 in offsets:  # else OpenSlide has no level at all
         same_pixels(slide, openslide.OpenSlide(str(path)), 1)
-    assert f"of the {len(offsets)} along 'Z'" in caplog.text
+    assert f"reads the plane {slide.plane!r}" in caplog.text
 
 
 def test_an_overview_with_more_pixels_than_the_scan_is_not_the_slide(make, tmp_path):

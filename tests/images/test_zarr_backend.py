@@ -132,15 +132,6 @@ def test_one_time_point_and_one_plane_are_an_image(tmp_path):
     assert np.array_equal(whole(reader), image[0, :, 0].transpose(1, 2, 0))
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 1, 64, 64), "t"), ((1, 3, 5, 64, 64), "z")])
-def test_volumes_and_series_are_refused_with_the_remedy(tmp_path, shape, axis):
-    uri, _ = write_ome(tmp_path / "a.zarr", [noise(*shape)], "tczyx")
-    with pytest.raises(
-        UnsupportedImageError, match=rf"axis {axis} .*Record\((\.\.\., spatial_ndim|array)="
-    ):
-        BACKEND.open(uri)
-
-
 def test_channels_of_omero(tmp_path):
     channels = [
         {"label": "DAPI", "color": "0000FF", "window": {"min": 0, "max": 255}},

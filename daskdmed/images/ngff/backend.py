@@ -4,7 +4,7 @@ Takes a local directory, a zip file, or any URL that fsspec opens (``s3://``, ``
 ``memory://``), Zarr v2 and v3, sharded or not. Chunks that were never written hold the
 fill value, as the format has it. What the metadata mean is in `daskdmed.images.ngff.planes`,
 where the bytes come from in `daskdmed.images.ngff.storage`. Not covered: writing (see
-`daskdmed.store`), volumes and time series.
+`daskdmed.store`), and volumes (`daskdmed.images.ngff.volume`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.ngff.planes import read_pyramid
 from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
+from daskdmed.images.protocols import SlideOptions
 from daskdmed.images.readers import BaseReader
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ class ZarrBackend:
         return looks_like_zarr(uri)
 
     def open(self, uri: str) -> Reader:
-        return self.open_image(uri, "")
+        return self.open_slide(uri, SlideOptions())
 
-    def open_image(self, uri: str, image: str) -> Reader:
-        """One of the images that bioformats2raw writes into one group, by number or name."""
+    def open_slide(self, uri: str, options: SlideOptions) -> Reader:
+        """One of the images that bioformats2raw writes into one group, in one plane of it."""
         store = open_store(uri)
         try:
-            return ZarrReader(uri, store, image)
+            return ZarrReader(uri, store, options)
         except BaseException:
             store.close()
             raise
@@ -55,10 +56,10 @@ class ZarrBackend:
 class ZarrReader(BaseReader):
     """An open Zarr image. Reads from any number of threads."""
 
-    def __init__(self, uri: str, store: Any, image: str = "") -> None:
+    def __init__(self, uri: str, store: Any, options: SlideOptions) -> None:
         super().__init__(uri)
         self._store = store
-        self._pyramid = read_pyramid(uri, open_node(uri, store), image)
+        self._pyramid = read_pyramid(uri, open_node(uri, store), options)
         self.info = self._pyramid.info
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:

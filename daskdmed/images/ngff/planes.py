@@ -2,8 +2,7 @@
 
 OME-Zarr multiscales (Zarr v2 and v3), plain arrays, and plain groups of arrays. A plane is an
 array with the positions of its y, x and channel axes. Not covered: what the metadata mean
-(`daskdmed.images.ngff.metadata`), labels, plates and wells, images with more than one time
-point or z plane (these are arrays for Dask, not slides).
+(`daskdmed.images.ngff.metadata`), labels, plates and wells.
 """
 
 from __future__ import annotations
@@ -23,9 +22,15 @@ from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, Usage
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of
+from daskdmed.images.ngff.stack import Stack
 from daskdmed.images.ngff.storage import metadata_error
-from daskdmed.images.protocols import LevelInfo, SlideInfo
-from daskdmed.images.readers import choose_image, level_infos, level_properties, say_choice
+from daskdmed.images.protocols import LevelInfo, SlideInfo, SlideOptions
+from daskdmed.images.readers import (
+    choose_image,
+    level_infos,
+    level_properties,
+    say_choice,
+)
 
 logger = logging.getLogger("daskdmed.images")
 
@@ -42,13 +47,14 @@ _AS_ARRAY = "open it as a Dask array (dask.array.from_zarr) and use Record(array
 @dataclass(frozen=True, slots=True)
 class Plane:
     """A Zarr array, `path` in its hierarchy ("" for the root), seen as (y, x, c): where these axes
-    are among its own. Every other axis has extent 1."""
+    are among its own. `at` is the position along the others, of which it is read at one."""
 
     array: Any
     path: str
     y: int
     x: int
     c: int | None
+    at: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,7 +89,7 @@ class Plane:
         return rows * max(_BESIDE // each, 1), self.shape[1]
 
     def _read(self, region: Region, out: Array) -> None:
-        selection: list[int | slice] = [0] * self.array.ndim
+        selection: list[int | slice] = list(self.at or (0,) * self.array.ndim)
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
         if self.c is not None:
@@ -110,23 +116,29 @@ class Pyramid:
     info: SlideInfo
 
 
-def read_pyramid(uri: str, node: Any, image: str = "") -> Pyramid:
-    """Interpret a Zarr group or array; an error where it holds no single 2-D image."""
+def read_pyramid(uri: str, node: Any, options: SlideOptions) -> Pyramid:
+    """Interpret a Zarr group or array; an error where it holds no image."""
+    image, plane = options.image, options.plane
     try:
         if not hasattr(node, "members"):
             _check_single(uri, image)
-            only = _plane(uri, node, "", _named_axes(node))
-            return _assemble(uri, (only,), {}, None)
+            names = _named_axes(node)
+            stack = Stack.of(uri, plane, node, names)
+            only = _plane(uri, node, "", names, stack)
+            return _assemble(uri, (only,), {}, None, stack=stack)
         node, images = image_group(uri, node, image)
         own = own_facts(uri, node)
         associated = _associated(uri, node)
         described = Multiscale.parse(node.attrs.asdict())
         if described is None:
+            Stack.of(uri, plane)
             return _assemble(uri, _plain_levels(uri, node), associated, None)
-        planes = tuple(_ome_levels(uri, node, described))
-        return _assemble(uri, planes, associated, described, own, images)
+        first = child(uri, node, described.levels[0].path, "the array of level 0")
+        stack = Stack.of(uri, plane, first, _axes_of(described))
+        planes = tuple(_ome_levels(uri, node, described, stack))
+        return _assemble(uri, planes, associated, described, own, images, stack)
     except MALFORMED as error:
-        if image and isinstance(error, UsageError):
+        if options and isinstance(error, UsageError):
             raise
         raise CorruptImageError.of(
             uri,
@@ -205,9 +217,15 @@ def child(uri: str, group: Any, path: str, what: str) -> Any:
         raise metadata_error(uri, f"{what}, {path!r},", error) from error
 
 
-def _ome_levels(uri: str, group: Any, image: Multiscale) -> Iterator[Plane]:
-    # the type counts more than the name
-    names = ["c" if axis.type == "channel" else axis.name for axis in image.axes]
+def _axes_of(image: Multiscale) -> list[str]:
+    """Names of axes, of which the type counts more than the name."""
+    return ["c" if axis.type == "channel" else axis.name for axis in image.axes]
+
+
+def _ome_levels(
+    uri: str, group: Any, image: Multiscale, stack: Stack | None = None
+) -> Iterator[Plane]:
+    names = _axes_of(image)
     for i, level in enumerate(image.levels):
         array = child(uri, group, level.path, f"the array of level {i}")
         if not hasattr(array, "chunks"):
@@ -218,7 +236,7 @@ def _ome_levels(uri: str, group: Any, image: Multiscale) -> Iterator[Plane]:
                 f"level {i}, {level.path!r}, has {array.ndim} dimensions, the metadata name "
                 f"the axes {names}",
             )
-        yield _plane(uri, array, level.path, names)
+        yield _plane(uri, array, level.path, names, stack)
 
 
 def _plain_levels(uri: str, group: Any) -> tuple[Plane, ...]:
@@ -279,7 +297,9 @@ def _named_axes(array: Any) -> list[str]:
     return [f"axis {i}" for i in range(array.ndim)]
 
 
-def _plane(uri: str, array: Any, path: str, names: Sequence[str]) -> Plane:
+def _plane(
+    uri: str, array: Any, path: str, names: Sequence[str], stack: Stack | None = None
+) -> Plane:
     """Check one array and find its axes."""
     what = f"{uri}: array {path!r}, shape {array.shape}, axes {', '.join(names)}"
     if not {"y", "x"} <= set(names):
@@ -289,7 +309,7 @@ def _plane(uri: str, array: Any, path: str, names: Sequence[str]) -> Plane:
             uri=uri,
         )
     for name, extent in zip(names, array.shape, strict=True):
-        if name not in ("y", "x", "c") and extent != 1:
+        if name not in ("y", "x", "c") and extent != 1 and stack is None:
             raise UnsupportedImageError(
                 f"{what}: axis {name} has extent {extent}, a slide has one plane; "
                 f"{_AS_VOLUME if name == 'z' else _AS_ARRAY}",
@@ -310,7 +330,8 @@ def _plane(uri: str, array: Any, path: str, names: Sequence[str]) -> Plane:
             uri=uri,
         )
     c = names.index("c") if "c" in names else None
-    return Plane(array, path, names.index("y"), names.index("x"), c)
+    at = () if stack is None else stack.position(names, array.shape)
+    return Plane(array, path, names.index("y"), names.index("x"), c, at)
 
 
 def _associated(uri: str, group: Any) -> dict[str, Plane]:
@@ -346,6 +367,7 @@ def _assemble(
     image: Multiscale | None,
     own: Mapping[str, Any] | None = None,
     images: tuple[str, ...] = (),
+    stack: Stack | None = None,
 ) -> Pyramid:
     """Put levels and facts together, largest level first; `image` where OME-Zarr describes it."""
     planes = tuple(sorted(planes, key=lambda p: -p.shape[0] * p.shape[1]))
@@ -376,6 +398,8 @@ def _assemble(
         properties=properties,
         associated=tuple(sorted(associated)),
         images=images,
+        planes=() if stack is None else stack.planes.names,
+        plane="" if stack is None else stack.planes.name,
     )
     planes = tuple(dataclasses.replace(p, array=with_fill(p.array, background)) for p in planes)
     return Pyramid(planes, dict(associated), info)

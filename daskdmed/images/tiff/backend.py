@@ -15,7 +15,7 @@ from daskdmed.core.errors import DaskdmedError, ImageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images import source as sources
-from daskdmed.images.protocols import SlideInfo
+from daskdmed.images.protocols import SlideInfo, SlideOptions
 from daskdmed.images.readers import BaseReader, level_infos, level_properties, number_text
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
@@ -97,13 +97,13 @@ class TiffBackend:
         return looks_like_tiff(uri)
 
     def open(self, uri: str) -> TiffReader:
-        return self.open_image(uri, "")
+        return self.open_slide(uri, SlideOptions())
 
-    def open_image(self, uri: str, image: str) -> TiffReader:
-        """One of the images (series) that a file holds, by number or name."""
+    def open_slide(self, uri: str, options: SlideOptions) -> TiffReader:
+        """One of the images (series) that a file holds, in one plane of it."""
         source = sources.open_source(uri)
         try:
-            return TiffReader(source, parse(source, image))
+            return TiffReader(source, parse(source, options))
         except BaseException as exc:
             source.close()
             if isinstance(exc, DaskdmedError) or not isinstance(exc, Exception):
@@ -141,4 +141,6 @@ def make_info(index: TiffIndex) -> SlideInfo:
         properties=dict(sorted(properties.items())),
         associated=tuple(sorted(index.associated)),
         images=index.images,
+        planes=index.planes.names,
+        plane=index.planes.name,
     )

@@ -10,9 +10,7 @@ Not covered: vendor metadata (`daskdmed.images.tiff.vendors`) and decoding.
 from __future__ import annotations
 
 import logging
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,18 +24,16 @@ from daskdmed.core.errors import (
     DaskdmedError,
     ImageError,
     UnsupportedImageError,
-    listing,
 )
-from daskdmed.images.readers import say_choice
-from daskdmed.images.source import FinalError, Source
-from daskdmed.images.tiff import ifd, leica, metadata, vendors
+from daskdmed.images.protocols import SlideOptions
+from daskdmed.images.readers import Planes, say_choice
+from daskdmed.images.source import Source
+from daskdmed.images.tiff import ifd, leica, metadata, stack, vendors
 from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
 from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
 _log = logging.getLogger("daskdmed.images")
-#: planes along an axis without a name that are channels; a stack of more is none of channels
-MAX_CHANNELS = 256
 #: rows of the virtual strips that a long uncompressed strip is cut into
 _VIRTUAL_ROWS = 256
 
@@ -66,12 +62,13 @@ class TiffIndex:
     metadata: Metadata
     associated: dict[str, LevelPlan] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    planes: Planes = field(default_factory=Planes)
 
 
-def parse(source: Source, image: str = "") -> TiffIndex:
+def parse(source: Source, options: SlideOptions) -> TiffIndex:
     """Read the structure of a TIFF file; a broken one is found before memory is spent on it."""
     with opened(source) as tif:
-        return _parse(tif, source, image)
+        return _parse(tif, source, options)
 
 
 @contextmanager
@@ -94,21 +91,22 @@ def opened(source: Source) -> Iterator[Any]:
         handle.close()
 
 
-def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
+def _parse(tif: Any, source: Source, options: SlideOptions) -> TiffIndex:
     series = vendors.all_series(tif)
     if not series:
         raise UnsupportedImageError.of(source.uri, "the TIFF file holds no image")
     scans = vendors.scans(series)
-    main = vendors.main_series(source.uri, scans, metadata.ome_spacing(tif), image)
+    main = vendors.main_series(source.uri, scans, metadata.ome_spacing(tif), options.image)
     vendors.check_readable(tif, main, source.uri)
     more = vendors.more_levels(main, series)
-    stages = _ordered([_planes(level, source) for level in (*main.levels, *more)])
+    planes = stack.choose(main, options.plane, source)
+    stages = _ordered([_planes(level, source, planes.at) for level in (*main.levels, *more)])
     channels = sum(given_channels(p.format) for p in stages[0])
     dtype = np.dtype(stages[0][0].format.dtype)
     background = vendors.background(tif, channels, dtype, stages[0][0].format.photometric)
     levels: list[LevelPlan] = []
-    for number, planes in enumerate(stages):
-        plan = make_plan(planes, number, background, source)
+    for number, parts in enumerate(stages):
+        plan = make_plan(parts, number, background, source)
         if number and (plan.shape[2] != levels[0].shape[2] or plan.dtype != levels[0].dtype):
             _log.info("%s: level %d has other channels and is left out", source.uri, number)
             continue
@@ -119,18 +117,23 @@ def _parse(tif: Any, source: Source, image: str) -> TiffIndex:
     final: list[LevelPlan | Canvas] = [replace(p, level=i) for i, p in enumerate(levels)]
     others = [s for s in scans if s is not main and not any(lv in more for lv in s.levels)]
     if main.kind == "scn":
-        final = _compose(tif, main, levels, about, source)
-    elif not image:
+        final = _compose(tif, main, levels, about, source, planes)
+    elif not options.image:
         say_choice(source.uri, vendors.name_of(main), [vendors.name_of(s) for s in others])
     names = tuple(vendors.name_of(s) for s in scans) if others else ()
-    index = TiffIndex(final, dtype, background, about, images=names)
+    index = TiffIndex(final, dtype, background, about, images=names, planes=planes)
     for name, page in vendors.associated_pages(tif, main, series).items():
         _add_associated(index, name, page, source)
     return index
 
 
 def _compose(
-    tif: Any, main: Any, levels: list[LevelPlan], about: Metadata, source: Source
+    tif: Any,
+    main: Any,
+    levels: list[LevelPlan],
+    about: Metadata,
+    source: Source,
+    planes: Planes,
 ) -> list[LevelPlan | Canvas]:
     """Place the scanned areas of a Leica slide in the frame of the whole slide."""
     canvas = leica.slide_layout(tif, main, source.uri)
@@ -139,7 +142,7 @@ def _compose(
     for area in canvas.areas:
         own = levels
         if area.series is not main:
-            stages = _ordered([_planes(level, source) for level in area.series.levels])
+            stages = _ordered([_planes(one, source, planes.at) for one in area.series.levels])
             own = [
                 make_plan(s, i, (255,) * levels[0].shape[2], source) for i, s in enumerate(stages)
             ]
@@ -182,80 +185,20 @@ def _ordered(stages: list[list[PageIndex]]) -> list[list[PageIndex]]:
     return kept
 
 
-def _planes(level: Any, source: Source) -> list[PageIndex]:
-    """Pages of a level that are channels of one plane in z and t."""
-    keyframe = level.keyframe
-    names, extents = axes_of_pages(level)
-    lead = len(names)
-    count = int(np.prod(extents, dtype=np.int64)) if extents else 1
-    pick: npt.NDArray[Any] = np.arange(count).reshape(extents) if extents else np.arange(1)
-    single = keyframe.samplesperpixel == 1
-    for axis in range(lead - 1, -1, -1):
-        unnamed = names[axis] in "IQS" and single and extents[axis] <= MAX_CHANNELS
-        if names[axis] != "C" and not unnamed:
-            plane = 0
-            if extents[axis] > 1:
-                plane = _plane_in_focus(level, pick, axis)
-                _log.warning(
-                    "%s: reads plane %d of the %d along %r, counted from 0",
-                    source.uri,
-                    plane,
-                    extents[axis],
-                    names[axis],
-                )
-            pick = np.asarray(pick.take(plane, axis=axis))
-    planes: list[PageIndex] = []
-    for number in pick.ravel().tolist():
-        if number >= len(level._pages):
-            raise UnsupportedImageError.of(
-                source.uri,
-                f"{count} planes are stored behind one directory (ImageJ "
-                "hyperstack); save the file as OME-TIFF",
-            )
-        planes.extend(page_planes(page_of(level, number, source), source))
-    return planes
+def _planes(level: Any, source: Source, at: Mapping[str, int]) -> list[PageIndex]:
+    """The channels of one plane of a level."""
+    pages = stack.pages_of(level, at, source)
+    depth = at.get("z", 0) if int(level.keyframe.imagedepth) > 1 else None
+    return [plane for page in pages for plane in page_planes(page, source, depth)]
 
 
-def axes_of_pages(level: Any) -> tuple[str, tuple[int, ...]]:
-    """Letters and extents of the axes along which a level has pages."""
-    axes, shape = level.get_axes(False), level.get_shape(False)
-    keyframe = level.keyframe
-    lead = len(axes) - len(keyframe.shape)
-    if axes[lead:] != keyframe.axes:
-        # grey pages of generic series have a sample axis appended
-        lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
-    return axes[:lead], tuple(shape[:lead])
-
-
-def page_of(level: Any, number: int, source: Source) -> Any:
-    """A page of a level that is in this file."""
-    page = level[number]
-    if level.kind == "ome" and (page is None or page.parent.filehandle.closed):
-        text = level.keyframe.parent.ome_metadata or ""
-        named = set(re.findall(r'FileName="([^"]+)"', text))
-        elsewhere = sorted(named - {os.path.basename(source.uri)})
-        if elsewhere or page is not None:
-            raise FinalError.of(
-                source.uri,
-                f"plane {number} of the image lies in another file; its OME-XML "
-                f"names {listing(elsewhere)}; convert them to one file (bfconvert)",
-            )
-    if page is None:
-        raise CorruptImageError.of(source.uri, f"plane {number} is missing")
-    return page
-
-
-def _plane_in_focus(level: Any, pages: npt.NDArray[Any], axis: int) -> int:
-    numbers = np.moveaxis(pages, axis, 0).reshape(pages.shape[axis], -1)[:, 0].tolist()
-    if max(numbers) >= len(level._pages):
-        return 0
-    return vendors.plane_in_focus([level[n] for n in numbers])
-
-
-def page_planes(page: Any, source: Source) -> list[PageIndex]:
-    """One index per separately stored plane of a page."""
+def page_planes(page: Any, source: Source, depth: int | None = None) -> list[PageIndex]:
+    """One index per separately stored plane of a page; `depth` is which of the focal planes that
+    lie in it (Ventana's, for one) is meant."""
     key = page.keyframe
-    if key.imagedepth != 1 or (key.is_tiled and key.tiledepth != 1):
+    within = int(key.imagedepth)
+    deep = within != 1 and (depth is None or not key.is_tiled)
+    if deep or (key.is_tiled and key.tiledepth != 1):
         raise UnsupportedImageError.of(
             source.uri, "the tiff backend does not read volumes stored in one page"
         )
@@ -273,7 +216,12 @@ def page_planes(page: Any, source: Source) -> list[PageIndex]:
     planes = key.samplesperpixel if fmt.planar else 1
     offsets = np.array(page.dataoffsets, np.int64)
     counts = np.array(page.databytecounts, np.int64)
-    number = planes * grid[0] * grid[1]
+    area = grid[0] * grid[1]
+    number = planes * within * area
+    if not (depth or 0) < within:
+        raise CorruptImageError.of(
+            source.uri, f"a level has no focal plane {depth}; fetch it again"
+        )
     if len(offsets) < number or len(counts) < number:
         raise CorruptImageError.of(
             source.uri,
@@ -293,12 +241,11 @@ def page_planes(page: Any, source: Source) -> list[PageIndex]:
             f"tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
             f"{ifd.MAX_SEGMENT_BYTES} bytes",
         )
-    area = grid[0] * grid[1]
     return [
         PageIndex(
             width, height, tile, grid, offsets[i : i + area], counts[i : i + area], fmt, short
         )
-        for i in range(0, number, area)
+        for i in range((depth or 0) * area, number, within * area)
     ]
 
 

@@ -30,14 +30,8 @@ from daskdmed.images.source import Source, explain_os_error, fingerprint, open_s
 from daskdmed.images.tiff import metadata, vendors
 from daskdmed.images.tiff.backend import looks_like_tiff
 from daskdmed.images.tiff.decode import LevelPlan, Reading, read_level
-from daskdmed.images.tiff.index import (
-    axes_of_pages,
-    given_channels,
-    make_plan,
-    opened,
-    page_of,
-    page_planes,
-)
+from daskdmed.images.tiff.index import given_channels, make_plan, opened, page_planes
+from daskdmed.images.tiff.stack import axes_of_pages, page_of
 from daskdmed.images.volumes.arrays import Layout, check_options, check_values, layout_by_names
 from daskdmed.images.volumes.rawfile import RawArray
 

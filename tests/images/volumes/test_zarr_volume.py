@@ -240,10 +240,12 @@ def test_metadata_that_cannot_be_true(tmp_path):
         open_volume(tmp_path / "huge.zarr")
 
 
-def test_a_volume_opened_as_a_slide_says_how(tmp_path):
+def test_a_volume_opened_as_a_slide_is_its_first_plane_and_says_how(tmp_path, caplog):
     path = write(tmp_path / "v.zarr", [VALUES])
-    with pytest.raises(UnsupportedImageError, match=r"open_volume.*spatial_ndim=3"):
-        Record(path).open()
+    plane = Record(path).open()
+    assert (plane.plane, len(plane.planes)) == ("z=0", SHAPE[0])
+    (told,) = (r.getMessage() for r in caplog.records if "reads the plane" in r.getMessage())
+    assert "open_volume, or Record(..., spatial_ndim=3)" in told
     assert Record(path, spatial_ndim=3).view().shape == SHAPE
 
 
