@@ -76,6 +76,11 @@ class StackedView(ImageView):
         return self.sources[0].tile_shape
 
     @property
+    def tile_origin(self) -> tuple[int, ...]:
+        """Of the first, too."""
+        return self.sources[0].tile_origin
+
+    @property
     def downsample(self) -> tuple[float, ...]:
         return self.sources[0].downsample
 

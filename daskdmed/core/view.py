@@ -118,6 +118,11 @@ class ImageView:
         return None if self.mpp is None else (self.mpp[1] / 1000, self.mpp[0] / 1000)
 
     @property
+    def tile_origin(self) -> tuple[int, ...]:
+        """Where a storage tile begins along each spatial axis: the others lie around it."""
+        return (0,) * self.spatial_ndim
+
+    @property
     def cheap_to_cut(self) -> bool:
         """Whether a region costs what its storage tiles cost, so that cutting it is free."""
         return False
@@ -186,7 +191,7 @@ class ImageView:
                 "which gives the background there"
             )
         if out is not None:
-            self._check_out(region, out)
+            self.check_out(region, out)
         return self._read(region, out)
 
     def read_padded(self, region: Region, out: Array | None = None) -> Array:
@@ -208,7 +213,7 @@ class ImageView:
         if out is None:
             out = buffers.empty((*region.shape, *self.channel_shape), self.dtype)
         else:
-            self._check_out(region, out)
+            self.check_out(region, out)
         inside = region.clip(self.spatial_shape)
         if inside == region:
             return self._read(region, out)
@@ -225,7 +230,8 @@ class ImageView:
         self._read(inside, shrinking)
         return out
 
-    def _check_out(self, region: Region, out: Array) -> None:
+    def check_out(self, region: Region, out: Array) -> None:
+        """GeometryError where an array does not fit a region."""
         needed = (*region.shape, *self.channel_shape)
         if out.shape != needed or out.dtype != self.dtype:
             raise GeometryError(
@@ -278,6 +284,10 @@ class ViewOver(ImageView):
     @property
     def tile_shape(self) -> tuple[int, ...]:
         return self.source.tile_shape
+
+    @property
+    def tile_origin(self) -> tuple[int, ...]:
+        return self.source.tile_origin
 
     @property
     def downsample(self) -> tuple[float, ...]:

@@ -93,6 +93,15 @@ class VolumeView(ImageView):
         return tuple(max(1, round(n / s)) for n, s in zip(tile, self.scale, strict=True))
 
     @property
+    def tile_origin(self) -> tuple[int, ...]:
+        """Along axes that are turned round tiles are counted from the end of the source."""
+        if self.scale is not None:
+            return (0, 0, 0)
+        first = self._turned(self.source.tile_origin)
+        axes = zip(self.flips, self.shape, first, strict=False)
+        return tuple(n - o if flip else o for flip, n, o in axes)
+
+    @property
     def background(self) -> Array:
         """Value outside; an error where nobody says, see `daskdmed.core.view.background_of`."""
         return background_of(self, self.outside)

@@ -1,0 +1,245 @@
+"""Some boxes of a region: only the storage tiles that they touch are read, the rest is background.
+
+`read_parts` reads, `parts_of` says before what would be read, and how much of the region that is.
+Tiles side by side are read together, in as few rectangles as joining rows and then rows of rows
+gives. Of views whose storage has another grid than their pixels (resampled ones), nothing beside
+the boxes is read, so that no tile is decoded which no box needs.
+
+Not covered: which boxes are wanted (`daskdmed.loading.foreseen`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from daskdmed.core import buffers
+from daskdmed.core.errors import GeometryError
+from daskdmed.core.region import Region
+from daskdmed.core.types import Array
+from daskdmed.core.view import ImageView
+
+#: cells that a region has at most: rows of an uncompressed file are joined before they are marked
+_MOST_CELLS = 1 << 16
+
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of pixels: `first` and one past the last of each, (n, axes), in array order."""
+
+    first: _Ints
+    stop: _Ints
+
+    @classmethod
+    def of(cls, regions: Iterable[Region], axes: int) -> Boxes:
+        """Regions of so many axes."""
+        listed = list(regions)
+        if any(len(r.shape) != axes for r in listed):
+            raise GeometryError(f"boxes of {axes} axes are wanted, got {listed[:3]}")
+        first = np.array([r.origin for r in listed], np.int64).reshape(-1, axes)
+        return cls(first, np.array([r.stop for r in listed], np.int64).reshape(-1, axes))
+
+    @classmethod
+    def at(cls, places: npt.ArrayLike, size: Sequence[int]) -> Boxes:
+        """Boxes of one size at some first pixels, (n, axes)."""
+        first = np.asarray(places, np.int64).reshape(-1, len(size))
+        return cls(first, first + np.asarray(size, np.int64))
+
+    def padded(self, around: Sequence[int]) -> Boxes:
+        """With so many pixels more on both sides along each axis."""
+        return Boxes(self.first - np.asarray(around), self.stop + np.asarray(around))
+
+    def cells(self, cell: Sequence[int]) -> Boxes:
+        """In units of cells of this extent, those that are touched; see `Region.cells`."""
+        return Boxes(self.first // np.asarray(cell), -(-self.stop // np.asarray(cell)))
+
+    def clip(self, region: Region) -> Boxes:
+        """What of them lies in a region; without those of which nothing does."""
+        first, stop = np.maximum(self.first, region.origin), np.minimum(self.stop, region.stop)
+        there = (first < stop).all(axis=1)
+        return Boxes(first[there], stop[there])
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What some boxes need of a region of a view: a value, small and picklable.
+
+    `inside`: the part of the region that lies in the image; it is divided into cells of `cell`
+    pixels, beginning at `corner`, of which those that are `wanted` (an array of bool) are read.
+    `boxes`: of a view that is read no further than these; else None.
+    """
+
+    inside: Region
+    cell: tuple[int, ...]
+    corner: tuple[int, ...]
+    wanted: npt.NDArray[np.bool_]
+    boxes: Boxes | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the storage tiles of the region, those that are wanted, 0 to 1."""
+        return float(np.count_nonzero(self.wanted)) / max(1, self.wanted.size)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the region that are read."""
+        if self.boxes is not None:
+            return sum(rectangle.size for rectangle in self.rectangles())
+        held: Array = self.wanted
+        for axis, (first, cell, corner) in enumerate(
+            zip(self.inside.origin, self.cell, self.corner, strict=True)
+        ):
+            edges = corner + cell * np.arange(self.wanted.shape[axis] + 1)
+            along = np.diff(np.clip(edges, first, self.inside.stop[axis]))
+            held = np.tensordot(along, held, axes=(0, 0))
+        return int(held)
+
+    @property
+    def digest(self) -> str:
+        """Names what is read; the same wherever the same is."""
+        name = hashlib.blake2b(repr((self.cell, self.corner, self.wanted.shape)).encode())
+        name.update(np.packbits(self.wanted).tobytes())
+        if self.boxes is not None:
+            corners = np.concatenate([self.boxes.first, self.boxes.stop], axis=1)
+            name.update(np.unique(corners, axis=0).tobytes())
+        return name.hexdigest()[:16]
+
+    def rectangles(self) -> list[Region]:
+        """What is read, in pixels of the view; no two of them overlap."""
+        found = [self._pixels(*box) for box in zip(*joined(self.wanted), strict=True)]
+        return found if self.boxes is None else [_around(r, self.boxes) for r in found]
+
+    def blanks(self) -> list[Region]:
+        """What of `inside` is not read, in pixels of the view."""
+        if self.boxes is not None:
+            return [self.inside]
+        return [self._pixels(*box) for box in zip(*joined(~self.wanted), strict=True)]
+
+    def _pixels(self, first: _Ints, stop: _Ints) -> Region:
+        cell, corner = np.array(self.cell), np.array(self.corner)
+        low, high = (corner + cell * first).tolist(), (corner + cell * stop).tolist()
+        return Region.between(low, high).intersect(self.inside)
+
+    def read(self, view: ImageView, region: Region, out: Array | None = None) -> Array:
+        """Read the parts of the region that they were made for, as `ImageView.read_padded`."""
+        if out is None:
+            out = buffers.empty((*region.shape, *view.channel_shape), view.dtype)
+        else:
+            view.check_out(region, out)
+        blanks = self.blanks() if self.inside == region else [region]
+        if blanks:
+            background = view.background
+            for blank in blanks:
+                out[blank.local_to(region).slices] = background
+        for rectangle in self.rectangles():
+            view.read(rectangle, out[rectangle.local_to(region).slices])
+        return out
+
+
+def parts_of(view: ImageView, region: Region, boxes: Boxes) -> Parts:
+    """What some boxes need of a region, which may reach outside the image, as they may.
+
+    GeometryError: they have another number of axes than the image.
+    """
+    if {len(region.shape), boxes.first.shape[1]} != {view.spatial_ndim}:
+        raise GeometryError(
+            f"{view.name}: the image has {view.spatial_ndim} axes, {region} has "
+            f"{len(region.shape)} and the boxes that are wanted have {boxes.first.shape[1]}"
+        )
+    inside = region.clip(view.spatial_shape)
+    boxes = boxes.clip(inside)
+    cell, corner = view.tile_shape, view.tile_origin
+    shifted = inside.shift([-c for c in corner])
+    while (cells := shifted.cells(cell)).size > _MOST_CELLS:
+        axis = int(np.argmax(cells.shape))
+        cell = (*cell[:axis], 2 * cell[axis], *cell[axis + 1 :])
+    at = np.array(corner) + np.array(cell) * np.array(cells.origin)
+    touched = Boxes(boxes.first - at, boxes.stop - at).cells(cell)
+    begins = tuple(int(a) for a in at)
+    tight = None if view.cheap_to_cut else boxes
+    return Parts(inside, cell, begins, _marked(touched, cells.shape), tight)
+
+
+def read_parts(
+    view: ImageView, region: Region, boxes: Boxes | Iterable[Region], out: Array | None = None
+) -> Array:
+    """Pixels of a region where some boxes need them, reading no storage tile that none touches.
+
+    Parameters
+    ----------
+    view : ImageView
+        Any.
+    region : Region
+        May lie partly or wholly outside the image.
+    boxes : Boxes or iterable of Region
+        What is wanted, in pixels of the view; what of it lies outside `region` is not read.
+    out : ndarray, optional
+        As of `ImageView.read_padded`.
+
+    Returns
+    -------
+    ndarray
+        ``(*region.shape[, c])``, equal to ``view.read_padded(region)`` inside the boxes; elsewhere
+        either that too, or the background.
+
+    Raises
+    ------
+    GeometryError
+        Boxes or a region of another number of axes than the image has, or `out` does not fit.
+    UsageError
+        Something is not read, and the view does not know its background.
+    ImageError
+        As of `ImageView.read`.
+    """
+    if not isinstance(boxes, Boxes):
+        boxes = Boxes.of(boxes, view.spatial_ndim)
+    return parts_of(view, region, boxes).read(view, region, out)
+
+
+def joined(wanted: npt.NDArray[np.bool_]) -> tuple[_Ints, _Ints]:
+    """Cells that are True as boxes that do not overlap: first and one past the last cell of each,
+    (n, axes). Runs along the last axis, then equal ones beside each other, axis by axis."""
+    axes = wanted.ndim
+    steps = np.diff(wanted.astype(np.int8), axis=-1, prepend=0, append=0)
+    first = np.argwhere(steps == 1)
+    stop = first + 1
+    stop[:, -1] = np.argwhere(steps == -1)[:, -1]
+    for axis in range(axes - 2, -1, -1) if len(first) else ():
+        others = [end[:, a] for a in range(axes) if a != axis for end in (first, stop)]
+        order = np.lexsort([first[:, axis], *others])
+        first, stop = first[order], stop[order]
+        meets = first[1:, axis] == stop[:-1, axis]
+        for other in others:
+            meets &= np.diff(other[order]) == 0
+        begins = np.flatnonzero(np.append(True, ~meets))
+        ends = np.append(begins[1:], len(first)) - 1
+        last = stop[ends, axis]
+        first, stop = first[begins], stop[begins]
+        stop[:, axis] = last
+    return first, stop
+
+
+def _marked(boxes: Boxes, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Cells of a grid that boxes of cells hold: corners are counted, then summed up."""
+    counts: Array = np.zeros([n + 1 for n in shape], np.int32)
+    for corner in np.ndindex(*(2,) * len(shape)):
+        at = np.where(np.array(corner, bool), boxes.stop, boxes.first)
+        np.add.at(counts, tuple(at.T), -1 if sum(corner) % 2 else 1)
+    for axis in range(len(shape)):
+        counts = np.cumsum(counts, axis=axis)
+    return np.asarray(counts[tuple(slice(0, n) for n in shape)] > 0)
+
+
+def _around(rectangle: Region, boxes: Boxes) -> Region:
+    """The smallest region that holds what boxes have of a rectangle."""
+    part = boxes.clip(rectangle)
+    return Region.between(part.first.min(axis=0).tolist(), part.stop.max(axis=0).tolist())
+
+
+__all__ = ["Boxes", "Parts", "joined", "parts_of", "read_parts"]
