@@ -40,6 +40,7 @@ _BUILT_IN = {
     "zarr": "daskdmed.images.ngff:ZarrBackend",
     "zarr-volume": "daskdmed.images.ngff.volume:ZarrVolumeBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
+    "raster": "daskdmed.images.raster:RasterBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
     "tiff-volume": "daskdmed.images.volumes.tiff:TiffVolumeBackend",

@@ -30,7 +30,12 @@ from daskdmed.core.types import Array
 from daskdmed.images.source import LocalSource
 
 _log = logging.getLogger("daskdmed.images")
-_DEFAULTS = {"decoded-limit": "512 MiB", "decoded-kept": "1 GiB", "cache-limit": "50 GiB"}
+_DEFAULTS = {
+    "decoded-limit": "512 MiB",
+    "decoded-kept": "1 GiB",
+    "cache-limit": "50 GiB",
+    "picture-limit": "4 GiB",
+}
 #: seconds after which a file that nobody goes on writing was left by a process that was killed
 _ABANDONED = 3600
 
