@@ -310,18 +310,25 @@ class Dataset(Sequence[Patient]):
         return cls(name, patients)
 
     @classmethod
-    def from_manifest(cls, path: PathLike, *, name: str | None = None) -> Dataset:
+    def from_manifest(
+        cls,
+        path: PathLike,
+        *,
+        name: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Dataset:
         """Read what `to_manifest` wrote, or a table made by hand.
 
         A ``.json`` file or a CSV with one row per record: the columns ``patient`` and
         ``uri``, and optionally ``record``, ``mpp``, ``backend``, ``label:*``, ``fact:*``; of
         volumes ``spacing`` ("3 1 1"), ``background``, ``series``, ``dataset``, ``time``...
         Relative uris are relative to the folder of the manifest. What is wrong is a
-        `DatasetError` that names file and row.
+        `DatasetError` that names file and row. Every record behind a URL gets `storage_options`,
+        which no manifest holds, see `daskdmed.open_slide`.
         """
         from daskdmed.cohort.manifest import read_manifest
 
-        return read_manifest(cls, path, name)
+        return read_manifest(cls, path, name, storage_options)
 
     def to_manifest(self, path: PathLike) -> None:
         """Write a manifest, ``.json`` or ``.csv``; the file appears whole or not at all.

@@ -20,7 +20,7 @@ from daskdmed.cohort.record import VOLUME_OPTIONS, Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
-from daskdmed.core.places import is_url, local, local_path
+from daskdmed.core.places import is_remote, is_url, local, local_path
 from daskdmed.core.space import Space
 from daskdmed.core.types import PathLike
 
@@ -51,12 +51,17 @@ def write_manifest(dataset: Dataset, path: PathLike) -> None:
         partial.write_bytes(content)
 
 
-def read_manifest(cls: type[Dataset], path: PathLike, name: str | None) -> Dataset:
+def read_manifest(
+    cls: type[Dataset],
+    path: PathLike,
+    name: str | None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Dataset:
     """See `Dataset.from_manifest`."""
     source = local(path, "a manifest", DatasetError)
     if _is_json(source):
-        return _from_json(cls, source, name)
-    return _from_csv(cls, source, source.stem if name is None else name)
+        return _from_json(cls, source, name, storage_options)
+    return _from_csv(cls, source, source.stem if name is None else name, storage_options)
 
 
 def _is_json(path: Path) -> bool:
@@ -131,7 +136,14 @@ def _to_json(dataset: Dataset, target: Path) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
+def _access(uri: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The argument of a record behind a URL; others take none."""
+    return {"storage_options": given} if is_remote(uri) else {}
+
+
+def _from_json(
+    cls: type[Dataset], source: Path, name: str | None, access: Mapping[str, Any] | None
+) -> Dataset:
     try:
         document = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -154,6 +166,7 @@ def _from_json(cls: type[Dataset], source: Path, name: str | None) -> Dataset:
                     _resolved(r["uri"], source.parent),
                     **{n: r.get(n) for n in _TOLD},
                     **_as_arguments(r),
+                    **_access(r["uri"], access),
                 )
                 for key, r in entry["records"].items()
             }
@@ -256,7 +269,9 @@ def _delimiter(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def _from_csv(cls: type[Dataset], source: Path, name: str) -> Dataset:
+def _from_csv(
+    cls: type[Dataset], source: Path, name: str, access: Mapping[str, Any] | None
+) -> Dataset:
     header, rows = read_csv(source)
     for needed in ("patient", "uri"):
         if needed not in header:
@@ -280,6 +295,7 @@ def _from_csv(cls: type[Dataset], source: Path, name: str) -> Dataset:
                 spatial_ndim=_parsed(cell.get("spatial_ndim") or "null"),
                 facts=_named(extra, "fact:", position),
                 **_as_arguments({n: _parsed(cell[n]) for n in _OF_VOLUMES if cell.get(n)}),
+                **_access(cell["uri"], access),
             )
         except (DaskdmedError, ValueError, TypeError, LookupError) as error:
             raise DatasetError(f"{where}: {error}") from error

@@ -21,6 +21,7 @@ import numpy as np
 
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
 from daskdmed.core.frozen import FrozenMapping, missing, plain
+from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.space import Space
 from daskdmed.core.types import OnTileError, PathLike
@@ -85,6 +86,9 @@ class Record:
         what they say.
     series, dataset, time, form, on_gap : optional
         Which volume of a file, see `daskdmed.open_volume`.
+    storage_options : mapping, optional
+        For the file system of a URL, see `daskdmed.open_slide`. Neither equality nor the token
+        of a record knows them, and manifests do not hold them.
     facts : mapping, optional
         Anything else known of the image (stain, scanner, date...).
 
@@ -110,6 +114,7 @@ class Record:
     #: what `daskdmed.open_volume` is told of a file beside its name
     options: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
+    storage_options: StorageOptions | None = field(default=None, kw_only=True)
     _drawn: Annotations | None = field(default=None, init=False)
 
     # written out because it accepts more than it stores: paths, one number for mpp
@@ -127,6 +132,7 @@ class Record:
         background: float | Sequence[float] | None = None,
         space: Space | None = None,
         facts: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         unknown = [name for name in options if name not in VOLUME_OPTIONS]
@@ -150,6 +156,9 @@ class Record:
         path = None if uri is None else os.fspath(uri)
         if path == "":
             raise DatasetError("the uri of a record is empty; write Record('slide.svs')")
+        if path is None and storage_options:
+            raise DatasetError(f"storage_options= are for URLs, this record has {named[0]}=")
+        told = None if path is None else StorageOptions.of(path, storage_options)
         pair = None if mpp is None else Resolution.of(mpp=mpp).mpp
         steps = None if spacing is None else _as_spacing(spacing, mpp)
         if steps is not None and len(steps) > 1:
@@ -170,7 +179,7 @@ class Record:
         self.__dict__.update(spatial_ndim=spatial_ndim, spacing=steps, _drawn=drawn)
         known = FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()})
         self.__dict__.update(background=_as_background(background), space=space, facts=known)
-        self.__dict__.update(options=FrozenMapping(options))
+        self.__dict__.update(options=FrozenMapping(options), storage_options=told)
 
     @classmethod
     def stack(
@@ -300,13 +309,16 @@ class Record:
         else:
             asked = spatial_ndim or self.spatial_ndim
             told = bool(self.options) or self.space is not None or self.spacing is not None
-            volume = told or asked == 3 or holds_volume(normalize_uri(uri))
+            with using(self.storage_options):
+                volume = told or asked == 3 or holds_volume(normalize_uri(uri))
         if not volume:
-            slide = open_slide(uri, backend=self.backend)
+            slide = open_slide(uri, backend=self.backend, storage_options=self.storage_options)
             return slide if self.mpp is None else slide.with_mpp(self.mpp)
         if self.mpp is not None:
             raise ResolutionError(f"{uri}: mpp= is for slides; volumes take spacing=")
-        opened = open_volume(uri, backend=self.backend, **self.options)
+        opened = open_volume(
+            uri, backend=self.backend, storage_options=self.storage_options, **self.options
+        )
         steps = self.spacing if self.spacing is None or len(self.spacing) > 1 else self.spacing * 3
         return opened.with_space(self.space, spacing=steps, background=self.background)
 

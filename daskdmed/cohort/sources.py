@@ -167,14 +167,17 @@ def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
         return Record(image), None
     if isinstance(image, Slide):
         own = None if image.mpp == image.info.mpp else image.mpp
-        return Record(image.uri, backend=image.backend, mpp=own), image
+        access = image.key.storage_options
+        return Record(image.uri, backend=image.backend, mpp=own, storage_options=access), image
     if isinstance(image, Volume):
         said = VolumeOptions.parse(image.key.image)
         options = {n: getattr(said, n) for n in ("series", "dataset", "time", "form")}
         options |= {"on_gap": said.on_gap, **image.own}
+        options["storage_options"] = image.key.storage_options
         return Record(image.uri, backend=image.backend, **options), image
     if isinstance(image, SlideView):
-        return Record(image.uri, backend=image.backend), image
+        access = image.key.storage_options
+        return Record(image.uri, backend=image.backend, storage_options=access), image
     if isinstance(image, ImageView):
         array = getattr(image, "array", None)
         if array is not None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import dask
 
 from daskdmed.core.errors import ImageError
+from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import Reader
 
@@ -35,6 +36,11 @@ class FileKey:
     backend: str
     fingerprint: str
     image: str = ""
+    #: what the file system of a URL is told, by whoever reads; not part of what the key names
+    storage_options: StorageOptions | None = field(default=None, compare=False, repr=False)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "FileKey", repr(self)
 
     def __repr__(self) -> str:
         # part of the names of results: those of the usual image stay what they were
@@ -172,6 +178,11 @@ class FileCache:
 
 def open_reader(key: FileKey) -> Reader:
     """Open a file again, making sure that it is still the same."""
+    with using(key.storage_options):
+        return _open_same(key)
+
+
+def _open_same(key: FileKey) -> Reader:
     from daskdmed.images.registry import fingerprint_of, get_backend, open_image, options_of
 
     backend = get_backend(key.backend)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, ImageError, UsageError, listing
+from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
@@ -47,6 +48,7 @@ def open_slide(
     backend: str | None = None,
     image: int | str | None = None,
     plane: int | str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Slide:
     """Open a slide.
 
@@ -63,6 +65,10 @@ def open_slide(
         A focal plane or time point of a stack: its number among `Slide.planes`, or "z=3", "t=2",
         "z=3,t=2", counted from 0. Default: the plane in focus where the file says it, else the
         first; which one is in the log (``daskdmed.images``).
+    storage_options : mapping, optional
+        For the file system of a URL: credentials, endpoint, headers, as fsspec's of that protocol
+        takes them. They travel to the workers of a cluster with what reads, and are in no repr,
+        token, log or message.
 
     Returns
     -------
@@ -89,12 +95,20 @@ def open_slide(
     """
     path = normalize_uri(uri)
     options = SlideOptions(*("" if said is None else str(said) for said in (image, plane)))
+    told = StorageOptions.of(path, storage_options)
+    with using(told):
+        return _open(path, backend, options, told)
+
+
+def _open(
+    path: str, backend: str | None, options: SlideOptions, told: StorageOptions | None
+) -> Slide:
     name, reader = open_with(path, backend, options)
     try:
         info = reader.info
         if options.plane and info.plane:  # one name for what can be said in several ways
             options = replace(options, plane=info.plane)
-        key = FileKey(path, name, get_backend(name).fingerprint(path), options.text)
+        key = FileKey(path, name, get_backend(name).fingerprint(path), options.text, told)
     except BaseException:
         reader.close()
         raise
@@ -118,6 +132,7 @@ def open_slides(
     backend: str | None = None,
     max_workers: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[Slide]:
     """Open many slides in parallel threads, with a bounded number of open files.
 
@@ -129,6 +144,8 @@ def open_slides(
         Threads; default 8.
     on_error : {"raise", "skip"}
         Raise the first error, or leave out the slides that cannot be opened and log them.
+    storage_options : mapping, optional
+        Of all of them, as in `open_slide`.
 
     Returns
     -------
@@ -140,7 +157,7 @@ def open_slides(
 
     def attempt(uri: PathLike) -> Slide | None:
         try:
-            return open_slide(uri, backend=backend)
+            return open_slide(uri, backend=backend, storage_options=storage_options)
         except ImageError as exc:
             if on_error == "raise":
                 raise

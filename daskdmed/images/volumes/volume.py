@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskdmed.core.errors import GeometryError, ImageError, ResolutionError, UsageError
+from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array, OnTileError, PathLike
@@ -74,7 +75,8 @@ def open_volume(
         What DICOM slices at uneven distances are: an error that names the gaps, or
         interpolated linearly to the most frequent distance.
     storage_options : mapping, optional
-        For fsspec, of URLs.
+        For the file system of a URL, as in `daskdmed.open_slide`. What is read from URLs: NIfTI,
+        OME-Zarr and TIFF.
 
     Returns
     -------
@@ -100,11 +102,6 @@ def open_volume(
     >>> volume.space.orientation, volume.spacing  # doctest: +SKIP
     ('RAS', (1.0, 1.0, 1.0))
     """
-    if storage_options:
-        raise UsageError(
-            "storage_options= are not taken here yet; set them for fsspec, for example by "
-            "FSSPEC_S3_KEY in the environment or fsspec.config.conf"
-        )
     if not (time in (None, "channels") or (isinstance(time, int) and time >= 0)):
         raise UsageError(f"time is a number from 0 or 'channels', got {time!r}")
     if form not in (None, "sform", "qform"):
@@ -113,12 +110,21 @@ def open_volume(
         raise UsageError(f"on_gap is 'raise' or 'resample', got {on_gap!r}")
     path, files = _place(uri)
     options = VolumeOptions(series, dataset, time, form, on_gap, files)
+    told = StorageOptions.of(path, storage_options)
+    with using(told):
+        return _open(path, backend, options, told)
+
+
+def _open(
+    path: str, backend: str | None, options: VolumeOptions, told: StorageOptions | None
+) -> Volume:
     name, reader = open_with(path, backend, options)
     try:
         info = reader.info
         if not isinstance(info, VolumeInfo):
             raise UsageError(f"the backend {name!r} reads slides; open them with open_slide")
-        key = FileKey(path, name, fingerprint_of(get_backend(name), path, options), options.text)
+        found = fingerprint_of(get_backend(name), path, options)
+        key = FileKey(path, name, found, options.text, told)
     except BaseException:
         reader.close()
         raise
