@@ -103,6 +103,7 @@ def open_slide(
 def _open(
     path: str, backend: str | None, options: SlideOptions, told: StorageOptions | None
 ) -> Slide:
+    asked = options.plane
     name, reader = open_with(path, backend, options)
     try:
         info = reader.info
@@ -113,7 +114,7 @@ def _open(
         reader.close()
         raise
     cache.put(key, reader)
-    _say_plane(path, info, "" if plane is None else str(plane))
+    _say_plane(path, info, asked)
     return Slide(key, info)
 
 
