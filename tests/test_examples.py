@@ -142,6 +142,10 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> li
     nbclient.NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources=resources
     ).execute()
+    kept = os.environ.get("DASKDMED_NOTEBOOKS")  # for the manual
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, Path(kept) / name)
     return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
 
 

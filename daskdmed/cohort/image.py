@@ -32,7 +32,7 @@ class Request:
 
     Of several records the channels are stacked, see `daskdmed.cohort.stacked`. Of level, mpp,
     power and spacing at most one is given, a value or a function of the patient; `orientation` is
-    that of volumes, see `daskdmed.images.volumes.Volume.view`. `spatial_ndim` is how many axes
+    that of volumes, see `daskdmed.Volume.view`. `spatial_ndim` is how many axes
     must be space; None: as many as the image says.
     """
 

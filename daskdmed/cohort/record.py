@@ -339,7 +339,7 @@ class Record:
         ----------
         level, mpp, power, spacing : optional
             The resolution; they exclude each other. Slides have mpp and power, volumes
-            spacing, see `daskdmed.images.volumes.Volume.view`. An array has level 0 only, and
+            spacing, see `daskdmed.Volume.view`. An array has level 0 only, and
             only the mpp that the record gives.
         orientation : str, optional
             Of volumes, "RAS" for instance.

@@ -87,11 +87,11 @@ def heatmap(
         means two. The patients of a dataset are computed in order, the blocks of the next
         one beginning while the last ones of the previous are on their way.
     model : torch.nn.Module, path, torch.export.ExportedProgram or callable
-        A module gets what `batch_tfms` makes of a batch, by default (n, c, *kernel) in the
+        A module gets what `batch_tfms` makes of a batch, by default ``(n, c, *kernel)`` in the
         type of its weights and in [0, 1] (uint8 / 255, uint16 / 65535, others as they are), in
         evaluation and inference mode; so does a program (TorchScript, ``torch.export``)
         given by its path. Any other callable gets the windows as an array,
-        (n, *kernel, c) or (n, *kernel), in the dtype of the image. All return an array or
+        ``(n, *kernel, c)`` or ``(n, *kernel)``, in the dtype of the image. All return an array or
         tensor (n,), (n, k), or maps (n, h, w) or (n, k, h, w) with as many axes as the image
         has of space; (n, 1) counts as (n,). The shape is learnt from two windows of
         background. In-process the model is called from several threads at once.
@@ -130,7 +130,7 @@ def heatmap(
     edge : {"pad", "shift", "drop"}
         Windows over the far border see the background, are moved inside, or are left out.
     batch_tfms : callable, optional
-        For a module: gets the batch as a tensor (n, c, *kernel) in the dtype of the image,
+        For a module: gets the batch as a tensor ``(n, c, *kernel)`` in the dtype of the image,
         channels-last memory, on the module's device. For a callable: gets the array.
     mask_fraction : float
         Least covered share of a window to be computed.
@@ -186,7 +186,7 @@ def heatmap(
     dask.array.Array, or dict of str to dask.array.Array for a dataset
         Float32, lazy, of the Zarr array written: (rows, columns) for one value per window,
         (k, rows, columns) for k; NaN where nothing was computed. Maps of windows are laid
-        side by side: (rows * h, columns * w) or (k, rows * h, columns * w).
+        side by side: ``(rows * h, columns * w)`` or ``(k, rows * h, columns * w)``.
 
     Raises
     ------

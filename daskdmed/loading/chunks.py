@@ -131,7 +131,7 @@ class SmallChunks(Unmoved):
 
     Parameters
     ----------
-    data : ndarray, shape (batch, *spatial, [channels])
+    data : ndarray, shape ``(batch, *spatial, [channels])``
         Pixels.
     provenance : sequence of Provenance
         Of each small chunk.
@@ -141,9 +141,9 @@ class SmallChunks(Unmoved):
         First pixel of each at the resolution read.
     draws : ndarray of int64, shape (batch,)
         Draw number of each within its visit.
-    targets : ndarray, tensor or None, shape (batch, *spatial, [channels])
+    targets : ndarray, tensor or None, shape ``(batch, *spatial, [channels])``
         Pixels of the target record; what a joint transform made of them, where one is used. With
-        ``LightDL(device=...)`` a tensor beside the batch, [batch, [channels], *spatial].
+        ``LightDL(device=...)`` a tensor beside the batch, ``[batch, [channels], *spatial]``.
     key : int, default 0
         Spread seed of the loader, see `keys`.
     spatial_ndim : int, optional

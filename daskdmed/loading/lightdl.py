@@ -148,7 +148,7 @@ class LightDL(Loader[SmallChunks]):
         Chooses whose big chunk comes next, see `daskdmed.policies`. Default: every record once
         per cycle, for ever. ``EachOnce(stride)``: each slice or position once per epoch.
     tfms : callable, optional
-        Applied to each uint8 sample tensor (c, *spatial), in the background; a transform of
+        Applied to each uint8 sample tensor ``(c, *spatial)``, in the background; a transform of
         `daskdmed.transforms` to the whole batch. A function that draws from the global
         generators of torch, NumPy or `random` shows it in the first batch: it is called in
         the consumer's thread, seeded by each small chunk, and the generators get their state

@@ -96,7 +96,7 @@ def features(
         Images and their windows, as for `daskdmed.heatmap`; ``mask=daskdmed.tissue_mask`` for
         windows with tissue.
     model : torch.nn.Module, path, torch.export.ExportedProgram or callable
-        As for `daskdmed.heatmap`, for instance an encoder of timm's: (n, c, *kernel) -> (n, k).
+        As for `daskdmed.heatmap`, for instance an encoder of timm's: ``(n, c, *kernel) -> (n, k)``.
         `batch_tfms` is the place for its normalisation.
     out : path
         The folder that gets ``<id>/<record>.parquet`` for each image, and the report of the

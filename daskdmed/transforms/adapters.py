@@ -33,8 +33,8 @@ class PerSample(Transform):
     function : callable
         Takes one image and gives one. All results of a batch must have the same shape.
     style : {"auto", "tensor", "array", "albumentations"}, default "auto"
-        What it takes: a tensor [channels, *spatial] (torchvision, MONAI), an array
-        (*spatial, channels), or ``function(image=array)["image"]``. "auto" knows
+        What it takes: a tensor ``[channels, *spatial]`` (torchvision, MONAI), an array
+        ``(*spatial, channels)``, or ``function(image=array)["image"]``. "auto" knows
         albumentations and takes everything else for "tensor".
     joint : bool, optional
         What to do with targets, which must be said where there are any: leave them (right

@@ -77,7 +77,7 @@ def tissue_mask(
         - "hed": haematoxylin plus eosin by colour deconvolution: goes by the density of the
           stains, so grey dust counts and pale DAB does not.
         - a callable from the low-resolution picture, (h, w, 3) uint8 for a stained slide,
-          otherwise (*space[, c]), to a mask (*space) of bool or integers.
+          otherwise ``(*space[, c])``, to a mask ``(*space)`` of bool or integers.
         - a file with a mask: PNG, TIFF, ``.npy``, Zarr or of `TissueMask.save`; or an array.
           Any scale; it lies over the whole image and counts where it is not zero.
         - a `TissueMask` of this image.

@@ -111,11 +111,11 @@ def predict(
     context, context_edge, squeeze
         As for `daskdmed.heatmap`.
     model : torch.nn.Module, callable, path or exported program
-        A module or program gets batches as for `daskdmed.heatmap`, and gives (n, k, *cells) or
-        (n, *cells). Any other callable gets (n, *kernel[, c]) in the dtype of the image and
-        gives (n, *cells), (n, *cells, k) or (n, k, *cells). ``cells`` is the kernel divided by
-        a whole number r per axis, 1 for a value per pixel; it and k are learnt from a window of
-        background. Windows over the border see the background of the image.
+        A module or program gets batches as for `daskdmed.heatmap`, and gives ``(n, k, *cells)``
+        or ``(n, *cells)``. Any other callable gets ``(n, *kernel[, c])`` in the dtype of the image
+        and gives ``(n, *cells)``, ``(n, *cells, k)`` or ``(n, k, *cells)``. ``cells`` is the
+        kernel divided by a whole number r per axis, 1 for a value per pixel; it and k are learnt
+        from a window of background. Windows over the border see the background of the image.
     kernel_size : int or sequence of int
         Extent of a window in pixels at the chosen resolution, array order. An image that is
         smaller is padded with background on both sides.
@@ -166,7 +166,7 @@ def predict(
     Returns
     -------
     dask.array.Array, or dict of str to dask.array.Array for a dataset or list
-        Lazy, of the Zarr array written: (*cells) for one value, (k, *cells) for k, with
+        Lazy, of the Zarr array written: ``(*cells)`` for one value, ``(k, *cells)`` for k, with
         ``ceil(size / r)`` cells along each axis of the image. Valid networks in dense mode:
         as many as `daskdmed.heatmap` has windows.
 

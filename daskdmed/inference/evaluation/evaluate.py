@@ -153,12 +153,12 @@ def evaluate(
     metrics : str or sequence of str
         Of one class P (predicted) and T (true), fractions all of them:
 
-        - "dice": 2 |P & T| / (|P| + |T|); "iou": |P & T| / |P | T|
+        - "dice": ``2 |P & T| / (|P| + |T|)``; "iou": ``|P & T| / |P | T|``
         - "voe": volumetric overlap error, 1 - iou (Heimann et al. 2009, as in MedSegPy)
         - "cv": coefficient of variation of both volumes, standard deviation (of the two, without
-          Bessel's correction) over mean, ||P| - |T|| / (|P| + |T|), as in MedSegPy
-        - "precision": |P & T| / |P|; "recall": |P & T| / |T|; "specificity"
-        - "volume_difference": (|P| - |T|) / |T|
+          Bessel's correction) over mean, ``||P| - |T|| / (|P| + |T|)``, as in MedSegPy
+        - "precision": ``|P & T| / |P|``; "recall": ``|P & T| / |T|``; "specificity"
+        - "volume_difference": ``(|P| - |T|) / |T|``
 
         and in millimeters, between the voxels of a class that have a neighbour across a face
         which is none of it (as in MONAI):
