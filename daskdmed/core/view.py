@@ -214,9 +214,9 @@ class ImageView:
             out = buffers.empty((*region.shape, *self.channel_shape), self.dtype)
         else:
             self.check_out(region, out)
-        inside = region.clip(self.spatial_shape)
-        if inside == region:
+        if region.within(self.spatial_shape):
             return self._read(region, out)
+        inside = region.clip(self.spatial_shape)
         if not inside.size:
             out[...] = self.background
             return out

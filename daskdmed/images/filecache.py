@@ -73,6 +73,8 @@ class FileCache:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[FileKey, _Entry] = OrderedDict()
+        #: whether more than the limit were in use when it was last looked at
+        self._crowded = False
 
     @property
     def limit(self) -> int:
@@ -159,7 +161,7 @@ class FileCache:
         with self._lock:
             entry.users -= 1
             spare = self._dropped(entry) if entry.closed else []
-            if len(self._entries) > self.limit:
+            if self._crowded:
                 spare += self._overdue()
         _close(spare)
 
@@ -173,6 +175,7 @@ class FileCache:
         """Take out the longest unused readers above the limit. Called under the lock."""
         excess = max(0, len(self._entries) - self.limit)
         unused = [k for k, e in self._entries.items() if e.users == 0] if excess else []
+        self._crowded = len(unused) < excess
         return [r for k in unused[:excess] for r in self._dropped(self._entries.pop(k))]
 
 

@@ -2,8 +2,9 @@
 
 imagecodecs decodes into memory without gaps, so a tile has to be copied to its place in a
 block afterwards. TurboJPEG, the other interface of libjpeg-turbo, is told how far apart the
-rows lie and writes them there at once. The pixels are the same, which is checked when the
-library is loaded; without it everything works as well, and blocks are read about a tenth slower.
+rows lie and writes them there at once. From version 3 on it also decodes a part of a picture
+without the colours of the rest. The pixels are the same, which is checked when the library is
+loaded; without it everything works as well, and blocks are read about a tenth slower.
 
 The library is searched for, in this order, at the path that ``DASKDMED_TURBOJPEG`` names
 (``off`` for none at all), beside the interpreter (conda), where the system keeps it, and in
@@ -23,11 +24,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.types import Array
 
 _log = logging.getLogger("daskdmed.images")
 #: environment variable that names the library, or "off"
@@ -37,8 +39,14 @@ _NAMES = {
     "win32": ("turbojpeg.dll", "libturbojpeg.dll"),
 }
 _FOLDERS = {"darwin": ("lib", "/opt/homebrew/lib", "/usr/local/lib"), "win32": ("Library/bin",)}
-#: TJPF_RGB of turbojpeg.h
-_RGB = 0
+#: columns of which colours are interpolated as they are in a wide picture
+_FEW = 16
+#: TJPF_RGB and TJINIT_DECOMPRESS of turbojpeg.h
+_RGB, _DECOMPRESS = 0, 1
+#: rows, width, and the luma sampling factors (horizontal times 16 plus vertical)
+Picture: TypeAlias = tuple[int, int, int]
+#: first row, first column (which begins a block of samples, see `columns_of`), rows, columns
+Box: TypeAlias = tuple[int, int, int, int]
 
 
 class TurboJpeg:
@@ -61,6 +69,24 @@ class TurboJpeg:
         self._decompress.argtypes = [pointer, *stream, pointer, *[number] * 5]
         self.path = path
         self._local = threading.local()
+        self._part = _PartDecoder.of(library)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it decodes parts of pictures."""
+        return self._part is not None
+
+    def decode_part(self, stream: bytes, picture: Picture, box: Box, out: Array) -> bool:
+        """Decode a part of a whole JPEG stream, which is known to be of this `picture`, as RGB.
+
+        `out`, (rows, columns, 3) of any distance between rows, is what `box` has. False as for
+        `decode`; faults of the stream below the part are not found.
+        """
+        return self._part is not None and self._part(stream, picture, box, out)
+
+    def without_parts(self) -> None:
+        """Never use `decode_part`."""
+        self._part = None
 
     def decode(self, stream: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
         """Decode a whole JPEG stream, known to be of `rows` x `width` pixels, as RGB.
@@ -80,13 +106,66 @@ class TurboJpeg:
         return bool(status == 0)
 
 
-class _Handle:
-    """A decompressor of one thread, freed with it."""
+class _PartDecoder:
+    """The functions of version 3 that decode a part of a picture. For any thread."""
 
-    __slots__ = ("_destroy", "pointer")
+    def __init__(self, library: Any) -> None:
+        self._init, self._destroy = library.tj3Init, library.tj3Destroy
+        self._header, self._crop = library.tj3DecompressHeader, library.tj3SetCroppingRegion
+        self._decompress = library.tj3Decompress8
+        pointer: Any = ctypes.c_void_p
+        number: Any = ctypes.c_int
+        stream: list[Any] = [ctypes.c_char_p, ctypes.c_size_t]
+        self._init.restype, self._init.argtypes = pointer, [number]
+        self._destroy.restype, self._destroy.argtypes = None, [pointer]
+        self._header.argtypes = [pointer, *stream]
+        self._crop.argtypes = [pointer, _Crop]
+        self._decompress.argtypes = [pointer, *stream, pointer, number, number]
+        # of its own: what is cut once stays cut
+        self._local = threading.local()
+
+    @classmethod
+    def of(cls, library: Any) -> _PartDecoder | None:
+        """None for a library of an earlier version."""
+        try:
+            return cls(library)
+        except AttributeError:
+            return None
+
+    def __call__(self, stream: bytes, picture: Picture, box: Box, out: Array) -> bool:
+        handle = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = self._local.handle = _Handle(self._init(_DECOMPRESS), self._destroy)
+        pointer = handle.pointer
+        if not pointer:
+            return False
+        if handle.picture != picture:
+            if self._header(pointer, stream, len(stream)):
+                return False
+            handle.picture = picture
+        top, left, rows, columns = box
+        place, pitch = out.__array_interface__["data"][0], out.strides[0]
+        failed = self._crop(pointer, _Crop(left, top, columns, rows))
+        failed = failed or self._decompress(pointer, stream, len(stream), place, pitch, _RGB)
+        if failed:
+            handle.picture = None
+        return not failed
+
+
+class _Crop(ctypes.Structure):
+    """tjregion of turbojpeg.h."""
+
+    _fields_: ClassVar[Any] = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+class _Handle:
+    """A decompressor of one thread, freed with it; `picture` is what it knows the header of."""
+
+    __slots__ = ("_destroy", "picture", "pointer")
 
     def __init__(self, pointer: int | None, destroy: Callable[[int], Any]) -> None:
         self.pointer = pointer
+        self.picture: Picture | None = None
         self._destroy = destroy
 
     def __del__(self) -> None:
@@ -111,6 +190,8 @@ def library() -> TurboJpeg | None:
                 ) from exc
             continue
         if agrees(found):
+            if not parts_agree(found):
+                found.without_parts()
             _log.debug("JPEG tiles are decoded by %s", path)
             return found
         if named:
@@ -139,25 +220,67 @@ def _candidates() -> Iterator[str]:
             yield str(file.locate())
 
 
+def columns_of(begin: int, stop: int, width: int, sampling: int) -> tuple[int, int]:
+    """The columns [first, last) to be decoded for those from `begin` to `stop` of a picture.
+
+    They begin with a block of samples, and where colours are interpolated between columns, with
+    one more on each side than is wanted: that at a border has no neighbour to take from. Of very
+    few columns libjpeg-turbo interpolates none.
+    """
+    block = 8 * (sampling >> 4)
+    first = max(min(begin - 1, width - _FEW), 0) // block * block
+    return first, min(max(stop + 1, first + _FEW), width)
+
+
 def agrees(library: TurboJpeg) -> bool:
     """Whether a library decodes small pictures, of every chroma subsampling that it is used
     for, to the pixels that imagecodecs gives, and touches nothing beside them."""
-    import imagecodecs
-
-    rng = np.random.default_rng(0)
-    rows, width, margin = 48, 40, 3
-    coarse = rng.integers(0, 256, (rows // 8, width // 8, 3), np.uint8)
-    picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8)) // 2
-    picture += rng.integers(0, 128, picture.shape, np.uint8)
-    for subsampling in ("444", "422", "420"):
-        stream = bytes(imagecodecs.jpeg8_encode(picture, 90, subsampling=subsampling))
+    margin = 3
+    for stream, expected, _ in _samples():
+        rows, width, _ = expected.shape
         around = np.full((rows, width + 2 * margin, 3), 7, np.uint8)
         place = around[:, margin:-margin]
         address = place.__array_interface__["data"][0]
         if not library.decode(stream, address, place.strides[0], rows, width):
             return False
-        expected = np.full_like(around, 7)
-        expected[:, margin:-margin] = imagecodecs.jpeg8_decode(stream)
-        if not np.array_equal(around, expected):
+        if not np.array_equal(place, expected) or (around[:, :margin] != 7).any():
+            return False
+        if (around[:, -margin:] != 7).any():
             return False
     return True
+
+
+def parts_agree(library: TurboJpeg) -> bool:
+    """The same of parts of them; False for a library that has none."""
+    if not library.has_parts:
+        return False
+    for stream, expected, sampling in _samples():
+        rows, width, _ = expected.shape
+        for top, bottom in ((0, 16), (7, 23), (16, 48), (31, 32)):
+            for begin, stop in ((0, 16), (15, 17), (16, 40), (33, 40)):
+                first, last = columns_of(begin, stop, width, sampling)
+                around = np.full((bottom - top + 1, last - first + 1, 3), 7, np.uint8)
+                box = (top, first, bottom - top, last - first)
+                place = around[:-1, :-1]
+                if not library.decode_part(stream, (rows, width, sampling), box, place):
+                    return False
+                wanted = expected[top:bottom, begin:stop]
+                if not np.array_equal(place[:, begin - first : stop - first], wanted):
+                    return False
+                if (around[-1] != 7).any() or (around[:, -1] != 7).any():
+                    return False
+    return True
+
+
+def _samples() -> Iterator[tuple[bytes, Array, int]]:
+    """Small streams, what imagecodecs makes of them, and their luma sampling factors."""
+    import imagecodecs
+
+    rng = np.random.default_rng(0)
+    rows, width = 48, 40
+    coarse = rng.integers(0, 256, (rows // 8, width // 8, 3), np.uint8)
+    picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8)) // 2
+    picture += rng.integers(0, 128, picture.shape, np.uint8)
+    for subsampling, sampling in (("444", 0x11), ("422", 0x21), ("420", 0x22)):
+        stream = bytes(imagecodecs.jpeg8_encode(picture, 90, subsampling=subsampling))
+        yield stream, imagecodecs.jpeg8_decode(stream), sampling

@@ -84,12 +84,12 @@ def ways(data, *, space=jpeg.YCBCR, tables=None, header=None):
     scratch = np.zeros((ROWS, WIDTH, 3), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turbojpeg, "library", lambda: None)
-        plain, missing = jpeg.make_jpeg(
+        plain = jpeg.make_jpeg(
             samples=3, space=space, outspace=jpeg.RGB, tables=tables, header=header
         )
-        assert missing is None
+        assert plain.paint is plain.part is None
         try:
-            expected = np.array(plain(data, scratch))
+            expected = np.array(plain.decode(data, scratch))
         except Exception as exc:
             expected = exc
     around = np.full((ROWS, WIDTH + 2 * MARGIN, 3), 9, np.uint8)
@@ -210,6 +210,155 @@ def test_headers_of_nonsense(data):
     for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\xff\xd8\xff\xda"):
         head = jpeg.Header.parse(start + data)
         assert head is None or head.length <= len(start + data)
+
+
+@pytest.fixture
+def boxes(monkeypatch):
+    """What parts the library decodes: (picture, box)."""
+    if LIBRARY is None or not LIBRARY.has_parts:
+        pytest.skip("no TurboJPEG library of version 3 here")
+    found = []
+    original = turbojpeg.TurboJpeg.decode_part
+
+    def spy(self, stream, picture, box, out):
+        found.append((picture, box))
+        return original(self, stream, picture, box, out)
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode_part", spy)
+    return found
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_parts_are_those_of_the_whole(kind, boxes):
+    """At every edge of blocks, and where colours are interpolated over one."""
+    data = stream(kind)
+    expected, _ = ways(data)
+    way = jpeg.make_jpeg(
+        samples=3, space=jpeg.YCBCR, outspace=jpeg.RGB, tables=None, header=None
+    ).part
+    scratch = np.zeros((ROWS, WIDTH, 3), np.uint8)
+    rows = [(0, 1), (0, ROWS), (7, 9), (15, 33), (16, ROWS), (ROWS - 1, ROWS)]
+    columns = [(0, 1), (0, 15), (1, 16), (15, 17), (16, 32), (17, WIDTH), (WIDTH - 1, WIDTH)]
+    for band in rows:
+        for begin, stop in columns:
+            found = way(data, scratch, band, (begin, stop))
+            assert np.array_equal(found, expected[slice(*band), begin:stop])
+    assert len(boxes) == len(rows) * len(columns)
+
+
+@given(
+    kind=st.sampled_from(["444", "422", "420"]),
+    extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    corner=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+    share=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_parts_of_pictures_of_any_extent(kind, extent, corner, share):
+    import imagecodecs
+
+    if LIBRARY is None or not LIBRARY.has_parts:
+        pytest.skip("no TurboJPEG library of version 3 here")
+    data = bytes(imagecodecs.jpeg8_encode(picture(0, *extent), 85, subsampling=kind))
+    expected = imagecodecs.jpeg8_decode(data)
+    first = [int(c * n) for c, n in zip(corner, extent, strict=True)]
+    stop = [a + 1 + int(s * (n - a - 1)) for a, s, n in zip(first, share, extent, strict=True)]
+    band, columns = zip(first, stop, strict=True)
+    scratch = np.zeros((*extent, 3), np.uint8)
+    found = jpeg.Painter(LIBRARY, jpeg.YCBCR, None, None).part(data, scratch, band, columns)
+    assert found is not None
+    assert np.array_equal(found, expected[slice(*band), slice(*columns)])
+
+
+@given(
+    kind=st.sampled_from(["444", "420", "restarts", "progressive"]),
+    where=st.floats(0, 1),
+    value=st.integers(0, 255),
+    top=st.integers(0, ROWS - 1),
+    left=st.integers(0, WIDTH - 1),
+)
+def test_parts_of_damaged_streams(kind, where, value, top, left):
+    """What is decoded is what imagecodecs gives of the part, where that gives anything."""
+    if LIBRARY is None or not LIBRARY.has_parts:
+        pytest.skip("no TurboJPEG library of version 3 here")
+    data = bytearray(stream(kind))
+    data[2 + int(where * (len(data) - 3))] = value
+    expected, _ = ways(bytes(data))
+    painter = jpeg.Painter(LIBRARY, jpeg.YCBCR, None, None)
+    scratch = np.zeros((ROWS, WIDTH, 3), np.uint8)
+    band, columns = (top, min(top + 20, ROWS)), (left, min(left + 20, WIDTH))
+    found = painter.part(bytes(data), scratch, band, columns)
+    if found is not None and isinstance(expected, np.ndarray):
+        assert np.array_equal(found, expected[slice(*band), slice(*columns)])
+
+
+def test_a_patch_decodes_no_more_of_a_tile_than_it_needs(make, tmp_path, boxes):
+    height, width = make.TILE
+    make.write_format(tmp_path / "image.tif", "jpeg-420", 3 * height, 3 * width)
+    with open_slide(tmp_path / "image.tif") as slide, count_tiles() as count:
+        whole = slide.read_region((0, 0), 0, slide.dimensions)
+        del boxes[:]
+        got = slide.read_region((width - 20, height - 10), 0, (60, 40))
+    assert np.array_equal(got, whole[height - 10 : height + 30, width - 20 : width + 40])
+    assert count.tiles == 9 + 4
+    picture = (height, width, 0x22)
+    left = (width - 21) // 16 * 16
+    assert boxes == [
+        (picture, (height - 10, left, 10, width - left)),
+        (picture, (height - 10, 0, 10, 41)),
+        (picture, (0, left, 30, width - left)),
+        (picture, (0, 0, 30, 41)),
+    ]
+
+
+def test_pictures_of_several_sizes_in_one_thread(make, tmp_path, boxes):
+    """A decompressor knows the header of the last picture, and must not cut another by it."""
+    shapes = {"jpeg-420": "a.tif", "jpeg-444": "b.tif", "strips-jpeg": "c.tif"}
+    for name, file in shapes.items():
+        make.write_format(tmp_path / file, name, 200, 300)
+    slides = [open_slide(tmp_path / file) for file in shapes.values()]
+    wholes = [slide.read_region((0, 0), 0, (300, 200)) for slide in slides]
+    for x, y in ((1, 2), (70, 50), (200, 140)) * 2:
+        for slide, whole in zip(slides, wholes, strict=True):
+            got = slide.read_region((x, y), 0, (33, 21))
+            assert np.array_equal(got, whole[y : y + 21, x : x + 33])
+    assert len({picture for picture, _ in boxes}) > 2
+
+
+@needs_library
+def test_a_library_without_parts(make, tmp_path, monkeypatch):
+    """Earlier than version 3, or with other pixels: whole tiles are decoded."""
+
+    class Early:
+        pass
+
+    assert turbojpeg._PartDecoder.of(Early()) is None
+    make.write_format(tmp_path / "image.tif", "jpeg-420")
+    expected, tiles = everywhere(tmp_path / "image.tif")
+    early = turbojpeg.TurboJpeg(LIBRARY.path)
+    early.without_parts()
+    assert not early.has_parts
+    assert not turbojpeg.parts_agree(early)
+    monkeypatch.setattr(turbojpeg, "library", lambda: early)
+    got, again = everywhere(tmp_path / "image.tif")
+    assert tiles == again
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("fault", ["pixels", "margin", "refuses", ""])
+def test_parts_that_differ_are_not_used(fault, monkeypatch, boxes):
+    original = turbojpeg.TurboJpeg.decode_part
+
+    def other(self, stream, picture, box, out):
+        good = original(self, stream, picture, box, out)
+        if fault == "pixels":
+            out[-1, -2] ^= 1
+        elif fault == "margin":
+            out.base[-1, -1] = 0
+        return good and fault != "refuses"
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode_part", other)
+    monkeypatch.setenv(turbojpeg.VARIABLE, LIBRARY.path)
+    assert turbojpeg.library.__wrapped__().has_parts == (not fault)
 
 
 def everywhere(path, seed=0):
@@ -376,8 +525,13 @@ def test_threads_have_decompressors_of_their_own(cmu):
 class Other:
     """Something that decodes, but not as it should."""
 
+    has_parts = False
+
     def __init__(self, fault):
         self.fault = fault
+
+    def without_parts(self):
+        pass
 
     def decode(self, stream, address, pitch, rows, width):
         import ctypes
@@ -501,9 +655,9 @@ def test_errors_are_those_of_imagecodecs(make):
     for available in (LIBRARY, None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(turbojpeg, "library", lambda found=available: found)
-            plain, _ = jpeg.make_jpeg(
+            plain = jpeg.make_jpeg(
                 samples=3, space=jpeg.YCBCR, outspace=jpeg.RGB, tables=None, header=None
-            )
+            ).decode
         for data in (b"", b"\xff\xd8\xff\xd9", good, good[:-100], good[:300] + b"\xff\xd9"):
             try:
                 plain(data, np.zeros((ROWS, WIDTH, 3), np.uint8))

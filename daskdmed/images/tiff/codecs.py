@@ -22,7 +22,7 @@ from daskdmed.core.types import Array
 from daskdmed.images.source import FinalError
 from daskdmed.images.tiff import jpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.images.tiff.jpeg import Paint
+from daskdmed.images.tiff.jpeg import Paint, Part, Ways
 
 #: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
 Decode = Callable[[bytes, Array], Array]
@@ -99,6 +99,8 @@ class Decoder:
     grouped: bool = False
     #: a whole tile to its place in a large array; nothing is faster, but it may decline
     paint: Paint | None = None
+    #: a part of a tile at less than the whole costs; may decline too
+    part: Part | None = None
 
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
@@ -114,8 +116,10 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
     code = fmt.compression
     convert, given = _colours(fmt, background, uri)
     if code == _JPEG:
-        decode, paint = _jpeg(fmt, uri)
-        return Decoder(decode, convert, stored, given, grouped=True, paint=paint)
+        ways = _jpeg(fmt, uri)
+        return Decoder(
+            ways.decode, convert, stored, given, grouped=True, paint=ways.paint, part=ways.part
+        )
     if code in _IMAGES:
         return Decoder(_image(_IMAGES[code], fmt), convert, stored, given)
     if code == 1 or code in _BYTES:
@@ -162,7 +166,7 @@ def has_alpha(fmt: PageFormat) -> bool:
     return len(fmt.extrasamples) == 1 and fmt.extrasamples[0] in (1, 2)
 
 
-def _jpeg(fmt: PageFormat, uri: str) -> tuple[Decode, Paint | None]:
+def _jpeg(fmt: PageFormat, uri: str) -> Ways:
     if fmt.dtype != "uint8":
         raise _unsupported(uri, "JPEG tiles of more than 8 bits")
     stored = 1 if fmt.planar else fmt.samples

@@ -25,12 +25,15 @@ from daskdmed.images.resample import resample_region
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch
+from daskdmed.images.tiff.jpeg import Part
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
 #: bytes of output from which tiles are decoded to their place at once: libjpeg-turbo writes
 #: there past the cache, which pays only when the output would not have stayed in it
 IN_PLACE = 2 * 2**20
+#: share of a tile up to which a part of it is decoded alone
+_PART = 7 / 8
 #: scratch arrays up to this size stay with their thread
 _KEPT_SCRATCH = 16 * 2**20
 
@@ -177,6 +180,7 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
     rows = range(top // tile_h, (bottom - 1) // tile_h + 1)
     first, last = left // tile_w, (right - 1) // tile_w
     pieces = _columns(first, last, tile_w, left, right)
+    limit = plan_limit(plan)
     for plane in range(plan.offsets.shape[0]):
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
@@ -192,7 +196,7 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
                 _skip_rows(plan, offsets, counts, stored, band)
                 stored, band = y1 - y0, (0, y1 - y0)
             one = _Row(plan, row, first, stored, band, job.background[channels], job.fail)
-            parts = fetch(job.source, offsets, counts, plan_limit(plan))
+            parts = fetch(job.source, offsets, counts, limit)
             _read_row(one, parts, pieces, target[y0 - top : y1 - top], in_place)
 
 
@@ -223,6 +227,8 @@ def _read_row(job: _Row, parts: Parts, pieces: list[Piece], target: Array, in_pl
     done = [False] * len(pieces)
     if in_place and decoder.convert is None:
         done = _decode_in_place(job, parts, pieces, target)
+    if decoder.part is not None and decoder.convert is None:
+        _decode_parts(job, decoder.part, parts, pieces, target, done)
     if all(done):
         decoded = len(pieces)
     elif decoder.grouped and decoder.convert is None and len(pieces) > 1:
@@ -287,6 +293,24 @@ def _decode_in_place(job: _Row, parts: Parts, pieces: list[Piece], target: Array
         and paint(data, corner + 3 * x0, pitch, job.stored, tile_w)
         for data, (_, _, x0, x1) in zip(parts, pieces, strict=True)
     ]
+
+
+def _decode_parts(
+    job: _Row, part: Part, parts: Parts, pieces: list[Piece], target: Array, done: list[bool]
+) -> None:
+    """Tiles of which enough is not wanted, as far as that; notes which were `done`."""
+    tile_w, rows = job.plan.tile[1], job.band[1] - job.band[0]
+    widest = _PART * job.stored * tile_w / max(rows, 1)
+    scratch: Array | None = None
+    for index, (data, (tx0, tx1, x0, x1)) in enumerate(zip(parts, pieces, strict=True)):
+        if tx1 - tx0 > widest or done[index] or not isinstance(data, bytes):
+            continue
+        if scratch is None:
+            scratch = _scratch((1, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)[0]
+        found = part(data, scratch, job.band, (tx0, tx1))
+        if found is not None:
+            target[:, x0:x1] = found
+            done[index] = True
 
 
 def _decode_grouped(

@@ -1,9 +1,9 @@
 """JPEG tiles: abbreviated streams whose tables are in the file's directory.
 
-`make_jpeg` gives the two ways to decode the tiles of a page: into an array without gaps by
-imagecodecs, and, where the TurboJPEG library is there, into rows of a larger array. The
-second is only used for streams whose header leaves no doubt that both give the same; all
-others, and all with any fault, take the first, which alone decides what is an error.
+`make_jpeg` gives the ways to decode the tiles of a page: into an array without gaps by
+imagecodecs, and, where the TurboJPEG library is there, into rows of a larger array, and parts
+of tiles. The latter are only used for streams whose header leaves no doubt that all give the
+same; all others, and all with any fault, take the first, which alone decides what is an error.
 
 Not covered: other compressions (`daskdmed.images.tiff.codecs`). A stream that is cut off, or
 no JPEG, is an error; bytes changed in the middle of one may decode to wrong pixels without
@@ -28,6 +28,8 @@ _END = b"\xff\xd9"
 _Segment = tuple[int, bytes, int]
 #: (bytes, address, pitch, rows, width) -> whether it was decoded, see `Painter`
 Paint = Callable[[bytes, int, int, int, int], bool]
+#: (bytes, scratch of the tile, its rows and its columns that are wanted) -> these, or None
+Part = Callable[[bytes, Array, tuple[int, int], tuple[int, int]], Array | None]
 _Decode = Callable[[bytes, Array], Array]
 #: kind and number
 _Table = tuple[str, int]
@@ -36,17 +38,26 @@ _Table = tuple[str, int]
 _SAMPLING = {0x11, 0x21, 0x22}
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How the tiles of a page are decoded: into an array without gaps, and where TurboJPEG is of
+    use, to their place, and parts of them."""
+
+    decode: _Decode
+    paint: Paint | None = None
+    part: Part | None = None
+
+
 def make_jpeg(
     *, samples: int, space: int | None, outspace: int | None,
     tables: bytes | None, header: bytes | None, trust_jfif: bool = False,
-) -> tuple[_Decode, Paint | None]:  # fmt: skip
-    """How the JPEG tiles of a page are decoded: (into an array without gaps, to its place).
+) -> Ways:  # fmt: skip
+    """How the JPEG tiles of a page are decoded.
 
     `space` and `outspace` are libjpeg's colour spaces of the stream, whatever its markers say, and
     of the pixels. `tables` is the stream of tables that all tiles share; `header` begins every
     tile, of which the file holds only what comes behind. With `trust_jfif` tiles that begin with a
-    JFIF marker are YCbCr, whatever `space` says. The second way is None where TurboJPEG is missing,
-    or of no use.
+    JFIF marker are YCbCr, whatever `space` says.
     """
     if trust_jfif and space == RGB:
         return _by_marker(
@@ -88,25 +99,31 @@ def make_jpeg(
         small = jpeg8(data, tables=tables, colorspace=space, outcolorspace=outspace)
         return small.reshape((*small.shape[:2], -1))
 
-    return decode, paint
+    return Ways(decode, paint, paint.part if paint is not None and paint.has_parts else None)
 
 
-def _by_marker(
-    plain: tuple[_Decode, Paint | None], jfif: tuple[_Decode, Paint | None]
-) -> tuple[_Decode, Paint | None]:
+def _by_marker(plain: Ways, jfif: Ways) -> Ways:
     """For each tile the way that its own first marker asks for."""
 
-    def way(data: bytes) -> tuple[_Decode, Paint | None]:
+    def way(data: bytes) -> Ways:
         return jfif if data[2:4] == b"\xff\xe0" and data[6:10] == b"JFIF" else plain
 
     def decode(data: bytes, out: Array) -> Array:
-        return way(data)[0](data, out)
+        return way(data).decode(data, out)
 
     def paint(data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
-        chosen = way(data)[1]
+        chosen = way(data).paint
         return chosen is not None and chosen(data, address, pitch, rows, width)
 
-    return decode, None if plain[1] is None else paint
+    def part(
+        data: bytes, scratch: Array, band: tuple[int, int], columns: tuple[int, int]
+    ) -> Array | None:
+        chosen = way(data).part
+        return None if chosen is None else chosen(data, scratch, band, columns)
+
+    return Ways(
+        decode, None if plain.paint is None else paint, None if plain.part is None else part
+    )
 
 
 class Painter:
@@ -124,27 +141,52 @@ class Painter:
         self._start = start if header is None else start + header[2:]
         self._shared = _table_names(segments(tables or b""))
         #: the last header that was looked at and found good, and its picture
-        self._known: tuple[bytes, int, int] | None = None
+        self._known: tuple[bytes, int, int, int] | None = None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether `part` ever decodes anything."""
+        return self._library.has_parts
 
     def __call__(self, data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
         """Decode a tile as it is in the file; arguments as of `TurboJpeg.decode`. False if it was
         not decoded, and has to be by other means."""
+        stream = self._stream(data, rows, width)
+        return stream is not None and self._library.decode(stream, address, pitch, rows, width)
+
+    def part(
+        self, data: bytes, scratch: Array, band: tuple[int, int], columns: tuple[int, int]
+    ) -> Array | None:
+        """Decode the rows and columns of a tile that are wanted, into `scratch`, which is as large
+        as the tile: where they are in there. None if they were not decoded."""
+        (rows, width), (top, bottom) = scratch.shape[:2], band
+        stream = self._stream(data, rows, width)
+        known = self._known
+        if stream is None or known is None:
+            return None
+        picture = rows, width, known[3]
+        left, right = turbojpeg.columns_of(*columns, width, picture[2])
+        box = top, left, bottom - top, right - left
+        if not self._library.decode_part(stream, picture, box, scratch):
+            return None
+        return scratch[: bottom - top, columns[0] - left : columns[1] - left]
+
+    def _stream(self, data: bytes, rows: int, width: int) -> bytes | None:
+        """A whole stream, known to be of `rows` x `width` pixels; None for one that is not."""
         header = self._header
         known = self._known
         if header is not None:
-            fits = known is not None and known[1:] == (rows, width)
+            fits = known is not None and known[1:3] == (rows, width)
         else:
             # padding behind the end is for the caller to judge
             if data[-2:] != _END:
-                return False
-            fits = known is not None and data.startswith(known[0]) and known[1:] == (rows, width)
+                return None
+            fits = known is not None and known[1:3] == (rows, width) and data.startswith(known[0])
         if not fits and not self._learn(data if header is None else header, rows, width):
-            return False
+            return None
         if header is None:
-            stream = b"".join((self._start, memoryview(data)[2:]))
-        else:
-            stream = b"".join((self._start, data, _END))
-        return self._library.decode(stream, address, pitch, rows, width)
+            return b"".join((self._start, memoryview(data)[2:]))
+        return b"".join((self._start, data, _END))
 
     def _learn(self, data: bytes, rows: int, width: int) -> bool:
         """Whether a stream's header is one that both ways read alike."""
@@ -163,7 +205,7 @@ class Painter:
             and head.needs <= self._shared | head.brings
         )
         if good and head is not None:
-            self._known = data[: head.length], rows, width
+            self._known = data[: head.length], rows, width, head.sampling[0]
         return good
 
 
