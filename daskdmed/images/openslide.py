@@ -9,7 +9,7 @@ depend on the region it was read in. Readers here therefore start at the nearest
 that maps onto the pixel grid and crop. Levels whose downsample is a whole number (MRXS,
 VMS, CZI) always have one, others mostly. Where there is none within `_MAX_SKIP` pixels (a
 downsample such as 2.0002), the result is shifted by less than half a level-0 pixel, as
-OpenSlide does it. Not covered: remote files (OpenSlide reads local ones only), colour profiles.
+OpenSlide does it. Not covered: remote files (OpenSlide reads local ones only).
 """
 
 from __future__ import annotations
@@ -145,6 +145,14 @@ class OpenSlideReader(BaseReader):
         _blend(rgba, self.info.background, out)
         return out
 
+    def icc_profile(self) -> bytes | None:
+        """The colour profile that OpenSlide knows of, from its version 4 on, as in the file."""
+
+        def read(handle: Any) -> Any:
+            return handle.read_region((0, 0), handle.level_count - 1, (1, 1)).info
+
+        return dict(self._attempt(read)).get("icc_profile")
+
     def close(self) -> None:
         """Forget the handle; it is freed when the last read in progress ends. Idempotent."""
         with self._lock:
@@ -162,7 +170,7 @@ class OpenSlideReader(BaseReader):
         rgba = self._attempt(lambda handle: np.asarray(handle.read_region((x, y), level, size)))
         _blend(rgba[skip_y:, skip_x:], self.info.background, out)
 
-    def _attempt(self, action: Any) -> Array:
+    def _attempt(self, action: Any) -> Any:
         """Run an action on the shared handle, and once more on a private one if that fails."""
         openslide = _openslide()
         with self._lock:
@@ -171,8 +179,7 @@ class OpenSlideReader(BaseReader):
                 self._handle = _open_handle(self._uri, self._path)
             handle = self._handle
         try:
-            shared: Array = action(handle)
-            return shared
+            return action(handle)
         except openslide.OpenSlideError as error:
             logger.debug("%s: a handle failed (%s), opening another", self._uri, error)
         with self._lock:
@@ -180,10 +187,9 @@ class OpenSlideReader(BaseReader):
             if self._handle is handle:
                 self._handle = None
         try:
-            private: Array = action(_open_handle(self._uri, self._path))
+            return action(_open_handle(self._uri, self._path))
         except openslide.OpenSlideError as error:
             raise _OpenSlideFailed(str(error)) from error
-        return private
 
 
 class _OpenSlideFailed(Exception):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.resolution import micrometers_per
+from daskdmed.images.protocols import ChannelInfo
 
 Version = Literal["0.4", "0.5"]
 OME_VERSION: Version = "0.5"
@@ -148,6 +149,9 @@ class Channel:
     window: tuple[float, float] | None = None
     limits: tuple[float, float] | None = None
     active: bool | None = True
+    #: nanometers, as OMERO writes them
+    emission: float | None = None
+    excitation: float | None = None
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Channel:
@@ -159,6 +163,8 @@ class Channel:
             window=_numbers(window.get("start"), window.get("end")),
             limits=_numbers(window.get("min"), window.get("max")),
             active=value.get("active"),
+            emission=_positive(value.get("emissionWave")),
+            excitation=_positive(value.get("excitationWave")),
         )
 
     @property
@@ -166,10 +172,17 @@ class Channel:
         """The colour as six upper-case digits, "" when it is none."""
         return _hex_digits(self.color) or ""
 
+    @property
+    def info(self) -> ChannelInfo:
+        """As slides and volumes say it."""
+        return ChannelInfo(self.label, self.digits, self.emission, self.excitation, self.window)
+
     def to_json(self) -> dict[str, Any]:
         window = dict(zip(("min", "max"), self.limits or (), strict=False))
         window |= zip(("start", "end"), self.window or (), strict=False)
-        facts = {"label": self.label, "color": self.color, "active": self.active, "window": window}
+        facts: dict[str, Any] = {"label": self.label, "color": self.color, "active": self.active}
+        facts |= {"window": window}
+        facts |= {"emissionWave": self.emission, "excitationWave": self.excitation}
         return {key: value for key, value in facts.items() if value or value is False}
 
 
@@ -212,6 +225,8 @@ class Multiscale:
     channels: tuple[Channel, ...] = ()
     label: ImageLabel | None = None
     version: str = OME_VERSION
+    #: whether the metadata say that values are labels
+    is_labels: bool = False
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -242,7 +257,13 @@ class Multiscale:
             method=str(value.get("type") or ""),
             channels=tuple(Channel.parse(channel) for channel in channels),
             version=str(ome.get("version") or value.get("version") or ""),
+            is_labels="image-label" in ome,
         )
+
+    def infos(self, count: int) -> tuple[ChannelInfo, ...]:
+        """What is said of `count` channels; () where nothing, or of another number of them."""
+        found = tuple(channel.info for channel in self.channels)
+        return found if len(found) == count and any(any(c.facts) for c in found) else ()
 
     @property
     def channel(self) -> int | None:
@@ -287,6 +308,13 @@ class Multiscale:
         if self.label is not None:
             ome["image-label"] = {**inside, **self.label.to_json()}
         return ome_attributes({**old, **ome}, version)
+
+
+def holds_classes(own: Mapping[str, Any] | None) -> bool:
+    """Whether what this library wrote beside the metadata says that values are classes."""
+    parameters = (own or {}).get("parameters")
+    post = parameters.get("post") if isinstance(parameters, Mapping) else None
+    return bool(post and post[0] in ("argmax", "threshold"))
 
 
 def ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,6 +372,11 @@ def _with_rest(mine: dict[str, Any], theirs: Any) -> dict[str, Any]:
     """Entries, and those of another writer that they do not replace."""
     rest = theirs if isinstance(theirs, Mapping) else {}
     return {**mine, **{key: value for key, value in rest.items() if key not in mine}}
+
+
+def _positive(value: Any) -> float | None:
+    known = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    return float(value) if known else None
 
 
 def _numbers(low: Any, high: Any) -> tuple[float, float] | None:

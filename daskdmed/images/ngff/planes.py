@@ -21,7 +21,7 @@ from daskdmed.core import buffers
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
-from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, ome_of
+from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, holds_classes, ome_of
 from daskdmed.images.ngff.stack import Stack
 from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo, SlideOptions
@@ -400,6 +400,8 @@ def _assemble(
         images=images,
         planes=() if stack is None else stack.planes.names,
         plane="" if stack is None else stack.planes.name,
+        channels=() if image is None else image.infos(channels),
+        is_labels=holds_classes(own) or (image is not None and image.is_labels),
     )
     planes = tuple(dataclasses.replace(p, array=with_fill(p.array, background)) for p in planes)
     return Pyramid(planes, dict(associated), info)

@@ -134,6 +134,8 @@ class ZarrVolumeReader(BaseReader):
             space=space,
             voxel_size=voxel_size,
             has_channels=first.layout.has_channels,
+            channels=() if image is None else image.infos(shapes[0][-1]),
+            is_labels=image is not None and image.is_labels,
         )
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:

@@ -32,6 +32,7 @@ class TiffReader(BaseReader):
         self._source = source
         self._plans = tuple(index.levels)
         self._associated = index.associated
+        self._profile = index.profile
         self.info = make_info(index)
         self._background = np.asarray(index.background, index.dtype)
         self._lock = threading.Lock()
@@ -48,6 +49,11 @@ class TiffReader(BaseReader):
         white = np.full(plan.shape[2], 255, plan.dtype)
         self._fill(plan, Region.of(plan.shape[:2]), out, white, "raise")
         return out
+
+    def icc_profile(self) -> bytes | None:
+        """The colour profile of the file, read on demand: some have a megabyte."""
+        self._check_open()
+        return None if self._profile is None else self._source.read(*self._profile)
 
     def close(self) -> None:
         with self._lock:
@@ -143,4 +149,6 @@ def make_info(index: TiffIndex) -> SlideInfo:
         images=index.images,
         planes=index.planes.names,
         plane=index.planes.name,
+        channels=index.channels,
+        is_labels=index.is_labels,
     )

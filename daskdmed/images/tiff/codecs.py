@@ -105,7 +105,9 @@ class Decoder:
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
     """Choose how the tiles of a page are decoded; an error for what is not covered."""
-    if fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize:
+    # masks of one bit are read as labels, 0 and 1
+    mask = fmt.bits == fmt.samples == 1 and fmt.compression in (1, *_BYTES)
+    if not mask and (fmt.dtype not in _DTYPES or fmt.bits != 8 * np.dtype(fmt.dtype).itemsize):
         # OpenSlide would make 8-bit colours of them
         raise FinalError.of(
             uri,
@@ -122,6 +124,8 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
         )
     if code in _IMAGES:
         return Decoder(_image(_IMAGES[code], fmt), convert, stored, given)
+    if mask:
+        return Decoder(_mask(_BYTES.get(code), fmt), convert, stored, given)
     if code == 1 or code in _BYTES:
         if fmt.photometric == _YCBCR and fmt.samples == 3:
             raise _unsupported(uri, "YCbCr pixels without JPEG compression")
@@ -147,7 +151,7 @@ def _colours(fmt: PageFormat, background: tuple[int, ...], uri: str) -> tuple[Co
     if photometric == _MINISWHITE:
         if samples != 1 or dtype.kind != "u":
             raise _unsupported(uri, f"min-is-white pixels of {samples} samples, type {dtype}")
-        return np.invert, 1
+        return (_opposite if fmt.bits == 1 else np.invert), 1
     if fmt.planar and has_alpha(fmt):
         raise _unsupported(uri, "an alpha channel in a plane of its own")
     if samples in (2, 4) and has_alpha(fmt):
@@ -255,6 +259,33 @@ def _plain(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
         return out
 
     return decode
+
+
+def _mask(unpack: Callable[..., Any] | None, fmt: PageFormat) -> Decode:
+    """Pixels of one bit, every row of which begins with a byte, as 0 and 1."""
+
+    def decode(data: bytes, out: Array) -> Array:
+        rows, width = out.shape[:2]
+        packed = np.empty((rows, -(-width // 8)), np.uint8)
+        if unpack is None:
+            if len(data) < packed.nbytes:
+                raise DecodeError(f"the tile has {len(data)} bytes, expected {packed.nbytes}")
+            packed = np.frombuffer(data, np.uint8, packed.size).reshape(packed.shape)
+        else:
+            got = len(_unpacked(unpack, data, packed.reshape(-1)))
+            if got < packed.nbytes:
+                raise DecodeError(f"the tile decodes to {got} bytes, expected {packed.nbytes}")
+        if fmt.fillorder == 2:
+            packed = np.frombuffer(imagecodecs.bitorder_decode(packed.tobytes()), np.uint8)
+            packed = packed.reshape(rows, -1)
+        out[..., 0] = np.unpackbits(packed, axis=1, count=width)
+        return out
+
+    return decode
+
+
+def _opposite(bits: Array) -> Array:
+    return bits ^ np.uint8(1)
 
 
 def _unpacked(unpack: Callable[..., Any], data: bytes, out: Array) -> Any:

@@ -25,9 +25,10 @@ from daskdmed.core.errors import (
     ImageError,
     UnsupportedImageError,
 )
-from daskdmed.images.protocols import SlideOptions
+from daskdmed.images.protocols import ChannelInfo, SlideOptions
 from daskdmed.images.readers import Planes, say_choice
 from daskdmed.images.source import Source
+from daskdmed.images.tiff import channels as describing
 from daskdmed.images.tiff import ifd, leica, metadata, stack, vendors
 from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
 from daskdmed.images.tiff.decode import Canvas, LevelPlan
@@ -63,6 +64,10 @@ class TiffIndex:
     associated: dict[str, LevelPlan] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     planes: Planes = field(default_factory=Planes)
+    channels: tuple[ChannelInfo, ...] = ()
+    is_labels: bool = False
+    #: offset and size of the colour profile
+    profile: tuple[int, int] | None = None
 
 
 def parse(source: Source, options: SlideOptions) -> TiffIndex:
@@ -121,7 +126,17 @@ def _parse(tif: Any, source: Source, options: SlideOptions) -> TiffIndex:
     elif not options.image:
         say_choice(source.uri, vendors.name_of(main), [vendors.name_of(s) for s in others])
     names = tuple(vendors.name_of(s) for s in scans) if others else ()
-    index = TiffIndex(final, dtype, background, about, images=names, planes=planes)
+    index = TiffIndex(
+        final,
+        dtype,
+        background,
+        about,
+        images=names,
+        planes=planes,
+        channels=describing.describe(tif, main, channels),
+        is_labels=describing.holds_labels(main),
+        profile=describing.profile_place(main),
+    )
     for name, page in vendors.associated_pages(tif, main, series).items():
         _add_associated(index, name, page, source)
     return index
@@ -259,7 +274,7 @@ def page_format(page: Any) -> PageFormat:
         planar=int(key.planarconfig) == 2 and int(key.samplesperpixel) > 1,
         samples=int(key.samplesperpixel),
         extrasamples=tuple(int(e) for e in key.extrasamples),
-        dtype="" if key.dtype is None else np.dtype(key.dtype).name,
+        dtype=_dtype_name(key),
         bits=bits if isinstance(bits, int) else 0,
         predictor=int(key.predictor),
         fillorder=int(key.fillorder),
@@ -268,6 +283,13 @@ def page_format(page: Any) -> PageFormat:
         header=getattr(page, "jpegheader", None),
         writer="svs" if key.parent.is_svs else "ome" if key.parent.is_ome else "",
     )
+
+
+def _dtype_name(page: Any) -> str:
+    """Of the samples that are given; those of one bit become bytes."""
+    if page.dtype is None:
+        return ""
+    return "uint8" if page.bitspersample == 1 else np.dtype(page.dtype).name
 
 
 def given_channels(fmt: PageFormat) -> int:

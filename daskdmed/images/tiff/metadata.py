@@ -122,7 +122,8 @@ def plausible(x: float | None, y: float | None) -> Mpp | None:
     return (x, y) if low <= x <= high and low <= y <= high else None
 
 
-def _float(text: Any) -> float | None:
+def as_float(text: Any) -> float | None:
+    """A positive number, None where it is none."""
     try:  # some scanners write the comma of their country
         value = float(text.replace(",", ".") if isinstance(text, str) else text)
     except (TypeError, ValueError):
@@ -130,7 +131,8 @@ def _float(text: Any) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A text, "" where it is none."""
     return value if isinstance(value, str) else ""
 
 
@@ -141,10 +143,10 @@ def _entries(prefix: str, parts: Iterable[str]) -> dict[str, str]:
 
 
 def _aperio(about: Metadata, tif: Any, main: Any) -> None:
-    about.properties |= _entries("aperio", _text(tif.pages.first.description).split("|")[1:])
-    mpp = _float(about.properties.get("aperio.MPP"))
+    about.properties |= _entries("aperio", as_text(tif.pages.first.description).split("|")[1:])
+    mpp = as_float(about.properties.get("aperio.MPP"))
     about.mpp = (mpp, mpp) if mpp else None
-    about.power = _float(about.properties.get("aperio.AppMag"))
+    about.power = as_float(about.properties.get("aperio.AppMag"))
 
 
 def _hamamatsu(about: Metadata, tif: Any, main: Any) -> None:
@@ -154,8 +156,8 @@ def _hamamatsu(about: Metadata, tif: Any, main: Any) -> None:
         if value is not None:
             text = value if isinstance(value, str) else number_text(float(value))
             about.properties[f"hamamatsu.{name}"] = text
-    about.properties |= _entries("hamamatsu", _text(valueof(65449)).splitlines())
-    about.power = _float(valueof(65421))
+    about.properties |= _entries("hamamatsu", as_text(valueof(65449)).splitlines())
+    about.power = as_float(valueof(65421))
 
 
 def _drop_description(about: Metadata) -> None:
@@ -177,9 +179,9 @@ def _philips(about: Metadata, tif: Any, main: Any) -> None:
     spacing = re.findall(r"[0-9.eE+-]+", about.properties.get("philips.DICOM_PIXEL_SPACING", ""))
     if len(spacing) == 2:
         # millimetres, DICOM order: between rows, then between columns
-        y, x = (_float(v) for v in spacing)
+        y, x = (as_float(v) for v in spacing)
         about.mpp = plausible(x and x * 1000, y and y * 1000)
-    about.power = _float(about.properties.get("philips.DICOM_OBJECTIVE_POWER"))
+    about.power = as_float(about.properties.get("philips.DICOM_OBJECTIVE_POWER"))
 
 
 def _philips_attributes(about: Metadata, parent: Any, prefix: str) -> None:
@@ -195,17 +197,17 @@ def _philips_attributes(about: Metadata, parent: Any, prefix: str) -> None:
 
 
 def _leica(about: Metadata, tif: Any, main: Any) -> None:
-    root = xml_root(_text(tif.pages.first.description))
+    root = xml_root(as_text(tif.pages.first.description))
     if root is None:
         return
     _drop_description(about)
     width, height = main.keyframe.imagewidth, main.keyframe.imagelength
     for image in named(root, "image"):
         pixels = image.find(".//{*}pixels")
-        if pixels is None or _float(pixels.attrib.get("sizeX")) != width:
+        if pixels is None or as_float(pixels.attrib.get("sizeX")) != width:
             continue
         for view in named(image, "view"):  # in nanometres
-            x, y = (_float(view.attrib.get(f"size{axis}")) for axis in "XY")
+            x, y = (as_float(view.attrib.get(f"size{axis}")) for axis in "XY")
             about.mpp = plausible(x and x / 1000 / width, y and y / 1000 / height)
         for device in image.findall(".//{*}device")[:1]:
             about.properties |= {f"leica.device-{k}": v for k, v in device.attrib.items()}
@@ -213,7 +215,7 @@ def _leica(about: Metadata, tif: Any, main: Any) -> None:
             text = (image.findtext(f".//{{*}}{tag}") or "").strip()
             if text:
                 about.properties[f"leica.{name}"] = text
-        about.power = _float(about.properties.get("leica.objective"))
+        about.power = as_float(about.properties.get("leica.objective"))
         return
 
 
@@ -222,44 +224,59 @@ def _ventana(about: Metadata, tif: Any, main: Any) -> None:
         root = xml_root(text)
         for scan in () if root is None else named(root, "iScan"):
             about.properties |= {f"ventana.{key}": value for key, value in scan.attrib.items()}
-            mpp = _float(scan.attrib.get("ScanRes"))
+            mpp = as_float(scan.attrib.get("ScanRes"))
             about.mpp = (mpp, mpp) if mpp else None
-            about.power = _float(scan.attrib.get("Magnification"))
+            about.power = as_float(scan.attrib.get("Magnification"))
             return
 
 
 def _qptiff(about: Metadata, tif: Any, main: Any) -> None:
-    text = _text(tif.pages.first.description)
+    text = as_text(tif.pages.first.description)
     for key, value in re.findall(r"<(\w+)>([^<>]{1,256})</\1>", text):
         about.properties.setdefault(f"qptiff.{key}", value.strip())
     objective = re.match(r"\s*([0-9.]+)\s*x?", about.properties.get("qptiff.Objective", ""))
-    about.power = _float(objective.group(1)) if objective else None
+    about.power = as_float(objective.group(1)) if objective else None
 
 
 def _ome(about: Metadata, tif: Any, main: Any) -> None:
-    root = chosen = xml_root(tif.ome_metadata or "")
+    root = xml_root(tif.ome_metadata or "")
     if root is None:
         return
-    size = main.keyframe.imagewidth, main.keyframe.imagelength
-    for image in named(root, "Image"):
-        pixels = image.find("{*}Pixels")
-        if pixels is None or tuple(_float(pixels.attrib.get(f"Size{a}")) for a in "XY") != size:
-            continue
-        chosen = image
+    chosen = ome_image(tif, main)
+    if chosen is not None:
+        pixels = chosen.find("{*}Pixels")
         about.mpp = plausible(*(physical_size(pixels.attrib, axis) for axis in "XY"))
-        found = [(f"Image.{key}", image.attrib.get(key)) for key in ("ID", "Name")]
+        found = [(f"Image.{key}", chosen.attrib.get(key)) for key in ("ID", "Name")]
         for number, channel in enumerate(named(pixels, "Channel")):
             found.append((f"Channel[{number}].Name", channel.attrib.get("Name")))
         about.properties |= {f"ome.{name}": value for name, value in found if value}
-        break
+    else:
+        chosen = root
     powers = {
-        o.attrib.get("ID"): _float(o.attrib.get("NominalMagnification"))
+        o.attrib.get("ID"): as_float(o.attrib.get("NominalMagnification"))
         for o in named(root, "Objective")
     }
     used = next((e.attrib.get("ID") for e in named(chosen, "ObjectiveSettings")), None)
     possible = {powers[used]} if used in powers else set(powers.values())
     if len(possible) == 1:  # of a scanner with several objectives the image must say which
         (about.power,) = possible
+
+
+def ome_image(tif: Any, main: Any) -> Any | None:
+    """The element of OME-XML that describes a series: of its number, else the first of its size."""
+    root = xml_root(tif.ome_metadata or "")
+    images = [] if root is None else root.findall("{*}Image")
+    size = main.keyframe.imagewidth, main.keyframe.imagelength
+
+    def fits(image: Any) -> bool:
+        pixels = image.find("{*}Pixels")
+        sides = () if pixels is None else (as_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
+        return tuple(sides) == size
+
+    series = list(tif.series)
+    if main in series and len(series) == len(images) and fits(images[series.index(main)]):
+        return images[series.index(main)]
+    return next(filter(fits, images), None)
 
 
 #: tifffile's name of an arrangement -> vendor, and who reads its metadata
@@ -279,7 +296,7 @@ def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
     root = xml_root(tif.ome_metadata or "") if tif.is_ome else None
     found: dict[tuple[int, int], float] = {}
     for pixels in [] if root is None else named(root, "Pixels"):
-        width, height = (_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
+        width, height = (as_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
         size = physical_size(pixels.attrib, "X")
         if width and height and size:
             extent = int(width), int(height)
@@ -289,6 +306,6 @@ def ome_spacing(tif: Any) -> dict[tuple[int, int], float]:
 
 def physical_size(attributes: Any, axis: str) -> float | None:
     """Micrometers per pixel along "X", "Y" or "Z" that OME's Pixels say, None where they do not."""
-    size = _float(attributes.get(f"PhysicalSize{axis}"))
+    size = as_float(attributes.get(f"PhysicalSize{axis}"))
     unit = micrometers_per(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
     return size * unit if size and unit else None

@@ -24,7 +24,15 @@ from daskdmed.core.files import write_failure
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.work import run_all
-from daskdmed.images.ngff.metadata import PALETTE, Axis, Channel, LevelPlace, hex_color, version_of
+from daskdmed.images.ngff.metadata import (
+    PALETTE,
+    Axis,
+    Channel,
+    LevelPlace,
+    hex_color,
+    holds_classes,
+    version_of,
+)
 from daskdmed.store.location import Location
 from daskdmed.store.ngff.levels import create_level, stored_image, write_units
 from daskdmed.store.ngff.reduction import METHODS, Method, reduce_block
@@ -253,9 +261,7 @@ def add_pyramid(
 
 def _usual_method(group: zarr.Group) -> Method:
     own: Any = group.attrs.get("daskdmed")
-    parameters = own.get("parameters") if isinstance(own, dict) else None
-    post = parameters.get("post") if isinstance(parameters, dict) else None
-    return "mode" if post and post[0] in ("argmax", "threshold") else "mean"
+    return "mode" if holds_classes(own if isinstance(own, dict) else None) else "mean"
 
 
 def _check_arguments(
