@@ -46,5 +46,6 @@ from .loading.collectors import stateful as stateful
 from .loading.lightdl import LightDL as LightDL
 from .loading.quotas import Quota as Quota
 from .loading.sliding.loader import SlidingWindowDL as SlidingWindowDL
+from .persistence.content import Content as Content
 from .store.export.heatmaps import export_heatmap as export_heatmap
 from .store.export.volumes import export_volume as export_volume

@@ -73,10 +73,7 @@ def sample(
     `results` are those of `daskdmed.persistence.reading.read_jobs`; `expected`: draws per visit.
     """
     rows = sum(len(w.draws) for w in wanted)
-    data = buffers.empty((rows, *crop.shape), crop.dtype)
-    targets = None
-    if crop.target_shape is not None and crop.target_dtype is not None:
-        targets = buffers.empty((rows, *crop.target_shape), crop.target_dtype)
+    data, targets = crop.rows(rows, buffers.empty)
     pieces = np.full(rows, -1, np.int64)
     origins = np.zeros((rows, len(crop.size)), np.int64)
     ended: dict[int, tuple[int, BaseException | None]] = {}

@@ -133,7 +133,9 @@ class Assembly:
         }
 
 
-def crop_of(catalogue: Catalogue, geometry: Geometry, *, squeeze: bool = False) -> CropSpec:
+def crop_of(
+    catalogue: Catalogue, geometry: Geometry, *, squeeze: bool = False, objects: bool = False
+) -> CropSpec:
     """Shape and type of a small chunk."""
     target, channels = catalogue.entries[0].target, catalogue.channels
     if geometry.context is not None:
@@ -147,6 +149,7 @@ def crop_of(catalogue: Catalogue, geometry: Geometry, *, squeeze: bool = False) 
         target_ratio=_common_ratio(catalogue),
         around=geometry.context,
         squeeze=squeeze,
+        objects=objects,
     )
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from daskdmed.core import buffers
 from daskdmed.core.types import Array
 from daskdmed.loading.chunks import Provenance, SmallChunks
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import Snapshot
-from daskdmed.loading.sampling import CropSpec, Ended, VisitSampler
-
-#: gives an array of a shape and type
-Empty: TypeAlias = Callable[[Sequence[int], npt.DTypeLike], Array]
+from daskdmed.loading.sampling import CropSpec, Empty, Ended, VisitSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +63,7 @@ class BatchBuilder:
     def _rows(self) -> tuple[Array, Array | None]:
         """Memory for all rows, and for their targets."""
         if self._memory is None:
-            crop, targets = self._crop, None
-            if crop.target_shape is not None and crop.target_dtype is not None:
-                targets = self._empty((self.size, *crop.target_shape), crop.target_dtype)
-            self._memory = self._empty((self.size, *crop.shape), crop.dtype), targets
+            self._memory = self._crop.rows(self.size, self._empty)
         return self._memory
 
     def __len__(self) -> int:

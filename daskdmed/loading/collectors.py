@@ -19,6 +19,7 @@ from daskdmed.core.errors import UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.loading.chunks import BigChunk
+from daskdmed.persistence.content import Content
 from daskdmed.persistence.reading import LoadContext, RegionChooser
 
 
@@ -100,7 +101,7 @@ Collected: TypeAlias = "Sequence[int] | Array | tuple[Array, Sequence[int]] | No
 
 
 class BigChunkLoader(ABC):
-    """Chooses which region or regions of a record one visit holds."""
+    """Chooses which region or regions of a record one visit holds, or makes what it holds."""
 
     @abstractmethod
     def extract_bigchunk(
@@ -108,8 +109,8 @@ class BigChunkLoader(ABC):
         read: Callable[[Region], Array],
         context: LoadContext,
         rng: np.random.Generator,
-    ) -> Region | Sequence[Region]:
-        """Choose what a visit holds.
+    ) -> Region | Sequence[Region] | Array | tuple[Array, Region] | Content | Any:
+        """Choose what a visit holds, or make it.
 
         Parameters
         ----------
@@ -124,7 +125,18 @@ class BigChunkLoader(ABC):
         Returns
         -------
         Region or sequence of Region
-            Inside the image, together at most as many pixels as ``bigchunk_size``.
+            Is read. Inside the image, together at most as many pixels as ``bigchunk_size``.
+        ndarray or (ndarray, Region)
+            Pixels of ``context.region``, or of another, made in a way of the loader's own (with a
+            stain that was normalised over the whole big chunk): shape ``(*region.shape,
+            [channels])``, type and channels of the record. Drawn from as those that are read.
+        Content or any other object
+            What collectors find in ``bigchunk.data``: features, a graph of cells, a list of
+            crops. A collector of your own makes small chunks of it. Counts with its size, which
+            may not be more than that of the pixels of ``bigchunk_size``. An ndarray that is not
+            of pixels has to be wrapped in a `Content`.
+        None
+            Nothing: the visit is over.
         """
 
 
@@ -164,7 +176,8 @@ class SmallChunkCollector(ABC):
             First pixel of the crop within the big chunk (array order): the library crops.
             Or the crop itself, shape ``(*smallchunk_size, [channels])`` (all channels that
             ``context=`` makes) and the dtype of the big chunk, with or without its first pixel.
-            Or None, which ends the visit.
+            Or None, which ends the visit. With ``LightDL(collate=...)`` any object, which is the
+            small chunk.
         """
 
 

@@ -28,6 +28,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.images.context import ContextEdge, ContextLike
+from daskdmed.loading import torchbridge
 from daskdmed.loading.assembly import Assembly, crop_of
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
@@ -141,9 +142,10 @@ class LightDL(Loader[SmallChunks]):
         "adaptive": when the next big chunk is late, draw more from those that are there
         instead of waiting, and count how often (`LoaderStats.late_draws`).
     bigchunk_loader : BigChunkLoader or callable, optional
-        Chooses the region or regions of a record that a visit holds.
+        Chooses the region or regions of a record that a visit holds, or gives what it holds:
+        pixels of the region made in a way of its own, or any object.
     smallchunk_collector : SmallChunkCollector or callable, optional
-        Chooses each crop. Default: uniform.
+        Chooses each crop, or makes it: with `collate` it may be any object. Default: uniform.
     policy : Policy or callable, optional
         Chooses whose big chunk comes next, see `daskdmed.policies`. Default: every record once
         per cycle, for ever. ``EachOnce(stride)``: each slice or position once per epoch.
@@ -159,6 +161,12 @@ class LightDL(Loader[SmallChunks]):
         called as ``batch_tfms(x, smallchunks)`` and may return ``(x, targets)``, which
         replaces ``smallchunks.targets``; others are called as ``batch_tfms(x)``, and draw from
         the global generators as the training loop itself does.
+    collate : callable, optional
+        ``collate(list) -> x`` makes a batch of small chunks that are objects: whatever the
+        collector gave, after `tfms`, which is then called with each of them as it is (an array
+        (*spatial, c) without a collector). For instance `torch.utils.data.default_collate`, or a
+        function that batches graphs. ``smallchunks[i].data`` is the object. In the background,
+        as `tfms` is. Not with `target` and `squeeze`; with `device` it has to give a tensor.
     seed : int, default 0
         Everything random follows from it.
     epoch_length : int, optional
@@ -281,6 +289,7 @@ class LightDL(Loader[SmallChunks]):
         policy: PolicyLike | None = None,
         tfms: Callable[[Any], Any] | None = None,
         batch_tfms: Callable[[Any], Any] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
         seed: int = 0,
         epoch_length: int | None = None,
         restart: bool = False,
@@ -311,8 +320,18 @@ class LightDL(Loader[SmallChunks]):
     ) -> None:
         delivery = Delivery(device, pin_memory)
         super().__init__(
-            batch_size, tfms, batch_tfms, rank, world_size, client, workers, delivery, dashboard
+            batch_size,
+            tfms,
+            batch_tfms,
+            rank,
+            world_size,
+            client,
+            workers,
+            delivery,
+            dashboard,
+            collate,
         )
+        torchbridge.check_collate(collate, target=target, squeeze=squeeze)
         check_choice("rotation", rotation, ("deterministic", "adaptive"))
         check_on_error(on_error)
         draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
@@ -374,7 +393,7 @@ class LightDL(Loader[SmallChunks]):
             lattice=lattice,
         )
         sampling = Sampling(
-            crop=crop_of(catalogue, geometry, squeeze=squeeze),
+            crop=crop_of(catalogue, geometry, squeeze=squeeze, objects=collate is not None),
             batch_size=self.batch_size,
             draws_per_visit=draws,
             collect=collect,

@@ -65,6 +65,7 @@ class Loader(Loops[C]):
         workers: WorkersLike = None,
         delivery: Delivery | None = None,
         dashboard: str | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         super().__init__()
         #: how events call it
@@ -79,7 +80,7 @@ class Loader(Loops[C]):
         self._cluster: Cluster | None = None
         self._feed: Prefetcher | None = None
         self._delivery = delivery or Delivery()
-        self._prepare = torchbridge.Preparation(tfms, self._delivery)
+        self._prepare = torchbridge.Preparation(tfms, self._delivery, collate)
         #: a batch that its transform did not survive
         self._held: Any = None
         #: the state that was loaded, until a batch was taken

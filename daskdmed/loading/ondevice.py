@@ -137,7 +137,7 @@ def why_not(delivery: Delivery, allotment: Allotment, *, tfms: bool, collector: 
     if asked is False:
         return "daskdmed.device-residents is False"
     if tfms:
-        return "tfms are given small chunks of host memory"
+        return "tfms and collate are given small chunks of host memory"
     if collector:
         return "the collector looks at big chunks in host memory"
     if asked is None and not isinstance(lane, StreamLane):
@@ -193,7 +193,8 @@ def furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
 
 def _furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
     made, allotment = engine.sampling, engine.residents.allotment
-    why = why_not(delivery, allotment, tfms=tfms, collector=made.collect is not None)
+    on_host = tfms or made.crop.objects
+    why = why_not(delivery, allotment, tfms=on_host, collector=made.collect is not None)
     if not why:
         try:
             there = on_device(delivery, made.crop, allotment)
@@ -201,7 +202,7 @@ def _furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
             why = str(error).splitlines()[0]
         else:
             engine.use(DeviceBuilder(made.batch_size, made.crop, made.key, there), there)
-    if why and not tfms:  # with tfms it is what they give that is pinned
+    if why and not on_host:  # with tfms it is what they give that is pinned
         engine.use(BatchBuilder(made.batch_size, made.crop, made.key, delivery.empty))
     return why
 

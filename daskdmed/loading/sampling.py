@@ -6,12 +6,13 @@ alone, so it does not matter which process makes it, or when.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.randomness import Purpose, generator
@@ -26,6 +27,9 @@ from daskdmed.loading.patientstate import VisitState
 from daskdmed.persistence.areas import Area, Chosen, Draws, Places
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
+#: gives an array of a shape and type
+Empty: TypeAlias = Callable[[Sequence[int], npt.DTypeLike], Array]
+
 
 @dataclass(frozen=True, slots=True)
 class CropSpec:
@@ -33,7 +37,8 @@ class CropSpec:
 
     `target_ratio`: pixels of the image per pixel of the target along each axis; empty for one.
     `around`: what lies around a small chunk in big chunks, and becomes `channels` of it. `squeeze`:
-    spatial axes of length 1 are dropped from batches.
+    spatial axes of length 1 are dropped from batches. `objects`: rows of a batch hold whatever the
+    collector gives, one object each.
     """
 
     size: tuple[int, ...]
@@ -44,6 +49,16 @@ class CropSpec:
     target_ratio: tuple[int, ...] = ()
     around: Context | None = None
     squeeze: bool = False
+    objects: bool = False
+
+    def rows(self, count: int, empty: Empty) -> tuple[Array, Array | None]:
+        """Memory for so many small chunks, and for their targets."""
+        if self.objects:
+            return np.empty((count, 1), object), None
+        targets = None
+        if self.target_shape is not None and self.target_dtype is not None:
+            targets = empty((count, *self.target_shape), self.target_dtype)
+        return empty((count, *self.shape), self.dtype), targets
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -52,6 +67,8 @@ class CropSpec:
 
     def squeezed(self, rows: Any) -> Any:
         """Rows of a batch, an array or a tensor, without these axes, in place."""
+        if self.objects:
+            return rows[:, 0]
         return rows.squeeze(tuple(axis + 1 for axis in self.dropped))
 
     @property
@@ -143,6 +160,17 @@ class VisitSampler:
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
+            if piece.shape is not None:
+                if self._collect is None:
+                    self.failure = ReadFailure(
+                        UsageError(
+                            f"the big-chunk loader gave an object ({type(piece.data).__name__}), "
+                            "of which only a collector can make small chunks; give "
+                            "smallchunk_collector="
+                        ),
+                        self.facts.region,
+                    )
+                continue
             extent = self._extent(piece)
             if any(e < s for e, s in zip(extent, self._crop.size, strict=True)):
                 self.failure = ReadFailure(
@@ -155,6 +183,8 @@ class VisitSampler:
 
     def _extent(self, piece: Piece) -> tuple[int, ...]:
         """Of a piece, without what lies around it."""
+        if piece.shape is not None:
+            return piece.shape
         extent: tuple[int, ...] = piece.data.shape[: self._axes]
         around = self._crop.around
         if around is None:
@@ -189,19 +219,24 @@ class VisitSampler:
 
         Gives piece and first pixel in the frame of the view; or the end of the visit.
         """
-        if self._collect is not None and self.failure is None:
+        if self._collect is not None and self.failure is None and self.pieces:
             return self._take_collected(draw, out, target_out)
         placed = self.place(draw)
         if isinstance(placed, Ended):
             return placed
         at, start = placed
-        self._copy(at, start, out, target_out, copier)
+        if self._crop.objects:
+            out[0] = self.pieces[at].data[self._box(start)].copy()
+        else:
+            self._copy(at, start, out, target_out, copier)
         return at, self.origin(at, start)
 
     def place(self, draw: int) -> tuple[int, tuple[int, ...]] | Ended:
         """Piece of one draw and first pixel in it, where no collector has a say."""
         if self.failure is not None:
             return Ended(self.failure.error)
+        if not self.pieces:  # the big-chunk loader found nothing
+            return Ended(None)
         if draw >= len(self._where) and not self._locate(draw):
             return Ended(None)
         return self._where[draw]
@@ -369,6 +404,8 @@ class VisitSampler:
     def _shown(self, piece: Piece) -> BigChunk:
         """A piece as collectors see it: read only, without what lies around it."""
         data, around = piece.data, self._crop.around
+        if piece.shape is not None:
+            return self._bigchunk(piece, data)
         if around is not None:
             extent = zip(around.around, self._extent(piece), strict=True)
             data = data[tuple(slice(k, k + e) for k, e in extent)]
@@ -379,6 +416,9 @@ class VisitSampler:
         self, answer: Any, at: int, out: Array, target_out: Array | None
     ) -> tuple[int, ...]:
         """Copy what a collector returned; give its first pixel within the piece."""
+        if self._crop.objects:
+            out[0] = answer
+            return (0,) * self._axes
         data = None
         if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], np.ndarray):
             data, answer = answer
@@ -395,6 +435,12 @@ class VisitSampler:
                 f"must lie inside the big chunk of {extent} pixels"
             )
         if data is None:
+            if self.pieces[at].shape is not None:
+                raise UsageError(
+                    f"the collector returned first pixel {start}, but the big chunk is an object "
+                    f"({type(self.pieces[at].data).__name__}); return the crop itself, or give "
+                    "collate= and return any object"
+                )
             self._copy(at, start, out, target_out)
             return start
         if data.shape != self._crop.shape or data.dtype != self._crop.dtype:

@@ -43,6 +43,21 @@ def to_tensor(data: Array | torch.Tensor, spatial_ndim: int) -> torch.Tensor:
     return tensor.movedim(-1, 1)
 
 
+def check_collate(collate: Any, *, target: str | None, squeeze: bool) -> None:
+    """Refuse what makes no sense for batches of objects."""
+    if collate is None:
+        return
+    if not callable(collate):
+        raise UsageError(f"collate must be a function of a list of small chunks, got {collate!r}")
+    if target is not None or squeeze:
+        given = f"target={target!r}" if target is not None else "squeeze=True"
+        raise UsageError(
+            f"{given} and collate= cannot be given together: with collate= small chunks are "
+            "objects that the collector makes; have it put the target into them, or leave "
+            "collate= out"
+        )
+
+
 def takes_smallchunks(tfms: Callable[..., Any]) -> bool:
     """Whether a transform asks for the whole batch and its small chunks."""
     return getattr(tfms, "needs_smallchunks", False) is True
@@ -69,7 +84,8 @@ class Prepared(NamedTuple):
 class Preparation:
     """Small chunks to a tensor, and ``tfms=`` on it: in the background where that can be.
 
-    `delivery` takes the result to where it is wanted.
+    `delivery` takes the result to where it is wanted. With a `collate`, small chunks are objects,
+    and a batch is what it makes of a list of them.
 
     A function that draws from the global generators is called in the consumer's thread
     (see `daskdmed.core.samplewise`), seeded by each small chunk. Whether it does shows the
@@ -77,8 +93,13 @@ class Preparation:
     was: one thread at a time calls the function.
     """
 
-    def __init__(self, tfms: Callable[..., Any] | None, delivery: Delivery | None = None) -> None:
-        self._tfms = tfms
+    def __init__(
+        self,
+        tfms: Callable[..., Any] | None,
+        delivery: Delivery | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self._tfms, self._collate = tfms, collate
         self._delivery = delivery or Delivery()
         self._turn = threading.Lock()
         #: whether `tfms` can run beside the training loop; None: not known yet
@@ -95,7 +116,10 @@ class Preparation:
 
     def ahead(self, smallchunks: SmallChunks) -> Prepared:
         """In the background: the tensor, transformed and sent where that can be."""
-        x = to_tensor(smallchunks.made, smallchunks.spatial_ndim)
+        if self._collate is not None:
+            x: Any = list(smallchunks.made)
+        else:
+            x = to_tensor(smallchunks.made, smallchunks.spatial_ndim)
         if not isinstance(smallchunks.made, np.ndarray):
             return Prepared(None, self._delivery.sent(x))  # there it is, and there are no tfms
         if not self._beside or not len(smallchunks):
@@ -129,7 +153,7 @@ class Preparation:
         """
         tfms = self._tfms
         if tfms is None:
-            return x
+            return self._collated(x)
         seeds = None
         if used is not None or samplewise.holds_generators(tfms):
             state = mix(fold(smallchunks.keys) ^ _SALT)
@@ -150,8 +174,23 @@ class Preparation:
                 return result
 
         if takes_smallchunks(tfms):
-            return call(0, transform_batch, x, tfms, smallchunks)
+            return self._collated(call(0, transform_batch, x, tfms, smallchunks))
+        if self._collate is not None:
+            return self._collated([call(i, tfms, one) for i, one in enumerate(x)])
         return samplewise.on_each(tfms, lambda i: call(i, tfms, x[i]), len(x))
+
+    def _collated(self, x: Any) -> Any:
+        """A batch of objects, as `collate` makes it."""
+        if self._collate is None:
+            return x
+        batch = self._collate(x)
+        if self._delivery.device is not None and not isinstance(batch, _torch.Tensor):
+            raise UsageError(
+                f"collate={self._collate!r} gave {type(batch).__name__}, and only a tensor is "
+                f"brought to device={str(self._delivery.device)!r}; leave device= out, and move "
+                "the batch in batch_tfms"
+            )
+        return batch
 
 
 def in_dataloader_worker() -> bool:

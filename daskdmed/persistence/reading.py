@@ -18,25 +18,28 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from daskdmed.core import buffers
-from daskdmed.core.errors import GeometryError, LoaderError, UsageError
+from daskdmed.core.errors import LoaderError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.images.context import Context
+from daskdmed.persistence.content import Content, Part, choose
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Pixels that one visit holds; a visit has one or more of them.
+    """Pixels that one visit holds; a visit has one or more of them, or an object.
 
     Spatial axes first, channels last; `origin` in the frame of the view; `target`: see
-    `Job.target_region`. With a `Job.around`, `data` begins so many pixels before `origin`.
+    `Job.target_region`. With a `Job.around`, `data` begins so many pixels before `origin`. `shape`:
+    the extent that is meant by an object, of a `Content`.
     """
 
-    data: Array
+    data: Any
     origin: tuple[int, ...]
     target: Array | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class LoadContext:
     nth: int
 
 
-#: ``f(read, context, rng) -> Region | sequence of Region``
+#: ``f(read, context, rng)``, see `daskdmed.persistence.content`
 RegionChooser: TypeAlias = Callable[
     [Callable[[Region], Array], LoadContext, np.random.Generator], Any
 ]
@@ -179,9 +182,9 @@ Loaded: TypeAlias = Any
 def read_jobs(jobs: Sequence[Job], memory: segments.Allocator | None = None) -> Loaded:
     """Read big chunks, one after the other, into recycled memory or that of an allocator.
 
-    Gives an ndarray, a list of (origin, ndarray, ndarray or None), or a ReadFailure for one job; a
-    list of these for several. A plain block is a bare array, so that Dask counts its bytes and
-    moves it without copying.
+    Gives an ndarray, a list of (origin, ndarray, ndarray or None), a Content, or a ReadFailure for
+    one job; a list of these for several. A plain block is a bare array, so that Dask counts its
+    bytes and moves it without copying.
     """
     loaded = [_read_job(job, memory) for job in jobs]
     return loaded[0] if len(loaded) == 1 else loaded
@@ -288,20 +291,33 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
         return loaded
     if isinstance(loaded, np.ndarray):
         return [Piece(loaded, job_region.origin)]
+    if isinstance(loaded, Content):
+        region = loaded.region or job_region
+        return [Piece(loaded.value, region.origin, shape=region.shape)]
     return [Piece(data, tuple(origin), target) for origin, data, target in loaded]
 
 
 def _read_job(job: Job, memory: segments.Allocator | None) -> Loaded:
     try:
-        regions = [job.region] if job.chooser is None else _choose(job)
-        blocks = [
-            (r.origin, _read_image(job, r, memory), _read_target(job, r, memory)) for r in regions
-        ]
+        parts = [job.region] if job.chooser is None else choose(job)
+        if isinstance(parts, Content):
+            return parts
+        blocks = [_block(job, part, memory) for part in parts]
     except Exception as error:  # carried to the consumer, see the module's docstring
         return ReadFailure(error, job.region)
     if job.chooser is None and job.target is None:
         return blocks[0][1]
     return blocks
+
+
+def _block(
+    job: Job, part: Part, memory: segments.Allocator | None
+) -> tuple[tuple[int, ...], Array, Array | None]:
+    if isinstance(part, Region):
+        return part.origin, _read_image(job, part, memory), _read_target(job, part, memory)
+    data, region = part
+    own = data if memory is None else memory.own(data)
+    return region.origin, own, _read_target(job, region, memory)
 
 
 def _read_image(job: Job, region: Region, memory: segments.Allocator | None) -> Array:
@@ -320,33 +336,3 @@ def _read(view: ImageView, region: Region, memory: segments.Allocator | None) ->
     if memory is None:
         return view.read_padded(region)
     return view.read_padded(region, memory.empty((*region.shape, *view.channel_shape), view.dtype))
-
-
-def _choose(job: Job) -> list[Region]:
-    """Ask the user's loader, and check what it says."""
-    from daskdmed.core.randomness import Purpose, generator
-
-    context, chooser = job.context, job.chooser
-    assert context is not None
-    assert chooser is not None
-    rng = generator(job.rng_place[0], Purpose.LOAD, job.rng_place[1])
-    chosen = chooser(job.view.read, context, rng)
-    regions = [chosen] if isinstance(chosen, Region) else list(chosen)
-    if not regions or not all(isinstance(r, Region) for r in regions):
-        raise LoaderError(
-            f"the big-chunk loader must return a Region or a sequence of them, got {chosen!r}",
-            patient=context.patient,
-            record=context.record,
-        )
-    for region in regions:
-        if not region.size or not region.within(context.shape):
-            raise GeometryError(f"{region} lies outside the image of {context.shape} pixels")
-    allowed = int(np.prod(context.bigchunk_size, dtype=np.int64))
-    asked = sum(r.size for r in regions)
-    if asked > allowed:
-        raise GeometryError(
-            f"the big-chunk loader chose {asked} pixels in {len(regions)} regions, but "
-            f"bigchunk_size {context.bigchunk_size} allows {allowed}; choose less or raise "
-            "bigchunk_size"
-        )
-    return regions

@@ -234,7 +234,7 @@ class TestWhere:
     @pytest.mark.parametrize(
         ("options", "config", "why"),
         [
-            ({"tfms": lambda x: x}, True, "tfms are given small chunks of host memory"),
+            ({"tfms": lambda x: x}, True, "tfms and collate are given small chunks of host memory"),
             ({"smallchunk_collector": lambda big, context, rng: (0, 0)}, True, "the collector"),
             ({}, False, "daskdmed.device-residents is False"),
         ],

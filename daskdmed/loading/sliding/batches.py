@@ -19,8 +19,8 @@ import numpy as np
 
 from daskdmed.core import buffers
 from daskdmed.core.types import Array
-from daskdmed.loading.batch import Empty
 from daskdmed.loading.chunks import BigChunk, Provenance, SmallChunk, SmallChunks
+from daskdmed.loading.sampling import Empty
 from daskdmed.loading.sliding.plan import Load
 from daskdmed.loading.sliding.read import Loaded, WindowFailure
 from daskdmed.tiling.extract import Windows
