@@ -89,13 +89,16 @@ def test_planes_of_hamamatsu(make, vendors, tmp_path, caplog):
     path = tmp_path / "stack.ndpi"
     planes = [make.picture(64, 128, seed=seed) for seed in range(3)]
     pages = [(p, 20.0, None, z) for p, z in zip(planes, (-1000, 0, 1000), strict=True)]
+    lower = [make.picture(32, 64, seed=seed) for seed in range(3)]
+    pages += [(p, 10.0, None, z) for p, z in zip(lower, (-1000, 0, 1000), strict=True)]
     vendors.write_ndpi(path, [*pages, (make.picture(50, 100, seed=9), -1.0, None)])
     slide = open_slide(path, backend="tiff")
     assert (slide.planes, slide.plane) == (("z=0", "z=1", "z=2"), "z=1")
     assert sum(SAID in r.getMessage() for r in caplog.records) == 1
-    for number, plane in enumerate(planes):
-        got = whole(open_slide(path, backend="tiff", plane=number)).astype(int)
-        assert np.abs(got - plane).mean() == min(np.abs(got - p).mean() for p in planes)
+    for level, images in enumerate((planes, lower)):
+        for number, plane in enumerate(images):
+            got = whole(open_slide(path, backend="tiff", plane=number), level).astype(int)
+            assert np.abs(got - plane).mean() == min(np.abs(got - p).mean() for p in images)
 
 
 def test_focal_planes_of_aperio(make, tmp_path):

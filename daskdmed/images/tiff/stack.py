@@ -42,12 +42,16 @@ def choose(level: Any, plane: str, source: Source) -> Planes:
 
 
 def pages_of(level: Any, at: Mapping[str, int], source: Source) -> list[Any]:
-    """The pages of a level that are channels of one plane, `at` as `Planes` has it."""
+    """The pages of a level that are channels of one plane, `at` as `choose` gave it.
+
+    Axes count by their order: those of lower levels need not have the letters of the first.
+    """
     letters, extents = axes_of_pages(level)
     count = int(np.prod(extents, dtype=np.int64))
     pick: npt.NDArray[Any] = np.arange(count).reshape(extents)
-    for axis in reversed(stacked_axes(level)):
-        number = at.get(letters[axis].lower(), 0)
+    axes = stacked_axes(level)
+    numbered = zip(axes, [*at.values(), *(0 for _ in axes)], strict=False)
+    for axis, number in reversed(list(numbered)):
         if number >= extents[axis]:
             raise CorruptImageError.of(
                 source.uri,
