@@ -41,6 +41,7 @@ _BUILT_IN = {
     "zarr-volume": "daskdmed.images.ngff.volume:ZarrVolumeBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "raster": "daskdmed.images.raster:RasterBackend",
+    "dicom-slide": "daskdmed.images.dicomwsi:DicomSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
     "tiff-volume": "daskdmed.images.volumes.tiff:TiffVolumeBackend",

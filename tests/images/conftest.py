@@ -35,6 +35,13 @@ def vendors() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def dicomwsi() -> ModuleType:
+    """Functions that write small DICOM whole-slide images."""
+    pytest.importorskip("pydicom")
+    return _load("_dicomwsi")
+
+
+@pytest.fixture(scope="session")
 def cmu() -> str:
     try:
         return str(fetch("CMU-1-Small-Region.svs"))

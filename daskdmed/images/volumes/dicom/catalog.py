@@ -48,14 +48,14 @@ class Catalog:
 def holds_dicom(path: str) -> bool:
     """Whether a file, or one of the first files in a folder, begins as DICOM does. Never raises."""
     try:
-        names = _files_below(path) if os.path.isdir(path) else iter([path])
+        names = files_below(path) if os.path.isdir(path) else iter([path])
         names = filter(os.path.isfile, names)  # a pipe would wait for ever
-        return any(looks_like_dicom(_head(name)) for name in itertools.islice(names, _GLANCE))
+        return any(looks_like_dicom(head_of(name)) for name in itertools.islice(names, _GLANCE))
     except OSError:
         return False
 
 
-def _head(path: str) -> bytes:
+def head_of(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(132)
@@ -63,7 +63,7 @@ def _head(path: str) -> bytes:
         return b""
 
 
-def _files_below(folder: str) -> Iterator[str]:
+def files_below(folder: str) -> Iterator[str]:
     """Regular files in a folder and below, in order; not in hidden folders, nor in Zarr."""
     for place, folders, files in os.walk(folder):
         if _OF_ZARR.intersection(files):
@@ -76,8 +76,8 @@ def _files_below(folder: str) -> Iterator[str]:
                 yield path
 
 
-def _all_files(folder: str) -> list[str]:
-    found = list(itertools.islice(_files_below(folder), _MOST_FILES + 1))
+def all_files(folder: str) -> list[str]:
+    found = list(itertools.islice(files_below(folder), _MOST_FILES + 1))
     if len(found) > _MOST_FILES:
         raise UnsupportedImageError.of(
             folder, f"there are more than {_MOST_FILES} files below; name a folder in it"
@@ -94,7 +94,7 @@ def _states(uri: str, files: Sequence[str]) -> tuple[_State, ...]:
     paths = [uri]
     if os.path.isdir(uri):
         check_readable(uri, uri)
-        paths = [os.path.join(uri, name) for name in files] or _all_files(uri)
+        paths = [os.path.join(uri, name) for name in files] or all_files(uri)
     found = []
     for path in paths:
         try:

@@ -39,7 +39,8 @@ T = TypeVar("T")
 #: dimensions that count slices, not volumes: stack, number in the stack, positions
 _OF_SLICES = {0x00209056, 0x00209057, 0x00200032, 0x00209301}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+#: kind of object (SOP class) of whole-slide images
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
 #: bytes of an inflated header
@@ -71,22 +72,22 @@ def read_frames(path: str) -> tuple[Frame, ...] | str:
 
     CorruptImageError for a DICOM file whose header is damaged.
     """
-    found = _read(path, READ, lambda file: file.frames())
+    found = read_header(path, READ, lambda file: file.frames())
     return "it is not DICOM" if found is None else found
 
 
 def read_told(path: str) -> dict[str, str]:
     """What a file says for people, ``{"dicom.SeriesDescription": ...}``."""
-    return _read(path, TOLD, lambda file: file.told()) or {}
+    return read_header(path, TOLD, lambda file: file.told()) or {}
 
 
-def _read(path: str, names: tuple[str, ...], ask: Callable[[_File], T]) -> T | None:
+def read_header(path: str, names: tuple[str, ...], ask: Callable[[HeaderFile], T]) -> T | None:
     """What a file's header says, of these elements; None of what is no DICOM."""
     try:
         with open(path, "rb") as file:
             if not looks_like_dicom(file.read(132)):
                 return None
-            return ask(_File(path, file, names))
+            return ask(HeaderFile(path, file, names))
     except OSError as error:
         raise explain_os_error(error, path) from error
     except MissingExtraError:
@@ -95,7 +96,7 @@ def _read(path: str, names: tuple[str, ...], ask: Callable[[_File], T]) -> T | N
         raise corrupt(path, "", error) from error
 
 
-class _File(Elements):
+class HeaderFile(Elements):
     """A file while its header is read."""
 
     def __init__(self, path: str, file: Any, names: tuple[str, ...]) -> None:
@@ -137,7 +138,7 @@ class _File(Elements):
         reason = self._unreadable()
         if reason:
             return reason
-        pixels = self._pixels()
+        pixels = self.pixels()
         data = self.data
         shared = self.items("SharedFunctionalGroupsSequence")
         each = self.items("PerFrameFunctionalGroupsSequence")
@@ -161,7 +162,7 @@ class _File(Elements):
         data = self.data
         kind = data.get("SOPClassUID")
         name = getattr(kind, "name", "") or "unknown kind of object"
-        if str(kind) == _WHOLE_SLIDE:
+        if str(kind) == WHOLE_SLIDE:
             return "it is a whole slide image; open it with open_slide"
         if str(kind).startswith(_SEGMENTATION) or data.get("BitsAllocated") == 1:
             return f"segmentation objects are not read ({name}); convert it to NIfTI"
@@ -195,15 +196,16 @@ class _File(Elements):
     def _little(self) -> bool:
         return self.deflated or bool(self.data.original_encoding[1])
 
-    def _pixels(self) -> Pixels:
+    def pixels(self) -> Pixels:
+        """How the file stores its pixels."""
         data = self.data
         if not self._has_pixels():
             raise CorruptImageError.of(
                 self.path, "the file ends before its pixel data; fetch it again"
             )
         floating = self._pixel_tag() != 0x7FE00010
-        allocated = self._needed("BitsAllocated")
-        stored = allocated if floating else self._needed("BitsStored")
+        allocated = self.needed("BitsAllocated")
+        stored = allocated if floating else self.needed("BitsStored")
         high = self.number(data, "HighBit", int)
         offset, length = self._extent()
         table = tuple(
@@ -221,8 +223,8 @@ class _File(Elements):
             offset,
             length,
             self.number(data, "NumberOfFrames", int) or 1,
-            self._needed("Rows"),
-            self._needed("Columns"),
+            self.needed("Rows"),
+            self.needed("Columns"),
             allocated,
             stored,
             stored - 1 if high is None else high,
@@ -233,7 +235,8 @@ class _File(Elements):
         self._check(pixels)
         return pixels
 
-    def _needed(self, name: str) -> int:
+    def needed(self, name: str) -> int:
+        """A positive number that has to be there."""
         found = self.number(self.data, name, int)
         if found is None or found <= 0:
             raise corrupt(self.path, f"{name} is {found}")
