@@ -18,7 +18,7 @@ from daskdmed.errors import (
     UnsupportedImageError,
     UsageError,
 )
-from daskdmed.images.dicomwsi import DicomSlideBackend
+from daskdmed.images.dicomwsi import DicomSlideBackend, places
 from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.images.volumes.volume import open_volume
@@ -173,6 +173,33 @@ def test_sparse_levels_have_background(dicomwsi, tmp_path, levels):
         assert np.array_equal(whole(slide), expected)
         assert (slide.read_region((64, 64), 0, (64, 64)) == 255).all()
     assert count.tiles == 10
+
+
+@pytest.mark.parametrize("way", ["undefined length", "implicit", "pydicom"])
+def test_sparse_places_however_they_are_written(dicomwsi, tmp_path, levels, way, monkeypatch):
+    real, parsed = places._parsed, []
+    monkeypatch.setattr(places, "_parsed", lambda *a: parsed.append(1) or real(*a))
+
+    def change(ds):
+        each = ds.PerFrameFunctionalGroupsSequence
+        if way == "undefined length":
+            ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+            for group in each:
+                group.is_undefined_length_sequence_item = True
+        elif way == "implicit":
+            ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2"
+            ds["PixelData"].VR = "OW"
+        else:  # what looks like one place more
+            each[0].FrameComments = "H\0\x1f\2SL\4\0aaaa"
+
+    expected = dicomwsi.write(
+        tmp_path / "a.dcm", [levels[0], 255 - levels[0]], sparse=True, planes=2,
+        skip={(1, 2)}, syntax=dicomwsi.NATIVE, change=change,
+    )  # fmt: skip
+    with open_slide(tmp_path / "a.dcm", plane="z=0") as slide:
+        assert slide.planes == ("z=0", "z=1")
+        assert bool(parsed) == (way == "pydicom")
+        assert np.array_equal(whole(slide), expected)
 
 
 def test_frames_off_the_grid_are_refused(dicomwsi, tmp_path, levels):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.errors import UnsupportedImageError
+from daskdmed.images.dicomwsi.places import SlideHeader, read_places
 from daskdmed.images.tiff.metadata import Mpp, plausible
-from daskdmed.images.volumes.dicom.elements import corrupt, floats, list_of
+from daskdmed.images.volumes.dicom.elements import corrupt, floats
 from daskdmed.images.volumes.dicom.frames import Pixels
-from daskdmed.images.volumes.dicom.header import WHOLE_SLIDE, HeaderFile, read_header
+from daskdmed.images.volumes.dicom.header import WHOLE_SLIDE, read_header
 
 #: for people
 TOLD = (
@@ -34,8 +34,7 @@ _READ = (
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "TotalPixelMatrixFocalPlanes"),
     *("NumberOfOpticalPaths", "OpticalPathSequence", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", "ConcatenationUID", "ConcatenationFrameOffsetNumber"),
-    *("InConcatenationNumber", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("ConcatenationFrameOffsetNumber", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
 #: tiles along one side of a level; more is damage
 _MAX_SIDE = 2**31 - 1
@@ -95,10 +94,10 @@ class Instance:
 def read_instance(path: str) -> Instance | None:
     """What a file says; None of what is no whole-slide image. CorruptImageError for a damaged
     header."""
-    return read_header(path, _READ, _read)
+    return read_header(path, _READ, _read, SlideHeader)
 
 
-def _read(file: HeaderFile) -> Instance | None:
+def _read(file: SlideHeader) -> Instance | None:
     data = file.data
     if str(data.get("SOPClassUID")) != WHOLE_SLIDE:
         return None
@@ -110,7 +109,7 @@ def _read(file: HeaderFile) -> Instance | None:
     paths = _optical_paths(file)
     shared = file.items("SharedFunctionalGroupsSequence")
     kind = file.text(data, "ImageType").upper().split("\\")
-    places, depth = _places(file, pixels, shared, paths)
+    places, depth = read_places(file, pixels, [path.identifier for path in paths])
     return Instance(
         pixels,
         file.text(data, "SOPInstanceUID"),
@@ -133,7 +132,7 @@ def _read(file: HeaderFile) -> Instance | None:
     )
 
 
-def _optical_paths(file: HeaderFile) -> tuple[OpticalPath, ...]:
+def _optical_paths(file: SlideHeader) -> tuple[OpticalPath, ...]:
     found = [
         OpticalPath(
             file.text(one, "OpticalPathIdentifier"),
@@ -146,7 +145,7 @@ def _optical_paths(file: HeaderFile) -> tuple[OpticalPath, ...]:
     return tuple(found) or (OpticalPath(""),)
 
 
-def _profile(file: HeaderFile) -> bytes | None:
+def _profile(file: SlideHeader) -> bytes | None:
     for one in file.items("OpticalPathSequence"):
         found = file.value(one, "ICCProfile", bytes)
         if found:
@@ -154,7 +153,7 @@ def _profile(file: HeaderFile) -> bytes | None:
     return None
 
 
-def _mpp(file: HeaderFile, shared: list[Any], size: tuple[int, int]) -> Mpp | None:
+def _mpp(file: SlideHeader, shared: list[Any], size: tuple[int, int]) -> Mpp | None:
     measures = file.value(shared[0], "PixelMeasuresSequence", list) if shared else None
     spacing = file.number(measures[0], "PixelSpacing", floats(2)) if measures else None
     if spacing is None:  # millimeters of the whole
@@ -165,47 +164,3 @@ def _mpp(file: HeaderFile, shared: list[Any], size: tuple[int, int]) -> Mpp | No
             return None
         spacing = tuple((mm or 0.0) / n for mm, n in zip(extent, size, strict=True))
     return plausible(spacing[1] * 1000, spacing[0] * 1000)
-
-
-def _places(
-    file: HeaderFile, pixels: Pixels, shared: list[Any], paths: tuple[OpticalPath, ...]
-) -> tuple[npt.NDArray[np.int64] | None, int]:
-    """Where each frame belongs, and the number of focal planes."""
-    depth = file.number(file.data, "TotalPixelMatrixFocalPlanes", int) or 1
-    order = file.text(file.data, "DimensionOrganizationType").upper()
-    if order == "TILED_FULL":
-        return None, depth
-    each = file.items("PerFrameFunctionalGroupsSequence")
-    if not each and pixels.frames == 1:
-        return None, depth
-    if len(each) != pixels.frames:
-        raise corrupt(file.path, f"{pixels.frames} frames, functional groups of {len(each)}")
-    names = {path.identifier: number for number, path in enumerate(paths)}
-    places = np.zeros((pixels.frames, 4), np.int64)
-    depths = np.zeros(pixels.frames)
-    for number, group in enumerate(each):
-        at = file.value(group, "PlanePositionSlideSequence", list_of)
-        if not at:
-            raise corrupt(file.path, f"frame {number} has no place in the slide")
-        row = file.number(at[0], "RowPositionInTotalImagePixelMatrix", int)
-        column = file.number(at[0], "ColumnPositionInTotalImagePixelMatrix", int)
-        if row is None or column is None:
-            raise corrupt(file.path, f"frame {number} has no place in the slide")
-        depths[number] = file.number(at[0], "ZOffsetInSlideCoordinateSystem", float) or 0.0
-        places[number] = _path_of(file, [group, *shared[:1]], names), 0, row - 1, column - 1
-    planes, places[:, 1] = np.unique(np.round(depths, 9), return_inverse=True)
-    cells, rest = np.divmod(places[:, 2:], (pixels.rows, pixels.columns))
-    if rest.any():
-        raise UnsupportedImageError.of(
-            file.path, "its frames do not lie on one grid of tiles; convert it to TILED_FULL"
-        )
-    places[:, 2:] = cells
-    return places, len(planes)
-
-
-def _path_of(file: HeaderFile, places: list[Any], names: dict[str, int]) -> int:
-    for place in places:
-        found = file.value(place, "OpticalPathIdentificationSequence", list_of)
-        if found:
-            return names.get(file.text(found[0], "OpticalPathIdentifier"), 0)
-    return 0

@@ -35,6 +35,7 @@ from daskdmed.images.volumes.dicom.elements import (
 from daskdmed.images.volumes.dicom.frames import Frame, Pixels, Series, Vector
 
 T = TypeVar("T")
+H = TypeVar("H", bound="HeaderFile")
 
 #: dimensions that count slices, not volumes: stack, number in the stack, positions
 _OF_SLICES = {0x00209056, 0x00209057, 0x00200032, 0x00209301}
@@ -45,7 +46,7 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66."
 #: bytes of an inflated header
 _MAX_HEADER = 2**24
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 #: a compressed image is at most so many times larger than its stream, plus some
 _MAX_RATIO = 20_000
 #: shortest item of an encapsulated frame
@@ -72,22 +73,24 @@ def read_frames(path: str) -> tuple[Frame, ...] | str:
 
     CorruptImageError for a DICOM file whose header is damaged.
     """
-    found = read_header(path, READ, lambda file: file.frames())
+    found = read_header(path, READ, lambda file: file.frames(), HeaderFile)
     return "it is not DICOM" if found is None else found
 
 
 def read_told(path: str) -> dict[str, str]:
     """What a file says for people, ``{"dicom.SeriesDescription": ...}``."""
-    return read_header(path, TOLD, lambda file: file.told()) or {}
+    return read_header(path, TOLD, lambda file: file.told(), HeaderFile) or {}
 
 
-def read_header(path: str, names: tuple[str, ...], ask: Callable[[HeaderFile], T]) -> T | None:
+def read_header(
+    path: str, names: tuple[str, ...], ask: Callable[[H], T], kind: type[H]
+) -> T | None:
     """What a file's header says, of these elements; None of what is no DICOM."""
     try:
         with open(path, "rb") as file:
             if not looks_like_dicom(file.read(132)):
                 return None
-            return ask(HeaderFile(path, file, names))
+            return ask(kind(path, file, names))
     except OSError as error:
         raise explain_os_error(error, path) from error
     except MissingExtraError:
@@ -99,6 +102,9 @@ def read_header(path: str, names: tuple[str, ...], ask: Callable[[HeaderFile], T
 class HeaderFile(Elements):
     """A file while its header is read."""
 
+    #: elements before which reading ends, beside the pixels
+    stops: tuple[int, ...] = ()
+
     def __init__(self, path: str, file: Any, names: tuple[str, ...]) -> None:
         self.path, self.facts = path, os.fstat(file.fileno())
         file.seek(0)
@@ -108,9 +114,10 @@ class HeaderFile(Elements):
             self.meta, self.data, stream = self._inflated(file, names)
         else:
             stream = file
-            self.data = _pydicom("").dcmread(
+            stops = {*PIXEL_TAGS, *self.stops}
+            self.data = _pydicom(".filereader").read_partial(
                 file,
-                stop_before_pixels=True,
+                lambda tag, vr, length: tag in stops,
                 force=True,
                 specific_tags=[tag_of(name) for name in names],
             )
@@ -126,7 +133,7 @@ class HeaderFile(Elements):
         wanted = [tag_of(name) for name in names]
         data = reader.read_dataset(
             stream, False, True, specific_tags=wanted,
-            stop_when=lambda tag, vr, length: tag in _PIXEL_TAGS,
+            stop_when=lambda tag, vr, length: tag in PIXEL_TAGS,
         )  # fmt: skip
         return meta, data, stream
 
@@ -183,17 +190,19 @@ class HeaderFile(Elements):
         return ""
 
     def _has_pixels(self) -> bool:
-        return self._pixel_tag() in _PIXEL_TAGS
+        return self.next_tag() in PIXEL_TAGS
 
-    def _pixel_tag(self) -> int:
-        order = "<" if self._little else ">"
+    def next_tag(self) -> int:
+        """The element before which reading ended."""
+        order = "<" if self.little else ">"
         if len(self.tag) < 4:
             return 0
         group, element = np.frombuffer(self.tag[:4], f"{order}u2")
         return int(group) << 16 | int(element)
 
     @property
-    def _little(self) -> bool:
+    def little(self) -> bool:
+        """Whether it is written in little endian."""
         return self.deflated or bool(self.data.original_encoding[1])
 
     def pixels(self) -> Pixels:
@@ -203,7 +212,7 @@ class HeaderFile(Elements):
             raise CorruptImageError.of(
                 self.path, "the file ends before its pixel data; fetch it again"
             )
-        floating = self._pixel_tag() != 0x7FE00010
+        floating = self.next_tag() != 0x7FE00010
         allocated = self.needed("BitsAllocated")
         stored = allocated if floating else self.needed("BitsStored")
         high = self.number(data, "HighBit", int)
@@ -218,7 +227,7 @@ class HeaderFile(Elements):
             self.facts.st_mtime_ns,
             self._syntax(),
             length < 0,
-            not self._little,
+            not self.little,
             self.deflated,
             offset,
             length,
@@ -254,7 +263,7 @@ class HeaderFile(Elements):
         """Where pixels begin, and how many bytes they have; -1 for encapsulated ones."""
         implicit = not self.deflated and self.data.original_encoding[0]
         place = slice(4, 8) if implicit else slice(8, 12)
-        length = int.from_bytes(self.tag[place], "little" if self._little else "big")
+        length = int.from_bytes(self.tag[place], "little" if self.little else "big")
         return self.start + place.stop, -1 if length == 0xFFFFFFFF else length
 
     def _check(self, p: Pixels) -> None:
