@@ -86,7 +86,7 @@ class Dataset(Sequence[Patient]):
         backend: str | None = None,
         **options: Any,
     ) -> Dataset:
-        """One patient per slide or volume of a folder, sorted by path; nothing is opened.
+        """One patient per slide or volume of a folder, sorted by path; no image is opened.
 
         Parameters
         ----------
@@ -96,8 +96,10 @@ class Dataset(Sequence[Patient]):
         pattern : str
             As in a shell, of the file name, or of the path below `folder` when it contains
             a slash. "*" means every file whose suffix is known for slides; where there are
-            none, for volumes. Of these a pair of ``.hdr`` and ``.img`` is one, and with "*" a
-            folder with ``.dcm`` files too, named as the folder.
+            none, for volumes; where there are none of both, pictures (PNG, JPEG...) except
+            PNGs that are label maps beside others. A pair of ``.hdr`` and ``.img`` is one
+            image, and with "*" a folder with ``.dcm`` files too, named as the folder: a slide
+            or a volume as the first of them says.
         labels : path, mapping or DataFrame, optional
             A CSV or Parquet table with one row per patient, ``{id: label}``, or
             ``{id: {name: label}}``. Columns of a CSV in which every value is a number

@@ -1,7 +1,8 @@
 """A folder of slides or volumes as a dataset.
 
-Walks in a fixed order, opens nothing, takes a Zarr group, and of volumes a folder of DICOM files or
-a pair of ``.hdr`` and ``.img``, as one image, and joins a table of labels. Not covered: folders
+Walks in a fixed order, takes a Zarr group, a folder of DICOM files, and of volumes a pair of
+``.hdr`` and ``.img``, as one image, and joins a table of labels. Nothing is opened; of DICOM files
+and PNGs the first bytes are looked at. Not covered: folders
 behind URLs (list them into a manifest), images and labels in two folders and slices in files
 (`daskdmed.cohort.scans`).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +20,8 @@ from daskdmed.cohort.tables import read_labels
 from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.places import is_remote, local
 from daskdmed.core.types import PathLike
+from daskdmed.images.dicomwsi.backend import is_slide_file
+from daskdmed.images.raster.headers import is_label_png
 
 logger = logging.getLogger("daskdmed.cohort")
 
@@ -26,8 +29,10 @@ logger = logging.getLogger("daskdmed.cohort")
 SLIDE_SUFFIXES = (
     *(".ome.tiff", ".ome.zarr", ".ome.tif", ".ome.tf2", ".ome.tf8", ".ome.btf"),
     *(".qptiff", ".svslide", ".tiff", ".mrxs", ".ndpi", ".zarr", ".svs", ".tif"),
-    *(".scn", ".bif", ".btf", ".vms", ".vmu"),
+    *(".scn", ".bif", ".btf", ".vms", ".vmu", ".czi", ".isyntax", ".vsi"),
 )
+#: of slides only where there is nothing else: thumbnails, masks and figures lie beside images
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".bmp", ".webp")
 #: files of volumes; a folder with files of the last is a volume too
 VOLUME_SUFFIXES = (
     *(".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".hdf5", ".h5", ".npy", ".dcm"),
@@ -60,20 +65,17 @@ def read_images(
 
 
 def find_images(root: Path, pattern: str = "*", recursive: bool = True) -> list[Path]:
-    """Paths of images below a folder, sorted; for "*" slides, or volumes where there are none."""
+    """Paths of images below a folder, sorted; for "*" slides, or volumes where there are none, or
+    else pictures."""
     there = list(walk(root, recursive))
-    found = [path for path in there if _matches(path, root, pattern)]
-    if pattern == "*":
-        volumes = _volumes(there)
-        if found and volumes:
-            logger.info(
-                "%s: %d slides are taken, not the volumes beside them (%s); pattern= takes these",
-                *(root, len(found), listing([p.name for p in volumes])),
-            )
-        found = found or volumes
+    found = (
+        _known(there, root)
+        if pattern == "*"
+        else [path for path in there if _matches(path, root, pattern)]
+    )
     found = _without_pixels(found)
     if not found:
-        known = sorted({*SLIDE_SUFFIXES, *VOLUME_SUFFIXES})
+        known = sorted({*SLIDE_SUFFIXES, *VOLUME_SUFFIXES, *PICTURE_SUFFIXES})
         remedy = (
             f"known suffixes are {', '.join(known)}; give pattern= for others"
             if pattern == "*"
@@ -86,14 +88,52 @@ def find_images(root: Path, pattern: str = "*", recursive: bool = True) -> list[
     return sorted(found, key=lambda p: p.relative_to(root).parts)
 
 
-def _volumes(paths: Sequence[Path]) -> list[Path]:
-    """Volumes among files: DICOM files count as the folder that they lie in."""
-    found = dict.fromkeys(
-        path.parent if path.name.lower().endswith(_DICOM_SUFFIX) else path
-        for path in paths
-        if path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
-    )
-    return list(found)
+def _known(there: Sequence[Path], root: Path) -> list[Path]:
+    """The best that there is: slides, or volumes, or pictures."""
+    seen = [path for path in there if not path.name.startswith(".")]
+    dicom: dict[Path, Path] = {}
+    for path in seen:
+        if path.name.lower().endswith(_DICOM_SUFFIX):
+            dicom.setdefault(path.parent, path)
+    # a folder of DICOM files is one slide or one volume: its first file tells
+    folders = {folder: is_slide_file(str(path)) for folder, path in dicom.items()}
+    slides = [path for path in seen if path.name.lower().endswith(SLIDE_SUFFIXES)]
+    slides += [folder for folder, is_slide in folders.items() if is_slide]
+    kinds = {
+        "slides": slides,
+        "volumes": _volumes(seen, {f for f, is_slide in folders.items() if not is_slide}),
+        "pictures": _pictures(seen),
+    }
+    taken = next((kind for kind, found in kinds.items() if found), "slides")
+    for kind, others in kinds.items():
+        if kind != taken and others:
+            logger.info(
+                "%s: %d %s are taken, not the %s beside them (%s); pattern= takes these",
+                *(root, len(kinds[taken]), taken, kind, listing([p.name for p in others])),
+            )
+    return kinds[taken]
+
+
+def _volumes(paths: Sequence[Path], folders: Collection[Path]) -> list[Path]:
+    """Volumes among files, and the folders of DICOM files that are some."""
+    found = []
+    for path in paths:
+        name = path.name.lower()
+        if name.endswith(_DICOM_SUFFIX):
+            path = path.parent
+            if path not in folders:
+                continue
+        elif not name.endswith(VOLUME_SUFFIXES):
+            continue
+        found.append(path)
+    return list(dict.fromkeys(found))
+
+
+def _pictures(paths: Sequence[Path]) -> list[Path]:
+    """Plain pictures, without the label maps among them."""
+    found = [path for path in paths if path.name.lower().endswith(PICTURE_SUFFIXES)]
+    maps = {path for path in found if path.suffix.lower() == ".png" and is_label_png(str(path))}
+    return [path for path in found if path not in maps] or found
 
 
 def _without_pixels(paths: Sequence[Path]) -> list[Path]:
@@ -153,8 +193,6 @@ def _cannot_list(error: OSError) -> None:
 def _matches(path: Path, root: Path, pattern: str) -> bool:
     if path.name.startswith(".") and not pattern.startswith("."):
         return False
-    if pattern == "*":
-        return path.name.lower().endswith(SLIDE_SUFFIXES)
     name = path.relative_to(root).as_posix() if "/" in pattern else path.name
     return fnmatch.fnmatchcase(name, pattern)
 

@@ -195,3 +195,44 @@ def test_wrong_label_sources(folder: Path) -> None:
     path.write_bytes(b"slide,y\na,\xff\n")
     with pytest.raises(DatasetError, match="UTF-8"):
         Dataset.from_folder(folder, labels=path)
+
+
+def test_dicom_slides_are_one_image_each(tmp_path):
+    kinds = {"slide-1": b"1.2.840.10008.5.1.4.1.1.77.1.6", "scan-1": b"1.2.840.10008.5.1.4.1.1.4"}
+    for folder, kind in kinds.items():
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            head = b"\0" * 128 + b"DICM" + b"\2\0\2\0UI\x1e\0" + kind
+            (tmp_path / folder / f"{number}.dcm").write_bytes(head + b"\0" * 200)
+    touch(tmp_path, "b.svs")
+    dataset = Dataset.from_folder(tmp_path)
+    assert dataset.ids == ("b", "slide-1")
+    assert dataset["slide-1"].record().uri == str(tmp_path / "slide-1")
+    (tmp_path / "b.svs").unlink()
+    assert Dataset.from_folder(tmp_path).ids == ("slide-1",)
+    for file in (tmp_path / "slide-1").iterdir():
+        file.unlink()
+    assert Dataset.from_folder(tmp_path).ids == ("scan-1",)
+
+
+def test_pictures_only_where_there_is_nothing_else(tmp_path, caplog):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+    Image.new("P", (4, 4)).save(tmp_path / "a_labels.png")
+    Image.new("1", (4, 4)).save(tmp_path / "b_mask.png")
+    assert Dataset.from_folder(tmp_path).ids == ("a", "b")
+    assert Dataset.from_folder(tmp_path, "*_labels.png").ids == ("a_labels",)
+    touch(tmp_path, "c.svs")
+    with caplog.at_level("INFO", "daskdmed.cohort"):
+        assert Dataset.from_folder(tmp_path).ids == ("c",)
+    assert "not the pictures beside them ('a.png', 'b.jpg')" in caplog.text
+
+
+def test_label_maps_alone_are_images(tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        Image.new("P", (4, 4)).save(tmp_path / f"{name}.png")
+    assert Dataset.from_folder(tmp_path).ids == ("a", "b")

@@ -81,6 +81,17 @@ def parse_png(source: Source) -> Picture:
     )  # fmt: skip
 
 
+def is_label_png(path: str) -> bool:
+    """Whether a local file is a PNG of numbers behind a palette, or of one bit. Never raises."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+    except OSError:
+        return False
+    is_png = len(head) == 26 and head.startswith(PNG_MAGIC)
+    return is_png and (head[25] == 3 or head[24:26] == b"\1\0")
+
+
 #: colour type -> samples, and what they are
 _PNG: dict[int, tuple[int, Colour]] = {
     0: (1, "grey"), 2: (3, "rgb"), 3: (1, "labels"), 4: (2, "grey"), 6: (4, "rgb"),
