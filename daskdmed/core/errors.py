@@ -68,6 +68,19 @@ class TileError(ImageError):
         self.tile = tile
 
 
+class ChangedImageError(ImageError):
+    """The file was replaced since it was opened: what was read of it and what would come now do
+    not belong together. Open it again."""
+
+
+class RemoteError(ImageError):
+    """A server did not give what it was asked for in so many `tries`, and might later."""
+
+    def __init__(self, message: str, *, uri: str = "", tries: int = 0) -> None:
+        super().__init__(message, uri=uri)
+        self.tries = tries
+
+
 class ResolutionError(UsageError):
     """The resolution asked for cannot be had (no mpp in the file, no such level...)."""
 

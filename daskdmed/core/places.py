@@ -88,7 +88,7 @@ class StorageOptions(Mapping[str, Any]):
                 f"{os.fspath(place)}: storage_options= are for URLs, this is a local path; leave "
                 "them away"
             )
-        return cls(given)
+        return given if isinstance(given, StorageOptions) else cls(given)
 
     def hidden_in(self, text: str) -> str:
         """A text, as of an error of a library, without the values of these options."""
@@ -136,22 +136,33 @@ def _texts(value: Any) -> Iterator[str]:
 # A context variable, so that backends, of third parties too, need no further argument: they open
 # a file within one call in the caller's thread. What reads later in other threads (sources,
 # stores) holds the file system that it was opened with.
-_told: ContextVar[StorageOptions | None] = ContextVar("daskdmed_storage_options", default=None)
+_Call = tuple[StorageOptions | None, dict[Any, Any]]
+_call: ContextVar[_Call | None] = ContextVar("daskdmed_storage_options", default=None)
 
 
 @contextmanager
 def using(options: StorageOptions | None) -> Iterator[None]:
     """Have `filesystem` use these options, and no others, in this thread."""
-    token = _told.set(options)
+    outer = _call.get()
+    same = outer is not None and outer[0] is options
+    token = _call.set(outer if same else (options, {}))
     try:
         yield
     finally:
-        _told.reset(token)
+        _call.reset(token)
 
 
 def told() -> StorageOptions | None:
     """The options of `using`."""
-    return _told.get()
+    call = _call.get()
+    return None if call is None else call[0]
+
+
+def notes() -> dict[Any, Any]:
+    """What is known of URLs within `using`, so that several backends do not ask the same; outside
+    of it nothing is kept."""
+    call = _call.get()
+    return {} if call is None else call[1]
 
 
 def filesystem(url: str) -> tuple[Any, str]:

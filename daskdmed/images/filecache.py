@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import dask
 
-from daskdmed.core.errors import ImageError
+from daskdmed.core.errors import ChangedImageError
 from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.view import FailedTile
 from daskdmed.images.protocols import Reader
@@ -192,7 +192,7 @@ def _open_same(key: FileKey) -> Reader:
     what = options_of(backend, key.image)
     found = fingerprint_of(backend, key.uri, what)
     if found != key.fingerprint:
-        raise ImageError.of(
+        raise ChangedImageError.of(
             key.uri,
             f"the file changed since it was opened (it was {key.fingerprint}, it is {found}); "
             "open it again",

@@ -27,7 +27,8 @@ from daskdmed.core.errors import (
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
 from daskdmed.images.protocols import Backend, Reader, SlideOptions, VolumeOptions
-from daskdmed.images.source import FinalError, fingerprint
+from daskdmed.images.refusals import FinalError
+from daskdmed.images.source import fingerprint
 
 _log = logging.getLogger("daskdmed.images")
 #: what is opened of a file

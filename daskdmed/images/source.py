@@ -1,21 +1,20 @@
 """Names of images, and raw bytes of one file.
 
 Covers: the normal form of a URI, the fingerprint that tells whether the content changed,
-and `Source`, positioned reads without a shared file position (so without a lock), on local
-files and on any fsspec file system.
+and `Source`, positioned reads without a shared file position (so without a lock).
 
-Not covered: what the bytes mean (`daskdmed.images.tiff`), and how long a file stays open
-(`daskdmed.images.filecache`).
+Not covered: files behind URLs (`daskdmed.images.remote`), what the bytes mean
+(`daskdmed.images.tiff`), and how long a file stays open (`daskdmed.images.filecache`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from daskdmed.core.errors import (
     CorruptImageError,
@@ -25,11 +24,9 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
     UsageError,
 )
-from daskdmed.core.places import filesystem, is_remote, local_path
+from daskdmed.core.places import is_remote, local_path
 from daskdmed.core.types import PathLike
-
-#: read at most this much with one call, so that one damaged number cannot ask for terabytes
-MAX_READ = 2**31
+from daskdmed.images.refusals import MAX_READ
 
 
 def normalize_uri(uri: PathLike) -> str:
@@ -54,20 +51,52 @@ def fingerprint(uri: str) -> str:
         except (OSError, ValueError) as exc:
             raise explain_os_error(exc, uri) from exc
         return f"{stat.st_size}-{stat.st_mtime_ns}"
-    try:
-        fs, path = filesystem(uri)
-        info = fs.info(path)
-    except Exception as exc:
-        raise explain_os_error(exc, uri) from exc
-    names = ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "created")
-    facts = [str(info.get("size"))] + [str(info[n]) for n in names if info.get(n) is not None]
-    return hashlib.blake2b("|".join(facts).encode(), digest_size=12).hexdigest()
+    from daskdmed.images.remote.source import facts_of
+
+    return facts_of(uri).fingerprint
+
+
+class Source(Protocol):
+    """Bytes of one file, readable from many threads at once."""
+
+    uri: str
+    size: int
+    #: neighbours in the file closer than this are read with one call...
+    gap: int
+    #: ... as long as that reads no more than this
+    run: int
+    #: bytes of tiles worth asking for with one call; 0 where waiting for them costs nothing
+    together: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes at an offset; fewer only at the end of the file."""
+        ...
+
+    def read_many(self, offsets: Sequence[int], counts: Sequence[int]) -> list[bytes]:
+        """Several ranges."""
+        ...
+
+    def scanning(self) -> AbstractContextManager[None]:
+        """For as long as the file is parsed."""
+        ...
+
+    def open_file(self) -> Any:
+        """A second, buffered handle for the parser."""
+        ...
+
+    def close(self) -> None:
+        """Release handles. Idempotent."""
+        ...
 
 
 def open_source(uri: str) -> Source:
     """Open the bytes of a local or remote file."""
+    if is_remote(uri):
+        from daskdmed.images.remote.source import RemoteSource
+
+        return RemoteSource(uri)
     try:
-        return RemoteSource(uri) if is_remote(uri) else LocalSource(uri)
+        return LocalSource(uri)
     except ImageError:
         raise
     except Exception as exc:
@@ -91,16 +120,12 @@ def explain_os_error(exc: BaseException, uri: str) -> ImageError:
     return ImageError.of(uri, f"cannot be opened: {type(exc).__name__}: {exc}")
 
 
-class FinalError(UnsupportedImageError):
-    """What no other backend is asked, because it would open the file and give other pixels."""
-
-
-class RangeError(FinalError):
-    """A server sends other bytes than the range it was asked for, as a rule the whole file."""
-
-
 class LocalSource:
     """A local file read with ``pread``: no position, no lock."""
+
+    gap = 64 * 2**10
+    run = 8 * 2**20
+    together = 0
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -128,68 +153,16 @@ class LocalSource:
             data += more
         return data
 
-    def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
+    def read_many(self, offsets: Sequence[int], counts: Sequence[int]) -> list[bytes]:
         return list(map(self.read, offsets, counts))
 
+    def scanning(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def open_file(self) -> Any:
-        """A second, buffered handle for the parser."""
         return Path(self.uri).open("rb")
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-class RemoteSource:
-    """A file on an fsspec file system, read by ranges."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._fs, self._path = filesystem(uri)
-        info = self._fs.info(self._path)
-        if info.get("type") == "directory":
-            raise IsADirectoryError(uri)
-        size = info.get("size")
-        if size is None:
-            raise UnsupportedImageError.of(
-                uri,
-                "the server does not tell the size, so ranges cannot be read; "
-                "download the file first",
-            )
-        self.size = int(size)
-
-    def read(self, offset: int, count: int) -> bytes:
-        return self.read_many([offset], [count])[0]
-
-    def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
-        """All ranges in one request where the file system is asynchronous."""
-        ranges = [(o, min(o + c, self.size)) for o, c in zip(offsets, counts, strict=True)]
-        asked = [(start, stop) for start, stop in ranges if start < stop]
-        found: Iterator[Any] = iter(())
-        if asked:
-            starts, stops = map(list, zip(*asked, strict=True))
-            paths = [self._path] * len(asked)
-            found = iter(self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
-        return [self._checked(bytes(next(found)), a, b) if a < b else b"" for a, b in ranges]
-
-    def _checked(self, data: bytes, start: int, stop: int) -> bytes:
-        """Servers and proxies without ranges answer with the whole file, from its beginning."""
-        if len(data) <= stop - start:
-            return data
-        raise RangeError.of(
-            self.uri,
-            f"asked for the range of {stop - start} bytes at {start}, the server sent "
-            f"{len(data)}, as those that ignore ranges send the whole file ({self.size} bytes); "
-            f"download it, or open simplecache::{self.uri}, which downloads it once",
-        )
-
-    def open_file(self) -> Any:
-        return self._fs.open(self._path, "rb")
-
-    def close(self) -> None:
-        """Nothing to release: fsspec owns its connections."""
-
-
-#: bytes of one file, readable from many threads at once
-Source: TypeAlias = LocalSource | RemoteSource

@@ -30,11 +30,11 @@ from daskdmed.images.readers import (
 )
 from daskdmed.images.source import LocalSource
 from daskdmed.images.tiff.decode import LevelPlan
-from daskdmed.images.tiff.fetch import GAP, RUN
+from daskdmed.images.source import LocalSource
 
 _log = logging.getLogger("daskdmed.images")
 #: bytes between two files of a level, as its offsets count: never read with one call
-_APART = 2 * (RUN + GAP)
+_APART = 2 * (LocalSource.run + LocalSource.gap)
 #: tiles of a level; more would be damage
 _MOST_TILES = 2**26
 _NAMES = {**ASSOCIATED_NAMES, "localizer": "macro"}

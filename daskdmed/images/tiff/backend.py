@@ -11,12 +11,13 @@ import threading
 
 import numpy as np
 
-from daskdmed.core.errors import DaskdmedError, ImageError
+from daskdmed.core.errors import DaskdmedError, ImageError, MissingExtraError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images import source as sources
 from daskdmed.images.protocols import SlideInfo, SlideOptions
 from daskdmed.images.readers import BaseReader, level_infos, level_properties, number_text
+from daskdmed.images.refusals import RangeError
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
@@ -79,12 +80,12 @@ def looks_like_tiff(uri: str) -> bool:
     """Whether a file begins as TIFF does. Never raises."""
     try:
         source = sources.open_source(uri)
-    except ImageError:
+    except RangeError:
+        return True  # what it is cannot be seen from here: `open` says why
+    except (ImageError, MissingExtraError):
         return False
     try:
         head = source.read(0, 4)
-    except sources.RangeError:
-        return True  # what it is cannot be seen from here: `open` says why
     except Exception:
         _log.debug("%s: the first bytes cannot be read", uri, exc_info=True)
         return False

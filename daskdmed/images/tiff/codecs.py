@@ -19,7 +19,7 @@ import numpy as np
 
 from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.core.types import Array
-from daskdmed.images.source import FinalError
+from daskdmed.images.refusals import FinalError
 from daskdmed.images.tiff import jpeg
 from daskdmed.images.tiff.fetch import DecodeError
 from daskdmed.images.tiff.jpeg import Paint, Part, Ways

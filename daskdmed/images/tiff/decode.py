@@ -24,7 +24,7 @@ from daskdmed.core.types import Array
 from daskdmed.images.resample import resample_region
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
-from daskdmed.images.tiff.fetch import DecodeError, fetch
+from daskdmed.images.tiff.fetch import DecodeError, fetch_rows
 from daskdmed.images.tiff.jpeg import Part
 
 #: tiles decoded before they are copied to the output together
@@ -180,7 +180,8 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
     rows = range(top // tile_h, (bottom - 1) // tile_h + 1)
     first, last = left // tile_w, (right - 1) // tile_w
     pieces = _columns(first, last, tile_w, left, right)
-    limit = plan_limit(plan)
+    todo: list[tuple[_Row, Array, bool]] = []
+    places: list[tuple[list[int], list[int]]] = []
     for plane in range(plan.offsets.shape[0]):
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
@@ -196,8 +197,11 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
                 _skip_rows(plan, offsets, counts, stored, band)
                 stored, band = y1 - y0, (0, y1 - y0)
             one = _Row(plan, row, first, stored, band, job.background[channels], job.fail)
-            parts = fetch(job.source, offsets, counts, limit)
-            _read_row(one, parts, pieces, target[y0 - top : y1 - top], in_place)
+            todo.append((one, target[y0 - top : y1 - top], in_place))
+            places.append((offsets, counts))
+    fetched = fetch_rows(job.source, places, plan_limit(plan))
+    for (one, target, in_place), parts in zip(todo, fetched, strict=True):
+        _read_row(one, parts, pieces, target, in_place)
 
 
 def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:

@@ -6,8 +6,10 @@ Not covered: which tiles (`daskdmed.images.tiff.decode`), and how the file is re
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from daskdmed.core.errors import ChangedImageError, RemoteError
 from daskdmed.images.source import Source
 
 
@@ -15,10 +17,22 @@ class DecodeError(ValueError):
     """A tile's bytes do not decode to a tile; turned into TileError by the caller."""
 
 
-#: neighbours in the file closer than this are read with one call...
-GAP = 64 * 1024
-#: ... as long as that reads no more than this
-RUN = 8 * 2**20
+def fetch_rows(
+    source: Source, rows: Sequence[tuple[list[int], list[int]]], limit: int
+) -> Iterator[list[bytes | Exception | None]]:
+    """`fetch` of rows of tiles, one after the other; of remote files those of several rows are
+    asked for together."""
+    at = 0
+    while at < len(rows):
+        stop, nbytes = at + 1, sum(rows[at][1])
+        while stop < len(rows) and (nbytes := nbytes + sum(rows[stop][1])) <= source.together:
+            stop += 1
+        some = rows[at:stop]
+        offsets = [offset for row, _ in some for offset in row]
+        found = iter(fetch(source, offsets, [count for _, row in some for count in row], limit))
+        for row, _ in some:
+            yield [next(found) for _ in row]
+        at = stop
 
 
 def fetch(
@@ -36,7 +50,7 @@ def fetch(
         if offset < 0 or stop > source.size or not 0 < count <= limit:
             found[i] = _bad_range(offset, count, source.size, limit)
             continue
-        if runs and end <= offset <= end + GAP and stop - begin <= RUN:
+        if runs and end <= offset <= end + source.gap and stop - begin <= source.run:
             runs[-1].append(i)
         else:
             runs.append([i])
@@ -46,6 +60,8 @@ def fetch(
     blobs: list[Any]
     try:
         blobs = source.read_many([a for a, _ in spans], [b - a for a, b in spans])
+    except (RemoteError, ChangedImageError):
+        raise  # no tile is to blame, and none is painted over
     except Exception as exc:
         blobs = [exc] * len(runs)
     for run, (begin, end), blob in zip(runs, spans, blobs, strict=True):

@@ -79,7 +79,14 @@ def parse(source: Source, options: SlideOptions) -> TiffIndex:
 @contextmanager
 def opened(source: Source) -> Iterator[Any]:
     """A file as tifffile has it, for a while; a broken one is found before memory is spent."""
-    ifd.walk(source)
+    with source.scanning():
+        ifd.walk(source)
+        with _opened(source) as tif:
+            yield tif
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Any]:
     handle = source.open_file()
     try:
         with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, listing
 from daskdmed.images.readers import Planes, choose_planes
-from daskdmed.images.source import FinalError, Source
+from daskdmed.images.refusals import FinalError
+from daskdmed.images.source import Source
 from daskdmed.images.tiff import vendors
 
 #: planes along an axis without a name that are channels; a stack of more is none of channels
