@@ -21,6 +21,7 @@ from daskdmed.core import buffers
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.ngff.chunks import Layout, ordinary_pipeline
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, holds_classes, ome_of
 from daskdmed.images.ngff.stack import Stack
 from daskdmed.images.ngff.storage import metadata_error
@@ -69,15 +70,18 @@ class Plane:
 
     def read(self, region: Region, out: Array) -> None:
         """Read a region (y, x) into `out` of shape (height, width, channels), any strides."""
+        selection, view = self._selected(region, out)
+        if read_chunks(self.array, selection, view):
+            return
         if self.c is None or self.c > self.y or self.c > self.x or out.shape[2] == 1:
-            self._read(region, out)
+            read_by_zarr(self.array, selection, view)
             return
         # planes one after the other are read as such, and then interleaved: pixel by pixel, chunk
         # by chunk, that takes longer than decoding
         for part in region.tiles(self._band(out)):
             height, width = part.shape
             planes = buffers.empty((out.shape[2], height, width), out.dtype)
-            self._read(part, np.moveaxis(planes, 0, -1))
+            read_by_zarr(self.array, *self._selected(part, np.moveaxis(planes, 0, -1)))
             target = out[part.local_to(region).slices]
             for number, plane in enumerate(planes):
                 target[..., number] = plane
@@ -88,23 +92,40 @@ class Plane:
         each = max(rows * out[0].nbytes, 1)
         return rows * max(_BESIDE // each, 1), self.shape[1]
 
-    def _read(self, region: Region, out: Array) -> None:
-        selection: list[int | slice] = list(self.at or (0,) * self.array.ndim)
+    def _selected(self, region: Region, out: Array) -> tuple[tuple[int | slice, ...], Array]:
+        """A region as a selection of the array, and `out` with its axes in the array's order."""
+        selection: list[int | slice] = [0] * self.array.ndim
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
         if self.c is not None:
             selection[self.c] = slice(None)
             view, axes = out, [self.y, self.x, self.c]
-        view = view.transpose(np.argsort(axes))  # the order in which the array stores them
-        read_into(self.array, tuple(selection), view)
+        return tuple(selection), view.transpose(np.argsort(axes))
 
 
 def read_into(array: Any, selection: tuple[int | slice, ...], out: Array) -> None:
     """A selection of a Zarr array into an array of any strides, axes with a number left out."""
+    if not read_chunks(array, selection, out):
+        read_by_zarr(array, selection, out)
+
+
+def read_chunks(array: Any, selection: tuple[int | slice, ...], out: Array) -> bool:
+    """The same without zarr, where the array allows it; False where it does not, or is damaged."""
+    layout = Layout.of(array)
+    return layout is not None and layout.read(selection, out)
+
+
+def read_by_zarr(array: Any, selection: tuple[int | slice, ...], out: Array) -> None:
+    """The same by zarr, whatever the array is."""
     from zarr.core.buffer import default_buffer_prototype
 
-    buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(out)
+    # codec pipelines from elsewhere (zarrs) refuse memory with gaps
+    fits = out.flags.c_contiguous or ordinary_pipeline()
+    whole = out if fits else buffers.empty(out.shape, out.dtype)
+    buffer = default_buffer_prototype().nd_buffer.from_ndarray_like(whole)
     array.get_basic_selection(selection, out=buffer)
+    if whole is not out:
+        out[...] = whole
 
 
 @dataclass(frozen=True, slots=True)
