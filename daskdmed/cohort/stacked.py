@@ -117,6 +117,10 @@ class StackedView(ImageView):
         return all(source.cheap_to_cut for source in self.sources)
 
     @property
+    def cheap_in_parts(self) -> bool:
+        return all(source.cheap_in_parts for source in self.sources)
+
+    @property
     def failed_tiles(self) -> tuple[FailedTile, ...]:
         return tuple(tile for source in self.sources for tile in source.failed_tiles)
 

@@ -127,6 +127,11 @@ class ImageView:
         """Whether a region costs what its storage tiles cost, so that cutting it is free."""
         return False
 
+    @property
+    def cheap_in_parts(self) -> bool:
+        """Whether some storage tiles of a region cost that part of what the region costs."""
+        return self.cheap_to_cut
+
     def kept(self, region: Region) -> Region:
         """What is worth to be read and kept for a region: whole tiles, or just the region.
 

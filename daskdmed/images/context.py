@@ -25,6 +25,7 @@ from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView, ViewOver
+from daskdmed.images.parts import Parts, read_some
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -108,11 +109,14 @@ class Context:
         """The pixels of an image that `read` of a region looks at."""
         return self.grown(region).clip(view.spatial_shape)
 
-    def read(self, view: ImageView, region: Region) -> Array:
-        """The pixels of a region and those around it; the region may reach outside."""
+    def read(self, view: ImageView, region: Region, parts: Parts | None = None) -> Array:
+        """The pixels of a region and those around it; the region may reach outside.
+
+        With `parts` of what is around it too, no more is read.
+        """
         grown = self.grown(region)
         if self.edge == "constant" or grown.within(view.spatial_shape):
-            return view.read_padded(grown)
+            return read_some(view, grown, parts)
         first, stop, picked = list(grown.origin), list(grown.stop), {}
         for axis, k in enumerate(self.around):
             if k:
@@ -120,7 +124,7 @@ class Context:
                 at = neighbours(begin, end, k, view.spatial_shape[axis], self.edge)
                 first[axis], stop[axis] = int(at.min()), int(at.max()) + 1
                 picked[axis] = at - first[axis]
-        values = view.read_padded(Region.between(first, stop))
+        values = read_some(view, Region.between(first, stop), parts)
         for axis, at in picked.items():
             values = values.take(at, axis=axis)
         return values

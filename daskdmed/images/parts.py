@@ -84,7 +84,12 @@ class Parts:
     @property
     def share(self) -> float:
         """Of the storage tiles of the region, those that are wanted, 0 to 1."""
-        return float(np.count_nonzero(self.wanted)) / max(1, self.wanted.size)
+        return self.count / max(1, self.wanted.size)
+
+    @property
+    def count(self) -> int:
+        """Storage tiles that are wanted."""
+        return int(np.count_nonzero(self.wanted))
 
     @property
     def pixels(self) -> int:
@@ -202,6 +207,13 @@ def read_parts(
     return parts_of(view, region, boxes).read(view, region, out)
 
 
+def read_some(
+    view: ImageView, region: Region, parts: Parts | None, out: Array | None = None
+) -> Array:
+    """A region as `ImageView.read_padded`, or what `parts` say of it."""
+    return view.read_padded(region, out) if parts is None else parts.read(view, region, out)
+
+
 def joined(wanted: npt.NDArray[np.bool_]) -> tuple[_Ints, _Ints]:
     """Cells that are True as boxes that do not overlap: first and one past the last cell of each,
     (n, axes). Runs along the last axis, then equal ones beside each other, axis by axis."""
@@ -242,4 +254,4 @@ def _around(rectangle: Region, boxes: Boxes) -> Region:
     return Region.between(part.first.min(axis=0).tolist(), part.stop.max(axis=0).tolist())
 
 
-__all__ = ["Boxes", "Parts", "joined", "parts_of", "read_parts"]
+__all__ = ["Boxes", "Parts", "joined", "parts_of", "read_parts", "read_some"]

@@ -82,6 +82,10 @@ class SlideView(OfFile, ImageView):
         """True for a level as it is stored; neighbouring regions of others share pixels."""
         return self.scale is None
 
+    @property
+    def cheap_in_parts(self) -> bool:
+        return True
+
     def _read(self, region: Region, out: Array | None) -> Array:
         if self.scale is None:
             with cache.lease(self.key) as reader:

@@ -16,6 +16,7 @@ from dask.base import tokenize
 from daskdmed.core.errors import GeometryError
 from daskdmed.core.randomness import seed_key
 from daskdmed.loading.engine import Engine, Sampling
+from daskdmed.loading.foreseen import Foresight
 from daskdmed.loading.local import LocalEngine
 from daskdmed.loading.planning import Planning
 from daskdmed.loading.progress import DrawProgress, epoch_seed
@@ -68,21 +69,30 @@ class Assembly:
         plan, classes = planning.plan()
         plan.skip_to(progress.cursor.position)
         key = seed_key(planning.seed)
+        areas = planning.areas if planning.restricted else None
+        sampling = replace(self.sampling, key=key, areas=areas, classes=classes, base=progress.base)
+        foresight = self._foresight(sampling)
+        size, around = self.geometry.bigchunk, self.geometry.context
         residents = ResidentSet(
             cluster.client,
             plan,
-            JobFactory(catalogue, self.chooser, self.geometry.bigchunk, key, self.geometry.context),
+            JobFactory(catalogue, self.chooser, size, key, around, foresight.drawn),
             planning.allotment,
             in_process=cluster.in_process,
             tally=tally,
             ranks=ranks,
         )
-        areas = planning.areas if planning.restricted else None
-        sampling = replace(self.sampling, key=key, areas=areas, classes=classes, base=progress.base)
-        begin = (residents, catalogue, sampling, progress.cursor, progress.keeper())
+        begin = (residents, catalogue, sampling, progress.cursor, progress.keeper(), foresight)
         if cluster.in_process:
             return LocalEngine(*begin)
         return RemoteEngine(*begin, workers=cluster.workers)
+
+    def _foresight(self, sampling: Sampling) -> Foresight:
+        planning = self.planning
+        catalogue, once = planning.catalogue, getattr(planning.policy, "each_once", False)
+        stays = planning.allotment.slots >= sum(catalogue.population.blocks) and not once
+        fails = once or sampling.on_error == "skip"
+        return Foresight(catalogue, sampling, stays=stays, fails=fails)
 
     def _check_workers(self, cluster: Cluster) -> None:
         """What workers need beside big chunks: tiles that are decoded, crops that nobody has."""

@@ -22,22 +22,19 @@ from dask.system import CPU_COUNT
 
 from daskdmed.cohort.sources import Failure
 from daskdmed.core import live
-from daskdmed.core.errors import DaskdmedError, LoaderError
-from daskdmed.core.randomness import Purpose, generator
-from daskdmed.core.region import Region
+from daskdmed.core.errors import LoaderError
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
 from daskdmed.loading.copying import Copier
+from daskdmed.loading.foreseen import Foresight
 from daskdmed.loading.lattice import Lattice
 from daskdmed.loading.patientstate import StateKeeper, VisitState
 from daskdmed.loading.sampling import CropSpec, Ended, VisitFacts, VisitSampler
 from daskdmed.loading.spans import Span, cut
-from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.labelmaps import Classes
 from daskdmed.persistence.plan import Turn, Visit
-from daskdmed.persistence.reading import ReadFailure
 from daskdmed.persistence.resident import ResidentSet
 from daskdmed.persistence.where import AreaSource
 
@@ -104,9 +101,11 @@ class Engine(ABC):
         catalogue: Catalogue,
         sampling: Sampling,
         cursor: Cursor,
-        states: StateKeeper | None = None,
+        states: StateKeeper | None,
+        foresight: Foresight,
     ) -> None:
         self.residents = residents
+        self._foresight = foresight
         self.states = states
         self.catalogue = catalogue
         self.sampling = sampling
@@ -184,6 +183,7 @@ class Engine(ABC):
 
     def _make_facts(self, visit: Visit) -> VisitFacts:
         entry = self.catalogue.entries[visit.record]
+        foreseen = self._foresight.of(visit)
         return VisitFacts(
             number=visit.number,
             nth=visit.nth,
@@ -195,31 +195,10 @@ class Engine(ABC):
             downsample=entry.view.downsample,
             level=entry.level,
             mpp=entry.view.mpp,
-            area=self._area(visit),
+            area=foreseen.area,
             space=entry.view.space,
+            held=foreseen.held,
         )
-
-    def _area(self, visit: Visit) -> Area | Chosen | ReadFailure | None:
-        region = self.catalogue.entries[visit.record].grid.region(visit.block)
-        try:
-            return self._places(visit, region)
-        except (DaskdmedError, OSError) as error:  # of a label map that was read before
-            return ReadFailure(error, region)
-
-    def _places(self, visit: Visit, region: Region) -> Area | Chosen | None:
-        s = self.sampling
-        rng = generator(s.key, Purpose.LOCATE, visit.number)
-        if s.lattice is not None:
-            return s.lattice.chosen(visit.record, visit.block, rng)
-        if s.areas is None:
-            return None
-        classes, maps = s.classes[visit.stratum], s.areas.maps
-        if s.free_regions:
-            return s.areas.area(visit.record, classes)
-        if maps.meant(classes):
-            # those of a visit, and of draws that stand in for others
-            return maps.chosen(visit.record, classes, visit.block, 2 * s.draws_per_visit, rng)
-        return s.areas.local(visit.record, classes, region)
 
     def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:
         """Provenance that all small chunks of a visit share."""
@@ -235,7 +214,10 @@ class Engine(ABC):
             return
         s = self.sampling
         loaded, facts = self.residents.fetch(visit.number), self.facts(visit)
-        sampler = VisitSampler(loaded, facts, s.crop, s.collect, s.draws_per_visit, state)
+        positions = self._foresight.of(visit).positions
+        sampler = VisitSampler(
+            loaded, facts, s.crop, s.collect, s.draws_per_visit, state, positions
+        )
         if self._elsewhere is not None and self._elsewhere.admit(sampler):
             self.residents.hand_over(visit.number)
         self._samplers[visit.number] = sampler, self.remember(visit, sampler.bigchunks())
@@ -343,6 +325,7 @@ class Engine(ABC):
             self._ended.pop(visit.number, None)
             self._provenance.pop(visit.number, None)
             self._facts.pop(visit.number, None)
+            self._foresight.forget(visit)
 
     def cells(self) -> list[live.Cell]:
         """The big chunks in memory or being read; for any thread."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from daskdmed.core.errors import GeometryError, UsageError
+from daskdmed.core.errors import GeometryError, LoaderError, UsageError
 from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space
@@ -24,7 +24,8 @@ from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import VisitState
-from daskdmed.persistence.areas import Area, Chosen, Draws, Places
+from daskdmed.loading.positions import Positions
+from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
 #: gives an array of a shape and type
@@ -101,7 +102,8 @@ class VisitFacts:
 
     `nth`: how many visits its record had before; `key`: from the loader's seed; `region`: the
     grid's big chunk; `area`: where small chunks may lie, or do, or why nobody knows; None for
-    anywhere; `space`: of the whole image.
+    anywhere; `space`: of the whole image; `held`: of how many draws all pixels are there, None for
+    any.
     """
 
     number: int
@@ -116,6 +118,7 @@ class VisitFacts:
     mpp: tuple[float, float] | None
     area: Area | Chosen | ReadFailure | None = None
     space: Space | None = None
+    held: int | None = None
 
 
 class Ended(NamedTuple):
@@ -129,7 +132,7 @@ class VisitSampler:
 
     `expected`: draws for which positions are made at first; more are made when asked for.
     `collect`: the user's collector, with its `state` when it declares ``stateful = True``; None for
-    uniform positions.
+    uniform positions. `positions`: those of the visit, where somebody has made them.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class VisitSampler:
         collect: CollectorFunction | None,
         expected: int,
         state: VisitState | None = None,
+        positions: Positions | None = None,
     ) -> None:
         pieces = pieces_of(loaded, facts.region)
         if isinstance(facts.area, ReadFailure):
@@ -152,11 +156,17 @@ class VisitSampler:
         self._collect = collect
         self._axes = len(crop.size)
         self._shares: Array | None = None
-        self._where: list[tuple[int, tuple[int, ...]]] = []
-        self._draws: Draws | None = None
-        self._expected = expected
         if self.failure is None:
             self._check_pieces()
+        if self.failure is None:
+            self._positions = positions or self._make_positions(expected)
+
+    def _make_positions(self, expected: int) -> Positions:
+        facts, crop = self.facts, self._crop
+        assert not isinstance(facts.area, ReadFailure)  # which is this visit's failure
+        regions = [Region(piece.origin, self._extent(piece)) for piece in self.pieces]
+        where = (facts.area, facts.key, facts.number, expected)
+        return Positions(regions, crop.size, crop.ratio, *where)
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
@@ -237,9 +247,17 @@ class VisitSampler:
             return Ended(self.failure.error)
         if not self.pieces:  # the big-chunk loader found nothing
             return Ended(None)
-        if draw >= len(self._where) and not self._locate(draw):
+        found, held = self._positions.of(draw), self.facts.held
+        if found is None:
             return Ended(None)
-        return self._where[draw]
+        if held is not None and draw >= held:
+            return Ended(
+                LoaderError(
+                    f"draw {draw} of a big chunk that was read for {held} draws; this is an error "
+                    "of daskdmed's, please report it"
+                )
+            )
+        return found
 
     def origin(self, at: int, start: tuple[int, ...]) -> tuple[int, ...]:
         """A pixel of a piece in the frame of the view."""
@@ -298,74 +316,6 @@ class VisitSampler:
         )
         return tuple(slice(f, f + s) for f, s in zip(first, crop.target_size, strict=True))
 
-    def _firsts(self) -> Array:
-        """First valid position in each piece, (pieces, axes): on whole target pixels."""
-        origins = np.array([p.origin for p in self.pieces], np.int64)
-        firsts: Array = -origins % np.array(self._crop.ratio)
-        return firsts
-
-    def _rooms(self) -> Array:
-        """Number of valid first positions, (pieces, axes)."""
-        extents = np.array([self._extent(p) for p in self.pieces], np.int64)
-        room = extents - np.array(self._crop.size) - self._firsts()
-        rooms: Array = np.maximum(room // np.array(self._crop.ratio) + 1, 0)
-        return rooms
-
-    def _locate(self, draw: int) -> bool:
-        """Positions of all draws up to a number; False when there is no place at all."""
-        area = self.facts.area
-        assert not isinstance(area, ReadFailure)  # there are no draws then
-        if area is None:
-            self._locate_anywhere(draw)
-            return True
-        if isinstance(area, Chosen):
-            return self._locate_chosen(area, draw)
-        return self._locate_in(area, draw)
-
-    def _locate_chosen(self, chosen: Chosen, draw: int) -> bool:
-        """The places that were drawn beforehand, and again when each has been taken."""
-        rows = (chosen.places - np.array(self.pieces[0].origin)).tolist()
-        while rows and len(self._where) <= draw:
-            self._where += [(0, tuple(row)) for row in rows]
-        return bool(rows)
-
-    def _locate_anywhere(self, draw: int) -> None:
-        """Uniform positions.
-
-        Uniform floats are prefix-stable: draw 7 is at the same place however many are made.
-        """
-        rooms = self._rooms()
-        count = max(self._expected, 2 * len(self._where), draw + 1)
-        rng = generator(self.facts.key, Purpose.LOCATE, self.facts.number)
-        u = rng.random((count, self._axes + 1))
-        if len(self.pieces) == 1:
-            at = np.zeros(count, np.int64)
-        else:
-            shares = np.cumsum(rooms.prod(axis=1))
-            at = np.searchsorted(shares, u[:, 0] * shares[-1], side="right")
-        starts = self._firsts()[at] + (u[:, 1:] * rooms[at]).astype(np.int64) * self._crop.ratio
-        self._where = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
-
-    def _locate_in(self, area: Area, draw: int) -> bool:
-        """All allowed positions in random order, and again when each has been taken."""
-        facts = self.facts
-        if self._draws is None:
-            regions = [Region(p.origin, self._extent(p)) for p in self.pieces]
-            self._draws = Draws(
-                Places(area, regions, self._crop.size),
-                self._expected,
-                lambda number: generator(facts.key, Purpose.LOCATE, facts.number, number),
-            )
-        while len(self._where) <= draw:
-            found = self._draws.more()
-            if not found:
-                return False
-            self._where += [
-                (at, tuple(p - o for p, o in zip(place, self.pieces[at].origin, strict=True)))
-                for at, *place in found
-            ]
-        return True
-
     # -- user collectors --------------------------------------------------------------
 
     def _take_collected(
@@ -376,7 +326,7 @@ class VisitSampler:
         at = 0
         if len(self.pieces) > 1:
             if self._shares is None:
-                self._shares = np.cumsum(self._rooms().prod(axis=1))
+                self._shares = np.cumsum(self._positions.rooms.prod(axis=1))
             mark = rng.random() * self._shares[-1]
             at = int(np.searchsorted(self._shares, mark, side="right"))
         piece = self.pieces[at]

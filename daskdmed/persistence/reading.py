@@ -24,7 +24,9 @@ from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.images.context import Context
+from daskdmed.images.parts import Parts, read_some
 from daskdmed.persistence.content import Content, Part, choose
+from daskdmed.persistence.drawn import Drawn, parts_drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class Job:
 
     With a `chooser`, the user's loader, `context` is given too, and `rng_place`: key and place of
     its random numbers. `target_ratio`: pixels of the image per pixel of the target, empty for one.
-    `around`: what of the image around each region is read with it.
+    `around`: what of the image around each region is read with it. `parts`, `target_parts`: what of
+    both is read, where that is not all of it.
     """
 
     view: ImageView
@@ -106,6 +109,13 @@ class Job:
     rng_place: tuple[int, int] = (0, 0)
     target_ratio: tuple[int, ...] = ()
     around: Context | None = None
+    parts: Parts | None = None
+    target_parts: Parts | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Of the image that are read; without what lies around a big chunk that is read whole."""
+        return math.prod(self.region.shape) if self.parts is None else self.parts.pixels
 
     @property
     def nbytes(self) -> int:
@@ -116,17 +126,39 @@ class Job:
         )
 
     def _parts(self) -> list[tuple[ImageView, Region]]:
-        region = self.view.kept(self.region)
-        if self.around is not None:
-            region = self.around.grown(self.region)
-        parts = [(self.view, region)]
+        parts = [(self.view, self.image_region)]
         if self.target is not None:
             parts.append((self.target, self.target_region(self.region)))
         return parts
 
+    @property
+    def image_region(self) -> Region:
+        """What is read of the image."""
+        if self.around is not None:
+            return self.around.grown(self.region)
+        return self.view.kept(self.region)
+
     def target_region(self, region: Region) -> Region:
         """The target's pixels that a region of the image touches."""
         return region.cells(self.target_ratio or (1,) * len(region.origin))
+
+    def drawn(self, drawn: Drawn | None) -> Job:
+        """The same, reading no more than is drawn, where that is worth it."""
+        if drawn is None:
+            return self
+        around = (0,) * len(self.region.origin) if self.around is None else self.around.around
+        parts = parts_drawn(self.view, self.image_region, drawn.padded(around))
+        target = None
+        if self.target is not None:
+            ratio = self.target_ratio or (1,) * len(around)
+            target = parts_drawn(self.target, self.target_region(self.region), drawn.cells(ratio))
+        return replace(self, parts=parts, target_parts=target)
+
+    @property
+    def digest(self) -> str:
+        """Names what is read of the region; empty for all of it."""
+        named = [("", self.parts), ("+", self.target_parts)]
+        return "".join(name + parts.digest for name, parts in named if parts is not None)
 
     def localised(self, client: Any) -> tuple[Job, tuple[Any, Any]]:
         """A copy that can travel, and what has to be delivered to it (for the image and its
@@ -322,17 +354,22 @@ def _block(
 
 def _read_image(job: Job, region: Region, memory: segments.Allocator | None) -> Array:
     if job.around is not None:
-        read = job.around.read(job.view, region)
+        read = job.around.read(job.view, region, job.parts)
         return read if memory is None else memory.own(read)
     kept = job.view.kept(region)
-    return _read(job.view, kept, memory)[region.local_to(kept).slices]
+    return _read(job.view, kept, job.parts, memory)[region.local_to(kept).slices]
 
 
 def _read_target(job: Job, region: Region, memory: segments.Allocator | None) -> Array | None:
-    return None if job.target is None else _read(job.target, job.target_region(region), memory)
+    if job.target is None:
+        return None
+    return _read(job.target, job.target_region(region), job.target_parts, memory)
 
 
-def _read(view: ImageView, region: Region, memory: segments.Allocator | None) -> Array:
-    if memory is None:
-        return view.read_padded(region)
-    return view.read_padded(region, memory.empty((*region.shape, *view.channel_shape), view.dtype))
+def _read(
+    view: ImageView, region: Region, parts: Parts | None, memory: segments.Allocator | None
+) -> Array:
+    out = None
+    if memory is not None:
+        out = memory.empty((*region.shape, *view.channel_shape), view.dtype)
+    return read_some(view, region, parts, out)

@@ -7,8 +7,8 @@ Not covered: when it is read (`daskdmed.persistence.resident`), and how
 from __future__ import annotations
 
 import contextlib
-import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dask.base import tokenize
 from daskdmed.images.context import Context
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.cluster import BIG_CHUNK
+from daskdmed.persistence.drawn import Drawn
 from daskdmed.persistence.plan import Visit
 from daskdmed.persistence.reading import Job, LoadContext, Loaded, RegionChooser, Ticket
 from daskdmed.persistence.tally import Place
@@ -49,8 +50,8 @@ class Unit:
 
     @property
     def pixels(self) -> int:
-        """Of its big chunks, what is read around them not counted."""
-        return sum(math.prod(job.region.shape) for job in self.jobs)
+        """Of its big chunks that are read; what lies around whole ones is not counted."""
+        return sum(job.pixels for job in self.jobs)
 
     @property
     def single(self) -> bool:
@@ -68,7 +69,10 @@ class Unit:
 class JobFactory:
     """Makes the read jobs and the key of a unit.
 
-    `chooser` is the user's big-chunk loader, `around` what is read around big chunks.
+    `chooser` is the user's big-chunk loader, `around` what is read around big chunks. `foresee`
+    says what will be drawn of a visit, None where nobody knows: then all of it is read. The key
+    says what is held: loaders whose draws need other storage tiles do not share the big chunk,
+    those of one plan do.
     """
 
     def __init__(
@@ -78,18 +82,20 @@ class JobFactory:
         bigchunk_size: tuple[int, ...],
         key: int,
         around: Context | None = None,
+        foresee: Callable[[Visit], Drawn | None] | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._around = around
         self._chooser = chooser
         self._bigchunk_size = bigchunk_size
         self._key = key
+        self._foresee = foresee
         self._chooser_token = None if chooser is None else tokenize(chooser, key)[:12]
 
     def unit(self, visits: tuple[Visit, ...]) -> Unit:
-        named = [self._name(v) for v in visits]
-        key = (BIG_CHUNK, *(named[0] if len(named) == 1 else [tokenize(*named)]))
         jobs = tuple(self._job(v) for v in visits)
+        named = [self._name(*both) for both in zip(visits, jobs, strict=True)]
+        key = (BIG_CHUNK, *(named[0] if len(named) == 1 else [tokenize(*named)]))
         return Unit(visits, key, jobs, waiting_for={v.number for v in visits})
 
     def place(self, visit: Visit) -> Place:
@@ -98,7 +104,7 @@ class JobFactory:
         region = entry.grid.region(visit.block)
         return str(entry.patient.id), entry.record, visit.number, region
 
-    def _name(self, visit: Visit) -> tuple[Any, ...]:
+    def _name(self, visit: Visit, job: Job) -> tuple[Any, ...]:
         entry = self._catalogue.entries[visit.record]
         target = "" if entry.target is None else f"+{entry.target.token}"
         content = f"{entry.patient.id}/{entry.record}-{entry.view.token}{target}"
@@ -106,15 +112,16 @@ class JobFactory:
             content += f"~{self._around.edge}{'x'.join(map(str, self._around.around))}"
         if self._chooser is not None:
             return (content, self._chooser_token, visit.number)
-        region = entry.grid.region(visit.block)
-        return (content, *region.origin, "x".join(map(str, region.shape)))
+        held = f"/{job.digest}" if job.digest else ""
+        return (content, *job.region.origin, "x".join(map(str, job.region.shape)) + held)
 
     def _job(self, visit: Visit) -> Job:
         entry = self._catalogue.entries[visit.record]
         region = entry.grid.region(visit.block)
         if self._chooser is None:
             ratio, around = entry.target_ratio, self._around
-            return Job(entry.view, entry.target, region, target_ratio=ratio, around=around)
+            job = Job(entry.view, entry.target, region, target_ratio=ratio, around=around)
+            return job if self._foresee is None else job.drawn(self._foresee(visit))
         view = entry.view
         context = LoadContext(
             patient=str(entry.patient.id),

@@ -171,6 +171,10 @@ class CollatedView(ViewOver):
     def cheap_to_cut(self) -> bool:
         return self.source.cheap_to_cut
 
+    @property
+    def cheap_in_parts(self) -> bool:
+        return self.source.cheap_in_parts
+
     def narrowed(self, region: Region) -> CollatedView:
         return replace(self, source=self.source.narrowed(region))
 

@@ -121,6 +121,10 @@ class VolumeView(ImageView):
     def cheap_to_cut(self) -> bool:
         return self.scale is None and self.source.cheap_to_cut
 
+    @property
+    def cheap_in_parts(self) -> bool:
+        return self.source.cheap_in_parts
+
     # ------------------------------------------------------------------ its pixels
     def _read(self, region: Region, out: Array | None) -> Array:
         if out is None:

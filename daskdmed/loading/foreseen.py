@@ -1,0 +1,115 @@
+"""What will be drawn of a visit, before it is read: its positions, and what is read for them.
+
+Without a collector of the user's, nothing but the plan decides where small chunks lie; so a visit
+is read no further than its draws need (`daskdmed.persistence.drawn`). All draws of the visit are
+meant, whoever of the ranks takes them and wherever a resumed loader begins, so that all of these
+hold the same pixels under the same key.
+
+Not covered: what a position is a function of (`daskdmed.loading.positions`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daskdmed.core.errors import DaskdmedError
+from daskdmed.core.randomness import Purpose, generator
+from daskdmed.core.region import Region
+from daskdmed.images.parts import Boxes
+from daskdmed.loading.positions import Positions
+from daskdmed.persistence.areas import Area, Chosen
+from daskdmed.persistence.catalogue import Catalogue
+from daskdmed.persistence.drawn import Drawn
+from daskdmed.persistence.plan import Visit
+from daskdmed.persistence.reading import ReadFailure
+
+if TYPE_CHECKING:
+    from daskdmed.loading.engine import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Of one visit: where small chunks may lie or do (None: anywhere; or why nobody knows), and the
+    positions that follow; of how many draws all pixels are held (None: any), and what of the big
+    chunk is read (None: all).
+    """
+
+    area: Area | Chosen | ReadFailure | None
+    positions: Positions | None = None
+    held: int | None = None
+    drawn: Drawn | None = None
+
+
+class Foresight:
+    """Looks ahead at the draws of visits, each once; for the thread that makes batches.
+
+    `stays`: every big chunk stays in memory, visit after visit, so that it is read once for all of
+    them. `fails`: visits may end before their last draw; where batches hold shares others then give
+    more than theirs.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, sampling: Sampling, *, stays: bool, fails: bool
+    ) -> None:
+        self._catalogue, self._sampling = catalogue, sampling
+        s = sampling
+        self._blind = s.collect is not None or s.adaptive or s.free_regions
+        self._stays = stays
+        self._most = s.draws_per_visit * (1 + (s.composed and fails))
+        self._known: dict[int, Foreseen] = {}
+
+    def of(self, visit: Visit) -> Foreseen:
+        """What is known of a visit."""
+        found = self._known.get(visit.number)
+        if found is None:
+            found = self._known[visit.number] = self._look(visit)
+        return found
+
+    def drawn(self, visit: Visit) -> Drawn | None:
+        """What of a visit's big chunk is read; None for all of it."""
+        return self.of(visit).drawn
+
+    def forget(self, visit: Visit) -> None:
+        """Be done with a visit."""
+        self._known.pop(visit.number, None)
+
+    def _look(self, visit: Visit) -> Foreseen:
+        entry = self._catalogue.entries[visit.record]
+        region = entry.grid.region(visit.block)
+        try:
+            area = self._area(visit, region)
+        except (DaskdmedError, OSError) as error:  # of a label map that was read before
+            return Foreseen(ReadFailure(error, region))
+        if self._blind:
+            return Foreseen(area)
+        s, reach = self._sampling, None
+        size = s.crop.size
+        where = (area, s.key, visit.number, s.draws_per_visit)
+        positions = Positions([region], size, s.crop.ratio, *where)
+        if isinstance(area, Area):
+            first, last = area.cover(region, size)
+            reach = Boxes(first, Boxes.at(last, size).stop)
+        if self._stays:
+            drawn = None if reach is None else Drawn(None, reach)
+            return Foreseen(area, positions, None, drawn)
+        most = self._most
+        if s.lattice is not None and isinstance(area, Chosen):
+            most = len(area.places)
+        drawn = Drawn(Boxes.at(positions.first(most), size), reach)
+        return Foreseen(area, positions, most, drawn)
+
+    def _area(self, visit: Visit, region: Region) -> Area | Chosen | None:
+        s = self._sampling
+        rng = generator(s.key, Purpose.LOCATE, visit.number)
+        if s.lattice is not None:
+            return s.lattice.chosen(visit.record, visit.block, rng)
+        if s.areas is None:
+            return None
+        classes, maps = s.classes[visit.stratum], s.areas.maps
+        if s.free_regions:
+            return s.areas.area(visit.record, classes)
+        if maps.meant(classes):
+            # those of a visit, and of draws that stand in for others
+            return maps.chosen(visit.record, classes, visit.block, 2 * s.draws_per_visit, rng)
+        return s.areas.local(visit.record, classes, region)

@@ -1,0 +1,123 @@
+"""Where the draws of one visit lie: a function of seed, visit and draw, and of no pixel.
+
+So it is known before anything is read, see `daskdmed.loading.foreseen`, and the same wherever it
+is asked. Not covered: users' collectors, who look at pixels first (`daskdmed.loading.sampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from daskdmed.core.randomness import Purpose, generator
+from daskdmed.core.region import Region
+from daskdmed.persistence.areas import Area, Chosen, Draws, Places
+
+#: number of a piece, first pixel in it
+Position = tuple[int, tuple[int, ...]]
+
+
+class Positions:
+    """Positions of small chunks of a `size` in the pieces of a visit, which are `regions`.
+
+    On whole pixels of a target that has one per `ratio`. `key` is the loader's, `number` that of
+    the visit; `expected`: draws whose positions are made at first, more when they are asked for.
+    `area`: where small chunks may lie, or do; None for anywhere.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        size: tuple[int, ...],
+        ratio: tuple[int, ...],
+        area: Area | Chosen | None,
+        key: int,
+        number: int,
+        expected: int,
+    ) -> None:
+        self._regions, self._size, self._ratio = regions, size, ratio
+        self._area, self._key, self._number = area, key, number
+        self._expected = expected
+        self._known: list[Position] = []
+        self._draws: Draws | None = None
+
+    def of(self, draw: int) -> Position | None:
+        """Of a draw, by its number; None where there is no place at all."""
+        if draw >= len(self._known) and not self._locate(draw):
+            return None
+        return self._known[draw]
+
+    def first(self, count: int) -> npt.NDArray[np.int32]:
+        """Of the first draws in the only piece, (count, axes) in the frame of the view; (0, axes)
+        where there is no place at all."""
+        axes = len(self._size)
+        if not count or self.of(count - 1) is None:
+            return np.zeros((0, axes), np.int32)
+        starts = np.array([start for _, start in self._known[:count]], np.int32)
+        return starts + np.array(self._regions[0].origin, np.int32)
+
+    @property
+    def rooms(self) -> npt.NDArray[np.int64]:
+        """Number of valid first pixels in each piece, (pieces, axes)."""
+        extents = np.array([r.shape for r in self._regions], np.int64)
+        room = extents - np.array(self._size) - self._firsts()
+        rooms: npt.NDArray[np.int64] = np.maximum(room // np.array(self._ratio) + 1, 0)
+        return rooms
+
+    def _firsts(self) -> npt.NDArray[np.int64]:
+        """First valid position in each piece, (pieces, axes): on whole target pixels."""
+        origins = np.array([r.origin for r in self._regions], np.int64)
+        firsts: npt.NDArray[np.int64] = -origins % np.array(self._ratio)
+        return firsts
+
+    def _locate(self, draw: int) -> bool:
+        """Positions of all draws up to a number; False when there is no place at all."""
+        if self._area is None:
+            self._locate_anywhere(draw)
+            return True
+        if isinstance(self._area, Chosen):
+            return self._locate_chosen(self._area, draw)
+        return self._locate_in(self._area, draw)
+
+    def _locate_chosen(self, chosen: Chosen, draw: int) -> bool:
+        """The places that were drawn beforehand, and again when each has been taken."""
+        rows = (chosen.places - np.array(self._regions[0].origin)).tolist()
+        while rows and len(self._known) <= draw:
+            self._known += [(0, tuple(row)) for row in rows]
+        return bool(rows)
+
+    def _locate_anywhere(self, draw: int) -> None:
+        """Uniform positions.
+
+        Uniform floats are prefix-stable: draw 7 is at the same place however many are made.
+        """
+        rooms, axes = self.rooms, len(self._size)
+        count = max(self._expected, 2 * len(self._known), draw + 1)
+        u = generator(self._key, Purpose.LOCATE, self._number).random((count, axes + 1))
+        if len(self._regions) == 1:
+            at = np.zeros(count, np.int64)
+        else:
+            shares = np.cumsum(rooms.prod(axis=1))
+            at = np.searchsorted(shares, u[:, 0] * shares[-1], side="right")
+        starts = self._firsts()[at] + (u[:, 1:] * rooms[at]).astype(np.int64) * self._ratio
+        self._known = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
+
+    def _locate_in(self, area: Area, draw: int) -> bool:
+        """All allowed positions in random order, and again when each has been taken."""
+        if self._draws is None:
+            self._draws = Draws(
+                Places(area, self._regions, self._size),
+                self._expected,
+                lambda part: generator(self._key, Purpose.LOCATE, self._number, part),
+            )
+        while len(self._known) <= draw:
+            found = self._draws.more()
+            if not found:
+                return False
+            self._known += [
+                (at, tuple(p - o for p, o in zip(place, self._regions[at].origin, strict=True)))
+                for at, *place in found
+            ]
+        return True

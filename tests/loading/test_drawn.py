@@ -1,0 +1,212 @@
+"""A big chunk is read no further than its draws need, and nobody can tell it by the batches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from daskdmed import Dataset, LightDL, Patient, Quota, Record
+from daskdmed.images.tiff import count_tiles
+from daskdmed.persistence import drawn
+from daskdmed.persistence.units import JobFactory
+from daskdmed.policies import EachOnce, OnePass
+from tests.loading.conftest import assert_same_batches
+
+SIZE, TILE = 256, 16
+OPTIONS = {
+    "smallchunk_size": 12,
+    "batch_size": 8,
+    "bigchunk_size": 96,
+    "resident": "400 KiB",
+    "smallchunks_per_bigchunk": 5,
+    "seed": 3,
+}
+BATCHES = 12
+
+
+def write(path, values, **options):
+    kind = "rgb" if values.ndim == 3 else "minisblack"
+    more = {"compression": "zlib", "metadata": None, **options}
+    tifffile.imwrite(path, values, tile=(TILE, TILE), photometric=kind, **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    for i in range(3):
+        values = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        write(folder / f"s{i}.tif", values, **resolution)
+        write(folder / f"labels{i}.tif", rng.integers(0, 3, (SIZE // 2, SIZE // 2), np.uint8))
+        zarr.create_array(
+            folder / f"v{i}.zarr",
+            data=rng.integers(0, 999, (40, 40, 40), np.uint16),
+            chunks=(8,) * 3,
+        )
+        square = [[[20, 30], [150, 30], [150, 90], [20, 90], [20, 30]]]
+        shape = {
+            "type": "Feature",
+            "properties": {"classification": {"name": "Tumor"}},
+            "geometry": {"type": "Polygon", "coordinates": square},
+        }
+        (folder / f"s{i}.geojson").write_text(json.dumps([shape]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slides(folder):
+    patients = [
+        Patient(
+            f"p{i}",
+            {
+                "wsi": Record(folder / f"s{i}.tif"),
+                "labels": Record(folder / f"labels{i}.tif"),
+                "drawn": Record(folder / f"s{i}.geojson"),
+                "again": Record(folder / f"s{(i + 1) % 3}.tif"),
+            },
+            {"grade": i % 2},
+        )
+        for i in range(3)
+    ]
+    return Dataset("slides", patients)
+
+
+@pytest.fixture(scope="module")
+def volumes(folder):
+    return Dataset(
+        "volumes", [Patient(f"p{i}", {"ct": Record(folder / f"v{i}.zarr")}) for i in range(3)]
+    )
+
+
+def mask(name):
+    """A fifth of the image, with a ragged edge."""
+    held = np.zeros((SIZE // 4, SIZE // 4), bool)
+    held[10:40, 5:30] = True
+    held[np.random.default_rng(1).random(held.shape) < 0.05] ^= True
+    return held
+
+
+def masks():
+    return {f"p{i}": mask(i) for i in range(3)}
+
+
+def take(loader, count=BATCHES):
+    """Pixels (and targets), patients and origins."""
+    out = []
+    for _ in range(count):
+        x, patients, chunks = next(loader)
+        pixels = x.numpy().copy()
+        if chunks.targets is not None:
+            targets = np.asarray(chunks.targets).astype(pixels.dtype)
+            pixels = np.concatenate([pixels.ravel(), targets.ravel()])
+        out.append((pixels, [p.id for p in patients], chunks.origins.copy()))
+    return out
+
+
+@contextlib.contextmanager
+def whole():
+    """Big chunks are read whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawn, "NEAR", 0.0)
+        yield
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The jobs of visits, by number, of the loader that was started last."""
+    jobs = {}
+
+    def unit(self, visits, make=JobFactory.unit):
+        made = make(self, visits)
+        jobs.update(zip([v.number for v in visits], made.jobs, strict=True))
+        return made
+
+    monkeypatch.setattr(JobFactory, "unit", unit)
+    return jobs
+
+
+def both(dataset, asked, **options):
+    """Batches, which are those of whole big chunks; the share of storage tiles that is read."""
+    options = {**OPTIONS, **options}
+    with whole(), LightDL(dataset, **options) as loader:
+        expected = take(loader)
+        assert all(job.parts is job.target_parts is None for job in asked.values())
+    asked.clear()
+    with LightDL(dataset, **options) as loader:
+        assert_same_batches(take(loader), expected)
+    return np.mean([1 if job.parts is None else job.parts.share for job in asked.values()])
+
+
+KINDS = {
+    "plain": {},
+    "several big chunks a task": {"bigchunk_size": 48, "resident": "600 KiB"},
+    "between levels": {"mpp": 0.7},
+    "tissue": {"tissue": masks()},
+    "classes of annotations": {"labels": "Tumor", "annotations": "drawn"},
+    "classes of a label map": {"labels": 1, "annotations": "labels"},
+    "quotas": {"quotas": [Quota(0.25, patients={"grade": 1})], "resident": "600 KiB"},
+    "target": {"target": "labels"},
+    "target of annotations": {"target": "drawn", "target_classes": ["Tumor"]},
+    "records as channels": {"record": ["wsi", "again"], "resident": "800 KiB"},
+    "one pass": {"policy": OnePass()},
+    "each once": {"policy": EachOnce(stride=40)},
+    "skipping": {"on_error": "skip"},
+    "padded": {"pad": True, "smallchunk_size": 20},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_whole_big_chunks(slides, asked, kind):
+    assert 0 < both(slides, asked, **KINDS[kind]) < 0.85
+
+
+@pytest.mark.parametrize("edge", ["reflect", "edge", "constant"])
+def test_what_lies_around_small_chunks_is_read_too(volumes, asked, edge):
+    options = {"smallchunk_size": (5, 5, 5), "bigchunk_size": 24, "smallchunks_per_bigchunk": 4}
+    options |= {"context": (2, 0, 1), "context_edge": edge, "resident": "300 KiB"}
+    assert both(volumes, asked, **options) < 0.85
+
+
+def test_of_targets_too_only_what_is_drawn_is_read(slides, asked):
+    with LightDL(slides, **OPTIONS, target="labels") as loader:
+        take(loader)
+    parts = [job.target_parts for job in asked.values() if job.target_parts is not None]
+    assert len(parts) > len(asked) / 2
+    assert np.mean([part.share for part in parts]) < 0.8
+
+
+def test_no_other_tile_is_decoded(slides, asked):
+    options = {**OPTIONS, "policy": OnePass(), "on_error": "skip"}
+    with count_tiles() as counted, LightDL(slides, **options) as loader:
+        take(loader, len(loader))
+        stats = loader.stats()
+    assert len(asked) == stats.visits_admitted == 27
+    assert counted.tiles == sum(job.parts.count for job in asked.values())
+    assert stats.pixels_read == sum(job.parts.pixels for job in asked.values())
+    assert stats.pixels_read == counted.tiles * TILE**2
+    # each tile that is decoded is one that a draw touches: 12 pixels touch at most 2 x 2
+    assert counted.tiles <= stats.visits_admitted * OPTIONS["smallchunks_per_bigchunk"] * 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rotation": "adaptive"},
+        {"smallchunk_collector": lambda bigchunk, context, rng: (3, 4)},
+        {"bigchunk_loader": lambda read, context, rng: context.region},
+        {"smallchunks_per_bigchunk": 200},
+        {"resident": "16 MiB"},  # all stay in memory
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_whole_where_draws_are_not_known_or_many_or_big_chunks_stay(slides, asked, options):
+    with LightDL(slides, **{**OPTIONS, **options}) as loader:
+        take(loader, 2)
+    assert asked
+    assert all(job.parts is None for job in asked.values())
