@@ -15,6 +15,7 @@ from daskdmed.images.tiff import count_tiles
 from daskdmed.persistence import drawn
 from daskdmed.persistence.units import JobFactory
 from daskdmed.policies import EachOnce, OnePass
+from tests.loading.clusters import scale, tcp_cluster
 from tests.loading.conftest import assert_same_batches
 
 SIZE, TILE = 256, 16
@@ -210,3 +211,74 @@ def test_whole_where_draws_are_not_known_or_many_or_big_chunks_stay(slides, aske
         take(loader, 2)
     assert asked
     assert all(job.parts is None for job in asked.values())
+
+
+@pytest.fixture(scope="module")
+def expected(slides):
+    with whole(), LightDL(slides, **OPTIONS, tissue=masks()) as loader:
+        return take(loader, 2 * BATCHES)
+
+
+def restored(dataset, state, **options):
+    loader = LightDL(dataset, **{**OPTIONS, **options}, tissue=masks())
+    loader.load_state_dict(state)
+    return loader
+
+
+def test_a_resumed_loader_holds_what_the_first_one_held(slides, asked, expected):
+    with LightDL(slides, **OPTIONS, tissue=masks()) as loader:
+        batches = take(loader, 7)
+        state = json.loads(json.dumps(loader.state_dict()))
+    names = {number: job.digest for number, job in asked.items()}
+    asked.clear()
+    with restored(slides, state) as loader:
+        assert_same_batches(batches + take(loader, 5), expected[:12])
+    both = names.keys() & asked.keys()
+    assert len(both) > 4
+    assert {n: names[n] for n in both} == {n: asked[n].digest for n in both}
+    # with other ranks: each goes on with its part of the draws, from the same pixels
+    for rank in range(2):
+        asked.clear()
+        with restored(slides, state, rank=rank, world_size=2) as loader:
+            assert_same_batches(take(loader, 4), expected[7 + rank : 15 : 2])
+        assert {n: j.digest for n, j in asked.items() if n in names}.items() <= names.items()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_ranks_share_and_lost_workers_are_replaced(slides, asked, expected, shared):
+    with tcp_cluster(2, shared=shared) as (cluster, client), count_tiles() as counted:
+        options = {**OPTIONS, "tissue": masks(), "client": client, "world_size": 2}
+        with (
+            LightDL(slides, **options, rank=0) as first,
+            LightDL(slides, **options, rank=1) as second,
+        ):
+            batches = []
+            for step in range(BATCHES):
+                batches += take(first, 1) + take(second, 1)
+                if step == 3:
+                    assert counted.tiles <= sum(job.parts.count for job in asked.values())
+                    scale(cluster, 0)
+                    scale(cluster, 2)
+    assert_same_batches(batches, expected)
+
+
+def test_loaders_of_other_plans_share_only_whole_big_chunks(slides):
+    def keys(**options):
+        found = set()
+
+        def unit(self, visits, make=JobFactory.unit):
+            made = make(self, visits)
+            if visits[-1].number < 24:  # how far is read ahead is a matter of time
+                found.add(made.key)
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(JobFactory, "unit", unit)
+            with LightDL(slides, **{**OPTIONS, **options}) as loader:
+                take(loader, 24 * loader._assembly.planning.draws_per_visit // 8)
+        return found
+
+    assert keys() == keys()
+    assert not keys() & keys(seed=4)
+    many = {"smallchunks_per_bigchunk": 100}
+    assert keys(**many) & keys(**many, seed=4)
