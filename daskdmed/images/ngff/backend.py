@@ -3,7 +3,10 @@
 Takes a local directory, a zip file, or any URL that fsspec opens (``s3://``, ``https://``,
 ``memory://``), Zarr v2 and v3, sharded or not. Chunks that were never written hold the
 fill value, as the format has it. What the metadata mean is in `daskdmed.images.ngff.planes`,
-where the bytes come from in `daskdmed.images.ngff.storage`. Not covered: writing (see
+where the bytes come from in `daskdmed.images.ngff.storage`.
+Chunks of Zarr v3 on the local disk are decoded here (`daskdmed.images.ngff.chunks`), all others
+by zarr; those in Rust, with every core, by the extra `zarrs` and
+``zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})`` before slides are opened. Not covered: writing (see
 `daskdmed.store`), and volumes (`daskdmed.images.ngff.volume`).
 """
 

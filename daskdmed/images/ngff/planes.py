@@ -94,7 +94,7 @@ class Plane:
 
     def _selected(self, region: Region, out: Array) -> tuple[tuple[int | slice, ...], Array]:
         """A region as a selection of the array, and `out` with its axes in the array's order."""
-        selection: list[int | slice] = [0] * self.array.ndim
+        selection: list[int | slice] = list(self.at or (0,) * self.array.ndim)
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
         if self.c is not None:
