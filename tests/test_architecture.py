@@ -37,6 +37,8 @@ BESIDE = {
     # found by name when there is something to show
     "monitor": ["core"],
     "explorers": ["loading"],
+    # other libraries' names
+    "compat": LAYERS,
 }
 
 

@@ -2,7 +2,8 @@
 
 Which axes an array has is told, in this order, by the labels of its dimensions (one letter each
 of t, z, y, x, c), by the ``axistags`` of ilastik, and by its shape. MedSegPy's files (``.im``,
-``.seg``) have their channels last, however many there are. The size of voxels is the attribute
+``.seg``, and those in which ``seg`` lies beside ``volume``) have their channels last, however many
+there are. The size of voxels is the attribute
 ``element_size_um`` of the array, micrometers along z, y, x, as Fiji and ilastik write it.
 
 Files are opened without locks, so that other processes may have them open too. (HDF5 wants one
@@ -47,6 +48,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _PLACES = (0, 512, 1024, 2048)
 _SUFFIXES = (".h5", ".hdf5")
 _CHANNELS_LAST = (".im", ".seg")
+_MEDSEGPY = ("volume", "seg")
 #: objects of a file that are looked at when the array is not named
 _SEARCHED = 10_000
 
@@ -207,8 +209,13 @@ def _layout(uri: str, array: Any, time: int | str | None) -> Layout:
     names = _labels(array) or _axistags(array)
     if names is not None:
         return layout_by_names(uri, names, array.shape, time)
-    last = uri.lower().endswith(_CHANNELS_LAST)
+    last = uri.lower().endswith(_CHANNELS_LAST) or _of_medsegpy(array)
     return layout_by_shape(uri, array.shape, time, channels_last=last)
+
+
+def _of_medsegpy(array: Any) -> bool:
+    """Whether it is the masks of a volume, (y, x, z, classes), or that volume."""
+    return set(_MEDSEGPY) <= {*array.parent} and str(array.name).endswith(_MEDSEGPY)
 
 
 def _labels(array: Any) -> list[str] | None:

@@ -1,0 +1,17 @@
+from .build import build_data_loader as build_data_loader
+from .build import build_loader as build_loader
+from .build import filter_dataset as filter_dataset
+from .build import get_sem_seg_dataset_dicts as get_sem_seg_dataset_dicts
+from .catalog import DatasetCatalog as DatasetCatalog
+from .catalog import Metadata as Metadata
+from .catalog import MetadataCatalog as MetadataCatalog
+from .data_loader import DATA_LOADER_REGISTRY as DATA_LOADER_REGISTRY
+from .data_loader import DataLoader as DataLoader
+from .data_loader import DefaultDataLoader as DefaultDataLoader
+from .data_loader import N5dDataLoader as N5dDataLoader
+from .data_loader import PatchDataLoader as PatchDataLoader
+from .data_loader import S25dDataLoader as S25dDataLoader
+from .data_utils import add_background_labels as add_background_labels
+from .data_utils import collect_mask as collect_mask
+from .data_utils import compute_patches as compute_patches
+from .datasets.oai import register_oai as register_oai

@@ -1,0 +1,1 @@
+"""Datasets as they lie on disks. Importing registers none."""
