@@ -8,8 +8,10 @@ Not covered: files (`daskdmed.images.view`).
 
 from __future__ import annotations
 
+import bisect
 import copy
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,8 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+from dask.highlevelgraph import MaterializedLayer
+from dask.task_spec import DataNode, Task
 
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
@@ -200,11 +204,40 @@ class ArrayView(ImageView):
 
     def _read(self, region: Region, out: Array | None) -> Array:
         """Compute a region in the calling thread; never a view of memory that the array holds."""
-        value = self._compute(self.array[self._local(region).slices])
+        local = self._local(region)
+        value = self._of_one_block(local)
+        if value is None:
+            value = self._compute(self.array[local.slices])
         if out is not None:
             np.copyto(out, value)
             return out
         return value if value.base is None and value.flags.writeable else value.copy()
+
+    def _of_one_block(self, local: Region) -> Array | None:
+        """A region inside of one block that needs no other task, as a slice in a file: without the
+        graph that Dask would make, optimise and walk for it, which takes longer than the slice."""
+        layer = self.array.dask.layers.get(self.array.name)
+        if not isinstance(layer, MaterializedLayer):  # others make all their tasks to give one
+            return None
+        ends_of = [list(itertools.accumulate(c)) for c in self.array.chunks[: self.spatial_ndim]]
+        index = []
+        for ends, a, b in zip(ends_of, local.origin, local.stop, strict=True):
+            block = bisect.bisect_right(ends, a)
+            if not a < b <= ends[block]:
+                return None
+            index.append(block)
+        lead = [*index, *[0] * (self.array.ndim - len(index))]
+        if any(len(c) > 1 for c in self.array.chunks[len(index) :]):
+            return None
+        node: Any = layer.mapping.get((self.array.name, *lead))
+        block_values = node
+        if isinstance(node, (Task, DataNode)) and not node.dependencies:
+            block_values = node()
+        if not isinstance(block_values, np.ndarray):  # a future, of an array that is persisted
+            return None
+        starts = [ends[i - 1] if i else 0 for ends, i in zip(ends_of, index, strict=True)]
+        inner = zip(starts, local.origin, local.stop, strict=True)
+        return block_values[tuple(slice(a - s, b - s) for s, a, b in inner)]
 
     @functools.cached_property
     def remote(self) -> Any:

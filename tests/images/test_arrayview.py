@@ -9,6 +9,7 @@ import sys
 import dask.array as da
 import numpy as np
 import pytest
+from dask.task_spec import Task
 
 from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, predict, read_annotations
 from daskdmed.core.region import Region
@@ -167,3 +168,33 @@ class TestHDF5:
         first = predict(self.record(path), lambda w: w, **options).compute()
         again = predict(self.record(path), lambda w: w, **options, resume=True).compute()
         np.testing.assert_array_equal(first, again)
+
+
+def test_a_region_of_one_block_needs_no_graph(monkeypatch):
+    calls = []
+
+    def block(number):
+        calls.append(number)
+        return np.full((1, 6, 8), number)
+
+    graph = {("s", i, 0, 0): Task(("s", i, 0, 0), block, i) for i in range(5)}
+    slices = da.Array(graph, "s", ((1,) * 5, (6,), (8,)), dtype=int)
+    held = np.arange(60).reshape(3, 4, 5)
+    monkeypatch.setattr(da.Array, "compute", None)  # of a region of more than one it is needed
+    view = ArrayView(slices, 3)
+    region = Region((3, 1, 2), (1, 4, 5))
+    np.testing.assert_array_equal(view.read(region), np.full((1, 4, 5), 3))
+    assert calls == [3]
+    whole = ArrayView(da.from_array(held, chunks=-1), 3)
+    found = whole.read(Region.of(held.shape))
+    found[:] = 0  # it is nobody else's
+    np.testing.assert_array_equal(whole.read(Region((1, 1, 1), (2, 2, 2))), held[1:, 1:3, 1:3])
+    with pytest.raises(TypeError, match="not callable"):
+        view.read(Region((3, 1, 2), (2, 4, 5)))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(view.narrowed(region).read(region), np.full((1, 4, 5), 3))
+    np.testing.assert_array_equal(view.read(Region((3, 1, 2), (2, 4, 5)))[:, 0, 0], [3, 4])
+    # what is computed from other blocks, and regions without extent, go the other way
+    twice = ArrayView(slices * 2, 3)
+    assert twice.read(Region((4, 0, 0), (1, 1, 1))).item() == 8
+    assert view.read(Region((1, 0, 0), (0, 6, 8))).shape == (0, 6, 8)

@@ -75,6 +75,13 @@ class PatchGrid:
         return cls(grid, shape, before)
 
     @property
+    def overlapping(self) -> bool:
+        """Whether a voxel lies in more than one patch."""
+        grid = self.grid
+        each = zip(grid.shape, grid.kernel_size, grid.stride, strict=True)
+        return any(n > k and (s < k or (n - k) % s) for n, k, s in each)
+
+    @property
     def around(self) -> Pad:
         """Voxels added before and behind each axis."""
         return tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,19 +89,14 @@ def _each(
     for kernel, alike in itertools.groupby(scans, lambda scan: _kernel(scan, plan)):
         group = {scan.scan_id: scan for scan in alike}
         patients = [Patient(key, {"image": _padded(s, plan)}) for key, s in group.items()]
-        # windows that overlap say by how much, unless the user does
-        stride: Any = None
-        if "overlap" not in options and "stride" not in options:
-            wanted = plan.grid(kernel).grid.stride
-            stride = tuple(min(s, k) for s, k in zip(wanted, kernel, strict=True))
         found = infer(
             Dataset("scans", patients),
             model,
             record="image",
             kernel_size=kernel,
             squeeze=bool(plan.flat),
-            **({} if stride is None else {"stride": stride}),
             **({} if plan.context is None else _context(plan)),
+            **_windows(group.values(), plan, options),
             **options,
         )
         for inputs, outputs in found:
@@ -124,6 +119,18 @@ def _each(
 def _kernel(scan: Scan, plan: Plan) -> tuple[int, ...]:
     """Of windows of a scan."""
     return plan.grid(scan.view.spatial_shape).grid.kernel_size
+
+
+def _windows(scans: Iterable[Scan], plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How windows lie, unless the user says so: none is left out, whatever the stride is."""
+    if "overlap" in options or "stride" in options:
+        return {}
+    grids = [plan.grid(scan.view.spatial_shape) for scan in scans]
+    steps = zip(grids[0].grid.stride, grids[0].grid.kernel_size, strict=True)
+    found: dict[str, Any] = {"stride": tuple(min(s, k) for s, k in steps)}
+    if "blend" not in options and not any(grid.overlapping for grid in grids):
+        found["blend"] = "constant"  # values of the model as they are, to the last bit
+    return found
 
 
 def _context(plan: Plan) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def as_model(model: Any, plan: Plan, transforms: TransformList) -> tuple[Any, di
 
         model = Model(model)
     predict = getattr(model, "predict_on_batch", model)
-    if not callable(predict) or isinstance(predict, type):
+    if not callable(predict) or isinstance(model, type):
         raise UsageError(
             "a model is a torch.nn.Module, has predict_on_batch(x), or is called with batches; "
             f"got {type(model).__name__}"

@@ -145,7 +145,8 @@ class Scan:
         if not self._preload:
             return record
         values = np.asarray(to_dask(record.view(spatial_ndim=3), _BLOCK).compute())
-        return Record(array=values, spatial_ndim=3, background=0)
+        # one block, of which parts are taken as they are
+        return Record(array=da.from_array(values, chunks=-1), spatial_ndim=3, background=0)
 
 
 class Classes:

@@ -21,6 +21,7 @@ from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.extras import extra
 from daskdmed.core.places import local
 from daskdmed.core.types import PathLike
+from daskdmed.images.volumes.hdf5 import open_unlocked
 
 logger = logging.getLogger("daskdmed.compat")
 
@@ -134,14 +135,14 @@ def load_oai_2d_from_dir(scan_root: PathLike) -> list[dict[str, Any]]:
 
 def load_oai_3d_from_dir(scan_root: PathLike) -> list[dict[str, Any]]:
     """A dict for each scan of a folder."""
-    h5py = extra("h5py", "volumes", f"{scan_root} holds HDF5 files, which need")
+    extra("h5py", "volumes", f"{scan_root} holds HDF5 files, which need")
     root = Path(scan_root)
     dicts = []
     for path in sorted(root.iterdir(), key=lambda p: natural(p.name)):
         match = _SCAN.fullmatch(path.name)
         if match is None:
             continue
-        with h5py.File(path, "r") as file:
+        with open_unlocked(str(path)) as file:
             if "volume" not in file:
                 raise DatasetError(f"{path} has no array 'volume'; it has {listing(list(file))}")
             found = {

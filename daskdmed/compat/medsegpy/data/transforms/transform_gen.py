@@ -172,9 +172,10 @@ def _step(name: Any, keywords: dict[str, Any]) -> Step:
             "others are given as objects: cfg.PREPROCESSING = [MyTransform()]"
         )
     try:
-        return known[name](**keywords)
+        made: Step = known[name](**keywords)
     except TypeError as error:
         raise UsageError(f"{name} does not take {keywords}: {error}") from error
+    return made
 
 
 def _known() -> dict[str, type[Any]]:
