@@ -22,6 +22,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.core.view import ImageView
+from daskdmed.images.channels import ChannelsLike, as_channels, with_channels
 from daskdmed.images.slide import Slide
 from daskdmed.images.volumes.volume import Volume
 
@@ -44,9 +45,18 @@ class Request:
     tile_error: OnTileError = "raise"
     spacing: SpacingLike | None = None
     orientation: str | None = None
+    #: which channels of each, names or numbers; None for all
+    channels: ChannelsLike | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", _as_names(self.record))
+        if self.channels is not None:
+            object.__setattr__(self, "channels", as_channels(self.channels))
+            if len(self.names) > 1:
+                raise UsageError(
+                    f"channels={list(as_channels(self.channels))} of {len(self.names)} records: "
+                    "say it of each, Record(uri, channels=...)"
+                )
         if self.tile_error not in get_args(OnTileError):
             raise UsageError(f"tile_error must be 'raise' or 'fill', got {self.tile_error!r}")
         said: list[Any] = [self.level, self.mpp, self.power, self.spacing]
@@ -73,6 +83,8 @@ class Request:
         """What batches depend on beside the shapes of images, for ``state_dict``; empty when
         neither was asked for."""
         asked: dict[str, Any] = {}
+        if self.channels is not None:
+            asked["channels"] = list(as_channels(self.channels))
         if self.orientation is not None:
             asked["orientation"] = self.orientation
         if self.spacing is not None:
@@ -135,8 +147,8 @@ class Image:
     @property
     def parameters(self) -> dict[str, Any]:
         """What results depend on beside the content of the image."""
-        turned = {"orientation": self.request.orientation}
-        return {"resolution": str(self.resolution), **(turned if turned["orientation"] else {})}
+        said = {"orientation": self.request.orientation, "channels": self.request.channels}
+        return {"resolution": str(self.resolution), **{n: v for n, v in said.items() if v}}
 
     def open(self) -> Slide | Volume | ImageView:
         """The slide or volume, or the view of what is none, whatever resolution is asked for."""
@@ -170,6 +182,7 @@ class Image:
                 wanted,
                 spatial_ndim=asked.spatial_ndim,
                 orientation=asked.orientation,
+                channels=asked.channels,
                 tile_error=asked.tile_error,
             )
         if wanted != Resolution(level=0) or asked.orientation is not None:
@@ -177,7 +190,7 @@ class Image:
                 f"{wanted} beside a view, which has its resolution already; give the slide, or "
                 "leave level, mpp, power, spacing and orientation away"
             )
-        return opened
+        return opened if asked.channels is None else with_channels(opened, asked.channels)
 
     def _of(self, name: str) -> Image:
         """The same of another record."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.cohort.record import VOLUME_OPTIONS, Patient, Record
+from daskdmed.cohort.record import IMAGE_OPTIONS, Patient, Record
 from daskdmed.cohort.tables import parse_column, read_csv
 from daskdmed.core.errors import DaskdmedError, DatasetError
 from daskdmed.core.files import new_file
@@ -33,8 +33,8 @@ _FIXED = ("patient", "record", "uri", "mpp", "backend")
 _JSON = ":json"
 #: arguments of a record that JSON keeps, where they say something
 _TOLD = ("mpp", "backend", "spatial_ndim", "facts")
-#: what records say of volumes, in JSON and in columns of their own where one says it
-_OF_VOLUMES = ("spacing", "background", "space", *VOLUME_OPTIONS)
+#: what records say of their images, in JSON and in columns of their own where one says it
+_OF_IMAGES = ("spacing", "background", "space", *IMAGE_OPTIONS)
 _ABSENT: Any = object()
 
 
@@ -129,7 +129,7 @@ def _to_json(dataset: Dataset, target: Path) -> str:
         for name, record in patient.records.items():
             entry: dict[str, Any] = {"uri": _written(str(record.uri), target.parent)}
             told = {n: getattr(record, n) for n in _TOLD} | {"facts": dict(record.facts) or None}
-            told |= _of_volume(record)
+            told |= _of_image(record)
             records[name] = entry | {n: value for n, value in told.items() if value is not None}
         patients.append({"id": patient.id, "records": records, "labels": dict(patient.labels)})
     document = {"format": FORMAT, "version": VERSION, "name": dataset.name, "patients": patients}
@@ -179,10 +179,12 @@ def _from_json(
     return cls(str(document.get("name", source.stem)) if name is None else name, patients)
 
 
-def _of_volume(record: Record) -> dict[str, Any]:
-    """What a record says of a volume, in what JSON can hold."""
+def _of_image(record: Record) -> dict[str, Any]:
+    """What a record says of its image, in what JSON can hold."""
     said: dict[str, Any] = {"spacing": record.spacing, "background": record.background}
     said |= record.options
+    if "channels" in said:
+        said["channels"] = list(said["channels"])
     if record.space is not None:
         said["space"] = {"affine": record.space.affine.tolist(), "shape": record.space.shape}
     return {name: value for name, value in said.items() if value is not None}
@@ -190,7 +192,7 @@ def _of_volume(record: Record) -> dict[str, Any]:
 
 def _as_arguments(said: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse: arguments of a record."""
-    found = {name: said[name] for name in _OF_VOLUMES if said.get(name) is not None}
+    found = {name: said[name] for name in _OF_IMAGES if said.get(name) is not None}
     if "space" in found:
         found["space"] = Space(found["space"]["affine"], found["space"]["shape"])
     return found
@@ -205,7 +207,7 @@ def _to_csv(dataset: Dataset, target: Path) -> str:
     out = io.StringIO(newline="")
     # "\r\n" as the line end makes the writer quote both characters inside cells
     writer = csv.writer(out, delimiter=_delimiter(target), lineterminator="\r\n")
-    said = [_of_volume(r) | ({"spatial_ndim": r.spatial_ndim} if _odd(r) else {}) for *_, r in rows]
+    said = [_of_image(r) | ({"spatial_ndim": r.spatial_ndim} if _odd(r) else {}) for *_, r in rows]
     used = [n for n in _ALSO if any(n in one for one in said)]
     writer.writerow([*_FIXED, *used, *columns])
     for position, (patient, name, record) in enumerate(rows):
@@ -219,7 +221,7 @@ def _to_csv(dataset: Dataset, target: Path) -> str:
 
 
 #: columns that are there where a record says something
-_ALSO = ("spatial_ndim", *_OF_VOLUMES)
+_ALSO = ("spatial_ndim", *_OF_IMAGES)
 
 
 def _odd(record: Record) -> bool:
@@ -294,7 +296,7 @@ def _from_csv(
                 backend=cell.get("backend") or None,
                 spatial_ndim=_parsed(cell.get("spatial_ndim") or "null"),
                 facts=_named(extra, "fact:", position),
-                **_as_arguments({n: _parsed(cell[n]) for n in _OF_VOLUMES if cell.get(n)}),
+                **_as_arguments({n: _parsed(cell[n]) for n in _OF_IMAGES if cell.get(n)}),
                 **_access(cell["uri"], access),
             )
         except (DaskdmedError, ValueError, TypeError, LookupError) as error:

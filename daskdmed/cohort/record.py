@@ -26,6 +26,7 @@ from daskdmed.core.resolution import Resolution
 from daskdmed.core.space import Space
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.channels import ChannelsLike, as_channels, with_channels
 from daskdmed.images.wrapping import as_dask
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", "
 _OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background", "space", "options")
 #: what a record tells `daskdmed.open_volume`
 VOLUME_OPTIONS = ("series", "dataset", "time", "form", "on_gap")
+#: what it tells `daskdmed.open_slide`, and of its colours
+SLIDE_OPTIONS = ("image", "plane", "color")
+#: all that it may say of which image of a file is meant, and what of it
+IMAGE_OPTIONS = (*VOLUME_OPTIONS, *SLIDE_OPTIONS, "channels")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -86,6 +91,13 @@ class Record:
         what they say.
     series, dataset, time, form, on_gap : optional
         Which volume of a file, see `daskdmed.open_volume`.
+    image, plane : int or str, optional
+        Which image of a file, and which plane of a stack, see `daskdmed.open_slide`.
+    color : {"srgb"}, optional
+        Read a slide with its colours converted by the file's profile, see `Slide.to_srgb`.
+    channels : str, int or sequence of these, optional
+        Names or numbers of the channels that the image consists of, in their order; of files that
+        store them one by one no others are read. Default all.
     storage_options : mapping, optional
         For the file system of a URL, see `daskdmed.open_slide`. Neither equality nor the token
         of a record knows them, and manifests do not hold them.
@@ -111,7 +123,8 @@ class Record:
     spacing: tuple[float, ...] | None = field(default=None, kw_only=True)
     background: float | tuple[float, ...] | None = field(default=None, kw_only=True)
     space: Space | None = field(default=None, kw_only=True)
-    #: what `daskdmed.open_volume` is told of a file beside its name
+    #: what `daskdmed.open_slide` or `daskdmed.open_volume` is told of a file beside its name, and
+    #: what is taken of the image
     options: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     facts: Mapping[str, Any] = field(default_factory=FrozenMapping, kw_only=True)
     storage_options: StorageOptions | None = field(default=None, kw_only=True)
@@ -135,10 +148,10 @@ class Record:
         storage_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        unknown = [name for name in options if name not in VOLUME_OPTIONS]
+        unknown = [name for name in options if name not in IMAGE_OPTIONS]
         if unknown:
             raise TypeError(f"Record() got an unexpected keyword argument {unknown[0]!r}")
-        options = {name: value for name, value in options.items() if value is not None}
+        options = _as_options(options)
         given = {"uri": uri, "array": array, "annotations": annotations}
         named = [key for key, value in given.items() if value is not None]
         if len(named) != 1:
@@ -172,7 +185,8 @@ class Record:
             raise ResolutionError(f"{space!r} says how large voxels are; leave spacing, mpp away")
         odd = [n for n, v in (("spacing", steps), ("background", background)) if v is not None]
         odd += ["space"] * (space is not None) + list(options)
-        if odd and (annotations is not None or (lazy is not None and options)):
+        of_files = options.keys() - {"channels"}
+        if odd and (annotations is not None or (lazy is not None and of_files)):
             raise DatasetError(f"{', '.join(odd)} mean nothing beside {named[0]}=")
         drawn = None if annotations is None else _as_annotations(annotations, backend)
         self.__dict__.update(uri=path, array=lazy, name=name or "", mpp=pair, backend=backend)
@@ -308,17 +322,27 @@ class Record:
             volume = kind_of(get_backend(self.backend)) == "volume"
         else:
             asked = spatial_ndim or self.spatial_ndim
-            told = bool(self.options) or self.space is not None or self.spacing is not None
+            told = any(name in VOLUME_OPTIONS for name in self.options)
+            told = told or self.space is not None or self.spacing is not None
             with using(self.storage_options):
                 volume = told or asked == 3 or holds_volume(normalize_uri(uri))
+        plain, channels = {**self.options}, self.options.get("channels")
+        plain.pop("channels", None)
+        access: dict[str, Any] = {"backend": self.backend, "storage_options": self.storage_options}
+        color = plain.pop("color", None)
         if not volume:
-            slide = open_slide(uri, backend=self.backend, storage_options=self.storage_options)
-            return slide if self.mpp is None else slide.with_mpp(self.mpp)
+            slide = open_slide(uri, **access, **plain)
+            slide = slide if self.mpp is None else slide.with_mpp(self.mpp)
+            slide = slide if color is None else slide.to_srgb()
+            return slide if channels is None else slide.with_channels(channels)
         if self.mpp is not None:
             raise ResolutionError(f"{uri}: mpp= is for slides; volumes take spacing=")
-        opened = open_volume(
-            uri, backend=self.backend, storage_options=self.storage_options, **self.options
-        )
+        odd = [name for name in SLIDE_OPTIONS if name in self.options]
+        if odd:
+            raise DatasetError(f"{uri}: {odd[0]}= is for slides, this is opened as a volume")
+        opened = open_volume(uri, **access, **plain)
+        if channels is not None:
+            opened = opened.with_channels(channels)
         steps = self.spacing if self.spacing is None or len(self.spacing) > 1 else self.spacing * 3
         return opened.with_space(self.space, spacing=steps, background=self.background)
 
@@ -331,6 +355,7 @@ class Record:
         spacing: Any = None,
         orientation: str | None = None,
         spatial_ndim: int | None = None,
+        channels: ChannelsLike | None = None,
         tile_error: OnTileError = "raise",
     ) -> ImageView:
         """The image at one resolution, ready to be read region by region.
@@ -346,6 +371,8 @@ class Record:
         spatial_ndim : int, optional
             How many leading axes are space: 2 for every slide, 3 for every volume; for an
             array the record's own, or 2 when neither says.
+        channels : str, int or sequence of these, optional
+            Of those that the record has, by names or numbers; default all.
         tile_error : {"raise", "fill"}
             What a storage tile of a file that cannot be decoded becomes: an error, or
             background and a warning.
@@ -365,6 +392,7 @@ class Record:
             wanted,
             spatial_ndim=spatial_ndim,
             orientation=orientation,
+            channels=channels,
             tile_error=tile_error,
         )
 
@@ -396,7 +424,8 @@ class Record:
                 f"{self!r} is an array with {has}, asked for {wanted}; arrays are not resampled: "
                 "use level=0, give Record(array=..., mpp=...), or resample it with Dask first"
             )
-        return view
+        some = self.options.get("channels")
+        return view if some is None else with_channels(view, some)
 
     def __eq__(self, other: object) -> bool:
         return self.token == other.token if isinstance(other, Record) else NotImplemented
@@ -414,7 +443,8 @@ class Record:
             what = repr(self.uri)
         else:
             what = f"array={self.array.dtype}{tuple(self.array.shape)}"
-        given = ((n, getattr(self, n)) for n in _OPTIONAL)
+        given = [(n, getattr(self, n)) for n in _OPTIONAL if n != "options"]
+        given += self.options.items()
         rest = [f"{n}={v!r}" for n, v in given if v not in (None, "")]
         rest += [f"facts={self.facts!r}"] if self.facts else []
         return f"Record({', '.join([what, *rest])})"
@@ -427,6 +457,7 @@ def view_of(
     spatial_ndim: int | None,
     orientation: str | None,
     tile_error: OnTileError,
+    channels: ChannelsLike | None = None,
 ) -> ImageView:
     """What is open, or a record of an array, at a resolution; an error for what it has not."""
     from daskdmed.images.slide import Slide
@@ -434,7 +465,11 @@ def view_of(
 
     if isinstance(image, Record):
         asked = Resolution(level=0) if wanted.spacing is not None else wanted
-        return view_of_array(image._array_view(asked, spatial_ndim), wanted.spacing, orientation)
+        view = image._array_view(asked, spatial_ndim)
+        view = view if channels is None else with_channels(view, channels)
+        return view_of_array(view, wanted.spacing, orientation)
+    if channels is not None:
+        image = image.with_channels(channels)
     has = 2 if isinstance(image, Slide) else 3
     if spatial_ndim not in (None, has):
         raise DatasetError(
@@ -550,6 +585,18 @@ class Patient:
 # every batch holds patients, and training frameworks (Lightning) take the dataclasses in a batch
 # apart to look for tensors, and refuse frozen ones: to them a patient is one plain object
 del Patient.__dataclass_fields__
+
+
+def _as_options(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said of an image, one text or tuple for what can be said in several ways."""
+    options = {name: value for name, value in said.items() if value is not None}
+    for name in {"image", "plane"} & options.keys():
+        options[name] = str(options[name])
+    if options.get("color", "srgb") != "srgb":
+        raise DatasetError(f"color is 'srgb' or None, got {options['color']!r}")
+    if "channels" in options:
+        options["channels"] = as_channels(options["channels"])
+    return options
 
 
 def _clean_id(value: Any) -> str | int:

@@ -36,7 +36,8 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.types import Array, OnError, PathLike
 from daskdmed.core.view import ImageView
-from daskdmed.images.protocols import VolumeOptions
+from daskdmed.images.filecache import FileKey
+from daskdmed.images.protocols import SlideOptions, VolumeOptions
 from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
 from daskdmed.images.volumes.volume import Volume
@@ -167,17 +168,17 @@ def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
         return Record(image), None
     if isinstance(image, Slide):
         own = None if image.mpp == image.info.mpp else image.mpp
-        access = image.key.storage_options
-        return Record(image.uri, backend=image.backend, mpp=own, storage_options=access), image
+        which = _which(image.key, image.picked, image.is_srgb)
+        return Record(image.uri, backend=image.backend, mpp=own, **which), image
     if isinstance(image, Volume):
         said = VolumeOptions.parse(image.key.image)
         options = {n: getattr(said, n) for n in ("series", "dataset", "time", "form")}
-        options |= {"on_gap": said.on_gap, **image.own}
+        options |= {"on_gap": said.on_gap, "channels": image.picked, **image.own}
         options["storage_options"] = image.key.storage_options
         return Record(image.uri, backend=image.backend, **options), image
     if isinstance(image, SlideView):
-        access = image.key.storage_options
-        return Record(image.uri, backend=image.backend, storage_options=access), image
+        which = _which(image.key, image.channels, image.srgb)
+        return Record(image.uri, backend=image.backend, **which), image
     if isinstance(image, ImageView):
         array = getattr(image, "array", None)
         if array is not None:
@@ -191,6 +192,13 @@ def _as_record(image: Any, where: str) -> tuple[Record, Opened | None]:
         return Record(array=image), None
     what = repr(image) if image is None or isinstance(image, (str, int)) else type(image).__name__
     raise UsageError(_TAKEN.format(f"{where}{what}"))
+
+
+def _which(key: FileKey, channels: tuple[int, ...] | None, srgb: bool) -> dict[str, Any]:
+    """What of a file a slide is, as arguments of a record."""
+    said = SlideOptions.parse(key.image)
+    found = {"image": said.image or None, "plane": said.plane or None, "channels": channels}
+    return {**found, "color": "srgb" if srgb else None, "storage_options": key.storage_options}
 
 
 # ------------------------------------------------------------------------- what is left out

@@ -154,6 +154,17 @@ class ArrayView(ImageView):
         view._background = np.zeros(self.channel_shape, self.dtype)
         return view
 
+    def picked(self, numbers: tuple[int, ...]) -> ArrayView:
+        """Some of its channels, see `daskdmed.images.channels.pick`."""
+        view = copy.copy(self)
+        view.__dict__.pop("remote", None)
+        view.array = None if self.array is None else self.array[..., list(numbers)]
+        view._shape = (*self._shape[:-1], len(numbers))
+        if self._background is not None:
+            view._background = self._background[list(numbers)]
+        view.token = tokenize("array-view-channels", self.token, numbers)
+        return view
+
     def _checked(self, background: Any) -> Array:
         """A background that was given, one value per channel."""
         given = np.asarray(background)

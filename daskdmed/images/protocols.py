@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -105,6 +105,20 @@ class SlideInfo:
     plane: str = ""
     #: whether the file says that its values are labels, which have no mean
     is_labels: bool = False
+
+    def picked(self, numbers: tuple[int, ...]) -> Self:
+        """Of some of the channels, by their numbers."""
+
+        def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[n] for n in numbers) if values else ()
+
+        levels = (replace(lv, shape=(*lv.shape[:-1], len(numbers))) for lv in self.levels)
+        return replace(
+            self,
+            levels=tuple(levels),
+            background=some(self.background),
+            channels=some(self.channels),
+        )
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -264,7 +278,9 @@ class Backend(Protocol):
     of a name or number, both as str (`daskdmed.images.readers.choose_image`). One that knows focal
     planes or time points too has ``open_slide(uri, options)`` with `SlideOptions` instead, and
     says in `SlideInfo` which `planes` there are (`daskdmed.images.readers.choose_planes`). A reader
-    whose file may hold a colour profile has ``icc_profile() -> bytes | None``.
+    whose file may hold a colour profile has ``icc_profile() -> bytes | None``; one that can read
+    some channels without the others ``read_channels(level, region, channels, out=None, *,
+    tile_error)``, as `read` with their numbers.
 
     One of volumes has ``kind = "volume"``, gives readers whose `info` is a `VolumeInfo`, and has
     ``open_volume(uri, options)`` with `VolumeOptions` in the place of `open`; its `fingerprint`

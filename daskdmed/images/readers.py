@@ -246,6 +246,36 @@ class BaseReader(ABC):
             self._read(level, region, target, tile_error)
         return target
 
+    def read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array | None = None,
+        *,
+        tile_error: OnTileError = "raise",
+    ) -> Array:
+        """`read` of some channels, by their numbers."""
+        self._check_open()
+        target = prepare_output(self._uri, self.info.picked(channels), level, region, out)
+        if target.size:
+            self._read_channels(level, region, channels, target, tile_error)
+        return target
+
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        """`read_channels` of what has been checked; where all lie together they are read so."""
+        values = prepare_output(self._uri, self.info, level, region, None)
+        self._read(level, region, values, tile_error)
+        for target, number in enumerate(channels):
+            out[..., target] = values[..., number]
+
     @abstractmethod
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         """`read` of what has been checked."""

@@ -178,6 +178,38 @@ def resample_labels(
     return out
 
 
+def resample_nearest(
+    region: Region,
+    scale: Sequence[float],
+    source_shape: Sequence[int],
+    tile_rows: int,
+    read: Callable[[Region], Array],
+    out: Array,
+) -> Array:
+    """The same of a map of labels, as `PIL.Image.resize` does it: the pixel of the source in which
+    the middle of a pixel lies, whatever is around it."""
+    if not region.size:
+        return out
+    axes = zip(region.origin, region.stop, scale, source_shape, strict=True)
+    rows, *across = (_nearest(*axis) for axis in axes)
+    start, stop = [int(at[0]) for at in across], [int(at[-1]) + 1 for at in across]
+    picked = np.ix_(*(at - first for at, first in zip(across, start, strict=True)))
+    line = max(1, math.prod(b - a for a, b in zip(start, stop, strict=True)) * out.dtype.itemsize)
+    step = max(1, int(max(tile_rows, _BAND_BYTES // line) / max(scale[0], 1)))
+    for begin in range(0, len(rows), step):
+        at = rows[begin : begin + step]
+        band = read(Region.between((int(at[0]), *start), (int(at[-1]) + 1, *stop)))
+        for place, row in enumerate(at - at[0], begin):
+            out[place] = band[row][picked]
+    return out
+
+
+def _nearest(begin: int, end: int, scale: float, length: int) -> npt.NDArray[np.intp]:
+    """Source pixels in which the middles of the output pixels [begin, end) lie."""
+    middle = _snap((np.arange(begin, end, dtype=np.float64) + 0.5) * np.float64(scale))
+    return np.clip(np.floor(middle).astype(np.intp), 0, length - 1)
+
+
 def source_region(
     region: Region,
     scale: Sequence[float],

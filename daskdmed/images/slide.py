@@ -25,10 +25,12 @@ from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.images.channels import ChannelsLike, channel_numbers, composed
 from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.protocols import ChannelInfo, LevelInfo, SlideInfo, SlideOptions
 from daskdmed.images.registry import get_backend, open_with
 from daskdmed.images.source import normalize_uri
+from daskdmed.images.srgb import convert, transform_of
 from daskdmed.images.view import SlideView, make_view
 
 if TYPE_CHECKING:
@@ -186,17 +188,28 @@ class _FromAbove:
 class Slide(OfFile):
     """A whole-slide image: facts, and ways to its pixels. Picklable, without open handles.
 
-    Made by `open_slide`. Equal when file, backend, fingerprint, image and mpp are equal.
+    Made by `open_slide`. Equal when file, backend, fingerprint, image, plane, mpp, channels and
+    colours are equal.
     """
 
-    __slots__ = ("_mpp", "info", "key")
+    __slots__ = ("_mpp", "info", "is_srgb", "key", "picked")
 
     def __init__(
-        self, key: FileKey, info: SlideInfo, mpp: tuple[float, float] | None = None
+        self,
+        key: FileKey,
+        info: SlideInfo,
+        mpp: tuple[float, float] | None = None,
+        picked: tuple[int, ...] | None = None,
+        is_srgb: bool = False,
     ) -> None:
         self.key = key
+        #: of the channels that were picked
         self.info = info
         self._mpp = mpp
+        #: numbers of these among all of the file; None for all
+        self.picked = picked
+        #: whether colours are converted, see `to_srgb`
+        self.is_srgb = is_srgb
 
     @property
     def token(self) -> str:
@@ -302,7 +315,54 @@ class Slide(OfFile):
         """The same slide with its level-0 resolution, micrometers per pixel (x, y), given by the
         user."""
         pair = Resolution.of(mpp=mpp).mpp
-        return Slide(self.key, self.info, pair)
+        return Slide(self.key, self.info, pair, self.picked, self.is_srgb)
+
+    def with_channels(self, channels: ChannelsLike) -> Slide:
+        """The same slide of some of its channels: names or numbers, in the order wanted.
+
+        Of files that store channels one by one (fluorescence) no others are read or decoded.
+
+        Raises
+        ------
+        UsageError
+            A channel that is not there; the error lists those that are.
+        """
+        count = self.levels[0].shape[-1]
+        numbers = channel_numbers(self.uri, channels, self.info.channels, count)
+        if numbers == tuple(range(count)):
+            return self
+        if self.is_srgb:
+            raise UsageError(f"{self.uri}: of colours that are converted all channels are needed")
+        told = self.info.picked(numbers)
+        return Slide(self.key, told, self._mpp, composed(self.picked, numbers))
+
+    def to_srgb(self) -> Slide:
+        """The same slide in sRGB: what is read is converted by the file's ICC profile.
+
+        By Pillow's ImageCms with the rendering intent of the profile, block by block, where pixels
+        are read: 15 to 40 ms per million of them. The background outside the slide too.
+
+        Raises
+        ------
+        UnsupportedImageError
+            The file holds no profile, or one that is not for RGB.
+        UsageError
+            The slide has no three channels of uint8.
+        """
+        if self.dtype != np.uint8 or self.levels[0].shape[-1] != 3 or self.is_labels:
+            kind = "labels" if self.is_labels else self.dtype
+            raise UsageError(
+                f"{self.uri} has {self.levels[0].shape[-1]} channels of {kind}; colours are three "
+                "of uint8"
+            )
+        if self.is_srgb:
+            return self
+        with cache.lease(self.key) as reader:
+            transform = transform_of(self.key, reader)
+        outside = np.array(self.background, np.uint8)[None, None]
+        convert(outside, transform)
+        told = replace(self.info, background=tuple(outside[0, 0].tolist()))
+        return Slide(self.key, told, self._mpp, self.picked, True)
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
         """The coarsest level that is at least as fine as a downsample, as in OpenSlide."""
@@ -318,6 +378,7 @@ class Slide(OfFile):
         level: int = 0,
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
+        channels: ChannelsLike | None = None,
         tile_error: OnTileError = "raise",
     ) -> SlideView:
         """The slide at one resolution.
@@ -328,6 +389,9 @@ class Slide(OfFile):
             Mutually exclusive. An mpp within 0.1 % of a level's uses that level as it is;
             between levels the next finer one is averaged over areas; finer than level 0 it
             is interpolated linearly. Power is taken relative to the file's objective power.
+            Labels take the nearest pixel instead.
+        channels : str, int or sequence of these, optional
+            As of `with_channels`; default all.
         tile_error : {"raise", "fill"}
             A storage tile that cannot be decoded is an error, or becomes background, is
             logged, and is listed in `failed_tiles`.
@@ -339,7 +403,8 @@ class Slide(OfFile):
         """
         if tile_error not in ("raise", "fill"):
             raise UsageError(f"tile_error must be 'raise' or 'fill', got {tile_error!r}")
-        return make_view(self, Resolution.of(level, mpp, power), tile_error)
+        slide = self if channels is None else self.with_channels(channels)
+        return make_view(slide, Resolution.of(level, mpp, power), tile_error)
 
     def to_dask(
         self,
@@ -347,6 +412,7 @@ class Slide(OfFile):
         *,
         mpp: float | tuple[float, float] | None = None,
         power: float | None = None,
+        channels: ChannelsLike | None = None,
         chunks: int | tuple[int, int] = 4096,
         tile_error: OnTileError = "raise",
     ) -> da.Array:
@@ -354,7 +420,7 @@ class Slide(OfFile):
 
         Parameters
         ----------
-        level, mpp, power, tile_error
+        level, mpp, power, channels, tile_error
             As in `view`.
         chunks : int or (int, int)
             Block extent along (y, x), rounded down to whole storage tiles.
@@ -366,7 +432,10 @@ class Slide(OfFile):
         """
         from daskdmed.images.lazy import to_dask
 
-        return to_dask(self.view(level=level, mpp=mpp, power=power, tile_error=tile_error), chunks)
+        view = self.view(
+            level=level, mpp=mpp, power=power, channels=channels, tile_error=tile_error
+        )
+        return to_dask(view, chunks)
 
     def read_region(
         self,
@@ -414,7 +483,8 @@ class Slide(OfFile):
         return view.read_padded(Region(origin, (height, width)))
 
     def get_thumbnail(self, size: tuple[int, int]) -> Array:
-        """A small picture (height, width, channels) of the whole slide, averaged over areas.
+        """A small picture (height, width, channels) of the whole slide, averaged over areas; of
+        labels the nearest ones.
 
         Parameters
         ----------
@@ -426,8 +496,7 @@ class Slide(OfFile):
             raise GeometryError(f"a thumbnail needs a positive size, got {size!r}")
         full_w, full_h = self.dimensions
         ratio = max(1.0, full_w / width, full_h / height)
-        unit = Slide(self.key, self.info, (1.0, 1.0))
-        view = unit.view(mpp=ratio)
+        view = self.with_mpp((1.0, 1.0)).view(mpp=ratio)
         return view.read(Region.of(view.spatial_shape))
 
     if TYPE_CHECKING:
@@ -446,8 +515,10 @@ class Slide(OfFile):
         self.close()
 
     def _identity(self) -> tuple[Any, ...]:
-        image = (self.key.image,) if self.key.image else ()
-        return self.key.uri, self.key.backend, self.key.fingerprint, self._mpp, *image
+        odd: list[Any] = [self.key.image] if self.key.image else []
+        odd += [] if self.picked is None else [("channels", self.picked)]
+        odd += ["srgb"] if self.is_srgb else []
+        return self.key.uri, self.key.backend, self.key.fingerprint, self._mpp, *odd
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Slide) and self._identity() == other._identity()
@@ -456,7 +527,7 @@ class Slide(OfFile):
         return hash(self._identity())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Slide, (self.key, self.info, self._mpp)
+        return Slide, (self.key, self.info, self._mpp, self.picked, self.is_srgb)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "daskdmed.Slide", self.token

@@ -8,20 +8,24 @@ Not covered: level-0 locations and pixels outside the slide (`daskdmed.images.sl
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskdmed.core.buffers import empty
-from daskdmed.core.errors import ResolutionError
+from daskdmed.core.errors import ResolutionError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import ImageView
+from daskdmed.images.channels import composed, take
 from daskdmed.images.filecache import FileKey, OfFile, cache
-from daskdmed.images.resample import resample_region
+from daskdmed.images.protocols import Reader
+from daskdmed.images.resample import resample_nearest, resample_region
+from daskdmed.images.srgb import convert, transform_of
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
@@ -36,7 +40,9 @@ class SlideView(OfFile, ImageView):
 
     Level `level` of shape `source_shape` and storage tile `source_tile` is read; `scale` are its
     pixels per view pixel along each spatial axis, None for a level as it is. `downsample` are
-    level-0 pixels per view pixel, `mpp` is (x, y) of the view.
+    level-0 pixels per view pixel, `mpp` is (x, y) of the view. `channels` are numbers of those of
+    the file that are read, None for all; `srgb`: colours are converted by the file's profile;
+    `labels`: values are never blended.
     """
 
     key: FileKey
@@ -50,6 +56,9 @@ class SlideView(OfFile, ImageView):
     background_value: tuple[int, ...]
     mpp: tuple[float, float] | None
     tile_error: OnTileError = "raise"
+    channels: tuple[int, ...] | None = None
+    srgb: bool = False
+    labels: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -74,7 +83,12 @@ class SlideView(OfFile, ImageView):
 
     @property
     def token(self) -> str:
-        facts = (self.key, self.level, self.shape, self.scale, self.tile_error)
+        facts: tuple[Any, ...] = (self.key, self.level, self.shape, self.scale, self.tile_error)
+        if self.channels is not None:
+            facts += (("channels", self.channels),)
+        # labels differ from numbers where they are resampled
+        odd = {"srgb": self.srgb, "labels": self.labels and self.scale is not None}
+        facts += tuple(name for name, is_so in odd.items() if is_so)
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     @property
@@ -86,24 +100,52 @@ class SlideView(OfFile, ImageView):
     def cheap_in_parts(self) -> bool:
         return True
 
-    def _read(self, region: Region, out: Array | None) -> Array:
-        if self.scale is None:
-            with cache.lease(self.key) as reader:
-                return reader.read(self.level, region, out, tile_error=self.tile_error)
-        return self._read_resampled(region, out)
+    def as_labels(self) -> SlideView:
+        """The same as a map of labels: never blended, outside of it there is 0."""
+        return replace(self, labels=True, background_value=(0,) * self.shape[-1])
 
-    def _read_resampled(self, region: Region, out: Array | None) -> Array:
+    def picked(self, numbers: tuple[int, ...]) -> SlideView:
+        """Some of its channels, see `daskdmed.images.channels.pick`."""
+        if self.srgb:
+            raise UsageError(f"{self.name}: of colours that are converted all channels are needed")
+        return replace(
+            self,
+            channels=composed(self.channels, numbers),
+            shape=(*self.shape[:-1], len(numbers)),
+            source_shape=(*self.source_shape[:-1], len(numbers)),
+            background_value=tuple(self.background_value[n] for n in numbers)
+            if self.background_value
+            else (),
+        )
+
+    def _read(self, region: Region, out: Array | None) -> Array:
+        with cache.lease(self.key) as reader:
+            if self.scale is None:
+                out = self._read_stored(reader, region, out)
+            else:
+                out = self._read_resampled(reader, region, out)
+            if self.srgb:
+                convert(out, transform_of(self.key, reader))
+        return out
+
+    def _read_stored(self, reader: Reader, region: Region, out: Array | None = None) -> Array:
+        """A region of the level, of the channels that are wanted."""
+        if self.channels is None:
+            return reader.read(self.level, region, out, tile_error=self.tile_error)
+        read = getattr(reader, "read_channels", None)
+        if read is None:  # somebody else's
+            values = reader.read(self.level, region, tile_error=self.tile_error)
+            return take(values, self.channels, out)
+        found: Array = read(self.level, region, self.channels, out, tile_error=self.tile_error)
+        return found
+
+    def _read_resampled(self, reader: Reader, region: Region, out: Array | None) -> Array:
         assert self.scale is not None
         if out is None:
             out = empty((*region.shape, *self.channel_shape), self.dtype)
-        with cache.lease(self.key) as reader:
-
-            def read(source: Region) -> Array:
-                return reader.read(self.level, source, tile_error=self.tile_error)
-
-            return resample_region(
-                region, self.scale, self.source_shape[:-1], self.source_tile[0], read, out
-            )
+        resample = resample_nearest if self.labels else resample_region
+        read = functools.partial(self._read_stored, reader)
+        return resample(region, self.scale, self.source_shape[:-1], self.source_tile[0], read, out)
 
 
 def make_view(slide: Slide, resolution: Resolution, tile_error: OnTileError) -> SlideView:
@@ -168,6 +210,9 @@ def _view(
         background_value=tuple(slide.info.background),
         mpp=slide.mpp and (x * downsample[1], y * downsample[0]),
         tile_error=tile_error,
+        channels=slide.picked,
+        srgb=slide.is_srgb,
+        labels=slide.is_labels,
     )
 
 

@@ -194,3 +194,37 @@ def damage(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def scanner_profile(gamma: float = 1.8) -> bytes:
+    """An ICC profile (version 2) of RGB with wide primaries and a gamma of its own."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + fixed(*values)
+
+    text = b"scanner\0"
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    described = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78 + 4)
+    tags = {
+        b"desc": described,
+        b"cprt": b"text\0\0\0\0" + text,
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        # of Adobe RGB, adapted to D50
+        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
+        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        table += name + struct.pack(">II", place + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s", place + len(body), b"test", 0x02100000, b"scnr", b"RGB ", b"XYZ "
+    )
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    head += fixed(0.9642, 1.0, 0.8249) + b"test"
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body

@@ -12,6 +12,7 @@ import tifffile
 import zarr
 from PIL import Image, ImageCms
 
+from daskdmed.core.region import Region
 from daskdmed.errors import UnsupportedImageError
 from daskdmed.images.slide import open_slide
 
@@ -196,6 +197,63 @@ def test_ome_zarr_says_that_values_are_labels(tmp_path):
     assert open_slide(tmp_path / "a.zarr").is_labels
 
 
+@pytest.fixture(scope="module")
+def map_of_labels(tmp_path_factory):
+    """A palette of two levels; labels far apart, so that a mean would be another one."""
+    path = tmp_path_factory.mktemp("labels") / "a.tif"
+    labels = np.random.default_rng(1).choice(np.array([0, 7, 200], np.uint8), (96, 120))
+    how = {
+        "photometric": "palette", "colormap": noise(3, 256), "tile": (16, 16), "metadata": None,
+        "resolution": (20000, 20000), "resolutionunit": "CENTIMETER",
+    }  # fmt: skip
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(labels, **how)
+        tif.write(labels[::2, ::2], subfiletype=1, **how)
+    return path, labels
+
+
+@pytest.mark.parametrize("mpp", [0.3, 0.75, 1.0, 1.7, 5.0])
+def test_labels_take_the_nearest_as_pillow_does(map_of_labels, mpp):
+    path, labels = map_of_labels
+    view = open_slide(path).view(mpp=mpp)
+    stored = labels[:: 2**view.level, :: 2**view.level]
+    height, width = view.spatial_shape
+    scale = view.scale or (1.0, 1.0)
+    box = (0, 0, width * scale[1], height * scale[0])
+    want = stored
+    if max(box[2] - stored.shape[1], box[3] - stored.shape[0]) <= 0:
+        pillow = Image.fromarray(stored)
+        want = np.asarray(pillow.resize((width, height), Image.Resampling.NEAREST, box))
+    else:  # which does not look over the edge
+        at = [
+            np.minimum(((np.arange(n) + 0.5) * s).astype(int), extent - 1)
+            for n, s, extent in zip((height, width), scale, stored.shape, strict=True)
+        ]
+        want = stored[np.ix_(*at)]
+    assert np.array_equal(view.read(Region.of((height, width)))[..., 0], want)
+    part = Region((height // 3, width // 4), (height // 2, width // 2))
+    assert np.array_equal(view.read(part)[..., 0], want[part.slices])
+
+
+def test_thumbnails_of_labels_hold_labels_only(map_of_labels):
+    slide = open_slide(map_of_labels[0])
+    assert set(np.unique(slide.get_thumbnail((17, 19)))) <= {0, 7, 200}
+    outside = slide.read_region((-4, -4), 0, (2, 2))
+    assert not outside.any()
+
+
+def test_any_slide_can_be_taken_for_labels(map_of_labels, tmp_path):
+    labels = map_of_labels[1]
+    tifffile.imwrite(tmp_path / "a.tif", labels, tile=(16, 16), metadata=None)
+    grey = open_slide(tmp_path / "a.tif").with_mpp(0.5).view(mpp=1.3)
+    whole_region = Region.of(grey.spatial_shape)
+    assert not set(np.unique(grey.read(whole_region))) <= {0, 7, 200}
+    assert set(np.unique(grey.as_labels().read(whole_region))) <= {0, 7, 200}
+    assert grey.as_labels().token != grey.token
+    level = open_slide(tmp_path / "a.tif").view()
+    assert level.as_labels().token == level.token  # the same pixels
+
+
 # ---------------------------------------------------------------------------- colour profiles
 @pytest.fixture(scope="module")
 def profile():
@@ -211,3 +269,10 @@ def test_the_profile_of_a_tiff_file(tmp_path, profile, make):
     make.write_pyramid(path, (64, 96), 2, compression="deflate")
     assert open_slide(path, backend="tiff").icc_profile is None
     assert open_slide(path, backend="openslide").icc_profile is None
+
+
+def test_a_profile_of_another_kind_is_refused(tmp_path, profile, make):
+    path = tmp_path / "a.tif"
+    make.write_pyramid(path, (64, 96), 1, compression="deflate", iccprofile=profile)
+    with pytest.raises(UnsupportedImageError, match="of no use for RGB"):
+        open_slide(path, backend="tiff").to_srgb()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,11 +79,14 @@ def source_of(image: Image) -> Source:
 def _slide_of(view: SlideView) -> Slide:
     with cache.lease(view.key) as reader:
         info = reader.info
+    info = info if view.channels is None else info.picked(view.channels)
+    if view.srgb:
+        info = replace(info, background=view.background_value)
     if view.mpp is None:
-        return Slide(view.key, info)
+        return Slide(view.key, info, None, view.channels, view.srgb)
     own = (view.mpp[0] / view.downsample[1], view.mpp[1] / view.downsample[0])
     same = info.mpp is not None and np.allclose(own, info.mpp, rtol=1e-9, atol=0)
-    return Slide(view.key, info, None if same else own)
+    return Slide(view.key, info, None if same else own, view.channels, view.srgb)
 
 
 def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
@@ -91,7 +94,7 @@ def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
     channels = slide.levels[0].shape[2]
     background = np.asarray(slide.background, slide.dtype)
     # level-0 pixels as the unit of length: any downsample can be asked for
-    unit = Slide(slide.key, slide.info, (1.0, 1.0))
+    unit = slide.with_mpp((1.0, 1.0))
 
     def read(shape: tuple[int, ...]) -> Array:
         view = unit.view(mpp=(width / shape[1], height / shape[0]), tile_error=tile_error)

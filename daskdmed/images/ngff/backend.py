@@ -75,6 +75,23 @@ class ZarrReader(BaseReader):
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
             self._read_tiles(level, region, out, tile_error, plane.read)
 
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        plane = self._pyramid.planes[level]
+        try:
+            plane.read_some(region, channels, out)
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            logger.debug("%s, level %d: %r, reading all channels", self._uri, level, error)
+            super()._read_channels(level, region, channels, out, tile_error)
+
     def read_associated(self, name: str) -> Array:
         self._check_open()
         plane = self._pyramid.associated.get(name)

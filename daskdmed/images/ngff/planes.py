@@ -7,12 +7,11 @@ array with the positions of its y, x and channel axes. Not covered: what the met
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from daskdmed.core import buffers
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.channels import read_groups
 from daskdmed.images.ngff.chunks import Layout, ordinary_pipeline
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, holds_classes, ome_of
 from daskdmed.images.ngff.stack import Stack
@@ -56,6 +56,8 @@ class Plane:
     x: int
     c: int | None
     at: tuple[int, ...] = ()
+    #: the first and one past the last channel that are read, None for all
+    some: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,6 +88,15 @@ class Plane:
             for number, plane in enumerate(planes):
                 target[..., number] = plane
 
+    def read_some(self, region: Region, channels: tuple[int, ...], out: Array) -> None:
+        """The same of some channels: chunks that hold none of them are not read."""
+        assert self.c is not None
+
+        def read(first: int, stop: int, values: Array) -> None:
+            replace(self, some=(first, stop)).read(region, values)
+
+        read_groups(channels, self.array.chunks[self.c], read, out)
+
     def _band(self, out: Array) -> tuple[int, int]:
         """Rows that are held beside `out` at a time: those of whole shards, at least one."""
         rows = (getattr(self.array, "shards", None) or self.array.chunks)[self.y]
@@ -98,7 +109,7 @@ class Plane:
         selection[self.y], selection[self.x] = region.slices
         view, axes = out[..., 0], [self.y, self.x]
         if self.c is not None:
-            selection[self.c] = slice(None)
+            selection[self.c] = slice(*(self.some or (None,)))
             view, axes = out, [self.y, self.x, self.c]
         return tuple(selection), view.transpose(np.argsort(axes))
 
@@ -424,7 +435,7 @@ def _assemble(
         channels=() if image is None else image.infos(channels),
         is_labels=holds_classes(own) or (image is not None and image.is_labels),
     )
-    planes = tuple(dataclasses.replace(p, array=with_fill(p.array, background)) for p in planes)
+    planes = tuple(replace(p, array=with_fill(p.array, background)) for p in planes)
     return Pyramid(planes, dict(associated), info)
 
 
@@ -436,7 +447,7 @@ def with_fill(array: Any, background: float) -> Any:
     import zarr
 
     dtype = np.dtype(array.dtype)
-    metadata = dataclasses.replace(metadata, fill_value=dtype.type(background))
+    metadata = replace(metadata, fill_value=dtype.type(background))
     inner = type(array._async_array)(metadata=metadata, store_path=array.store_path)
     return zarr.Array(inner)
 

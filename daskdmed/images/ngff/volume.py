@@ -101,7 +101,18 @@ class _Level:
     layout: Layout
 
     def read(self, region: Region, out: Array) -> None:
-        read_into(self.array, self.layout.selection(region), self.layout.seen(out))
+        self._read(self.layout, region, out)
+
+    def read_some(self, region: Region, channels: tuple[int, ...], out: Array) -> None:
+        """The same of some channels: chunks that hold none of them are not read."""
+
+        def read(layout: Layout, values: Array) -> None:
+            self._read(layout, region, values)
+
+        self.layout.in_groups(channels, self.array.chunks, read, out)
+
+    def _read(self, layout: Layout, region: Region, out: Array) -> None:
+        read_into(self.array, layout.selection(region), layout.seen(out))
 
 
 class ZarrVolumeReader(BaseReader):
@@ -147,6 +158,22 @@ class ZarrVolumeReader(BaseReader):
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
             self._read_tiles(level, region, out, tile_error, stored.read)
+
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        try:
+            self._levels[level].read_some(region, channels, out)
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            logger.debug("%s, level %d: %r, reading all channels", self._uri, level, error)
+            super()._read_channels(level, region, channels, out, tile_error)
 
     def read_associated(self, name: str) -> Array:
         raise self._no_associated(name)

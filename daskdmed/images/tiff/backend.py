@@ -21,6 +21,7 @@ from daskdmed.images.refusals import RangeError
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
+from daskdmed.images.tiff.some import read_some
 
 _log = logging.getLogger("daskdmed.images")
 
@@ -40,6 +41,17 @@ class TiffReader(BaseReader):
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         self._fill(self._plans[level], region, out, self._background, tile_error)
+
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        job = self._job(self._background, tile_error)
+        read_some(self._plans[level], channels, job, region, out)
 
     def read_associated(self, name: str) -> Array:
         self._check_open()
@@ -70,10 +82,13 @@ class TiffReader(BaseReader):
         background: Array,
         tile_error: OnTileError,
     ) -> None:
+        read_level(plan, self._job(background, tile_error), region, out)
+
+    def _job(self, background: Array, tile_error: OnTileError) -> Reading:
         def fail(level: int, row: int, column: int, cause: Exception) -> None:
             self._failures(level, (row, column), cause, tile_error)
 
-        read_level(plan, Reading(self._source, background, fail), region, out)
+        return Reading(self._source, background, fail)
 
 
 def looks_like_tiff(uri: str) -> bool:

@@ -6,8 +6,8 @@ Pure. Not covered: where the bytes come from, and where the voxels lie.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.channels import read_groups
 from daskdmed.images.protocols import VolumeInfo, VolumeOptions
 from daskdmed.images.readers import level_infos
 
@@ -48,6 +49,8 @@ class Layout:
     stored: tuple[int, ...]
     axes: tuple[int | None, int, int, int | None]
     at: tuple[int, ...]
+    #: the first and one past the last channel that are read, None for all
+    some: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -76,12 +79,29 @@ class Layout:
         return z, y, x
 
     def selection(self, region: Region) -> tuple[int | slice, ...]:
-        """A region (z, y, x) with all its channels as an index of the stored array."""
+        """A region (z, y, x) with its channels as an index of the stored array."""
         found: list[int | slice] = list(self.at)
-        for axis, part in zip(self.axes, (*region.slices, slice(0, self.shape[3])), strict=True):
+        channels = slice(*(self.some or (0, self.shape[3])))
+        for axis, part in zip(self.axes, (*region.slices, channels), strict=True):
             if axis is not None:
                 found[axis] = part
         return tuple(found)
+
+    def in_groups(
+        self,
+        channels: tuple[int, ...],
+        chunks: Sequence[int] | None,
+        read: Callable[[Layout, Array], None],
+        out: Array,
+    ) -> None:
+        """Read some channels: `read` fills an array with those of a layout; what lies in chunks
+        together is read at once."""
+
+        def some(first: int, stop: int, values: Array) -> None:
+            read(replace(self, some=(first, stop)), values)
+
+        axis = self.axes[3]
+        read_groups(channels, 1 if axis is None or chunks is None else chunks[axis], some, out)
 
     def seen(self, out: Array) -> Array:
         """An array (z, y, x, channels) as the stored array has its axes: without those that are not

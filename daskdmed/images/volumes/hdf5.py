@@ -150,6 +150,24 @@ class Hdf5Reader(BaseReader):
     def _copy(self, region: Region, out: Array) -> None:
         self._layout.seen(out)[...] = self._array[self._layout.selection(region)]
 
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        def read(layout: Layout, values: Array) -> None:
+            layout.seen(values)[...] = self._array[layout.selection(region)]
+
+        try:
+            self._layout.in_groups(channels, self._array.chunks, read, out)
+        except MemoryError:
+            raise
+        except Exception:  # as above
+            super()._read_channels(level, region, channels, out, tile_error)
+
     def read_associated(self, name: str) -> Array:
         raise self._no_associated(name)
 

@@ -17,7 +17,7 @@ from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.protocols import Reader, VolumeInfo, VolumeOptions
 from daskdmed.images.readers import BaseReader
 from daskdmed.images.source import explain_os_error, fingerprint
-from daskdmed.images.volumes.arrays import check_options, check_values, layout_by_shape
+from daskdmed.images.volumes.arrays import Layout, check_options, check_values, layout_by_shape
 
 _MAGIC = b"\x93NUMPY"
 
@@ -65,6 +65,19 @@ class NpyReader(BaseReader):
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
         self._layout.seen(out)[...] = self._stored[self._layout.selection(region)]
+
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        def read(layout: Layout, values: Array) -> None:
+            layout.seen(values)[...] = self._stored[layout.selection(region)]
+
+        self._layout.in_groups(channels, None, read, out)
 
     def read_associated(self, name: str) -> Array:
         raise self._no_associated(name)

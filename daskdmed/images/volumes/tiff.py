@@ -31,6 +31,7 @@ from daskdmed.images.tiff import metadata, vendors
 from daskdmed.images.tiff.backend import looks_like_tiff
 from daskdmed.images.tiff.decode import LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import given_channels, make_plan, opened, page_planes
+from daskdmed.images.tiff.some import read_some
 from daskdmed.images.tiff.stack import axes_of_pages, page_of
 from daskdmed.images.volumes.arrays import Layout, check_options, check_values, layout_by_names
 from daskdmed.images.volumes.rawfile import RawArray
@@ -117,16 +118,36 @@ class TiffVolumeReader(BaseReader):
             layout = stored.layout
             stored.raw.read(layout.selection(region), layout.seen(out))
             return
-        background = self.info.background_value
         plane = Region(region.origin[1:], region.shape[1:])
-        for number in range(region.shape[0]):
-            z = region.origin[0] + number
+        for number, z in enumerate(range(region.origin[0], region.stop[0])):
+            read_level(stored.plans[z], self._job(level, z, tile_error), plane, out[number])
 
-            def fail(_: int, row: int, column: int, cause: Exception, z: int = z) -> None:
-                self._failures(level, (z, row, column), cause, tile_error)
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        stored = self._levels[level]
+        if (raw := stored.raw) is not None:
 
-            job = Reading(self._source, background, fail)
-            read_level(stored.plans[z], job, plane, out[number])
+            def read(layout: Layout, values: Array) -> None:
+                raw.read(layout.selection(region), layout.seen(values))
+
+            stored.layout.in_groups(channels, None, read, out)
+            return
+        plane = Region(region.origin[1:], region.shape[1:])
+        for number, z in enumerate(range(region.origin[0], region.stop[0])):
+            job = self._job(level, z, tile_error)
+            read_some(stored.plans[z], channels, job, plane, out[number])
+
+    def _job(self, level: int, z: int, tile_error: OnTileError) -> Reading:
+        def fail(_: int, row: int, column: int, cause: Exception) -> None:
+            self._failures(level, (z, row, column), cause, tile_error)
+
+        return Reading(self._source, self.info.background_value, fail)
 
     def read_associated(self, name: str) -> Array:
         raise self._no_associated(name)

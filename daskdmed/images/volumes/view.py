@@ -21,6 +21,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array
 from daskdmed.core.view import FailedTile, ImageView, background_of
+from daskdmed.images.channels import pick
 from daskdmed.images.resample import resample_labels, resample_region, source_region
 from daskdmed.images.view import SAME_RESOLUTION, SlideView
 
@@ -109,6 +110,14 @@ class VolumeView(ImageView):
     def as_labels(self) -> VolumeView:
         """The same volume as a map of labels: never blended, outside of it there is 0."""
         return replace(self, labels=True, outside=self.outside or (0,))
+
+    def picked(self, numbers: tuple[int, ...]) -> VolumeView:
+        """Some of its channels, see `daskdmed.images.channels.pick`."""
+        outside = self.outside
+        if outside is not None and len(outside) > 1:
+            outside = tuple(outside[n] for n in numbers)
+        source, shape = pick(self.source, numbers), (*self.shape[:3], len(numbers))
+        return replace(self, source=source, shape=shape, outside=outside)
 
     @functools.cached_property
     def token(self) -> str:

@@ -23,6 +23,7 @@ from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.images.channels import ChannelsLike, channel_numbers, composed
 from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.protocols import LevelInfo, VolumeInfo, VolumeOptions
 from daskdmed.images.registry import fingerprint_of, get_backend, open_with
@@ -150,7 +151,7 @@ class Volume(OfFile):
     Made by `open_volume`.
     """
 
-    __slots__ = ("_background", "_space", "_spacing", "info", "key")
+    __slots__ = ("_background", "_space", "_spacing", "info", "key", "picked")
 
     def __init__(
         self,
@@ -160,8 +161,10 @@ class Volume(OfFile):
         space: Space | None = None,
         spacing: tuple[float, float, float] | None = None,
         background: tuple[float, ...] | None = None,
+        picked: tuple[int, ...] | None = None,
     ) -> None:
-        self.key, self.info = key, info
+        #: `info` is of the channels that were picked, by their numbers in the file; None for all
+        self.key, self.info, self.picked = key, info, picked
         self._space, self._spacing, self._background = space, spacing, background
 
     @property
@@ -239,9 +242,20 @@ class Volume(OfFile):
         outside = self._background
         if background is not None:
             outside = tuple(np.broadcast_to(background, (self.channels or 1,)).tolist())
-        return Volume(
-            self.key, self.info, space=space or self._space, spacing=steps, background=outside
-        )
+        return _volume(self.key, self.info, space or self._space, steps, outside, self.picked)
+
+    def with_channels(self, channels: ChannelsLike) -> Volume:
+        """The same volume of some of its channels: numbers, or the names in ``info.channels``, in
+        the order wanted. Where a file stores them one by one no others are read."""
+        count = self.info.levels[0].shape[-1]
+        numbers = channel_numbers(self.uri, channels, self.info.channels, count)
+        if numbers == tuple(range(count)):
+            return self
+        outside = self._background
+        if outside is not None:
+            outside = tuple(outside[n] for n in numbers)
+        told, picked = self.info.picked(numbers), composed(self.picked, numbers)
+        return _volume(self.key, told, self._space, self._spacing, outside, picked)
 
     def view(
         self,
@@ -249,6 +263,7 @@ class Volume(OfFile):
         level: int = 0,
         spacing: Any = None,
         orientation: str | None = None,
+        channels: ChannelsLike | None = None,
         tile_error: OnTileError = "raise",
     ) -> VolumeView:
         """The volume at one resolution in one orientation.
@@ -265,6 +280,8 @@ class Volume(OfFile):
             Where the axes of the result grow to, written as nibabel, ITK and MONAI do, x first:
             "RAS" gives (z, y, x) arrays with z to superior, y to anterior, x to the right.
             Default: as stored.
+        channels : str, int or sequence of these, optional
+            As of `with_channels`; default all.
         tile_error : {"raise", "fill"}
             What a part of the file that cannot be decoded becomes.
 
@@ -275,6 +292,11 @@ class Volume(OfFile):
         """
         if tile_error not in ("raise", "fill"):
             raise UsageError(f"tile_error must be 'raise' or 'fill', got {tile_error!r}")
+        if channels is not None:
+            some = self.with_channels(channels)
+            return some.view(
+                level=level, spacing=spacing, orientation=orientation, tile_error=tile_error
+            )
         if not 0 <= level < len(self.levels) or (spacing is not None and level):
             raise ResolutionError(
                 f"{self.uri}: level={level}, spacing={spacing!r}; give one of both, there are "
@@ -288,7 +310,7 @@ class Volume(OfFile):
             wanted = tuple(self.levels[level].downsample[axis] for axis in order)
         else:
             level = self._level_for(wanted, order)
-        return turned(
+        found = turned(
             self._stored(level, tile_error),
             wanted=wanted,
             order=order,
@@ -299,6 +321,7 @@ class Volume(OfFile):
             channels=self.info.has_channels,
             outside=self.background,
         )
+        return found.as_labels() if self.info.is_labels else found
 
     def _level_for(self, wanted: tuple[float, ...], order: tuple[int, ...]) -> int:
         """The coarsest level that is still fine enough."""
@@ -324,6 +347,7 @@ class Volume(OfFile):
             background_value=self.info.background,
             mpp=None,
             tile_error=tile_error,
+            channels=self.picked,
         )
 
     def to_dask(
@@ -332,6 +356,7 @@ class Volume(OfFile):
         *,
         spacing: Any = None,
         orientation: str | None = None,
+        channels: ChannelsLike | None = None,
         chunks: int | tuple[int, int, int] = 256,
     ) -> da.Array:
         """The volume as a lazy array (z, y, x[, c]); arguments as of `view`.
@@ -340,7 +365,8 @@ class Volume(OfFile):
         """
         from daskdmed.images.lazy import to_dask
 
-        return to_dask(self.view(level=level, spacing=spacing, orientation=orientation), chunks)
+        view = self.view(level=level, spacing=spacing, orientation=orientation, channels=channels)
+        return to_dask(view, chunks)
 
     def read(self, origin: Sequence[int], shape: Sequence[int], level: int = 0) -> Array:
         """Voxels (z, y, x[, c]) of a box of a level; GeometryError where it reaches outside."""
@@ -357,7 +383,8 @@ class Volume(OfFile):
         self.close()
 
     def _identity(self) -> tuple[Any, ...]:
-        return self.key, self._space, self._spacing, self._background
+        some = () if self.picked is None else (("channels", self.picked),)
+        return self.key, self._space, self._spacing, self._background, *some
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Volume) and self._identity() == other._identity()
@@ -366,7 +393,8 @@ class Volume(OfFile):
         return hash(self._identity())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _volume, (self.key, self.info, self._space, self._spacing, self._background)
+        own = self._space, self._spacing, self._background
+        return _volume, (self.key, self.info, *own, self.picked)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "daskdmed.Volume", self.token
@@ -395,5 +423,7 @@ class Volume(OfFile):
         return plane if plane.ndim == 3 else plane[..., None]
 
 
-def _volume(key: FileKey, info: VolumeInfo, space: Any, spacing: Any, background: Any) -> Volume:
-    return Volume(key, info, space=space, spacing=spacing, background=background)
+def _volume(
+    key: FileKey, info: VolumeInfo, space: Any, spacing: Any, background: Any, picked: Any
+) -> Volume:
+    return Volume(key, info, space=space, spacing=spacing, background=background, picked=picked)

@@ -138,7 +138,23 @@ class NiftiReader(BaseReader):
         )
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:
-        selection, seen = self._layout.selection(region), self._layout.seen(out)
+        self._fill(self._layout, region, out)
+
+    def _read_channels(
+        self,
+        level: int,
+        region: Region,
+        channels: tuple[int, ...],
+        out: Array,
+        tile_error: OnTileError,
+    ) -> None:
+        def read(layout: Layout, values: Array) -> None:
+            self._fill(layout, region, values)
+
+        self._layout.in_groups(channels, None, read, out)
+
+    def _fill(self, layout: Layout, region: Region, out: Array) -> None:
+        selection, seen = layout.selection(region), layout.seen(out)
         values = self._header.values
         if self._shared is not None:
             stored = decoded_files.get(self._key, self._shared, self._decode)
