@@ -42,6 +42,7 @@ _BUILT_IN = {
     "zarr-volume": "daskdmed.images.ngff.volume:ZarrVolumeBackend",
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "raster": "daskdmed.images.raster:RasterBackend",
+    "czi": "daskdmed.images.czi:CziBackend",
     "dicom-slide": "daskdmed.images.dicomwsi:DicomSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",

@@ -42,6 +42,12 @@ def dicomwsi() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def czi() -> ModuleType:
+    """Functions that write small CZI files."""
+    return _load("_czi")
+
+
+@pytest.fixture(scope="session")
 def cmu() -> str:
     try:
         return str(fetch("CMU-1-Small-Region.svs"))
