@@ -36,7 +36,9 @@ class Call:
         if self.lazily:
             writing = ("out", "resume", "overwrite", "resources")
             check_lazy(**{name: said[name] for name in writing})
-        how = ("record", "level", "mpp", "power", "spacing", "orientation", "tile_error")
+        how = (
+            "record", "level", "mpp", "power", "spacing", "orientation", "channels", "tile_error",
+        )  # fmt: skip
         request = Request(spatial_ndim=axes, **{name: said[name] for name in how})
         self.images = images_of(source, request)
         self.mask_of = self.images.each(said["mask"], "mask")

@@ -21,6 +21,7 @@ from daskdmed.core.types import (
     RecordLike,
     SpacingLike,
 )
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
@@ -68,6 +69,7 @@ def heatmap(
     squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
+    channels: ChannelsLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     compute: bool = True,
@@ -167,6 +169,8 @@ def heatmap(
     record : str or sequence of str, optional
         Which record of each patient, see `daskdmed.Patient.record`; several are stacked as
         channels, as for `daskdmed.LightDL`.
+    channels : str, int or sequence of these, optional
+        Names or numbers of the channels that the model sees, as for `daskdmed.LightDL`.
     on_error : {"raise", "skip"}
         What an image of a dataset or list that cannot be opened or read becomes: an error, or
         a report in the `failures` of the result, in the log and in ``run.json``. What the

@@ -39,6 +39,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.core.view import ImageView
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.lazy import to_dask
 from daskdmed.inference.dense.predict import predict
 from daskdmed.inference.inputs import mask_over
@@ -57,7 +58,7 @@ ScanLayout: TypeAlias = Literal["zyx", "hwd"]
 #: keywords that every scan needs its own of
 _OWN = (
     "image", "out", "mask", "level", "mpp", "power", "spacing", "orientation", "record", "on_error",
-    "tile_error", "compute",
+    "tile_error", "compute", "channels",
 )  # fmt: skip
 
 
@@ -170,6 +171,7 @@ def infer(
     power: PowerLike | None = None,
     spacing: SpacingLike | None = None,
     orientation: str | None = None,
+    channels: ChannelsLike | None = None,
     out: PathLike | None = None,
     mask: Any = None,
     layout: ScanLayout = "zyx",
@@ -187,7 +189,8 @@ def infer(
 
     Parameters
     ----------
-    dataset, model, kernel_size, level, mpp, power, spacing, orientation, tile_error, client
+    dataset, model, kernel_size, level, mpp, power, spacing, orientation, channels, tile_error,
+    client
         As for `daskdmed.predict`. The dataset is not changed.
     record : str or sequence of (str or sequence of str), optional
         Which records are scans. Default: every record of a patient but the target and
@@ -254,7 +257,7 @@ def infer(
         )
     check_count("ahead", ahead, 0)
     axes = spatial_axes(kernel_size)
-    request = Request(None, level, mpp, power, axes, tile_error, spacing, orientation)
+    request = Request(None, level, mpp, power, axes, tile_error, spacing, orientation, channels)
     images = images_of(dataset, request)
     scans = _scans(images, record, target, images.each(mask, "mask"))
     options = {"kernel_size": kernel_size, "client": client, **options}

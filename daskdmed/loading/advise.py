@@ -23,6 +23,7 @@ from daskdmed.core.errors import BudgetError, GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike, RecordLike, SpacingLike
 from daskdmed.core.view import ImageView
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
 from daskdmed.persistence.catalogue import DEFAULT_BIGCHUNK, Catalogue, Geometry
@@ -163,6 +164,7 @@ def advise(
     power: PowerLike | None = None,
     spacing: SpacingLike | None = None,
     orientation: str | None = None,
+    channels: ChannelsLike | None = None,
     record: RecordLike | None = None,
     resident: int | str = "2 GiB",
     bigchunk_sizes: Sequence[int | tuple[int, ...]] | None = None,
@@ -177,7 +179,8 @@ def advise(
 
     Parameters
     ----------
-    dataset, smallchunk_size, batch_size, level, mpp, power, spacing, orientation, record, resident
+    dataset, smallchunk_size, batch_size, level, mpp, power, spacing, orientation, channels, record,
+    resident
         As of `LightDL`.
     bigchunk_sizes : sequence, optional
         Values of ``bigchunk_size`` to try, clipped to the largest image. Default: 1024, 2048
@@ -209,7 +212,10 @@ def advise(
     if not bigchunk_sizes or not draws or min(draws) < 1 or blocks < 1:
         raise UsageError("bigchunk_sizes and draws need at least one value, draws and blocks >= 1")
     images = images_of(
-        dataset, Request(record, level, mpp, power, spacing=spacing, orientation=orientation)
+        dataset,
+        Request(
+            record, level, mpp, power, spacing=spacing, orientation=orientation, channels=channels
+        ),
     )
     budget, workers = to_bytes(resident), threads or CPU_COUNT
     rng = np.random.default_rng(seed)

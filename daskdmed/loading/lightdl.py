@@ -27,6 +27,7 @@ from daskdmed.core.types import (
     RecordLike,
     SpacingLike,
 )
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading import torchbridge
 from daskdmed.loading.assembly import Assembly, crop_of
@@ -101,6 +102,10 @@ class LightDL(Loader[SmallChunks]):
         gives (z, y, x) arrays with z to superior, y to anterior, x to the right. Default: as
         each file stores it. Nothing is interpolated for it; `spacing` and all sizes are in
         the order of the result.
+    channels : str, int or sequence of these, optional
+        Names (`Slide.channels`) or numbers of the channels that small chunks have, in this order;
+        of files that store them one by one no others are read. Default: all that the record has,
+        which says it for itself: ``Record(uri, channels=["DAPI", 2])``.
     record : str or sequence of str, optional
         Name of the record to draw from; not needed when patients have one. Of several, whose
         pixels must lie at the same places, the channels are stacked in this order, in the
@@ -278,6 +283,7 @@ class LightDL(Loader[SmallChunks]):
         power: PowerLike | None = None,
         spacing: SpacingLike | None = None,
         orientation: str | None = None,
+        channels: ChannelsLike | None = None,
         record: RecordLike | None = None,
         target: str | None = None,
         bigchunk_size: int | tuple[int, ...] | None = None,
@@ -336,7 +342,9 @@ class LightDL(Loader[SmallChunks]):
         check_on_error(on_error)
         draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
         axes = None  # those of the small chunks, see the catalogue
-        request = Request(record, level, mpp, power, axes, tile_error, spacing, orientation)
+        request = Request(
+            record, level, mpp, power, axes, tile_error, spacing, orientation, channels
+        )
         images = images_of(dataset, request)
         self.dataset = images.dataset
         self.epoch_length = epoch_length

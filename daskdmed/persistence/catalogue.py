@@ -211,7 +211,8 @@ class Target:
                 request, level=self.level or 0, mpp=self.mpp, power=None, spacing=None
             )
             view = replace(image, request=request).view()
-        own = replace(image, request=replace(request, record=self.record), given=None)
+        request = replace(request, record=self.record, channels=None)
+        own = replace(image, request=request, given=None)
         held = self.record in image.patient.records
         record = self.empty if self.empty is not None and not held else own.record
         if record.is_annotations:

@@ -29,6 +29,7 @@ from daskdmed.core.types import (
 )
 from daskdmed.core.view import ImageView
 from daskdmed.core.work import default_threads
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.context import ContextEdge, ContextLike, with_context
 from daskdmed.inference.call import Call
 from daskdmed.inference.dense.arrange import Mosaic, WindowChoice
@@ -88,6 +89,7 @@ def predict(
     squeeze: bool = False,
     resources: Mapping[str, float] | None = None,
     record: RecordLike | None = None,
+    channels: ChannelsLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     compute: bool = True,
@@ -104,7 +106,7 @@ def predict(
 
     Parameters
     ----------
-    image, level, mpp, power, spacing, orientation, record, out, resume, overwrite
+    image, level, mpp, power, spacing, orientation, record, channels, out, resume, overwrite
         As for `daskdmed.heatmap`.
     client, on_error, tile_error, batch_tfms, device, autocast, channels_last, output
         As for `daskdmed.heatmap`.

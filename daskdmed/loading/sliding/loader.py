@@ -30,6 +30,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.core.work import default_threads
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.context import ContextEdge, ContextLike
 from daskdmed.loading.delivery import Delivery, DeviceLike
 from daskdmed.loading.loader import Loader
@@ -108,8 +109,8 @@ class SlidingWindowDL(Loader[WindowChunks]):
         Blocks hold each slice with its neighbours, ``2 * context + 1`` times the bytes.
     device, pin_memory
         As for `LightDL`, but blocks stay in host memory: batches are copied.
-    level, mpp, power, spacing, orientation, record, tfms, batch_tfms, tile_error, client,
-    workers
+    level, mpp, power, spacing, orientation, channels, record, tfms, batch_tfms, tile_error,
+    client, workers
         As for `LightDL`.
 
     Raises
@@ -146,6 +147,7 @@ class SlidingWindowDL(Loader[WindowChunks]):
         power: PowerLike | None = None,
         spacing: SpacingLike | None = None,
         orientation: str | None = None,
+        channels: ChannelsLike | None = None,
         record: RecordLike | None = None,
         edge: Edge = "pad",
         mask: MasksLike = None,
@@ -195,7 +197,9 @@ class SlidingWindowDL(Loader[WindowChunks]):
             context_edge,
         )
         axes = spatial_axes(kernel_size)
-        request = Request(record, level, mpp, power, axes, tile_error, spacing, orientation)
+        request = Request(
+            record, level, mpp, power, axes, tile_error, spacing, orientation, channels
+        )
         images, failures = open_images(images_of(dataset_or_image, request), layout, mask, on_error)
         self._resolution = request.parameters(image.patient for image in images)
         self._not_opened = tuple(failures)
