@@ -30,7 +30,6 @@ from daskdmed.images.readers import (
 )
 from daskdmed.images.source import LocalSource
 from daskdmed.images.tiff.decode import LevelPlan
-from daskdmed.images.source import LocalSource
 
 _log = logging.getLogger("daskdmed.images")
 #: bytes between two files of a level, as its offsets count: never read with one call
