@@ -17,11 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import TileError
+from daskdmed.core.errors import ChangedImageError, RemoteError, TileError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.ngff.planes import read_pyramid
-from daskdmed.images.ngff.storage import fingerprint, looks_like_zarr, open_node, open_store
+from daskdmed.images.ngff.storage import (
+    Watch,
+    fingerprint,
+    looks_like_zarr,
+    open_node,
+    open_store,
+)
 from daskdmed.images.protocols import SlideOptions
 from daskdmed.images.readers import BaseReader
 
@@ -62,6 +68,7 @@ class ZarrReader(BaseReader):
     def __init__(self, uri: str, store: Any, options: SlideOptions) -> None:
         super().__init__(uri)
         self._store = store
+        self._watch = Watch(uri)
         self._pyramid = read_pyramid(uri, open_node(uri, store), options)
         self.info = self._pyramid.info
 
@@ -69,11 +76,12 @@ class ZarrReader(BaseReader):
         plane = self._pyramid.planes[level]
         try:
             plane.read(region, out)
-        except MemoryError:
-            raise
+        except (MemoryError, RemoteError, ChangedImageError):
+            raise  # of these no chunk is to blame
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
             self._read_tiles(level, region, out, tile_error, plane.read)
+        self._watch.check()
 
     def _read_channels(
         self,
@@ -100,7 +108,7 @@ class ZarrReader(BaseReader):
         out = np.empty(plane.shape, np.uint8)
         try:
             plane.read(Region((0, 0), plane.shape[:2]), out)
-        except MemoryError:
+        except (MemoryError, RemoteError, ChangedImageError):
             raise
         except Exception as error:
             raise TileError(

@@ -1,8 +1,8 @@
 """Where Zarr hierarchies live: local directories, zip files, and URLs that fsspec opens.
 
 Finds out cheaply whether there is one, opens it with typed errors, and tells when its
-metadata change. Credentials and options of remote stores come from fsspec's own
-configuration. What the metadata mean is in `daskdmed.images.ngff.metadata`.
+metadata change. What the metadata mean is in `daskdmed.images.ngff.metadata`, how often a
+server is asked in `daskdmed.images.remote.stores`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,35 @@ import hashlib
 import json
 import logging
 import os
+import time
 import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from daskdmed.core.errors import (
+    ChangedImageError,
     CorruptImageError,
     ImageError,
     ImageNotFoundError,
     MissingExtraError,
     UnsupportedImageError,
 )
-from daskdmed.core.places import filesystem, local_path
+from daskdmed.core.places import filesystem, local_path, notes, told
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
 from daskdmed.images.readers import check_readable, fingerprint_files
+from daskdmed.images.remote.retry import attempt_now
+from daskdmed.images.remote.settings import settings
 from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
 
 #: files that hold metadata of a node, Zarr v3 first
 METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+#: of these, what says what an image is
+_ROOT_NAMES = ("zarr.json", ".zattrs", ".zarray")
+#: questions about files of one store that are asked of a server at once
+_AT_ONCE = 8
 #: more than any real metadata file; larger ones are not loaded
 _MAX_METADATA = 256 * 2**20
 #: facts by which file systems tell versions of an object apart
@@ -52,7 +62,7 @@ def looks_like_zarr(uri: str) -> bool:
             return False  # some other kind of file, no need to ask the server
         try:
             place = _Folder(uri)
-            return any(place.facts(name) for name in METADATA_NAMES[:3])
+            return any(place.facts_of(METADATA_NAMES[:3]))
         except (ImageError, MissingExtraError) as error:
             logger.debug("%s", error)
         return False
@@ -63,12 +73,14 @@ def looks_like_zarr(uri: str) -> bool:
 
 def open_store(uri: str) -> Any:
     """A read-only Zarr store for a directory, a zip file, or a URL."""
-    from zarr.storage import FsspecStore, LocalStore, ZipStore
+    from zarr.storage import LocalStore, ZipStore
 
     path = local_path(uri)
     if path is None:
+        from daskdmed.images.remote.stores import remote_store
+
         try:
-            return FsspecStore.from_url(uri, read_only=True)
+            return remote_store(uri)
         except (ImportError, ValueError) as error:
             raise _no_filesystem(uri, error) from error
         except Exception as error:
@@ -147,6 +159,34 @@ def fingerprint(uri: str) -> str:
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
 
+class Watch:
+    """Whether the image behind a URL is still the one that was opened: its root metadata are
+    looked at after reading, when that was not done for ``check-interval``. Chunks say nothing of
+    which image they are."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._checked = uri, time.monotonic()
+        self._folder = _Folder(uri) if local_path(uri) is None else None
+        self._known = self._facts()
+
+    def _facts(self) -> list[str | None]:
+        return [] if self._folder is None else self._folder.facts_of(_ROOT_NAMES)
+
+    def check(self) -> None:
+        """A `ChangedImageError` where it is another."""
+        if self._folder is None:
+            return
+        now = time.monotonic()
+        if now - self._checked < settings().check_interval:
+            return
+        self._folder.refresh()
+        if self._facts() != self._known:
+            raise ChangedImageError.of(
+                self._uri, "its metadata changed on the server since it was opened; open it again"
+            )
+        self._checked = now
+
+
 class _Folder:
     """The few questions asked of a folder, local or remote."""
 
@@ -161,13 +201,17 @@ class _Folder:
         except Exception as error:
             raise explain_os_error(error, uri) from error
         self._root = root.rstrip("/")
+        self._options, self._is_local = told(), path is not None
 
     def _ask(self, question: Any, name: str) -> Any:
+        place = f"{self._root}/{name}"
         try:
-            return question(f"{self._root}/{name}")
+            if self._is_local:
+                return question(place)
+            return attempt_now(lambda: question(place), self._uri, self._options, settings())
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
-        except Exception as error:  # clients of object stores have their own
+        except Exception as error:
             raise explain_os_error(error, self._uri) from error
 
     def read(self, name: str) -> bytes | None:
@@ -175,13 +219,36 @@ class _Folder:
         return found
 
     def facts(self, name: str) -> str | None:
-        if local_path(self._uri) is not None:
+        return self.facts_of([name])[0]
+
+    def facts_of(self, names: Sequence[str]) -> list[str | None]:
+        """Version of each of several files, None where there is none. A server is asked for all
+        at once, and once within one opening."""
+        known = notes()
+        keys = [("zarr", self._root, name) for name in names]
+        new = [name for name, key in zip(names, keys, strict=True) if key not in known]
+        if self._fs.async_impl and len(new) > 1:
+            with ThreadPoolExecutor(min(len(new), _AT_ONCE)) as pool:
+                found = list(pool.map(self._look, new))
+        else:
+            found = list(map(self._look, new))
+        asked = dict(zip(new, found, strict=True))
+        if not self._is_local:
+            known |= {("zarr", self._root, name): fact for name, fact in asked.items()}
+        return [asked[n] if n in asked else known[key] for n, key in zip(names, keys, strict=True)]
+
+    def _look(self, name: str) -> str | None:
+        if self._is_local:
             status = self._ask(os.stat, name)
             return None if status is None else f"{status.st_size}:{status.st_mtime_ns}"
         info = self._ask(self._fs.info, name)
         if info is None:
             return None
         return ":".join(f"{key}={info[key]}" for key in _VERSION_KEYS if key in info)
+
+    def refresh(self) -> None:
+        """Forget listings."""
+        self._fs.invalidate_cache()
 
     def folders(self) -> list[str]:
         try:
@@ -204,7 +271,7 @@ def _facts_of(place: _Folder) -> list[str]:
     names = list(METADATA_NAMES)
     for child in _children(place):
         names += [f"{child}/{name}" for name in METADATA_NAMES[:4]]
-    facts = ((name, place.facts(name)) for name in names)
+    facts = zip(names, place.facts_of(names), strict=True)
     return [f"{name} {fact}" for name, fact in facts if fact is not None]
 
 

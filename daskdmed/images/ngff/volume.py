@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import (
+    ChangedImageError,
     CorruptImageError,
+    RemoteError,
     UnsupportedImageError,
     UsageError,
     listing,
@@ -38,6 +40,7 @@ from daskdmed.images.ngff.planes import (
     with_fill,
 )
 from daskdmed.images.ngff.storage import (
+    Watch,
     fingerprint,
     looks_like_zarr,
     metadata_error,
@@ -123,6 +126,7 @@ class ZarrVolumeReader(BaseReader):
     def __init__(self, uri: str, store: Any, options: VolumeOptions) -> None:
         super().__init__(uri)
         self._store = store
+        self._watch = Watch(uri)
         node = _node(uri, open_node(uri, store), options)
         image = _image(uri, node)
         levels = _levels(uri, node, image, options)
@@ -153,11 +157,12 @@ class ZarrVolumeReader(BaseReader):
         stored = self._levels[level]
         try:
             stored.read(region, out)
-        except MemoryError:
-            raise
+        except (MemoryError, RemoteError, ChangedImageError):
+            raise  # of these no chunk is to blame
         except Exception as error:  # codecs and stores raise all sorts
             logger.debug("%s, level %d: %r, reading chunk by chunk", self._uri, level, error)
             self._read_tiles(level, region, out, tile_error, stored.read)
+        self._watch.check()
 
     def _read_channels(
         self,

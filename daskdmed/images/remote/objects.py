@@ -370,17 +370,23 @@ def remote_file(uri: str) -> tuple[Remote, Any]:
     return kind(uri, fs, path), loop or get_loop()
 
 
-def _s3(uri: str) -> tuple[Any, str]:
-    """The file system of S3 whose own attempts do not multiply ours."""
+def s3_options() -> dict[str, Any]:
+    """The options of `daskdmed.core.places.using` for S3, whose own attempts shall not multiply
+    ours."""
     import fsspec.config
-    from fsspec.core import url_to_fs
 
     options = dict(told() or {})
     usual = fsspec.config.conf.get("s3", {}).get("config_kwargs")
     config = dict(options.pop("config_kwargs", usual) or {})
     config.setdefault("retries", {"total_max_attempts": 1})
     config.setdefault("max_pool_connections", settings().connections)
-    fs, path = url_to_fs(uri, config_kwargs=config, **options)
+    return {**options, "config_kwargs": config}
+
+
+def _s3(uri: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(uri, **s3_options())
     return fs, path
 
 

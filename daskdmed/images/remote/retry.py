@@ -11,6 +11,7 @@ import errno
 import logging
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -148,14 +149,21 @@ def pause(limits: Settings, failed: int, asked: float | None) -> float:
     return wait if asked is None else min(longest, max(wait, asked))
 
 
+#: what says that something is not there, or cannot be asked: answers rather than failures
+_ANSWERS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, NotImplementedError, KeyError)
+
+
 async def attempt(
     request: Callable[[], Awaitable[T]],
     uri: str,
     options: StorageOptions | None,
     limits: Settings,
     gate: asyncio.Semaphore,
+    *,
+    lenient: bool = False,
 ) -> T:
-    """The answer to a request, tried again as long as its failures pass; a typed error then."""
+    """The answer to a request, tried again as long as its failures pass; a typed error then.
+    Where `lenient`, that something is not there is raised as it is."""
     failed = 0
     while True:
         try:
@@ -163,14 +171,40 @@ async def attempt(
                 counted(requests=1, retries=int(failed > 0))
                 return await asyncio.wait_for(request(), limits.timeout)
         except Exception as error:
+            if lenient and isinstance(error, _ANSWERS):
+                raise
             failed += 1
             last = error
-        if not passes(last) or failed >= limits.tries:
-            # what the library raised may hold headers with credentials
-            cause = None if options or isinstance(last, DaskdmedError) else last
-            raise explain(last, uri, options, failed) from cause
-        wait = pause(limits, failed, getattr(last, "after", None))
-        shown = f"{type(last).__name__}: {last}"
-        shown = shown if options is None else options.hidden_in(shown)
-        _log.debug("%s: attempt %d failed, the next in %.2f s: %s", uri, failed, wait, shown)
-        await asyncio.sleep(wait)
+        await asyncio.sleep(_wait(last, failed, uri, options, limits))
+
+
+def attempt_now(
+    request: Callable[[], T], uri: str, options: StorageOptions | None, limits: Settings
+) -> T:
+    """A lenient `attempt` by calls that wait."""
+    failed = 0
+    while True:
+        try:
+            counted(requests=1, retries=int(failed > 0))
+            return request()
+        except _ANSWERS:
+            raise
+        except Exception as error:
+            failed += 1
+            last = error
+        time.sleep(_wait(last, failed, uri, options, limits))
+
+
+def _wait(
+    last: Exception, failed: int, uri: str, options: StorageOptions | None, limits: Settings
+) -> float:
+    """Seconds before another attempt; the typed error where none is left, or would help."""
+    if not passes(last) or failed >= limits.tries:
+        # what the library raised may hold headers with credentials
+        cause = None if options or isinstance(last, DaskdmedError) else last
+        raise explain(last, uri, options, failed) from cause
+    wait = pause(limits, failed, getattr(last, "after", None))
+    shown = f"{type(last).__name__}: {last}"
+    shown = shown if options is None else options.hidden_in(shown)
+    _log.debug("%s: attempt %d failed, the next in %.2f s: %s", uri, failed, wait, shown)
+    return wait

@@ -10,6 +10,7 @@ import dask
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from daskdmed.images.remote.blocks import blocks
 
@@ -49,6 +50,26 @@ def slide():
 @pytest.fixture(scope="session")
 def other():
     return slide_bytes(1)
+
+
+@pytest.fixture(scope="session")
+def values():
+    return np.random.default_rng(0).integers(1, 255, (3, 64, 96), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def files(values, tmp_path_factory):
+    """An OME-Zarr of six chunks, by name."""
+    root = tmp_path_factory.mktemp("zarr")
+    group = zarr.open_group(root / "i.zarr", mode="w", zarr_format=3)
+    group.create_array("s0", data=values, chunks=(3, 32, 32), dimension_names=("c", "y", "x"))
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    scale = {"type": "scale", "scale": [1, 0.5, 0.5]}
+    level = {"path": "s0", "coordinateTransformations": [scale]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
+    found = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): p.read_bytes() for p in found}
 
 
 @pytest.fixture(scope="session")

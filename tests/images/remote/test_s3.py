@@ -7,6 +7,7 @@ import logging
 import pickle
 
 import dask
+import dask.array as da
 import fsspec
 import numpy as np
 import pytest
@@ -202,3 +203,17 @@ def test_processes_of_a_cluster_read_with_the_options_of_the_slide(bucket, acces
         assert all(
             np.array_equal(a, b) for a, b in zip(here, batches(record, client=client), strict=True)
         )
+
+
+def test_ome_zarr_from_s3(bucket, access, files, values):
+    for name, data in files.items():
+        bucket.pipe_file(f"slides/{name}", data)
+    opened = open_slide("s3://slides/i.zarr", storage_options=access)
+    cache.clear()
+    opened = pickle.loads(pickle.dumps(opened))
+    assert opened.backend == "zarr"
+    expected = values.transpose(1, 2, 0)
+    assert np.array_equal(opened.read_region((0, 0), 0, (96, 64)), expected)
+    lazy = opened.to_dask(chunks=32)
+    assert isinstance(lazy, da.Array)
+    assert np.array_equal(lazy.compute(scheduler="threads"), expected)
