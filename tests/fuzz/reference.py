@@ -1,0 +1,268 @@
+"""The same bytes by others: tifffile, nibabel, pydicom, NumPy, h5py, zarr and shapely.
+
+A comparison is made where it is defined: the other reader gives values without an error or a
+complaint of its own, and means the same by them. Where the library has a reason to differ (white
+that is 0, blended alpha, a choice among images), nothing is compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz.judge import Finding, Trial, _same
+
+
+def agrees(trial: Trial) -> bool:
+    """Whether another reader gives the same; a `Finding` where it gives something else."""
+    if trial.opened is None:
+        return False
+    compare = _COMPARE.get(_kind(trial))
+    return compare is not None and compare(trial)
+
+
+def _kind(trial: Trial) -> str:
+    backend = getattr(trial.opened, "backend", "")
+    return str(backend) if backend else trial.seed.opener
+
+
+class _Complaints(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Callable[[], bool]]:
+    """Whether anything was logged or warned of meanwhile."""
+    handler = _Complaints()
+    logging.getLogger().addHandler(handler)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            yield lambda: bool(handler.count or warned)
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+def _others(read: Callable[[], Any]) -> Any:
+    """What another reader gives; None where it raises or complains."""
+    with _listening() as complained:
+        try:
+            found = read()
+        except Exception:
+            return None
+        return None if complained() else found
+
+
+def _differs(trial: Trial, who: str, ours: Any, theirs: Any) -> Finding:
+    count = ""
+    if np.shape(ours) == np.shape(theirs):
+        count = f", {np.count_nonzero(np.asarray(ours) != theirs)} values of {np.size(ours)} differ"
+    return Finding("pixels", f"{who} gives {_about(theirs)}, the library {_about(ours)}{count}")
+
+
+def _about(values: Any) -> str:
+    a = np.asarray(values)
+    return f"{a.shape} {a.dtype} {a.ravel()[:4].tolist()}..."
+
+
+# -------------------------------------------------------------------- TIFF
+def _tiff(trial: Trial) -> bool:
+    import tifffile
+
+    def read() -> list[Any]:
+        with tifffile.TiffFile(trial.path) as tif:
+            return [level for s in tif.series for level in map(_tiff_level, s.levels) if level]
+
+    found = _others(read)
+    if not found:
+        return False
+    compared = 0
+    for ours in trial.levels.values():
+        alike = [a for key, a in found if a.shape == ours.shape and a.dtype == ours.dtype]
+        if not alike:
+            continue
+        compared += 1
+        if not any(_same(ours, a) for a in alike):
+            raise _differs(trial, "tifffile", ours, alike[0])
+    return compared > 0
+
+
+def _tiff_level(level: Any) -> tuple[Any, Any] | None:
+    """Pixels of a level as (y, x, c), where the library means the same by them."""
+    key = level.keyframe
+    pages = [p for p in level.pages if p is not None]
+    if int(key.photometric) not in (1, 2, 6) or key.extrasamples or key.is_ndpi or key.is_scn:
+        return None
+    if int(key.compression) in (33003, 33004, 33005) or len(pages) != len(level.pages):
+        return None
+    if any(0 in p.databytecounts or 0 in p.dataoffsets for p in pages) or level.size > 1 << 21:
+        return None
+    axes = level.get_axes(True)
+    found = level.asarray()
+    if found.ndim != len(axes):
+        return None
+    if axes == "YX":
+        return key, found[..., None]
+    if axes == "YXS":
+        return key, found
+    if axes in ("SYX", "CYX"):
+        return key, np.moveaxis(found, 0, -1)
+    return None
+
+
+# -------------------------------------------------------------------- volumes
+def _nifti(trial: Trial) -> bool:
+    import nibabel as nib
+
+    if 0 not in trial.levels:
+        return False
+
+    def read() -> Any:
+        image: Any = nib.load(trial.path)
+        values = np.asanyarray(image.dataobj)
+        time = trial.seed.options.get("time")
+        return values[..., time] if time is not None and values.ndim == 4 else values
+
+    found = _others(read)
+    if found is None or found.dtype.names or found.ndim < 3:
+        return False
+    ours = trial.levels[0]
+    theirs = found.reshape(found.shape[:3]) if found.ndim > 3 and found[0, 0, 0].size == 1 else found
+    theirs = theirs.T
+    if theirs.shape != ours.shape:
+        return False
+    with np.errstate(all="ignore"):
+        theirs = theirs.astype(ours.dtype)
+    if not np.allclose(ours, theirs, rtol=1e-5, atol=0, equal_nan=True):
+        raise _differs(trial, "nibabel", ours, theirs)
+    return True
+
+
+def _dicom(trial: Trial) -> bool:
+    import pydicom
+
+    if 0 not in trial.levels or len(trial.seed.files) > 1:
+        return False
+
+    def read() -> Any:
+        data = pydicom.dcmread(trial.path)
+        if "PerFrameFunctionalGroupsSequence" in data or "GridFrameOffsetVector" in data:
+            return None  # frames have an order, and values, of their own
+        values = data.pixel_array
+        slope = float(data.get("RescaleSlope") or data.get("DoseGridScaling") or 1)
+        return values * slope + float(data.get("RescaleIntercept") or 0)
+
+    found = _others(read)
+    ours = trial.levels[0]
+    if found is None or found.size != ours.size:
+        return False
+    if not np.allclose(ours, found.reshape(ours.shape), rtol=1e-5, equal_nan=True):
+        raise _differs(trial, "pydicom", ours, found.reshape(ours.shape))
+    return True
+
+
+def _npy(trial: Trial) -> bool:
+    found = _others(lambda: np.load(trial.path, allow_pickle=False))
+    return _whole(trial, "numpy", found)
+
+
+def _hdf5(trial: Trial) -> bool:
+    import h5py
+
+    def read() -> Any:
+        with h5py.File(trial.path, "r", locking=False) as file:
+            return file[trial.opened.properties["hdf5.dataset"]][()]
+
+    return _whole(trial, "h5py", _others(read))
+
+
+def _whole(trial: Trial, who: str, found: Any) -> bool:
+    """Of arrays that are the volume as they are."""
+    ours = trial.levels.get(0)
+    if found is None or ours is None or found.size != ours.size:
+        return False
+    theirs = found.reshape(ours.shape)
+    if not _same(ours, theirs.astype(ours.dtype)):
+        raise _differs(trial, who, ours, theirs)
+    return True
+
+
+def _zarr(trial: Trial) -> bool:
+    import zarr
+
+    if trial.path.is_file():
+        return False
+    compared = 0
+    for ours in trial.levels.values():
+        found = _others(lambda: _arrays(zarr.open(str(trial.path), mode="r")))
+        alike = []
+        for array in found or ():
+            if array.size == ours.size and array.dtype == ours.dtype:
+                alike += [array, np.moveaxis(array, 0, -1)]
+        if found and len(found) * 2 >= len(alike) > 0:
+            compared += 1
+            if not any(a.squeeze().shape == ours.squeeze().shape and _same(a.squeeze(), ours.squeeze())
+                       for a in alike):  # fmt: skip
+                raise _differs(trial, "zarr", ours, alike[-1])
+    return compared > 0
+
+
+def _arrays(node: Any) -> list[Any]:
+    if hasattr(node, "members"):
+        nodes = [child for _, child in node.members() if hasattr(child, "chunks")]
+    else:
+        nodes = [node]
+    return [np.asarray(n[...]) for n in nodes if n.size < 1 << 20]
+
+
+# -------------------------------------------------------------------- annotations
+def _annotations(trial: Trial) -> bool:
+    """Every valid polygon and point of GeoJSON that shapely reads is there."""
+    import shapely
+    from shapely.geometry import shape
+
+    if trial.seed.family != "geojson":
+        return False
+    data = next(iter(trial.seed.files.values()))
+
+    def read() -> Any:
+        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        document = json.load(io.BytesIO(text))
+        features = document["features"] if isinstance(document, Mapping) else document
+        shapes = [shape(f["geometry"]) for f in features if f.get("geometry")]
+        return [s for s in shapes if s.is_valid and not s.is_empty and not s.has_z]
+
+    found = _others(read)
+    if not found:
+        return False
+    there = [a.geometry for a in trial.opened]
+    for one in found:
+        if not any(shapely.equals_exact(one, other, 1e-9) for other in there):
+            raise Finding("pixels", f"shapely has {one.wkt[:200]}, the library not")
+    return True
+
+
+_COMPARE: Mapping[str, Callable[[Trial], bool]] = {
+    "tiff": _tiff,
+    "tiff-volume": lambda trial: False,
+    "nifti": _nifti,
+    "dicom": _dicom,
+    "npy": _npy,
+    "hdf5": _hdf5,
+    "zarr": _zarr,
+    "zarr-volume": _zarr,
+    "annotations": _annotations,
+}
