@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, ZipStore
 
-from daskdmed.core.errors import StoreError, UsageError
+from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import exchange
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
@@ -87,6 +87,22 @@ def result_path(
     """
     folder = names[patient] if names else file_name(patient)
     return f"{os.fspath(out).rstrip('/')}/{folder}/{file_name(record)}{suffix}"
+
+
+@contextlib.contextmanager
+def damage_named(where: object) -> Iterator[None]:
+    """What a store that cannot be true raises while it is read, as a `StoreError` that names it.
+
+    Zarr, codecs and whoever goes through attributes let through whatever their parsers raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DaskdmedError) and str(where) in str(error):
+            raise
+        raise StoreError(
+            f"{where}: the store is damaged ({type(error).__name__}: {error}); make it again"
+        ) from error
 
 
 @dataclass(frozen=True)

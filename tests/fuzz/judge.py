@@ -32,6 +32,7 @@ from daskdmed.images import filecache
 from daskdmed.images.lazy import to_dask
 from daskdmed.images.volumes.dicom import catalog
 from daskdmed.store.results.finished import open_heatmap
+from tests.fuzz import zarrs
 from tests.fuzz.draw import Draw
 from tests.fuzz.seeds import Seed
 
@@ -77,6 +78,9 @@ class Trial:
         except (Finding, KeyboardInterrupt, SystemExit):
             raise
         except errors.DaskdmedError as error:
+            if isinstance(error, errors.ImageNotFoundError) and self.seed.missing:
+                self.refused.append("ImageNotFoundError")
+                return None
             if not isinstance(error, kinds):
                 raise Finding(f"kind: {type(error).__name__}", _story(error)) from error
             names = {self.path.name, *self.seed.files}
@@ -335,6 +339,8 @@ def _result(trial: Trial) -> None:
     if math.prod(found.array.shape) * found.dtype.itemsize <= _WHOLE:
         trial.attempt(kinds, found.read, Region.of(found.counts))
     trial.attempt(kinds, found.lazy)
+    again = trial.attempt(kinds, zarrs.write_result, trial.path, resume=True)
+    trial.expect(again is None or again.shape == found.array.shape, "resumed, it is another")
 
 
 OPENERS: Mapping[str, Callable[..., None]] = {

@@ -42,9 +42,8 @@ def damaged(corpus: Corpus, seed: int, number: int) -> tuple[Seed, str]:
         files[name], how = _one(files[name], draw, donors)
         files[name] = files[name][:LARGEST]
         done.append(f"{name}: {how}")
-    if not files:
-        files = {chosen.main: b""}
-    return replace(chosen, files=files), "; ".join(done)
+    missing = tuple(name for name in chosen.files if name not in files)
+    return replace(chosen, files=files, missing=missing), "; ".join(done)
 
 
 def _which(files: dict[str, bytes], draw: Draw) -> str:

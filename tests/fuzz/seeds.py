@@ -26,7 +26,7 @@ class Seed:
 
     `files` are contents by path, `main` is the path that is opened: one of the files, or the folder
     that holds them. `opener` names a function of `judge`, `options` are its arguments. `share` says
-    how often it is drawn, where others of its family have 1.
+    how often it is drawn, where most have 1. `missing` files were there before it was damaged.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Seed:
     files: Mapping[str, bytes]
     options: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
+    missing: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:

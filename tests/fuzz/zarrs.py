@@ -37,11 +37,17 @@ def make(folder: Path) -> Iterator[Seed]:
     _image(path, "0.4", volume=True)
     yield Seed.of("zarr/volume-0.4", "volume", path)
     path = folder / "heatmap.zarr"
-    with dask.config.set(scheduler="synchronous"):
-        daskdmed.heatmap(
-            _make.picture(64, 80), _mean, kernel_size=16, stride=8, out=path, batch_size=16
-        )
+    write_result(path)
     yield Seed.of("zarr/result", "result", path)
+
+
+def write_result(path: Path, *, resume: bool = False) -> Any:
+    """Make the result that is a seed, or go on with one that was damaged."""
+    with dask.config.set(scheduler="synchronous"):
+        return daskdmed.heatmap(
+            _make.picture(64, 80), _mean, kernel_size=16, stride=8, out=path, batch_size=16,
+            resume=resume,
+        )  # fmt: skip
 
 
 def _mean(batch: Any) -> Any:

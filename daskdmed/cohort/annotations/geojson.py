@@ -161,9 +161,8 @@ def _pairs(given: list[Any]) -> npt.NDArray[np.float64] | None:
 def _features(document: Any, uri: str) -> Iterator[Any]:
     """Features in file order, each before those inside it."""
     kind = document.get("type") if isinstance(document, dict) else None
-    if kind not in {"FeatureCollection", "Feature", *_GEOMETRIES} and not isinstance(
-        document, list
-    ):
+    known = isinstance(kind, str) and kind in {"FeatureCollection", "Feature", *_GEOMETRIES}
+    if not known and not isinstance(document, list):
         raise AnnotationError(
             f"{uri or 'annotations'}: is JSON but not GeoJSON: it has the type {kind!r}; expected "
             "a FeatureCollection, a Feature, or a list of features",
@@ -198,7 +197,7 @@ def _features(document: Any, uri: str) -> Iterator[Any]:
 def _draft(feature: Any, shape: Any, class_property: str | None) -> Draft:
     if not isinstance(feature, dict):
         raise DraftError(f"a feature is a JSON object, got {type(feature).__name__}")
-    if feature.get("type") in _GEOMETRIES:
+    if _names_geometry(feature):
         feature = {"type": "Feature", "geometry": feature}
     if feature.get("type") != "Feature":
         raise DraftError(f'the type of a feature is "Feature", got {feature.get("type")!r}')
@@ -258,7 +257,7 @@ def _colour(value: Any, flaws: list[str]) -> tuple[int, int, int] | None:
 
 def _geometry(value: Any, flaws: list[str], depth: int = 0) -> Any:
     """A GeoJSON geometry as shapely's."""
-    if not isinstance(value, dict) or value.get("type") not in _GEOMETRIES:
+    if not isinstance(value, dict) or not _names_geometry(value):
         kind = value.get("type") if isinstance(value, dict) else type(value).__name__
         raise DraftError(f"the geometry type {kind!r} is not one of {sorted(_GEOMETRIES)}")
     kind = value["type"]
@@ -281,6 +280,11 @@ def _geometry(value: Any, flaws: list[str], depth: int = 0) -> Any:
     if kind == "MultiLineString":
         return shapely.MultiLineString([positions(part, kind, 2) for part in given if part])
     return shapely.MultiPolygon([_polygon(part, flaws) for part in given if part])
+
+
+def _names_geometry(value: Mapping[str, Any]) -> bool:
+    kind = value.get("type")
+    return isinstance(kind, str) and kind in _GEOMETRIES
 
 
 def _collection(value: Any, flaws: list[str], depth: int) -> Any:

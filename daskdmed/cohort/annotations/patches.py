@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Format: TypeAlias = Literal["trident", "clam"]
 
+#: coordinates that a file declares and does not hold would be made up in memory
+_MOST_BYTES = 2**29
 #: attributes that have a field of their own
 _OWN = frozenset(
     {"patch_size", "patch_level", "downsample", "level_dim", "downsampled_level_dim", "name"}
@@ -130,7 +132,7 @@ class PatchCoordinates:
             raise AnnotationNotFoundError(f"{uri}: there is no such file", uri=uri) from None
         except AnnotationError as error:
             raise AnnotationError(f"{uri}: {error}", uri=uri) from error
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError) as error:
             raise AnnotationError(f"{uri}: cannot be read as HDF5: {error}", uri=uri) from error
         try:
             known = _trident(attributes) if _is_trident(attributes) else _clam(attributes)
@@ -264,6 +266,8 @@ def _contents(file: Any) -> tuple[npt.NDArray[Any], dict[str, Any]]:
             "of CLAM or TRIDENT"
         )
     data = file["coords"]
+    if data.size * data.dtype.itemsize > _MOST_BYTES:
+        raise AnnotationError(f"claims {data.shape} coordinates, more than any slide has")
     if data.ndim != 2 or data.shape[1] != 2:
         raise AnnotationError(f"coordinates have the shape (n, 2), here {data.shape}")
     if "features" in file:

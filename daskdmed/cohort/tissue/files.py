@@ -27,6 +27,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.core.view import ImageView
 from daskdmed.images.resample import area_means
+from daskdmed.images.volumes.npy import mapped
 
 #: most pixels that a mask is read with; larger ones are averaged down
 READ_PIXELS = 2**24
@@ -92,12 +93,7 @@ def _not_zero(values: Any, axes: int) -> Array:
 
 
 def _read_npy(place: str) -> Array:
-    try:
-        values: Array = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptImageError(
-            f"{place}: not a readable .npy file ({error})", uri=place
-        ) from error
+    values: Array = mapped(place)
     if values.dtype.kind not in "biuf":
         raise UnsupportedImageError(f"{place}: a mask of type {values.dtype}", uri=place)
     return values

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, ImageNotFoundError
+from daskdmed.core.errors import CorruptImageError, DaskdmedError, ImageNotFoundError
 from daskdmed.core.files import new_file
 from daskdmed.core.places import local
 from daskdmed.core.space import Space
 from daskdmed.core.types import Array, PathLike
+from daskdmed.images.volumes.npy import MALFORMED
 
 _MEMBER_BYTES = 2**26
+_OF_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
 def write_npz(
@@ -54,7 +56,7 @@ def read_npz(path: PathLike) -> dict[str, Any]:
         raise ImageNotFoundError(f"{name}: there is no such tissue mask", uri=str(name))
     try:
         return _read(Path(name))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, *MALFORMED, DaskdmedError, *_OF_ZIP) as error:
         raise CorruptImageError(
             f"{name}: not a tissue mask of this library, or damaged "
             f"({type(error).__name__}: {error}); delete it and make it again",

@@ -26,6 +26,8 @@ _INTEGER = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 MAX_IFDS = 50_000
 #: a decoded tile or strip larger than this is damage, not an image
 MAX_SEGMENT_BYTES = 2**30
+#: rows in which a single strip of raw pixels is read
+VIRTUAL_ROWS = 256
 _MAX_SIDE = 2**31 - 1
 _WIDTH, _LENGTH, _SAMPLES, _ROWS, _TILE_W, _TILE_H, _SUBIFD = 256, 257, 277, 278, 322, 323, 330
 _STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS = 273, 324, 279, 325
@@ -232,9 +234,9 @@ def _check_sizes(source: Source, ifd: IFD) -> None:
         )
     bits = ifd.first(_BITS, 1)
     segment = tile_w * tile_h * (samples // planes) * max(1, bits // 8)
-    # a single strip of raw pixels is read in parts
-    parts = not tiled and expected == planes and ifd.first(_COMPRESSION, 1) == 1
-    if segment > MAX_SEGMENT_BYTES and _NDPI not in ifd.tags and not parts:
+    if not tiled and expected == planes and ifd.first(_COMPRESSION, 1) == 1:
+        segment = segment // tile_h * min(tile_h, VIRTUAL_ROWS)  # it is read in parts
+    if segment > MAX_SEGMENT_BYTES and _NDPI not in ifd.tags:
         _corrupt(
             source,
             f"{where} claims tiles of {tile_w} x {tile_h} pixels, {segment} bytes each, more "

@@ -35,8 +35,6 @@ from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
 _log = logging.getLogger("daskdmed.images")
-#: rows of the virtual strips that a long uncompressed strip is cut into
-_VIRTUAL_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +250,11 @@ def page_planes(page: Any, source: Source, depth: int | None = None) -> list[Pag
             "listed; fetch the file again",
         )
     short = not key.is_tiled and getattr(key, "jpegheader", None) is None
-    nbytes = tile[0] * tile[1] * fmt.samples * max(1, fmt.bits // 8)
-    # a single strip of raw pixels is read in parts
-    parts = (
-        short and grid == (1, 1) and (fmt.compression, fmt.predictor, fmt.fillorder) == (1, 1, 1)
-    )
-    if nbytes > ifd.MAX_SEGMENT_BYTES and not parts:
+    rows = tile[0]
+    if short and grid == (1, 1) and (fmt.compression, fmt.predictor, fmt.fillorder) == (1, 1, 1):
+        rows = min(rows, ifd.VIRTUAL_ROWS)  # a single strip of raw pixels is read in parts
+    nbytes = rows * tile[1] * fmt.samples * max(1, fmt.bits // 8)
+    if nbytes > ifd.MAX_SEGMENT_BYTES:
         raise CorruptImageError.of(
             source.uri,
             f"tiles of {tile[1]} x {tile[0]} pixels exceed the limit of "
@@ -311,11 +308,9 @@ def make_plan(
 ) -> LevelPlan:
     """Join the planes of a level, which must not differ in extent or format."""
     first = planes[0]
-    kinds = {
-        (p.width, p.height, p.tile, p.format.dtype, p.format.compression, p.format.samples)
-        for p in planes
-    }
-    if len(kinds) > 1 or any(p.format.tables != first.format.tables for p in planes):
+    # one decoder does for all of them
+    kinds = {(p.width, p.height, p.tile, replace(p.format, header=None)) for p in planes}
+    if len(kinds) > 1:
         raise UnsupportedImageError.of(
             source.uri, "the channels of the image differ in size or encoding"
         )
@@ -337,15 +332,15 @@ def make_plan(
 def _cut_strip(plan: LevelPlan) -> LevelPlan:
     """A single long uncompressed strip as several shorter ones."""
     height, width, _ = plan.shape
-    if plan.grid != (1, 1) or plan.tile[0] <= _VIRTUAL_ROWS:
+    if plan.grid != (1, 1) or plan.tile[0] <= ifd.VIRTUAL_ROWS:
         return plan
     line = width * plan.decoder.stored * plan.dtype.itemsize
-    first = np.arange(0, height, _VIRTUAL_ROWS, dtype=np.int64)
-    whole = np.minimum(_VIRTUAL_ROWS, height - first) * line
+    first = np.arange(0, height, ifd.VIRTUAL_ROWS, dtype=np.int64)
+    whole = np.minimum(ifd.VIRTUAL_ROWS, height - first) * line
     left = np.maximum(0, plan.counts - first * line)
     return replace(
         plan,
-        tile=(_VIRTUAL_ROWS, width),
+        tile=(ifd.VIRTUAL_ROWS, width),
         grid=(len(first), 1),
         offsets=np.where(plan.offsets > 0, plan.offsets + first * line, 0),
         # a strip that is too short stays too short, which its decoder reports

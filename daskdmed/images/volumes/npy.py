@@ -6,6 +6,7 @@ Not covered: .npz archives, pickled objects.
 from __future__ import annotations
 
 import os
+import tokenize
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ from daskdmed.images.readers import BaseReader
 from daskdmed.images.source import explain_os_error, fingerprint
 from daskdmed.images.volumes.arrays import Layout, check_options, check_values, layout_by_shape
 
-_MAGIC = b"\x93NUMPY"
+#: what NumPy raises where a header says nonsense, which it takes for a Python expression
+MALFORMED = (
+    *(ValueError, TypeError, KeyError, EOFError, SyntaxError, tokenize.TokenError),
+    *(OverflowError, MemoryError, RecursionError),
+)
 
 
 class NpyBackend:
@@ -50,14 +55,7 @@ class NpyReader(BaseReader):
 
     def __init__(self, uri: str, options: VolumeOptions) -> None:
         super().__init__(uri)
-        try:
-            stored: Any = np.load(uri, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise explain_os_error(error, uri) from error
-        except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
-            raise CorruptImageError.of(
-                uri, f"it cannot be mapped as NumPy's format: {error}; save it again by numpy.save"
-            ) from error
+        stored = mapped(uri)
         check_values(uri, stored.shape, stored.dtype)
         self._layout = layout_by_shape(uri, stored.shape, options.time)
         self._stored = stored
@@ -85,3 +83,15 @@ class NpyReader(BaseReader):
     def close(self) -> None:
         self._closed = True
         self._stored = np.empty(0)
+
+
+def mapped(uri: str) -> Any:
+    """The array of a .npy file, mapped into memory."""
+    try:
+        return np.load(uri, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise explain_os_error(error, uri) from error
+    except MALFORMED as error:
+        raise CorruptImageError.of(
+            uri, f"it cannot be mapped as NumPy's format: {error}; save it again by numpy.save"
+        ) from error

@@ -29,7 +29,7 @@ from daskdmed.core.work import Index, Job, call_graph, run
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, damage_named
 from daskdmed.store.ngff.levels import Compressor, compressors_for, create_level
 from daskdmed.store.ngff.pyramid import ReduceTask, make_channels, value_range
 from daskdmed.store.results.donemap import DONE, DoneMap
@@ -319,7 +319,8 @@ class _Job:
         """Do what is not done, and make it an image."""
         done: DoneMap | None = None
         try:
-            group, arrays, done = self._open(place)
+            with damage_named(place):
+                group, arrays, done = self._open(place)
             if done is not None:
                 run(self._levels(arrays, done), name=NAME, client=client, show=progress)
                 self._finish(group, arrays, client)
@@ -351,6 +352,9 @@ class _Job:
         arrays: list[Any] = []
         for level in self.plan:
             if level.place.path not in group:
+                if DONE in group:
+                    missing = level.place.path
+                    raise StoreError(f"blocks are marked as done, and level {missing!r} is missing")
                 create_level(
                     group,
                     level.place.path,

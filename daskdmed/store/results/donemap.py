@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from daskdmed.core.errors import StoreError
 from daskdmed.core.files import write_failure
 from daskdmed.core.types import Array
 
@@ -40,6 +41,8 @@ class DoneMap:
                 DONE, shape=tuple(shape), chunks=tuple(shape), dtype="uint8", fill_value=0
             )
         self._map: Any = group[DONE]
+        if self._map.shape != tuple(shape):
+            raise StoreError(f"the map of done blocks is {self._map.shape}, of blocks {shape}")
         self._done: Array = self._map[...].astype(bool)
         self._dirty = False
         self._written_at = time.monotonic()

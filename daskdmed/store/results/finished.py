@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from daskdmed.core.errors import GeometryError, StoreError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, damage_named
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.store.results.resumable import lazy_array
 
@@ -60,7 +61,9 @@ class Heatmap:
     def read(self, region: Region) -> Array:
         """Values of a box of windows, (k, *region.shape)."""
         lead = (slice(None),) if self.has_channels else ()
-        part = self.array[(*lead, *region.slices)]
+        named = isinstance(self.array, zarr.Array)
+        with damage_named(self.array.store_path) if named else nullcontext():
+            part = self.array[(*lead, *region.slices)]
         if isinstance(part, da.Array):
             part = part.compute(scheduler="synchronous")
         values = np.asarray(part)
@@ -142,16 +145,17 @@ def open_heatmap(
     Raises
     ------
     StoreError
-        There is no result.
+        There is no result, or it is damaged.
     UsageError
         An array whose place nobody knows, or that does not fit it.
     """
     if isinstance(heatmap, Heatmap):
         return heatmap
     array, group = values_of(heatmap)
-    place = georeference or place_of(group)
-    if place is not None:
-        return described(array, group, place)
+    with nullcontext() if group is None else damage_named(heatmap):
+        place = georeference or place_of(group)
+        if place is not None:
+            return described(array, group, place)
     if group is not None:
         raise StoreError(f"{heatmap} is no result of this library; give its georeference=")
     raise UsageError(
@@ -176,15 +180,25 @@ def values_of(heatmap: Any) -> tuple[Any, zarr.Group | None]:
         )
     own: Any = group.attrs.get("daskdmed")
     if isinstance(own, dict) and "path" in own:
-        return group[str(own["path"])], group
+        with damage_named(heatmap):
+            return _array(group, str(own["path"])), group
     try:
         image = Multiscale.parse(group.attrs.asdict())
         if image is not None:
-            return group[image.levels[0].path], group
+            with damage_named(heatmap):
+                return _array(group, image.levels[0].path), group
         reason = "it has no 'multiscales'"
     except MALFORMED as error:
         reason = f"{type(error).__name__}: {error}"
     raise StoreError(f"{heatmap} is no result of this library and no OME-Zarr image ({reason})")
+
+
+def _array(group: zarr.Group, path: str) -> Any:
+    """An array of a group."""
+    found: Any = group[path]
+    if not isinstance(found, zarr.Array):
+        raise StoreError(f"{path!r} is no array")
+    return found
 
 
 def place_of(group: zarr.Group | None) -> Georeference | None:

@@ -7,6 +7,7 @@ attributes of our own. Not covered: how OME-Zarr is written (`daskdmed.images.ng
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -145,15 +146,20 @@ class Georeference:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Georeference:
-        spacing, space = value.get("spacing"), value.get("space")
-        return cls(
-            tuple(value["kernel_size"]),
-            tuple(value["stride"]),
-            tuple(value["downsample"]),
-            None if value["mpp"] is None else (value["mpp"][0], value["mpp"][1]),
-            None if spacing is None else tuple(spacing),
+        """The inverse of `to_json`; a ValueError, TypeError or KeyError of what makes no sense."""
+        spacing, space, mpp = value.get("spacing"), value.get("space"), value["mpp"]
+        found = cls(
+            tuple(map(operator.index, value["kernel_size"])),
+            tuple(map(operator.index, value["stride"])),
+            tuple(map(float, value["downsample"])),
+            None if mpp is None else (float(mpp[0]), float(mpp[1])),
+            None if spacing is None else tuple(map(float, spacing)),
             None if space is None else Space(space["affine"], space["shape"]),
         )
+        numbers = (found.kernel_size, found.stride, found.downsample, found.spacing or found.stride)
+        if len({len(n) for n in numbers}) > 1 or not all(0 < v < np.inf for n in numbers for v in n):
+            raise ValueError(f"a place that cannot be: {value!r}")
+        return found
 
     @property
     def pixel(self) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import zarr
 from dask.base import tokenize
 
@@ -19,7 +20,7 @@ from daskdmed import __version__
 from daskdmed.core.errors import StoreError
 from daskdmed.core.files import write_failure
 from daskdmed.images.ngff.metadata import axis_names
-from daskdmed.store.location import Location
+from daskdmed.store.location import Location, damage_named
 from daskdmed.store.ngff.levels import create_level
 from daskdmed.store.results.donemap import DONE, DoneMap, progress_of
 from daskdmed.store.results.georeference import Georeference
@@ -92,6 +93,8 @@ class ResultStore(DoneMap):
     def __init__(self, group: zarr.Group, spec: ResultSpec) -> None:
         self.spec = spec
         if LEVEL not in group:
+            if DONE in group:
+                raise StoreError(f"blocks are marked as done, and the array {LEVEL!r} is missing")
             create_level(
                 group,
                 LEVEL,
@@ -102,6 +105,9 @@ class ResultStore(DoneMap):
                 axes=spec.axes,
             )
         self.array: Any = group[LEVEL]
+        there, wanted = (self.array.shape, self.array.dtype), (spec.shape, np.dtype(spec.dtype))
+        if there != wanted:
+            raise StoreError(f"its array is {there}, the result needs {wanted}")
         super().__init__(group, spec.blocks)
 
 
@@ -132,7 +138,8 @@ def open_result(
         group = place.open()
         _check_same(group, spec, place)
         place.sweep()
-        return ResultStore(group, spec), place
+        with damage_named(place):
+            return ResultStore(group, spec), place
     return _create(place, spec), place
 
 

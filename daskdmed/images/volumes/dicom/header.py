@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, MissingExtraError
+from daskdmed.core.errors import CorruptImageError, ImageError, MissingExtraError
 from daskdmed.core.extras import extra
 from daskdmed.images.source import explain_os_error
 from daskdmed.images.volumes.dicom.elements import (
@@ -91,11 +91,11 @@ def read_header(
             if not looks_like_dicom(file.read(132)):
                 return None
             return ask(kind(path, file, names))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    except MissingExtraError:
+    except (ImageError, MissingExtraError):
         raise
-    except Exception as error:  # pydicom raises all sorts
+    except Exception as error:  # pydicom raises all sorts, among them OSErrors of its own
+        if isinstance(error, OSError) and error.errno is not None:
+            raise explain_os_error(error, path) from error
         raise corrupt(path, "", error) from error
 
 
