@@ -303,6 +303,44 @@ def test_tile_count_that_is_too_large_is_not_read(make, tmp_path):
         tracemalloc.stop()
 
 
+def test_a_row_of_a_single_strip_that_no_memory_holds(make, tmp_path):
+    """Long strips of raw pixels are read in parts, so that they may be long, but not that wide."""
+    path = tmp_path / "wide.tif"
+    make.write_format(path, "strips-one", 44, 70)
+    make.overwrite_tag(path, 256, 2**31 - 1)
+    with pytest.raises(CorruptImageError, match=r"wide\.tif.*limit of"):
+        open_slide(path)
+    make.overwrite_tag(path, 256, 70)
+    make.overwrite_tag(path, 257, 2**24)
+    make.overwrite_tag(path, 278, 2**24)
+    slide = open_slide(path)  # long, and cut off
+    assert slide.dimensions == (70, 2**24)
+    with pytest.raises(TileError, match=r"wide\.tif"):
+        slide.read_region((0, 1000), 0, (8, 8))
+
+
+@pytest.mark.parametrize(("tag", "value"), [(258, 4), (317, 2), (262, 0)])
+def test_channels_that_are_stored_in_different_ways(tmp_path, tag, value):
+    """The decoder of the first page is not right for the second."""
+    path = tmp_path / "channels.ome.tif"
+    image = np.zeros((2, 64, 80), np.uint8)
+    options = {"photometric": "minisblack", "compression": "lzw", "tile": (32, 32)}
+    tifffile.imwrite(path, image, ome=True, metadata={"axes": "CYX"}, **options)
+    assert open_slide(path, backend="tiff").levels[0].shape == (64, 80, 2)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        page = tif.pages[1]
+        if tag in page.tags:
+            page.tags[tag].overwrite(value)
+        else:  # in the place of a tag that says nothing
+            entry = page.tags[305].offset
+    if tag == 317:
+        data = bytearray(path.read_bytes())
+        data[entry : entry + 12] = struct.pack("<HHIHH", tag, 3, 1, value, 0)
+        path.write_bytes(data)
+    with pytest.raises(UnsupportedImageError, match=r"channels.*differ in size or encoding"):
+        open_slide(path, backend="tiff")
+
+
 def test_errors_of_the_parser_are_typed(make, tmp_path, monkeypatch):
     path = tmp_path / "odd.tif"
     make.write_format(path, "lzw")

@@ -237,8 +237,16 @@ def _of_medsegpy(array: Any) -> bool:
 
 
 def _labels(array: Any) -> list[str] | None:
-    """Names of axes as labels of dimensions, where every one has one that is known."""
-    names = [str(dim.label).lower() for dim in array.dims]
+    """Names of axes as labels of dimensions, where every one has one that is known.
+
+    Of the attribute that holds them: HDF5's own function for it ends the process where that is
+    damaged.
+    """
+    labels = array.attrs.get("DIMENSION_LABELS")
+    if np.shape(labels) != (array.ndim,):
+        return None
+    names = [(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)) for v in labels]
+    names = [name.lower() for name in names]
     return names if {"y", "x"} <= set(names) <= set("tczyx") else None
 
 

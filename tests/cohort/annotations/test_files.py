@@ -46,6 +46,18 @@ def read(*features, **options):
 
 
 # ------------------------------------------------------------------------------ GeoJSON
+@pytest.mark.parametrize("kind", [["Polygon"], {"a": 1}, None, 3])
+def test_types_that_are_no_text(kind) -> None:
+    wrong = [
+        {"type": kind, "features": []},
+        [{"type": kind, "geometry": None}],
+        [{"type": "Feature", "geometry": {"type": kind, "coordinates": [1, 2]}}],
+    ]
+    for document in wrong:
+        with pytest.raises(AnnotationError, match="type"):
+            read_annotations(json.dumps(document))
+
+
 def test_what_qupath_writes(tmp_path: Path) -> None:
     entry = {
         "type": "Feature",

@@ -189,3 +189,28 @@ def test_what_a_format_needs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be written"):
         PatchCoordinates(COORDS, 256, 512, **facts).write(tmp_path / "file" / "a.h5")
+
+
+def test_damaged_hdf5(tmp_path) -> None:
+    path = tmp_path / "patches.h5"
+    PatchCoordinates(COORDS, 256, 512, level=1, name="s").write(path, "clam")
+    data = path.read_bytes()
+    failed = 0
+    for place in range(0, len(data) - 8, 97):  # whatever HDF5 makes of it
+        path.write_bytes(data[:place] + b"\xff" * 8 + data[place + 8 :])
+        try:
+            PatchCoordinates.read(path)
+        except AnnotationError as error:
+            failed += 1
+            assert "patches.h5" in str(error)
+    assert failed > 5
+
+
+def test_coordinates_that_are_only_claimed(tmp_path) -> None:
+    """Chunks that were never written would be made up."""
+    path = tmp_path / "patches.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("coords", (10**9, 2), "i8", chunks=(4096, 2))
+        data.attrs.update(CLAM)
+    with pytest.raises(AnnotationError, match=r"patches\.h5.*more than any slide"):
+        PatchCoordinates.read(path)

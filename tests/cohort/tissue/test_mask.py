@@ -169,6 +169,18 @@ def test_damaged_files(tmp_path):
     np.savez(path, packed=np.array([{}], dtype=object), shape=[1, 1])
     with pytest.raises(CorruptImageError, match="allow_pickle"):
         TissueMask.load(path)
+    np.savez(path, packed=np.zeros(1, np.uint8), shape=[2, 2], shape0=[2.0**70, 4], mpp=())
+    with pytest.raises(CorruptImageError, match="mask.npz"):
+        TissueMask.load(path)
+    np.savez(path, packed=np.zeros(1, np.uint8), shape=[2, 2], shape0=["a", "b"], mpp=())
+    with pytest.raises(CorruptImageError, match="mask.npz"):
+        TissueMask.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        text = b"{'descr': '<i8', 'fortran_order': False, 'shape': (".ljust(117) + b"\n"
+        head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+        archive.writestr("shape.npy", head + text)
+    with pytest.raises(CorruptImageError, match=r"mask.npz.*TokenError|SyntaxError"):
+        TissueMask.load(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("packed.npy", bytes(2**27))
     with pytest.raises(CorruptImageError, match="134217728 bytes"):

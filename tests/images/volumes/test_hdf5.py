@@ -120,6 +120,20 @@ def test_damaged_files(tmp_path):
             open_volume(tmp_path / name)
 
 
+def test_damaged_labels_of_axes(tmp_path):
+    """HDF5's own function that reads them ends the process."""
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("scan", data=VALUES, track_times=False)
+        for dim, label in zip(array.dims, "zyx"):
+            dim.label = label
+    data = path.read_bytes()
+    assert open_volume(path).shape == SHAPE
+    path.write_bytes(data.replace(b"GCOL", b"GC\0L"))
+    with pytest.raises(CorruptImageError, match=r"scan\.h5.*damaged"):
+        open_volume(path)
+
+
 def test_files_that_are_open_elsewhere(tmp_path):
     path = save(tmp_path / "scan.h5", data=VALUES)
     script = (

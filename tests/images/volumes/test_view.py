@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskdmed import Record, Space, Volume, open_slide, open_volume
+from daskdmed.cohort.tissue.files import read_mask
 from daskdmed.core.region import Region
 from daskdmed.errors import (
     CorruptImageError,
@@ -214,6 +215,29 @@ def test_damaged_arrays(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CorruptImageError, match="bad.npy"):
         open_volume(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3, 4",
+        "{'descr': '<i2', 'fortran_order': False, 'shape': ([1], 3, 4)}",
+        "{'descr': '<i2', 'fortran_order': False, 5: (2, 3, 4)}",
+        "{'descr': '<i2', 'fortran_order': False, [1]: (2, 3, 4)}",
+        "{'descr': '<i2', 'fortran_order': False, 'shape': (99999999999999999999, 3, 4)}",
+        "{'descr': '<i2', 'fortran_order': False, 'shape': (-2, 3, 4)}",
+        "(" * 500,
+    ],
+)
+def test_headers_of_arrays_that_make_no_sense(tmp_path, header):
+    """NumPy evaluates the header, and lets through whatever that raises."""
+    path = tmp_path / "bad.npy"
+    text = header.encode().ljust(600) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(48))
+    with pytest.raises(CorruptImageError, match="bad.npy"):
+        open_volume(path)
+    with pytest.raises(CorruptImageError, match="bad.npy"):
+        read_mask(path, "slide", (10, 10))
 
 
 def test_arrays_that_are_no_volumes(tmp_path):

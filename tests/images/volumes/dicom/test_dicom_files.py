@@ -453,6 +453,17 @@ def test_damaged_streams(tmp_path, syntax):
             values(path)
 
 
+def test_lengths_that_reach_beyond_the_file(tmp_path):
+    """pydicom raises OSErrors of its own, which are no errors of the system."""
+    path = made.write(tmp_path / "a.dcm", GOOD, syntax="1.2.840.10008.1.2")
+    data = path.read_bytes()
+    at = data.index(b"\x08\0\x60\0")  # Modality becomes a sequence without an end
+    for length in (0xFFFFFFFF, 0xFFFFFF00):
+        path.write_bytes(data[: at + 4] + length.to_bytes(4, "little") + data[at + 8 :])
+        with pytest.raises((CorruptImageError, UnsupportedImageError), match="a.dcm"):
+            open_volume(path)
+
+
 def test_the_last_of_several_compressed_frames_is_cut(tmp_path):
     stored = made.stored_values(3)
     frames = [imagecodecs.jpegls_encode(np.ascontiguousarray(one)) for one in stored]
