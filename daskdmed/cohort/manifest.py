@@ -148,7 +148,7 @@ def _from_json(
         document = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"{source}: there is no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{source}: cannot be read as JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DatasetError(f'{source}: is not a manifest, it lacks "format": "{FORMAT}"')

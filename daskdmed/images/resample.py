@@ -21,12 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.core.buffers import empty
+from daskdmed.core.errors import GeometryError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 
 #: source read at once along the first axis; a band of a wide block stays within tens of MiB
 _BAND_BYTES = 32 * 2**20
+#: pixels along an axis that are resampled: a glass slide has 750 000 at 0.1 micrometers
+LONGEST = 2**22
 #: source samples worked on at a time
 _CACHED = 2**18
 
@@ -60,7 +63,7 @@ def axis_taps(begin: int, end: int, scale: float, length: int, offset: float = 0
     high = np.clip(high, 1e-6, length)
     low = np.clip(low, 0, np.maximum(high - 1e-6, 0))
     first = np.floor(low).astype(np.intp)
-    number = math.ceil(scale - 1e-9) + 1
+    number = min(math.ceil(scale - 1e-9), length) + 1
     index = first[:, None] + np.arange(number)
     weight = np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None])
     weight = np.maximum(weight, 0)
@@ -223,10 +226,20 @@ def source_region(
     return Region.between([t.start for t in taps], [t.stop for t in taps])
 
 
+def check_resampled(name: str, extent: Sequence[int]) -> None:
+    """Refuse sides so long that the weights of their pixels alone would fill memory."""
+    if max(extent) > LONGEST:
+        raise GeometryError(
+            f"{name} has {tuple(extent)} pixels; images of more than {LONGEST} pixels a side are "
+            "not resampled, read them at a level of their own"
+        )
+
+
 def area_means(view: ImageView, shape: Sequence[int]) -> Array:
     """A whole image averaged over areas to a spatial `shape`, slab by slab, so that memory does not
     grow with it; of the view's type for uint8, otherwise float32."""
     extent = view.spatial_shape
+    check_resampled(view.name, extent)
     shape = tuple(min(n, e) for n, e in zip(shape, extent, strict=True))
     scale = [e / n for e, n in zip(extent, shape, strict=True)]
     kind = np.uint8 if view.dtype == np.uint8 else np.float32
@@ -321,6 +334,7 @@ def _sums(values: Array, axis: int, step: int) -> Array:
     return total
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of values that are infinite
 def _reduce_weighted(source: Array, taps: Sequence[Taps], begin: int, end: int, out: Array) -> None:
     """Any steps: weighted sums, tap by tap so that the order of additions is fixed."""
     index = taps[0].index[begin:end]

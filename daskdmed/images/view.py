@@ -24,7 +24,7 @@ from daskdmed.core.view import ImageView
 from daskdmed.images.channels import composed, take
 from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.protocols import Reader
-from daskdmed.images.resample import resample_nearest, resample_region
+from daskdmed.images.resample import check_resampled, resample_nearest, resample_region
 from daskdmed.images.srgb import convert, transform_of
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def _resampled_view(
             d <= w * (1 + SAME_RESOLUTION) for d, w in zip(level.downsample, wanted, strict=True)
         ):
             number = candidate
+    check_resampled(f"{slide.uri}, level {number},", slide.levels[number].shape[:-1])
     *full, channels = slide.levels[0].shape
     spatial = (max(1, round(n / w)) for n, w in zip(full, wanted, strict=True))
     scale = (w / d for w, d in zip(wanted, slide.levels[number].downsample, strict=True))

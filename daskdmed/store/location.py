@@ -30,6 +30,7 @@ from daskdmed.core.errors import DaskdmedError, StoreError, UsageError
 from daskdmed.core.files import exchange
 from daskdmed.core.places import filesystem, is_remote, local_path
 from daskdmed.core.types import PathLike
+from daskdmed.images.ngff.metadata import MALFORMED
 from daskdmed.images.ngff.storage import zip_root
 from daskdmed.store.homestore import at_home, in_memory
 
@@ -186,7 +187,7 @@ class Location:
         try:
             target: Any = self.store if root is None else ZipStore(self.target, mode="r")
             return zarr.open_group(target, path=root, mode=mode, zarr_format=zarr_format)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, *MALFORMED, RuntimeError) as error:
             raise StoreError(
                 f"{self}: cannot open it as a Zarr v{zarr_format or '2 or v3'} group "
                 f"({type(error).__name__}: {error}); give another out="

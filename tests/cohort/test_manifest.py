@@ -261,3 +261,10 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     for name in ("no.json", "no.csv"):
         with pytest.raises(DatasetError, match="there is no such file"):
             Dataset.from_manifest(tmp_path / name)
+
+
+def test_json_that_is_nested_too_deep(tmp_path):
+    path = tmp_path / "cohort.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match=r"cohort\.json.*JSON"):
+        Dataset.from_manifest(path)

@@ -37,8 +37,10 @@ def main() -> int:
         corpus = corpus.only(options.only)
     if options.input is not None:
         return _again(corpus, options.seed, options.input, options.keep)
+    sound = run(corpus, options.seed, range(-len(corpus.seeds), 0), options.jobs)
     numbers = range(options.first, options.first + options.inputs)
     report = run(corpus, options.seed, numbers, options.jobs, _Progress(options.inputs))
+    report.findings[:0], report.refused = sound.findings, sound.refused
     _show(report)
     if options.report:
         options.report.write_text(json.dumps(_as_json(report), indent=1))
@@ -71,13 +73,16 @@ class _Progress:
         is_terminal = sys.stderr.isatty()
         self._next = now + (0.5 if is_terminal else 20)
         rate = report.inputs / max(now, 1e-9)
-        text = f"{report.inputs} of {self._total} inputs, {rate:.0f}/s, {len(report.findings)} found"
+        text = (
+            f"{report.inputs} of {self._total} inputs, {rate:.0f}/s, {len(report.findings)} found"
+        )
         print(text, end="\r" if is_terminal else "\n", file=sys.stderr, flush=True)
 
 
 def _show(report: Report) -> None:
     print(f"{report.inputs} inputs, seed {report.seed}, corpus {report.digest}, "
           f"{report.seconds:.0f} s of CPU")  # fmt: skip
+    print(f"sound files that are refused: {', '.join(sorted(report.refused)) or 'none'}")
     for family in sorted(report.counts):
         counts = report.counts[family]
         print(f"{family}: {sum(counts.values())}")
@@ -108,6 +113,7 @@ def _as_json(report: Report) -> dict[str, object]:
         "inputs": report.inputs,
         "seconds": report.seconds,
         "counts": {family: dict(counts) for family, counts in report.counts.items()},
+        "refused": sorted(report.refused),
         "findings": [vars(one) for one in report.findings],
         "slowest": report.slowest and vars(report.slowest),
         "largest": report.largest and vars(report.largest),

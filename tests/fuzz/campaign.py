@@ -1,9 +1,9 @@
-"""Many inputs in processes that are watched: a crash or a hang is one input's, and the rest goes on.
+"""Many inputs in processes that are watched: a crash or a hang is one input's, the rest goes on.
 
 The process that calls `run` forks its workers, after everything is imported: it must not have
 begun threads. Each worker says in shared memory which input it is at; what it found comes through a
-pipe. Time is that of the worker's CPU, so that a busy machine is no finding; memory is the most that
-was resident during an input, beyond what was before.
+pipe. Time is that of the worker's CPU, so that a busy machine is no finding; memory is the most
+that was resident during an input, beyond what was before.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ SECONDS, BYTES = 5.0, 1 << 30
 _HANGS, _SLEEPS = 3 * SECONDS, 120.0
 #: addresses that a worker may use beyond what it has: allocations that nobody touches count too
 _ADDRESSES = 3 << 30
-#: what a worker says of itself: the input it is at, and when it began that, in seconds of its CPU
-_STATE = struct.Struct("qd")
+#: what a worker says of itself: whether it works, on which input, and when it began that, in
+#: seconds of its CPU
+_STATE = struct.Struct("qqd")
 
 
 @dataclass
@@ -64,8 +65,11 @@ class Report:
 
     seed: int
     digest: str
+    #: by family
     counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     findings: list[Result] = field(default_factory=list)
+    #: names of seeds that are refused as they are
+    refused: list[str] = field(default_factory=list)
     slowest: Result | None = None
     largest: Result | None = None
     inputs: int = 0
@@ -77,6 +81,8 @@ class Report:
         self.counts[family][f"FOUND {result.kind}" if result.kind else result.outcome] += 1
         if result.kind:
             self.findings.append(result)
+        elif result.number < 0 and result.outcome.startswith("refused"):
+            self.refused.append(result.name)
         if self.slowest is None or result.seconds > self.slowest.seconds:
             self.slowest = result
         if self.largest is None or result.nbytes > self.largest.nbytes:
@@ -94,7 +100,7 @@ def try_input(corpus: Corpus, seed: int, number: int, folder: Path) -> Result:
     began = time.process_time()
     try:
         path = made.write(place)
-        trial = judge(made, path, Draw(np.random.default_rng([seed, number, 1])))
+        trial = judge(made, path, Draw(np.random.default_rng([seed, abs(number), 1])))
         result.seconds, result.nbytes = time.process_time() - began, peak.since()
         result.outcome = outcome(trial)
         if reference.agrees(trial):
@@ -148,9 +154,9 @@ def _work(
     resource.setrlimit(resource.RLIMIT_AS, (taken + _ADDRESSES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:
-        _STATE.pack_into(state, 0, number, time.process_time())
+        _STATE.pack_into(state, 0, 1, number, time.process_time())
         out.send(try_input(corpus, seed, number, folder))
-    _STATE.pack_into(state, 0, -1, 0.0)
+    _STATE.pack_into(state, 0, 0, 0, 0.0)
     out.close()
 
 
@@ -160,7 +166,7 @@ class _Worker:
     def __init__(self, corpus: Corpus, seed: int, numbers: Sequence[int], folder: Path) -> None:
         self.corpus, self.seed, self.numbers, self.folder = corpus, seed, numbers, folder
         self.state = mmap.mmap(-1, _STATE.size)
-        _STATE.pack_into(self.state, 0, numbers[0], 0.0)
+        _STATE.pack_into(self.state, 0, 1, numbers[0], 0.0)
         self.log = folder / f"log-{numbers[0]}"
         self.pipe, theirs = connection.Pipe(duplex=False)
         fork = get_context("fork")
@@ -180,23 +186,25 @@ class _Worker:
             return
         except (EOFError, OSError):
             self.process.join()
-        number = _STATE.unpack_from(self.state, 0)[0]
-        self.numbers = [] if number < 0 else self.numbers[self.numbers.index(number) + 1 :]
+        works, number, _ = _STATE.unpack_from(self.state, 0)
+        self.numbers = self.numbers[self.numbers.index(number) + 1 :] if works else []
         self.pipe.close()
-        if number >= 0:
+        if works:
             yield self._lost(number)
 
     def _lost(self, number: int) -> Result:
         made, done = damaged(self.corpus, self.seed, number)
         code = self.process.exitcode
         name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-        last = self.log.read_bytes()[-1500:].decode("utf-8", "replace")
+        log = self.log.read_bytes()
+        begin = max(0, log.find(b"Fatal Python error"))
+        last = " < ".join(log[begin : begin + 1200].decode("utf-8", "replace").split("\n")[:12])
         return Result(number, made.name, "", self.ended or f"crash: {name}", last, done=done)
 
     def check(self) -> None:
         """End a worker that is too long at one input."""
-        number, began = _STATE.unpack_from(self.state, 0)
-        if number < 0 or not self.process.is_alive():
+        works, _, began = _STATE.unpack_from(self.state, 0)
+        if not works or not self.process.is_alive():
             return
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -206,9 +214,7 @@ class _Worker:
             sleeps = time.monotonic() - self._last_use
             if used - began > _HANGS or sleeps > _SLEEPS:
                 self.ended = "hang" if sleeps <= _SLEEPS else "hang: sleeps"
-                self.process.send_signal(signal.SIGABRT) if hasattr(
-                    self.process, "send_signal"
-                ) else os.kill(self.process.pid, signal.SIGABRT)
+                os.kill(self.process.pid, signal.SIGABRT)  # with a word of where it is
 
 
 def run(

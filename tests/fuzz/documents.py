@@ -51,7 +51,10 @@ _QUPATH = {
                 "geometries": [
                     {"type": "LineString", "coordinates": [[0, 0], [5, 5], [9, 1]]},
                     {"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]},
-                    {"type": "MultiLineString", "coordinates": [[[0, 0], [5, 5]], [[1, 1], [2, 0]]]},
+                    {
+                        "type": "MultiLineString",
+                        "coordinates": [[[0, 0], [5, 5]], [[1, 1], [2, 0]]],
+                    },
                 ],
             },
             "properties": None,
@@ -65,7 +68,8 @@ _ASAP = """<?xml version="1.0"?>
 <Coordinate Order="2" X="190" Y="150,25" /></Coordinates></Annotation>
 <Annotation Name="A 1" Type="Rectangle" PartOfGroup="None" Color="#FF0000"><Coordinates>
 <Coordinate Order="1" X="30" Y="10" /><Coordinate Order="0" X="10" Y="10" />
-<Coordinate Order="2" X="30" Y="40" /><Coordinate Order="3" X="10" Y="40" /></Coordinates></Annotation>
+<Coordinate Order="2" X="30" Y="40" /><Coordinate Order="3" X="10" Y="40" /></Coordinates>
+</Annotation>
 <Annotation Name="A 2" Type="Dot" PartOfGroup="lesion"><Coordinates>
 <Coordinate Order="0" X="7" Y="8" /></Coordinates></Annotation></Annotations>
 <AnnotationGroups><Group Name="tumor" PartOfGroup="lesion" Color="#64FE2E"><Attributes /></Group>
@@ -115,13 +119,14 @@ def make(folder: Path) -> Iterator[Seed]:
         path.write_text(text, "utf-8")
         kind = "geojson" if name.endswith("json") else "xml"
         options = {"offset": (5000, 6000), "mpp": 0.25} if name.endswith("ndpa") else {}
-        yield Seed.of(f"{kind}/{path.stem}", "annotations", path, **options)
+        yield Seed.of(f"{kind}/{path.stem}", "annotations", path, 3, **options)
     path = folder / "zipped.geojson.gz"
     path.write_bytes(gzip.compress(texts["qupath.geojson"].encode(), mtime=0))
-    yield Seed.of("geojson/gz", "annotations", path)
-    path = folder / "wide.xml"
-    path.write_bytes(_ASAP.replace('version="1.0"', 'version="1.0" encoding="utf-16"').encode("utf-16"))
-    yield Seed.of("xml/utf-16", "annotations", path)
+    yield Seed.of("geojson/gz", "annotations", path, 2)
+    path = folder / "latin.xml"
+    text = _ASAP.replace('version="1.0"', 'version="1.0" encoding="iso-8859-1"')
+    path.write_bytes(text.replace("tumor", "Geschwür").encode("latin-1"))
+    yield Seed.of("xml/latin-1", "annotations", path, 2)
     yield from _manifests(folder)
     yield from _patches(folder)
 
@@ -129,13 +134,16 @@ def make(folder: Path) -> Iterator[Seed]:
 def _manifests(folder: Path) -> Iterator[Seed]:
     path = folder / "cohort.csv"
     path.write_text(_MANIFEST_CSV, "utf-8")
-    yield Seed.of("manifest/csv", "manifest", path)
+    yield Seed.of("manifest/csv", "manifest", path, 2)
     path = folder / "cohort.json"
-    records = {"wsi": Record("a.svs", mpp=0.5, facts={"stain": "HE"}), "ct": Record("a.nii", spacing=1)}
-    Dataset("d", [Patient("p1", records, {"grade": 2}), Patient(7, {"wsi": Record("b.svs")})]).to_manifest(
-        path
-    )
-    yield Seed.of("manifest/json", "manifest", path)
+    records = {
+        "wsi": Record("a.svs", mpp=0.5, facts={"stain": "HE"}),
+        "ct": Record("a.nii", spacing=1),
+    }
+    Dataset(
+        "d", [Patient("p1", records, {"grade": 2}), Patient(7, {"wsi": Record("b.svs")})]
+    ).to_manifest(path)
+    yield Seed.of("manifest/json", "manifest", path, 2)
 
 
 def _patches(folder: Path) -> Iterator[Seed]:

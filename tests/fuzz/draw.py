@@ -32,3 +32,11 @@ class Draw:
 
     def bytes(self, count: int) -> bytes:
         return self._rng.bytes(count)
+
+
+def extreme(draw: Draw, bits: int) -> int:
+    """An unsigned number at some edge of its range, or of those within it."""
+    edge = draw.choice([n for n in (7, 8, 15, 16, 31, 32, 63, 64) if n <= bits])
+    near = (1 << edge) + draw.choice((-2, -1, 0, 1))
+    value = draw.choice((0, 1, 2, 3, near, near, draw.below(1 << min(bits, 62)), draw.below(300)))
+    return max(0, value) % (1 << bits)

@@ -223,18 +223,23 @@ def _region(trial: Trial, view: Any) -> Region:
 def _across(trial: Trial, slide: Any) -> None:
     """A region across the border is what was read, and background around it."""
     for level, whole in trial.levels.items():
-        height, width = whole.shape[:2]
-        part = trial.attempt(_READING, slide.read_region, (-3, -2), level, (min(width, 40), 9))
+        shape = (9, min(whole.shape[1], 40))
+        part = trial.attempt(_READING, slide.read_region, (-3, -2), level, shape[::-1])
         if part is None:
             raise Finding("pixels", f"level {level} is read whole, and not in part")
         down = slide.levels[level].downsample
-        y, x = (math.floor(-d / s + 0.5) for d, s in zip((2, 3), down, strict=True))
-        inside = whole[: 9 + y, : part.shape[1] + x]
-        trial.expect(
-            _same(part[-y:, -x:][: inside.shape[0], : inside.shape[1]], inside)
-            and _same(part[:-y or 0], np.broadcast_to(slide.background, part[:-y or 0].shape)),
-            f"a region of level {level} differs from the whole",
-        )
+        y, x = (math.floor(0.5 - d / s) for d, s in zip((2, 3), down, strict=True))
+        expected = np.broadcast_to(np.asarray(slide.background, whole.dtype), part.shape).copy()
+        inside = whole[: max(0, shape[0] + y), : max(0, shape[1] + x)]
+        expected[-y : len(inside) - y, -x : inside.shape[1] - x] = inside
+        if not _same(part, expected) and _reproducible(slide, level, whole):
+            raise Finding("pixels", f"a region of level {level} differs from the whole")
+
+
+def _reproducible(slide: Any, level: int, whole: Any) -> bool:
+    """Blosc leaves memory as it was where its blocks are damaged: other values each time."""
+    filecache.cache.clear()
+    return any(_same(slide.view(level=level).read(Region.of(whole.shape[:2])), whole) for _ in "ab")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -253,7 +258,17 @@ def _volume(trial: Trial, **options: Any) -> None:
         turned = trial.attempt((), volume.view, orientation="RAS")
         values = turned.read(Region.of(turned.spatial_shape))
         trial.expect(values.size == trial.levels[0].size, "turned, it has other voxels")
+        _coarser(trial, volume)
     trial.attempt((), volume._repr_html_)
+
+
+def _coarser(trial: Trial, volume: Any) -> None:
+    """The volume at twice its spacing."""
+    steps = [2 * s for s in volume.space.spacing]
+    kinds = (errors.ResolutionError, errors.GeometryError)
+    view = trial.attempt(kinds, volume.view, spacing=steps)
+    if view is not None:
+        trial.attempt(_READING, view.read, Region.of(view.spatial_shape))
 
 
 def _volume_facts(trial: Trial, volume: Any) -> None:
@@ -272,7 +287,9 @@ def _volume_facts(trial: Trial, volume: Any) -> None:
 def _annotations(trial: Trial, **options: Any) -> None:
     kinds = (errors.AnnotationError, errors.UsageError)
     found = trial.attempt(kinds, daskdmed.read_annotations, trial.path, **options)
-    strict = trial.attempt(kinds, daskdmed.read_annotations, trial.path, on_invalid="raise", **options)
+    strict = trial.attempt(
+        kinds, daskdmed.read_annotations, trial.path, on_invalid="raise", **options
+    )
     left = trial.attempt(kinds, daskdmed.read_annotations, trial.path, on_invalid="skip", **options)
     trial.expect(strict is None or found is not None, "wrong only where all is repaired")
     trial.expect(found is None or left is not None, "wrong only where all may be left out")

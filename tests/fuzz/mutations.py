@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.fuzz import structures
-from tests.fuzz.draw import Draw
+from tests.fuzz.draw import Draw, extreme
 from tests.fuzz.seeds import Corpus, Seed
 
 #: a damaged file is at most so large
@@ -28,7 +28,10 @@ _TELLING = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".hdr")
 
 
 def damaged(corpus: Corpus, seed: int, number: int) -> tuple[Seed, str]:
-    """Input `number` of a campaign: a damaged seed, and what was done to it."""
+    """Input `number` of a campaign: a damaged seed, and what was done to it. Numbers below 0 are
+    the seeds themselves, the last is -1."""
+    if number < 0:
+        return corpus.seeds[number], "sound"
     draw = Draw(np.random.default_rng([seed, number]))
     chosen = draw.weighted(corpus.seeds, [s.share for s in corpus.seeds])
     files, done = dict(chosen.files), []
@@ -130,7 +133,7 @@ def _number(data: bytes, draw: Draw, donors: Sequence[bytes]) -> bytes:
     if len(data) < width:
         return data
     at = min(_place(data, draw), len(data) - width)
-    value = structures.extreme(draw, 8 * width)
+    value = extreme(draw, 8 * width)
     return data[:at] + value.to_bytes(width, draw.choice(("little", "big"))) + data[at + width :]
 
 

@@ -19,8 +19,8 @@ from tests.images import _make
 DICOM = (
     "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm",
     "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm",
-    "JPGExtended.dcm", "rtdose.dcm", "rtdose_rle.dcm", "image_dfl.dcm", "SC_rgb_rle_2frame.dcm",
-    "liver_1frame.dcm", "CT_small.dcm", "JPEGLSNearLossless_16.dcm",
+    "JPGExtended.dcm", "rtdose.dcm", "rtdose_rle.dcm", "image_dfl.dcm",
+    "CT_small.dcm", "JPEGLSNearLossless_16.dcm",
 )  # fmt: skip
 
 

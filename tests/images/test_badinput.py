@@ -13,6 +13,7 @@ import tifffile
 from daskdmed.core.region import Region
 from daskdmed.errors import (
     CorruptImageError,
+    GeometryError,
     ImageError,
     ImageNotFoundError,
     ImagePermissionError,
@@ -332,12 +333,12 @@ def test_channels_that_are_stored_in_different_ways(tmp_path, tag, value):
         if tag in page.tags:
             page.tags[tag].overwrite(value)
         else:  # in the place of a tag that says nothing
-            entry = page.tags[305].offset
+            entry = page.tags[296].offset
     if tag == 317:
         data = bytearray(path.read_bytes())
         data[entry : entry + 12] = struct.pack("<HHIHH", tag, 3, 1, value, 0)
         path.write_bytes(data)
-    with pytest.raises(UnsupportedImageError, match=r"channels.*differ in size or encoding"):
+    with pytest.raises(UnsupportedImageError, match=r"channels.*pages.*differ in size or encoding"):
         open_slide(path, backend="tiff")
 
 
@@ -366,3 +367,32 @@ def test_report_of_failed_tiles_is_bounded(make, tmp_path, monkeypatch):
     out = reader.read(0, Region((0, 0), (512, 640)), tile_error="fill")
     assert (out == 255).all()
     assert [f.tile for f in reader.failed_tiles] == [(3, 2), (3, 3), (3, 4)]
+
+
+def test_images_that_are_too_long_to_be_shrunk(tmp_path, caplog):
+    """Zarr may declare any extent; chunks that are not there are the fill value."""
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(store=str(tmp_path / "long.zarr"), shape=(8, 2**40, 3), chunks=(8, 64, 3),
+                      dtype="u1", fill_value=7)  # fmt: skip
+    slide = open_slide(tmp_path / "long.zarr")
+    assert (slide.read_region((2**39, 0), 0, (10, 4)) == 7).all()
+    with pytest.raises(GeometryError, match=r"long\.zarr, level 0.*not resampled"):
+        slide.get_thumbnail((100, 100))
+    with pytest.raises(GeometryError, match=r"long\.zarr, level 0.*not resampled"):
+        slide.with_mpp(1).view(mpp=2)
+    assert "no picture" not in caplog.text
+    assert "long.zarr" in slide._repr_html_()
+
+
+def test_a_thumbnail_whose_tiles_have_more_samples(make, tmp_path):
+    """Its directory says grey, its JPEG has three samples."""
+    path = tmp_path / "samples.svs"
+    image = make.picture(64, 80)
+    with tifffile.TiffWriter(path) as tif:
+        for part, layout in ((image, {"tile": (32, 32)}), (image[::4, ::4], {"rowsperstrip": 16})):
+            tif.write(part, description=make.APERIO, compression="jpeg", photometric="rgb",
+                      metadata=None, **layout)  # fmt: skip
+    make.overwrite_tag(path, 277, 1, page=1)
+    slide = open_slide(path, backend="tiff")
+    with pytest.raises(TileError, match=r"samples\.svs.*3 samples, expected 1"):
+        slide.associated_images["thumbnail"]

@@ -146,3 +146,22 @@ def test_enlarging_is_linear_between_centres():
     expected = np.interp((np.arange(20) + 0.5) * 0.5 - 0.5, np.arange(10), ramp[0, :, 0])
     assert np.array_equal(big[0, :, 0], np.rint(expected))
     assert np.array_equal(whole(ramp, (1.0, 1.0)), ramp)
+
+
+def test_infinite_values_warn_of_nothing():
+    image = np.ones((9, 10, 1), np.float32)
+    image[4, 5], image[0, 0] = np.inf, np.nan
+    with np.errstate(all="raise"):
+        small = whole(image, (1.5, 2.0))
+    assert small.shape == (6, 5, 1)
+    assert np.isnan(small[0, 0, 0])
+    assert (small[4:] == 1).all()
+
+
+def test_pixels_that_are_larger_than_the_image():
+    """A header may say that voxels are a million times smaller than they are."""
+    image = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
+    out = np.empty((1, 1, 1), np.float32)
+    read = lambda region: image[region.slices]  # noqa: E731
+    resample_region(Region((0, 0), (1, 1)), (1e30, 1e12), (3, 4), 2, read, out)
+    assert out == image.mean()

@@ -428,3 +428,11 @@ def test_the_home_folder(tmp_path, monkeypatch):
     assert made.class_map.shape == (32, 32)
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"a.zarr", "a.geojson", "a.tif", "a.svs", "a.mask.npy", "b.zarr"}
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"zarr_format": {}}', "3", "\\x00", '{"a": ['])
+def test_groups_whose_metadata_make_no_sense(tmp_path, content):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_text(content)
+    with pytest.raises(StoreError, match=r"a\.zarr"):
+        Location.of(tmp_path / "a.zarr").open("r", zarr_format=None)

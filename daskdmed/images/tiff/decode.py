@@ -361,6 +361,10 @@ def _decode_grouped(
 
 
 def _check_extent(tile: Array, rows: int, columns: int, job: _Row) -> None:
+    if tile.shape[2] != job.plan.decoder.given:
+        raise DecodeError(
+            f"the tile decodes to {tile.shape[2]} samples, expected {job.plan.decoder.given}"
+        )
     if tile.shape[0] < rows or tile.shape[1] < columns:
         raise DecodeError(
             f"the tile decodes to {tile.shape[1]} x {tile.shape[0]} pixels, "

@@ -32,6 +32,12 @@ _MAX_SIDE = 2**31 - 1
 _WIDTH, _LENGTH, _SAMPLES, _ROWS, _TILE_W, _TILE_H, _SUBIFD = 256, 257, 277, 278, 322, 323, 330
 _STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS = 273, 324, 279, 325
 _PLANAR, _BITS, _COMPRESSION, _NDPI = 284, 258, 259, 65420
+#: tags that say how pixels are stored: sizes, bits, compression, photometric interpretation, order
+#: of bits, samples, planes, predictor, kind of samples; and what they say where they are missing
+_DECISIVE = {
+    _WIDTH: 0, _LENGTH: 0, _BITS: 1, _COMPRESSION: 1, 262: 0, 266: 1, _SAMPLES: 1, _PLANAR: 1,
+    317: 1, _TILE_W: 0, _TILE_H: 0, 339: 1,
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -41,6 +47,11 @@ class IFD:
     offset: int
     #: tag -> (number of values, first values as far as they are small integers)
     tags: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """What decides how pixels are stored."""
+        return tuple(self.first(tag, default) for tag, default in _DECISIVE.items())
 
     def first(self, tag: int, default: int = 0) -> int:
         entry = self.tags.get(tag)

@@ -27,7 +27,7 @@ from daskdmed.core.errors import (
 )
 from daskdmed.images.protocols import ChannelInfo, SlideOptions
 from daskdmed.images.readers import Planes, say_choice
-from daskdmed.images.source import Source
+from daskdmed.images.source import FinalError, Source
 from daskdmed.images.tiff import channels as describing
 from daskdmed.images.tiff import ifd, leica, metadata, stack, vendors
 from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
@@ -35,6 +35,7 @@ from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
 
 _log = logging.getLogger("daskdmed.images")
+_DIRECTORIES = "daskdmed_directories"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,10 @@ def parse(source: Source, options: SlideOptions) -> TiffIndex:
 def opened(source: Source) -> Iterator[Any]:
     """A file as tifffile has it, for a while; a broken one is found before memory is spent."""
     with source.scanning():
-        ifd.walk(source)
+        directories = {one.offset: one for one in ifd.walk(source)}
         with _opened(source) as tif:
+            # what pages say of themselves: tifffile takes the first page's word for all of a series
+            setattr(tif, _DIRECTORIES, directories)
             yield tif
 
 
@@ -216,6 +219,7 @@ def page_planes(page: Any, source: Source, depth: int | None = None) -> list[Pag
     """One index per separately stored plane of a page; `depth` is which of the focal planes that
     lie in it (Ventana's, for one) is meant."""
     key = page.keyframe
+    _check_page(page, source)
     within = int(key.imagedepth)
     deep = within != 1 and (depth is None or not key.is_tiled)
     if deep or (key.is_tiled and key.tiledepth != 1):
@@ -303,6 +307,21 @@ def given_channels(fmt: PageFormat) -> int:
     return fmt.samples - 1 if has_alpha(fmt) and fmt.samples in (2, 4) else fmt.samples
 
 
+def _check_page(page: Any, source: Source) -> None:
+    """Refuse a page that is stored otherwise than the first of its series, as which it would be
+    decoded."""
+    key = page.keyframe
+    directories: dict[int, ifd.IFD] = getattr(page.parent, _DIRECTORIES, {})
+    own, first = (directories.get(p.offset) for p in (page, key))
+    if page is not key and own and first and own.layout != first.layout:
+        raise _differ(source)
+
+
+def _differ(source: Source) -> FinalError:
+    what = "the pages of the image differ in size or encoding; save it with pages that are alike"
+    return FinalError.of(source.uri, what)
+
+
 def make_plan(
     planes: list[PageIndex], level: int, background: tuple[int, ...], source: Source
 ) -> LevelPlan:
@@ -311,9 +330,7 @@ def make_plan(
     # one decoder does for all of them
     kinds = {(p.width, p.height, p.tile, replace(p.format, header=None)) for p in planes}
     if len(kinds) > 1:
-        raise UnsupportedImageError.of(
-            source.uri, "the channels of the image differ in size or encoding"
-        )
+        raise _differ(source)
     decoder = make_decoder(first.format, background, source.uri)
     plan = LevelPlan(
         level=level,

@@ -22,7 +22,12 @@ from daskdmed.core.space import Space, spacing_of
 from daskdmed.core.types import Array
 from daskdmed.core.view import FailedTile, ImageView, background_of
 from daskdmed.images.channels import pick
-from daskdmed.images.resample import resample_labels, resample_region, source_region
+from daskdmed.images.resample import (
+    check_resampled,
+    resample_labels,
+    resample_region,
+    source_region,
+)
 from daskdmed.images.view import SAME_RESOLUTION, SlideView
 
 if TYPE_CHECKING:
@@ -224,6 +229,7 @@ def turned(
     resampled = any(abs(s - 1) > SAME_RESOLUTION for s in scale)
     shape = tuple(source.shape[axis] for axis in order)
     if resampled:
+        check_resampled(source.name, source.spatial_shape)
         down = wanted
         shape = tuple(max(1, round(n / w)) for n, w in zip(full, wanted, strict=True))
     if space is not None and (shape != space.shape or any(d != 1 for d in down)):

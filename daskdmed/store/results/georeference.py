@@ -157,7 +157,9 @@ class Georeference:
             None if space is None else Space(space["affine"], space["shape"]),
         )
         numbers = (found.kernel_size, found.stride, found.downsample, found.spacing or found.stride)
-        if len({len(n) for n in numbers}) > 1 or not all(0 < v < np.inf for n in numbers for v in n):
+        if len({len(n) for n in numbers}) > 1 or not all(
+            0 < v < np.inf for n in numbers for v in n
+        ):
             raise ValueError(f"a place that cannot be: {value!r}")
         return found
 

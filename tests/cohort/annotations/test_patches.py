@@ -201,8 +201,7 @@ def test_damaged_hdf5(tmp_path) -> None:
         try:
             PatchCoordinates.read(path)
         except AnnotationError as error:
-            failed += 1
-            assert "patches.h5" in str(error)
+            failed += "patches.h5" in str(error)
     assert failed > 5
 
 

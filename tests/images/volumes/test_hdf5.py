@@ -129,9 +129,10 @@ def test_damaged_labels_of_axes(tmp_path):
             dim.label = label
     data = path.read_bytes()
     assert open_volume(path).shape == SHAPE
-    path.write_bytes(data.replace(b"GCOL", b"GC\0L"))
-    with pytest.raises(CorruptImageError, match=r"scan\.h5.*damaged"):
-        open_volume(path)
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(data.replace(b"GCOL", b"GC\0L"))
+    with pytest.raises(CorruptImageError, match=r"damaged\.h5.*is damaged"):
+        open_volume(damaged)
 
 
 def test_files_that_are_open_elsewhere(tmp_path):

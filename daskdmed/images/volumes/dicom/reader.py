@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ImageError
+from daskdmed.core.errors import CorruptImageError, GeometryError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.images.protocols import VolumeInfo
@@ -136,7 +136,7 @@ def _check_twin(uri: str, first: Frame, other: Frame) -> None:
         try:
             same = np.array_equal(read_stored(first, rows), read_stored(other, rows))
         except ValueError as error:
-            raise ImageError.of(
+            raise CorruptImageError.of(
                 uri, f"two slices lie in one place, and cannot be compared: {error}"
             ) from error
     if not same:
