@@ -113,10 +113,10 @@ def try_input(corpus: Corpus, seed: int, number: int, folder: Path) -> Result:
         shutil.rmtree(place, ignore_errors=True)
     if not result.seconds:
         result.seconds, result.nbytes = time.process_time() - began, peak.since()
-    if not result.kind and result.seconds > SECONDS:
-        result.kind, result.text = "slow", f"{result.seconds:.1f} s of CPU"
     if not result.kind and result.nbytes > BYTES:
         result.kind, result.text = "memory", f"{result.nbytes} bytes"
+    if not result.kind and result.seconds > SECONDS:
+        result.kind, result.text = "slow", f"{result.seconds:.1f} s of CPU"
     return result
 
 

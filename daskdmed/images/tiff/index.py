@@ -27,7 +27,8 @@ from daskdmed.core.errors import (
 )
 from daskdmed.images.protocols import ChannelInfo, SlideOptions
 from daskdmed.images.readers import Planes, say_choice
-from daskdmed.images.source import FinalError, Source
+from daskdmed.images.refusals import FinalError
+from daskdmed.images.source import Source
 from daskdmed.images.tiff import channels as describing
 from daskdmed.images.tiff import ifd, leica, metadata, stack, vendors
 from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
