@@ -65,7 +65,9 @@ class TestCzi(BackendConformance):
         return uri, levels, Region((64, 128), (64, 64))
 
 
-@pytest.mark.parametrize(("compression", "dtype"), [("zstd1:", np.uint16), ("zstd0:ExplicitLevel=3", np.uint8)])
+@pytest.mark.parametrize(
+    ("compression", "dtype"), [("zstd1:", np.uint16), ("zstd0:ExplicitLevel=3", np.uint8)]
+)
 def test_channels(tmp_path, compression, dtype):
     """Written by pylibCZIrw."""
     from pylibCZIrw import czi as pylib

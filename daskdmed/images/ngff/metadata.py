@@ -323,6 +323,11 @@ def ome_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return dict(ome) if isinstance(ome, Mapping) else {}
 
 
+def is_spatialdata(attributes: Mapping[str, Any]) -> bool:
+    """Whether a group is the root of a SpatialData object."""
+    return "spatialdata_attrs" in attributes and "multiscales" not in ome_of(attributes)
+
+
 def ome_attributes(ome: Mapping[str, Any], version: str) -> dict[str, Any]:
     """OME metadata as attributes of a group: 0.5 has them under one key, 0.4 has not."""
     return dict(ome) if version == "0.4" else {"ome": dict(ome)}

@@ -17,12 +17,23 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core import buffers
-from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
+from daskdmed.core.errors import (
+    CorruptImageError,
+    UnsupportedImageError,
+    UsageError,
+    listing,
+)
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.channels import read_groups
 from daskdmed.images.ngff.chunks import Layout, ordinary_pipeline
-from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, holds_classes, ome_of
+from daskdmed.images.ngff.metadata import (
+    MALFORMED,
+    Multiscale,
+    holds_classes,
+    is_spatialdata,
+    ome_of,
+)
 from daskdmed.images.ngff.stack import Stack
 from daskdmed.images.ngff.storage import metadata_error
 from daskdmed.images.protocols import LevelInfo, SlideInfo, SlideOptions
@@ -188,7 +199,7 @@ def image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]]
     """The group that holds the image, and the names of all images when there are several.
 
     bioformats2raw writes every image of a file; in VSI and some CZI and SCN files the first
-    is the label or an overview.
+    is the label or an overview. SpatialData has its images below "images".
     """
     ome = ome_of(group.attrs.asdict())
     if "plate" in ome or "well" in ome:
@@ -197,16 +208,44 @@ def image_group(uri: str, group: Any, image: str) -> tuple[Any, tuple[str, ...]]
             f"{uri.rstrip('/')}/A/1/0",
             uri=uri,
         )
+    if is_spatialdata(group.attrs.asdict()):
+        return _spatialdata_image(uri, group, image)
     if "bioformats2raw.layout" not in ome or "multiscales" in ome:
         _check_single(uri, image)
         return group, ()
-    groups = [child(uri, group, path, "the image") for path in _series(group)]
+    return _choose_group(uri, group, image, dict.fromkeys(_series(group), ""))
+
+
+def _spatialdata_image(uri: str, root: Any, image: str) -> tuple[Any, tuple[str, ...]]:
+    """One of the images below "images" by its name, or of the label maps, "labels/name"."""
+    homes = [name for name in ("images", "labels") if name in root]
+    paths = {f"{home}/{name}": home for home in homes for name in sorted(root[home].group_keys())}
+    elements = {path: path.removeprefix("images/") for path in paths}
+    scans = {path: name for path, name in elements.items() if paths[path] == "images"}
+    if not scans and not image:
+        raise UnsupportedImageError.of(
+            uri,
+            "this SpatialData has no image; "
+            + (
+                f"image= names one of its label maps {listing([*elements.values()])}"
+                if elements
+                else "its tables, points and shapes are not read here"
+            ),
+        )
+    return _choose_group(uri, root, image, elements if image else scans)
+
+
+def _choose_group(
+    uri: str, group: Any, image: str, paths: Mapping[str, str]
+) -> tuple[Any, tuple[str, ...]]:
+    """One of the groups at some paths, each with its name, or else as it calls itself."""
+    groups = [child(uri, group, path, "the image") for path in paths]
     names, pixels, spacing = [], [], []
-    for one in groups:
+    for one, given in zip(groups, paths.values(), strict=True):
         described = Multiscale.parse(one.attrs.asdict())
         level = described and described.levels[0].path
         shape = child(uri, one, level, "the array").shape if level else (0, 0)
-        names.append((described and described.name) or one.basename)
+        names.append(given or (described and described.name) or one.basename)
         pixels.append(shape[-1] * shape[-2])
         spacing.append(described.spacing()[-1] if described else None)
     chosen = choose_image(uri, image, names, pixels, spacing)

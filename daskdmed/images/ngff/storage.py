@@ -26,7 +26,7 @@ from daskdmed.core.errors import (
     UnsupportedImageError,
 )
 from daskdmed.core.places import filesystem, local_path, notes, told
-from daskdmed.images.ngff.metadata import MALFORMED, Multiscale
+from daskdmed.images.ngff.metadata import MALFORMED, Multiscale, is_spatialdata
 from daskdmed.images.readers import check_readable, fingerprint_files
 from daskdmed.images.remote.retry import attempt_now
 from daskdmed.images.remote.settings import settings
@@ -250,9 +250,9 @@ class _Folder:
         """Forget listings."""
         self._fs.invalidate_cache()
 
-    def folders(self) -> list[str]:
+    def folders(self, below: str = "") -> list[str]:
         try:
-            entries = self._fs.ls(self._root, detail=True)
+            entries = self._fs.ls(f"{self._root}/{below}".rstrip("/"), detail=True)
         except Exception as error:
             logger.debug("%s cannot be listed: %s", self._uri, error)
             return []
@@ -284,6 +284,8 @@ def _children(place: _Folder) -> list[str]:
         if document.get("node_type") == "array" or place.facts(".zarray") is not None:
             return []
         attributes = document.get("attributes", {}) if root is not None else document
+        if is_spatialdata(attributes):
+            return _elements(place)
         image = Multiscale.parse(attributes)
         if image is not None:
             return [level.path for level in image.levels]
@@ -291,6 +293,16 @@ def _children(place: _Folder) -> list[str]:
         logger.debug("metadata of a Zarr group cannot be parsed: %s", error)
         return []
     return place.folders()
+
+
+def _elements(place: _Folder) -> list[str]:
+    """Images and label maps of a SpatialData object, with their levels."""
+    found = []
+    for home in ("images", "labels"):
+        for name in place.folders(home):
+            found.append(f"{home}/{name}")
+            found += [f"{home}/{name}/{level}" for level in place.folders(f"{home}/{name}")]
+    return found
 
 
 def zip_root(path: str) -> str | None:
