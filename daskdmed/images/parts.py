@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,15 @@ import numpy.typing as npt
 
 from daskdmed.core import buffers
 from daskdmed.core.errors import GeometryError
+from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 
 #: cells that a region has at most: rows of an uncompressed file are joined before they are marked
 _MOST_CELLS = 1 << 16
+#: rectangles that are read at once of an image behind a URL
+_AT_ONCE = 8
 
 _Ints = npt.NDArray[np.int64]
 
@@ -142,8 +146,18 @@ class Parts:
             background = view.background
             for blank in blanks:
                 out[blank.local_to(region).slices] = background
-        for rectangle in self.rectangles():
+        rectangles = self.rectangles()
+
+        def read(rectangle: Region) -> None:
             view.read(rectangle, out[rectangle.local_to(region).slices])
+
+        if len(rectangles) > 1 and view.uri is not None and is_remote(view.uri):
+            # each waits for a server: they do so together
+            with ThreadPoolExecutor(min(len(rectangles), _AT_ONCE)) as pool:
+                list(pool.map(read, rectangles))
+        else:
+            for rectangle in rectangles:
+                read(rectangle)
         return out
 
 

@@ -6,9 +6,10 @@ meanwhile is an error and not a crash. Not covered: compressed files.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from daskdmed.images.source import Source
 
 #: planes that lie together are read in pieces of about so many bytes
 _PIECE = 8 * 2**20
+
+
+#: where a run lies among the outer axes: within the box, within the array, and along the next axis
+_Run: TypeAlias = tuple[tuple[int, ...], list[int], int]
 
 
 class RawArray:
@@ -57,29 +62,47 @@ class RawArray:
         many = max(1, _PIECE // max(1, run))
         outer = [range(s.start, s.stop) for s in spans[: split - 1]]
         last = spans[split - 1]
-        for index in np.ndindex(*(len(r) for r in outer)):
-            above = [r[i] for r, i in zip(outer, index, strict=True)]
-            for start in range(last.start, last.stop, many):
-                stop = min(start + many, last.stop)
-                values = self._run([*above, start], stop - start, inner)
-                values = values[(slice(None), *spans[split:])][(None,) * len(outer)]
+        runs = (
+            (index, [r[i] for r, i in zip(outer, index, strict=True)], start)
+            for index in np.ndindex(*(len(r) for r in outer))
+            for start in range(last.start, last.stop, many)
+        )
+        for some in self._together(runs, run * min(many, last.stop - last.start)):
+            counts = [min(many, last.stop - start) for _, _, start in some]
+            read = self._runs([[*above, start] for _, above, start in some], counts, inner)
+            for (index, _, start), count, entries in zip(some, counts, read, strict=True):
+                values = entries[(slice(None), *spans[split:])][(None,) * len(outer)]
                 place = [slice(i, i + 1) for i in index]
-                place.append(slice(start - last.start, stop - last.start))
+                place.append(slice(start - last.start, start - last.start + count))
                 whole = [*place, *(slice(None) for _ in inner)]
                 yield (
                     tuple(p for p, keep in zip(whole, kept, strict=True) if keep),
                     values[drop],
                 )
 
-    def _run(self, first: list[int], count: int, inner: tuple[int, ...]) -> Array:
-        """So many entries of an axis with all that lies behind it."""
-        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(first))]
-        at = sum(i * s for i, s in zip(first, strides, strict=True)) * self.dtype.itemsize
-        nbytes = count * math.prod(inner) * self.dtype.itemsize
-        data = self._source.read(self._offset + at, nbytes)
-        if len(data) != nbytes:
-            raise CorruptImageError.of(
-                self._source.uri,
-                f"{len(data)} of {nbytes} bytes at {self._offset + at}; the file was changed",
-            )
-        return np.frombuffer(data, self.dtype).reshape(count, *inner)
+    def _together(self, runs: Iterator[_Run], nbytes: int) -> Iterator[list[_Run]]:
+        """As many of some runs as are worth asking for with one call: one by one of local files."""
+        many = max(1, self._source.together // max(1, nbytes))
+        while some := list(itertools.islice(runs, many)):
+            yield some
+
+    def _runs(
+        self, firsts: list[list[int]], counts: list[int], inner: tuple[int, ...]
+    ) -> list[Array]:
+        """So many entries of an axis with all that lies behind it, of several places."""
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(firsts[0]))]
+        offsets, sizes = [], []
+        for first, count in zip(firsts, counts, strict=True):
+            at = sum(i * s for i, s in zip(first, strides, strict=True)) * self.dtype.itemsize
+            offsets.append(self._offset + at)
+            sizes.append(count * math.prod(inner) * self.dtype.itemsize)
+        found = []
+        read = self._source.read_many(offsets, sizes)
+        for data, at, nbytes, count in zip(read, offsets, sizes, counts, strict=True):
+            if len(data) != nbytes:
+                raise CorruptImageError.of(
+                    self._source.uri,
+                    f"{len(data)} of {nbytes} bytes at {at}; the file was changed",
+                )
+            found.append(np.frombuffer(data, self.dtype).reshape(count, *inner))
+        return found

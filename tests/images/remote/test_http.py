@@ -13,6 +13,7 @@ import pytest
 import tifffile
 
 from daskdmed import open_slide, open_volume
+from daskdmed.core.region import Region
 from daskdmed.errors import (
     ChangedImageError,
     ImageError,
@@ -23,6 +24,7 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images.filecache import cache
+from daskdmed.images.parts import read_parts
 from daskdmed.images.refusals import RangeError
 from daskdmed.images.remote.blocks import BLOCK, blocks
 from daskdmed.images.remote.counting import count_requests
@@ -432,6 +434,31 @@ def test_volumes_over_http(server, tmp_path):
     server.files["v.tif"] = (tmp_path / "v.tif").read_bytes()
     volume = open_volume(server.url("v.tif"))
     assert np.array_equal(volume.read((0, 0, 0), volume.shape), stack)
+
+
+def test_a_part_of_a_volume_is_asked_for_together(server, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 200, (40, 120, 300), np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "v.nii")
+    server.files["v.nii"] = (tmp_path / "v.nii").read_bytes()
+    volume = open_volume(server.url("v.nii"))
+    blocks.clear()
+    server.behave()
+    found = volume.read((20, 30, 3), (200, 8, 9))
+    assert np.array_equal(found, values.T[20:220, 30:38, 3:12])
+    assert len(server.requests) == 1
+
+
+def test_parts_of_a_region_wait_for_a_server_together(server, slide):
+    view = open_slide(server.url("a.tif")).view()
+    blocks.clear()
+    together = threading.Barrier(3)
+    server.behave(hold=lambda: together.wait(60))
+    region = Region((0, 0), (1024, 1024))
+    boxes = [Region((y, 5), (9, 9)) for y in (5, 400, 900)]
+    found = read_parts(view, region, boxes)  # one after the other would wait for ever
+    for box in boxes:
+        assert np.array_equal(found[box.slices], slide[1][box.slices])
 
 
 def test_what_volumes_are_not_read_from_urls_is_said(server):
