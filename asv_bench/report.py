@@ -10,12 +10,14 @@ All are ratios to what the same machine did in the same round, or counts.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import inputs
+import remote as servers
 import scenarios
 import steps
 import trainers
@@ -180,6 +182,21 @@ def sliding_windows(kind: str, rounds: int) -> Iterator[Figure]:
         yield Figure(f"{name}, decodes per tile", kind, found.decodes_per_tile, decodes, False)
 
 
+def remote(kind: str, rounds: int) -> Iterator[Figure]:
+    """Slides behind a URL."""
+    if importlib.util.find_spec("aiohttp") is None:
+        yield Figure("block behind a URL", kind, None, detail="not installed (aiohttp)")
+        return
+    found = servers.blocks(inputs.slide(kind), inputs.seconds(), rounds)
+    detail = f"{found.rate / 1e6:,.1f} Mpix/s"
+    what = "block behind a URL"
+    yield Figure(f"{what} at 50 ms / tile by tile", kind, found.to_tiles, 10, detail=detail)
+    yield Figure(f"{what} at 50 ms / tiles from fsspec's read-ahead", kind, found.to_ahead, None)
+    yield Figure(f"{what}, bytes fetched per byte needed", kind, found.fetched, 1.5, False)
+    yield Figure(f"{what}, requests", kind, found.requests, None)
+    yield Figure("slide behind a URL, requests to open it", kind, found.opening, None)
+
+
 def memory(kind: str, rounds: int) -> Iterator[Figure]:
     """Memory against slide size; one slide and one round tell it."""
     small, large = inputs.side() // 2, inputs.side() * 2
@@ -203,6 +220,7 @@ TOPICS = (
     step_slowdown,
     first_batch,
     sliding_windows,
+    remote,
     memory,
 )
 

@@ -172,6 +172,10 @@ class RemoteSource:
         """Fetch blocks that others may be waiting for."""
         ends = [(n * BLOCK, min((n + 1) * BLOCK, self.size)) for n in mine]
         runs = _runs(ends, limits.gap, limits.run)
+        # what lies between comes too: who wants it meanwhile waits for it
+        wanted = set(mine)
+        between = [n for a, b in runs for n in range(a // BLOCK, -(-b // BLOCK)) if n not in wanted]
+        mine = mine + cache.claim(file_id, between)[1]
         found: dict[int, bytes] = {}
         failed: Exception | None = None
         try:

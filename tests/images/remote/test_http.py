@@ -172,6 +172,22 @@ def test_two_threads_that_want_the_same_fetch_it_once(server, slide, claims):
     assert len(server.requests) == 1
 
 
+def test_what_comes_between_is_not_fetched_again_by_who_wants_it(server, slide, claims):
+    source = RemoteSource(server.url("a.tif"))
+    go = threading.Event()
+    server.behave(hold=lambda: go.wait(60))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(source.read_many, [20 * BLOCK, 22 * BLOCK], [9, 9])
+        assert claims.acquire(timeout=60)
+        assert claims.acquire(timeout=60)  # what lies between
+        second = pool.submit(source.read, 21 * BLOCK, 9)
+        assert claims.acquire(timeout=60)
+        go.set()
+        assert second.result(60) == slide[0][21 * BLOCK :][:9]
+        assert first.result(60) == [slide[0][n * BLOCK :][:9] for n in (20, 22)]
+    assert len(server.requests) == 1
+
+
 def test_who_waits_for_what_fails_gets_the_error_and_the_next_one_the_bytes(server, slide, claims):
     source = RemoteSource(server.url("a.tif"))
     file = (source.uri, source._facts)
