@@ -17,6 +17,7 @@ from daskdmed.cohort.tissue.source import Source, source_of
 from daskdmed.core.extras import extra
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
+from daskdmed.images.composite import display
 from daskdmed.store.ngff.reduction import Method, reduce_block
 from daskdmed.store.results.finished import Heatmap, described, place_of, values_of
 from daskdmed.store.results.georeference import Georeference
@@ -57,7 +58,8 @@ def overlay(
     Parameters
     ----------
     slide : Slide, Patient, Record, view, path, URL or array
-        The image.
+        The image. Of several channels a composite in their colours; ``slide.with_channels(...)``
+        or ``Record(uri, channels=...)`` chooses among them.
     heatmap : path, zarr store, Heatmap, dask.array.Array or numpy.ndarray
         What `daskdmed.heatmap` wrote or returned. These know where they lie. Any other array
         or OME-Zarr image lies where `kernel_size`, `stride` and `downsample` say, or without
@@ -106,9 +108,9 @@ def overlay(
         ax = figure.add_subplot()
     else:
         figure = ax.figure
-    grey = thumbnail.ndim == 3 and thumbnail.shape[-1] not in (3, 4)
-    picture = thumbnail[..., 0] if grey else thumbnail
-    ax.imshow(picture, extent=(0, width, height, 0), cmap="gray", interpolation="antialiased")
+    picture = thumbnail if thumbnail.ndim == 3 else thumbnail[..., None]
+    shown = display(picture, source.info)
+    ax.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
     colours = colormaps[cmap].with_extremes(bad=(0, 0, 0, 0))
     (top, bottom), (left, right) = edges
     cells = ax.imshow(

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from daskdmed.core.errors import listing
 from daskdmed.core.types import Array
+from daskdmed.images.composite import display
 
 if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
@@ -66,7 +68,10 @@ def slide_html(slide: Slide, picture: Array | None) -> str:
     """Thumbnail (h, w, c) of any dtype, and a table of levels."""
     notes: list[str] = []
     if picture is not None:
-        picture, notes = _draw_overlays(slide, display_rgb(picture))
+        shown = display(picture, slide.info)
+        picture, notes = _draw_overlays(slide, shown)
+    if slide.channels:
+        notes.insert(0, listing(list(slide.channels)))
     rows = []
     for number, level in enumerate(slide.levels):
         height, width, channels = level.shape
@@ -122,16 +127,6 @@ def _image(picture: Array | None) -> str:
         return ""
     import imagecodecs
 
-    png = imagecodecs.png_encode(np.ascontiguousarray(display_rgb(picture)))
+    png = imagecodecs.png_encode(np.ascontiguousarray(display(picture)))
     code = base64.b64encode(png).decode("ascii")
     return f'<img alt="thumbnail" src="data:image/png;base64,{code}">'
-
-
-def display_rgb(picture: Array) -> Array:
-    """Any picture as (h, w, 3) uint8: RGB as it is, other channels stretched to grey."""
-    if picture.shape[2] == 3 and picture.dtype == np.uint8:
-        return picture
-    grey = picture[..., :3].max(axis=2).astype(np.float64)
-    low, high = float(grey.min()), float(grey.max())
-    scaled = (grey - low) * (255 / (high - low)) if high > low else np.zeros_like(grey)
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=2)

@@ -33,6 +33,10 @@ class LevelInfo:
     downsample: tuple[float, ...]
 
 
+#: colours of the channels that are red, green and blue
+RGB_COLORS = ("FF0000", "00FF00", "0000FF")
+
+
 class ChannelInfo(str):
     """One channel: its name, as text, with what the file says of it.
 
@@ -105,6 +109,16 @@ class SlideInfo:
     plane: str = ""
     #: whether the file says that its values are labels, which have no mean
     is_labels: bool = False
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the channels are red, green and blue, and no stains or labels."""
+        kind = self.numpy_dtype
+        if self.levels[0].shape[-1] != 3 or kind not in (np.uint8, np.uint16) or self.is_labels:
+            return False
+        if self.channels:
+            return tuple(channel.color for channel in self.channels) == RGB_COLORS
+        return bool(kind == np.uint8 or set(self.background) == {np.iinfo(kind).max})
 
     def picked(self, numbers: tuple[int, ...]) -> Self:
         """Of some of the channels, by their numbers."""

@@ -27,6 +27,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.types import Array, OnTileError, PathLike
 from daskdmed.images.channels import ChannelsLike, channel_numbers, composed
+from daskdmed.images.composite import display
 from daskdmed.images.filecache import FileKey, OfFile, cache
 from daskdmed.images.protocols import ChannelInfo, LevelInfo, SlideInfo, SlideOptions
 from daskdmed.images.registry import get_backend, open_with
@@ -501,6 +502,19 @@ class Slide(OfFile):
         ratio = max(1.0, full_w / width, full_h / height)
         view = self.with_mpp((1.0, 1.0)).view(mpp=ratio)
         return view.read(Region.of(view.spatial_shape))
+
+    def get_picture(self, size: tuple[int, int]) -> Array:
+        """A small picture (height, width, 3) uint8 of the whole slide for people to look at.
+
+        RGB as it is, one channel as grey; several channels as their sum, each in the colour that
+        the file gives or one of a palette; labels in colours.
+
+        Parameters
+        ----------
+        size : (int, int)
+            (width, height) to stay within; the aspect is kept.
+        """
+        return display(self.get_thumbnail(size), self.info)
 
     if TYPE_CHECKING:
         to_ome_zarr = slide_to_ome_zarr

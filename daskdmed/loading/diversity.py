@@ -254,4 +254,4 @@ def _thumbnail(entry: Entry) -> Any:
     if not isinstance(record, Record) or record.uri is None:
         return None
     opened = record.open()
-    return opened.get_thumbnail((1024, 1024)) if isinstance(opened, Slide) else None
+    return opened.get_picture((1024, 1024)) if isinstance(opened, Slide) else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskdmed.core.types import Array
-from daskdmed.images.html import display_rgb
+from daskdmed.images.composite import display
 
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue.mask import TissueMask
@@ -41,7 +41,7 @@ def preview(picture: Array, axes: int) -> bytes:
     small = blocks.mean(axis=(1, 3)).astype(picture.dtype)
     if small.shape[2] == 2:
         small = small[..., :1]
-    rgb = np.ascontiguousarray(display_rgb(small))
+    rgb = np.ascontiguousarray(display(small))
     return bytes(imagecodecs.jpeg8_encode(rgb, level=80))
 
 

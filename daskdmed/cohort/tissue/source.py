@@ -21,6 +21,7 @@ from daskdmed.core.space import Space
 from daskdmed.core.types import Array, OnTileError
 from daskdmed.core.view import ImageView
 from daskdmed.images.filecache import cache
+from daskdmed.images.protocols import SlideInfo
 from daskdmed.images.resample import area_means
 from daskdmed.images.slide import Slide
 from daskdmed.images.view import SlideView
@@ -57,6 +58,8 @@ class Source:
     read: Callable[[tuple[int, ...]], Array]
     #: of level 0, of a volume
     space: Space | None = None
+    #: of a slide, for whoever shows it
+    info: SlideInfo | None = None
 
     def um(self, shape: tuple[int, ...]) -> float | None:
         """Micrometers per pixel of a picture, the mean of both axes; None when unknown."""
@@ -110,6 +113,7 @@ def _from_slide(slide: Slide, tile_error: OnTileError = "raise") -> Source:
         token=slide.token if tile_error == "raise" else None,
         levels=tuple(level.downsample for level in slide.levels[1:]),
         read=read,
+        info=slide.info,
     )
 
 

@@ -6,8 +6,8 @@ fill value, as the format has it. What the metadata mean is in `daskdmed.images.
 where the bytes come from in `daskdmed.images.ngff.storage`.
 Chunks of Zarr v3 on the local disk are decoded here (`daskdmed.images.ngff.chunks`), all others
 by zarr; those in Rust, with every core, by the extra `zarrs` and
-``zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})`` before slides are opened. Not covered: writing (see
-`daskdmed.store`), and volumes (`daskdmed.images.ngff.volume`).
+``zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})`` before slides are opened.
+Not covered: writing (`daskdmed.store`), and volumes (`daskdmed.images.ngff.volume`).
 """
 
 from __future__ import annotations

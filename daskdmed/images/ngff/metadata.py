@@ -307,6 +307,8 @@ class Multiscale:
             }
         if self.label is not None:
             ome["image-label"] = {**inside, **self.label.to_json()}
+        elif self.is_labels:
+            ome["image-label"] = {**(old.get("image-label") or {}), **inside}
         return ome_attributes({**old, **ome}, version)
 
 

@@ -113,9 +113,12 @@ def plan_levels(
             copied = range(first, first + 1)
         views = [slide.view(level=number, tile_error=tile_error) for number in copied]
     if shards is None or isinstance(shards, bool):
-        asked = _Asked(_pair(chunks, "chunks"), None, sharded and shards is not False)
+        own, sharded = None, sharded and shards is not False
     else:
-        asked = _Asked(_pair(chunks, "chunks"), _pair(shards, "shards"), sharded)
+        own = _pair(shards, "shards")
+    # stains are read one by one, colours together
+    together = slide.levels[0].shape[-1] if slide.info.is_rgb else 1
+    asked = _Asked(_pair(chunks, "chunks"), own, sharded, together)
     levels = [_copied(number, view, asked, slide) for number, view in enumerate(views)]
     if pyramid in ("auto", "build"):
         factors = level_factors(levels[-1].shape[1:], 2, SMALLEST_LEVEL)
@@ -126,11 +129,13 @@ def plan_levels(
 
 @dataclass(frozen=True)
 class _Asked:
-    """Chunks and shards as the user wants them; None for what is good."""
+    """Chunks and shards as the user wants them, None for what is good; and how many channels lie in
+    a chunk."""
 
     chunks: tuple[int, int] | None
     shards: tuple[int, int] | None
     sharded: bool
+    together: int
 
 
 def _copied(number: int, view: SlideView, asked: _Asked, slide: Slide) -> PlannedLevel:
@@ -185,7 +190,7 @@ def _level(
                 for c, t, g, n in zip(chunk, tile, goal, extents, strict=True)
             )
         unit = shard
-        shard = None if shard == chunk else shard
+        shard = None if shard == chunk and asked.together == shape[0] else shard
     _check_sizes(chunk, unit, extents, per_pixel)
     least = strip if wide else (min(side, _BLOCK_SIDE),) * 2
     block = tuple(
@@ -195,7 +200,7 @@ def _level(
     return PlannedLevel(
         place=place,
         shape=shape,
-        chunks=(shape[0], chunk[0], chunk[1]),
+        chunks=(asked.together, chunk[0], chunk[1]),
         shards=None if shard is None else (shape[0], shard[0], shard[1]),
         block=(block[0], block[1]),
         view=view,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +27,13 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.work import Index, Job, call_graph, run
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
+from daskdmed.images.protocols import RGB_COLORS, ChannelInfo
 from daskdmed.images.slide import Slide, open_slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
 from daskdmed.store.location import Location, damage_named
 from daskdmed.store.ngff.levels import Compressor, compressors_for, create_level
 from daskdmed.store.ngff.pyramid import ReduceTask, make_channels, value_range
+from daskdmed.store.ngff.reduction import Method
 from daskdmed.store.results.donemap import DONE, DoneMap
 from daskdmed.store.results.resumable import check_parameters
 
@@ -42,7 +44,7 @@ KIND = "slide"
 #: of the work, as the dashboard and the progress bar show it
 NAME = "to-ome-zarr"
 _AXES = ("c", "y", "x")
-_RGB = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+_RGB = ("red", "green", "blue")
 
 
 def slide_to_ome_zarr(
@@ -65,6 +67,9 @@ def slide_to_ome_zarr(
 ) -> Slide:
     """Convert a whole slide to an OME-Zarr image (c, y, x), losslessly.
 
+    Names, colours and wavelengths of channels go along in the metadata of OMERO, and that values
+    are labels; a colour profile does not, see ``Slide.to_srgb``.
+
     A local store appears at `path` when it is complete, in one step; until then it is built
     in a hidden folder beside it. At a URL the data are written in place (unless something
     is there to be replaced) and the metadata that make it an image last.
@@ -72,7 +77,8 @@ def slide_to_ome_zarr(
     Parameters
     ----------
     slide : Slide, Patient, Record, path or URL
-        What is converted. A resolution given by ``Slide.with_mpp`` is kept.
+        What is converted: the channels, plane and colours that it is opened with. A resolution
+        given by ``Slide.with_mpp`` is kept.
     path : path or URL
         Where to write.
     level : int, optional
@@ -82,11 +88,13 @@ def slide_to_ome_zarr(
     pyramid : {"auto", "copy", "build", "none"}
         "auto" copies the slide's coarser levels and builds further ones, each half as large,
         until no axis is longer than 1024 pixels. "copy" copies only, "build" builds all from
-        the finest, "none" writes the finest only. Built levels are means of 2 x 2 pixels.
+        the finest, "none" writes the finest only. Built levels are means of 2 x 2 pixels, of
+        labels the first of them.
     chunks : int or (int, int), optional
         (height, width) of what is decoded at once. Default: the storage tile, so that every
         tile of the slide is read once. With chunks of which no multiple of reasonable size
-        is one of the tile, tiles between two blocks are read by both.
+        is one of the tile, tiles between two blocks are read by both. Channels that are no
+        colours lie in chunks of their own.
     shards : int, (int, int) or False, optional
         (height, width) of one object in the store, a multiple of `chunks`; default about
         4096 pixels or 64 MiB. False: every chunk is an object, as in version 0.4 always.
@@ -236,6 +244,11 @@ class _Job:
         return int(values.pop()) if len(values) == 1 else 0
 
     @property
+    def _method(self) -> Method:
+        """How levels that the slide does not have are made."""
+        return "nearest" if self.slide.is_labels else "mean"
+
+    @property
     def _power(self) -> float | None:
         """Objective power at the finest level that is written."""
         view = self.plan[0].view
@@ -380,7 +393,7 @@ class _Job:
                 call = CopyTask(level.view, array)
             else:
                 factors = (1, level.factor, level.factor)
-                call = ReduceTask(arrays[number - 1], array, factors, "mean")
+                call = ReduceTask(arrays[number - 1], array, factors, self._method)
             yield _LevelJob(self.slide.uri, level, call, done, first)
             first += level.blocks
 
@@ -399,23 +412,39 @@ class _Job:
             axes=(Axis.named("c"), Axis.named("y", micrometer), Axis.named("x", micrometer)),
             levels=tuple(level.place for level in self.plan),
             name=self.slide.uri.rstrip("/").rsplit("/", 1)[-1],
-            method="mean" if any(level.view is None for level in self.plan) else "",
+            method=self._method if any(level.view is None for level in self.plan) else "",
             channels=tuple(self._channels(arrays[-1], client)),
             version=self.version,
+            is_labels=self.slide.is_labels,
         )
         group.attrs.put({**image.attributes(), **self.attributes("complete")})
         del group[DONE]
 
     def _channels(self, coarsest: Any, client: Client | None) -> list[Channel]:
-        count = coarsest.shape[0]
-        if count == 3 and self.slide.dtype == np.uint8:
-            return [Channel(name, color, (0.0, 255.0), (0.0, 255.0)) for name, color in _RGB]
+        count, known = coarsest.shape[0], self.slide.channels
+        if self.slide.is_labels:
+            return []
+        if known is None and self.slide.info.is_rgb:
+            top = float(np.iinfo(self.slide.dtype).max)
+            named = zip(_RGB, RGB_COLORS, strict=True)
+            return [Channel(name, color, (0.0, top), (0.0, top)) for name, color in named]
         if self.slide.dtype == np.uint8:
             windows = [(0.0, 255.0)] * count
         else:
             windows = value_range(coarsest, 0, client)
-        facts = self.slide.properties
-        names = [facts.get(f"omero.channel[{i}].label", str(i)) for i in range(count)]
-        colors = [facts.get(f"omero.channel[{i}].color", "") for i in range(count)]
-        given = all(len(c) == 6 for c in colors)
-        return make_channels(count, windows, names, colors if given else None)
+        shown = make_channels(count, windows, None, None)
+        if known is not None:
+            shown = [_described(*pair) for pair in zip(shown, known, strict=True)]
+        return shown
+
+
+def _described(shown: Channel, known: ChannelInfo) -> Channel:
+    """A channel with what the slide says of it."""
+    return replace(
+        shown,
+        label=known.name or shown.label,
+        color=known.color or shown.color,
+        window=known.window or shown.window,
+        emission=known.wavelength,
+        excitation=known.excitation,
+    )

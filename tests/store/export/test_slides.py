@@ -522,3 +522,73 @@ def test_a_cluster_writes_the_same_store(slide, tmp_path):
         assert "to-ome-zarr" in shown
         with pytest.raises(UsageError, match="all of them see"):
             convert(slide, "memory://a.zarr", client=client)
+
+
+# ---------------------------------------------------------------------------- channels, labels
+def stained(path, count=4, **more):
+    """An OME-TIFF with names, colours and wavelengths."""
+    values = np.random.default_rng(0).integers(1, 999, (count, 300, 280)).astype(np.uint16)
+    said = {
+        "Name": [f"stain {i}" for i in range(count)],
+        "Color": [65535, 16711935, -16776961, -1][:count],
+        "EmissionWavelength": [461.5, 519, 570, 670][:count],
+        "EmissionWavelengthUnit": ["nm"] * count,
+    }
+    tifffile.imwrite(
+        path, values, tile=(128, 128), photometric="minisblack", compression="zlib",
+        metadata={"axes": "CYX", "Channel": said}, **more,
+    )  # fmt: skip
+    return values
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_is_known_of_channels_goes_along(tmp_path, version):
+    values = stained(tmp_path / "a.ome.tif")
+    slide = daskdmed.open_slide(tmp_path / "a.ome.tif")
+    found = slide.to_ome_zarr(tmp_path / "a.zarr", version=version)
+    for mine, theirs in zip(found.channels, slide.channels, strict=True):
+        assert (mine.name, mine.color, mine.wavelength) == (
+            theirs.name, theirs.color, theirs.wavelength,
+        )  # fmt: skip
+        assert mine.window is not None
+    np.testing.assert_array_equal(pixels(found, 0), np.moveaxis(values, 0, -1))
+    models = pytest.importorskip(f"ome_zarr_models.v{version.replace('.', '')}")
+    image = models.Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r"))
+    omero = (image.attributes if version == "0.4" else image.ome_attributes).omero
+    shown = omero["channels"] if isinstance(omero, dict) else omero.model_dump()["channels"]
+    assert [c["label"] for c in shown] == [c.name for c in slide.channels]
+    # each channel can be read without the others
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert group["0"].chunks[0] == 1
+    assert (group["0"].shards or (1,))[0] == (4 if version == "0.5" else 1)
+    some = slide.with_channels(["stain 2", 0]).to_ome_zarr(tmp_path / "b.zarr", version=version)
+    assert some.channels == ("stain 2", "stain 0")
+    np.testing.assert_array_equal(pixels(some, 0), np.moveaxis(values[[2, 0]], 0, -1))
+
+
+def test_three_stains_are_no_colours(tmp_path):
+    stained(tmp_path / "a.ome.tif", 3)
+    found = daskdmed.open_slide(tmp_path / "a.ome.tif").to_ome_zarr(tmp_path / "a.zarr")
+    assert found.channels == ("stain 0", "stain 1", "stain 2")
+    assert not found.info.is_rgb
+    assert [c.color for c in found.channels] == ["0000FF", "00FF00", "FF0000"]
+
+
+def test_labels_stay_labels(tmp_path):
+    labels = np.random.default_rng(1).choice(np.array([0, 7, 200], np.uint8), (1100, 300))
+    tifffile.imwrite(
+        tmp_path / "a.tif", labels, tile=(128, 128), photometric="palette", metadata=None,
+        colormap=np.zeros((3, 256), np.uint16),
+    )  # fmt: skip
+    found = daskdmed.open_slide(tmp_path / "a.tif").to_ome_zarr(
+        tmp_path / "a.zarr", pyramid="build"
+    )
+    assert found.is_labels
+    assert found.level_count > 1
+    for level in range(found.level_count):
+        step = 2**level
+        np.testing.assert_array_equal(pixels(found, level)[..., 0], labels[::step, ::step])
+    again = found.to_ome_zarr(tmp_path / "b.zarr")
+    assert again.is_labels
+    v05 = pytest.importorskip("ome_zarr_models.v05")
+    v05.Image.from_zarr(zarr.open_group(tmp_path / "a.zarr", mode="r"))
