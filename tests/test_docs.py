@@ -22,7 +22,8 @@ import daskdmed
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-NOTES = [*sorted((DOCS / "design").glob("*.md")), DOCS / "frameworks.md"]
+NAMING = [DOCS / name for name in ("frameworks.md", "from-medsegpy.md")]
+NOTES = [*sorted((DOCS / "design").glob("*.md")), *NAMING]
 #: what people read, here and on the site
 PAGES = [
     *sorted(ROOT.glob("*.md")),

@@ -40,6 +40,8 @@ SCRIPTS = {
     "cohort_features.py": r"stopped: RuntimeError: the power.*slide_002/wsi\.parquet, \(\d+, 16\) "
     r"float32.*left out: torn.*,done,.*torn,wsi,skipped",
     "slices_2d.py": r"36 slices of shape \(3, 48, 48\).*d/image +ball +0\.[89].*mean Dice 0\.[89]",
+    "from_medsegpy.py": r"3 scans, 6 batches an epoch.*epoch 3: loss.*_V00-Aug00: \(32, 32, 12\), "
+    r"cartilage +[1-9][\d.]+ ml.*bone +medial \+ lateral.*DSC +0\.[5-9].*oai_test",
     "cluster.py": r"scheduler at tls?c?p?://127.*rank \d: (\d+) patches\n.*rank \d: \1 patches\n"
     r"heatmaps of 2 slides\nheatmaps of 2 slides",
 }

@@ -74,6 +74,20 @@ def test_labels_by_the_activation_without_the_background(catalogs):
     assert sigmoid.evaluate()["DSC"]["mean"] < 1
 
 
+def test_names_of_classes(catalogs):
+    MetadataCatalog.get("made").set(
+        category_ids={"a": (0, (1, 2), 3, 4)}, categories={"a": ("w", "xy", "z", "v")}
+    )
+    for wanted, names in (
+        ((0, (1, 2)), ["w", "xy"]),
+        (((3, 4), 5), ["z + v", "class 5"]),
+        ((), ["w", "class 1"]),  # every mask is a class
+    ):
+        found = evaluator(CATEGORIES=wanted, PRIMARY_TASK="a", TEST_METRICS=["DSC"])
+        found.process(*scan())
+        assert [row["class"] for row in found.rows] == names
+
+
 def test_scans_are_told_apart_and_a_missing_class_does_not_count(catalogs):
     empty = np.zeros_like(TRUE)
     found = evaluator(TEST_METRICS=["DSC"])

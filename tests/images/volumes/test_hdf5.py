@@ -92,6 +92,9 @@ def test_axes(tmp_path):
         volume = open_volume(save(tmp_path / name, data=values))
         np.testing.assert_array_equal(volume.to_dask().compute(), values)
         assert volume.channels == (5 if name == "c.seg" else None)
+    path = save(tmp_path / "whole.h5", volume=VALUES, seg=channels)
+    assert open_volume(path, dataset="seg").channels == 5
+    np.testing.assert_array_equal(open_volume(path, dataset="volume").to_dask().compute(), VALUES)
     path = save(tmp_path / "labels.h5", d=channels, e=channels)
     with h5py.File(path, "a") as file:
         for dim, label in zip(file["d"].dims, "yxzc"):

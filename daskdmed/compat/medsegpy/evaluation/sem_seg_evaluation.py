@@ -178,13 +178,14 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def _class_names(self, count: int) -> list[str]:
         """As metadata say, else by number."""
-        wanted = list(self._cfg.CATEGORIES) or list(self._known("category_ids") or range(count))
         names = self._known("categories") or ()
         ids = [_plain(i) for i in self._known("category_ids") or range(len(names))]
+        wanted = [_plain(c) for c in self._cfg.CATEGORIES]
+        if not wanted:  # every mask is a class
+            single = len(ids) == count and not any(isinstance(i, tuple) for i in ids)
+            wanted = ids if single else list(range(count))
         by_id = dict(zip(ids, names, strict=False))
-        if len(wanted) != count:  # every mask is a class
-            wanted = list(range(count))
-        return [str(by_id.get(_plain(c), f"class {_plain(c)}")) for c in wanted]
+        return [_name(category, by_id) for category in wanted]
 
     def _known(self, key: str) -> Any:
         found: Metadata = self._metadata
@@ -229,6 +230,14 @@ def _l2(y_pred: da.Array, y_true: da.Array, k: int) -> float:
     """Length of the difference of all voxels."""
     difference = y_pred[..., k].astype(np.float64) - y_true[..., k]
     return float(np.sqrt((difference**2).sum().compute()))
+
+
+def _name(category: Any, by_id: Mapping[Any, Any]) -> str:
+    """Of a class: its own, or those of what it consists of."""
+    parts = category if isinstance(category, tuple) else (category,)
+    if category not in by_id and all(p in by_id for p in parts):
+        return " + ".join(str(by_id[p]) for p in parts)
+    return str(by_id.get(category, f"class {category}"))
 
 
 def _plain(value: Any) -> Any:
