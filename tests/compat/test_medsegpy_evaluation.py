@@ -74,6 +74,17 @@ def test_labels_by_the_activation_without_the_background(catalogs):
     assert sigmoid.evaluate()["DSC"]["mean"] < 1
 
 
+def test_many_classes_are_counted_as_each_alone(catalogs):
+    pred = RNG.random((6, 5, 4, 11)).astype(np.float32)
+    true = (RNG.random(pred.shape) > 0.4).astype(np.uint8)  # voxels of several classes
+    found = evaluator(CATEGORIES=tuple(range(11)), TEST_METRICS=["DSC", "ASSD"])
+    found.process(*scan(pred=da.from_array(pred, chunks=3), true=da.from_array(true, chunks=4)))
+    for k, row in enumerate(found.rows):
+        pair = (pred[..., k] > 0.5).astype(np.uint8), true[..., k]
+        one = evaluate([pair], metrics=("dice", "assd"), classes=[1], spacing=SPACING).rows[0]
+        assert (row["DSC"], row["ASSD"]) == pytest.approx((one["dice"], one["assd"]), rel=1e-12)
+
+
 def test_names_of_classes(catalogs):
     MetadataCatalog.get("made").set(
         category_ids={"a": (0, (1, 2), 3, 4)}, categories={"a": ("w", "xy", "z", "v")}

@@ -3,14 +3,17 @@ place, with nothing held and nothing changed."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 import daskdmed.cohort.slices
@@ -113,6 +116,16 @@ def test_patches_lie_in_their_place_every_voxel_in_one(registered, pad, size):
         )
     # what a patch is padded with is what loaders pad with
     assert {s[1:] for s in model.shapes} == {loader[0][0].shape[1:]} == {size}
+
+
+def test_parts_of_planes_of_a_padded_scan(registered):
+    size = {"IMG_SIZE": (8, 8, 3), "IMG_PAD_SIZE": (2, 3, 1), "IMG_STRIDE": (8, 4)}
+    loader = build_loader(config(TAG="N5dDataLoader", **size), "volumes", **HOW[1])
+    assert loader[0][0].shape == (4, 8, 8, 3)
+    for scan, outputs in by_scan(registered, loader.inference(Keras(lambda x: x))).items():
+        np.testing.assert_allclose(
+            outputs["y_pred"][..., 1], registered.images[scan], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_overlapping_patches_are_blended(registered):
@@ -249,6 +262,46 @@ def test_scans_of_different_extents_and_what_is_known_of_them(tmp_path):
     assert found[0][1] == (1, 2, 3)
     # values as they are: nothing is scaled on the way
     np.testing.assert_array_equal(found[0][2][0, 0, :, 0], [1, 2])
+
+
+def test_slices_of_several_channels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (3, 6, 5, 3), np.uint8)
+    dicts = []
+    for z, image in enumerate(images):
+        write(tmp_path / f"{z}.im", data=image)
+        dicts.append({"file_name": str(tmp_path / f"{z}.im"), "scan_id": "a", "slice_id": z})
+    loader = DefaultDataLoader(config(), dicts, shuffle=False, batch_size=3)
+    np.testing.assert_array_equal(loader[0][0], images)
+    ((inputs, outputs),) = loader.inference(Keras(lambda x: x))
+    for found in (inputs["x"], outputs["y_pred"]):
+        np.testing.assert_array_equal(found, np.moveaxis(images, 0, 2))
+
+
+def test_predictions_are_let_go(registered, monkeypatch):
+    """However many scans there are, those of one or two are in memory."""
+    made = []
+
+    class Values(dict):
+        """What a store holds; copies of a store share it."""
+
+    def store(make=zarr.storage.MemoryStore):
+        values = Values()
+        made.append(weakref.ref(values))
+        return make(values)
+
+    monkeypatch.setattr(zarr.storage, "MemoryStore", store)
+    dicts = [
+        {**d, "scan_id": f"{d['scan_id']}-{copy}"}
+        for copy in range(2)
+        for d in DatasetCatalog.get("slices")
+    ]
+    counts = []
+    for _, outputs in DefaultDataLoader(config(), dicts).inference(Keras()):
+        assert outputs["y_pred"].sum().compute() != 0
+        gc.collect()
+        counts.append(sum(values() is not None for values in made))
+    assert len(made) == len(counts) == 6
+    assert 1 <= max(counts) <= 2
 
 
 def test_what_infer_takes_is_taken(registered, tmp_path):

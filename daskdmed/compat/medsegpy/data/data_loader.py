@@ -1,8 +1,7 @@
-"""Loaders: batches by number, and whole scans for inference.
+"""Loaders over scans: batches by number, and whole scans for inference.
 
-`DataLoader` is what a loader of one's own derives from. The loaders here differ in what an element
-is: a slice, a slice among its neighbours, or a patch of a volume. Elements are numbers into the
-window grids of scans; nothing is held for each.
+They differ in what an element is: a slice, a slice among its neighbours, or a patch of a volume.
+Elements are numbers into the window grids of scans; nothing is held for each.
 
 Not covered: what scans are (`daskdmed.compat.medsegpy.data.scans`), and what predicts them
 (`daskdmed.compat.medsegpy.data.inference`).
@@ -13,21 +12,18 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import logging
-import secrets
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from daskdmed.compat.medsegpy.config import Config
+from daskdmed.compat.medsegpy.data.base import DATA_LOADER_REGISTRY, DataLoader
 from daskdmed.compat.medsegpy.data.data_utils import PatchGrid, outside
 from daskdmed.compat.medsegpy.data.inference import Plan, inferred
 from daskdmed.compat.medsegpy.data.scans import Classes, Scan, scans_of
 from daskdmed.compat.medsegpy.data.transforms.transform_gen import build_preprocessing
-from daskdmed.compat.medsegpy.registry import Registry
-from daskdmed.core.checks import check_count, check_seed
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.randomness import seed_key
 from daskdmed.core.region import Region
@@ -36,104 +32,8 @@ from daskdmed.core.view import ImageView
 from daskdmed.images.context import with_context
 from daskdmed.tiling.grid import per_axis
 
-logger = logging.getLogger("daskdmed.compat")
-
-DATA_LOADER_REGISTRY: Registry[Callable[..., DataLoader]] = Registry("data loader")
-
 #: of numpy.pad
 _PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap", "empty")
-
-
-class DataLoader(ABC):
-    """Batches by number: ``len(loader)``, ``loader[i]``, and ``loader.inference(model)``.
-
-    A loader of one's own defines `__getitem__` and `inference`, and `_num_elements` where an
-    element is no dict; ``DATA_LOADER_REGISTRY.register()`` above it makes it a ``cfg.TAG``.
-
-    Parameters
-    ----------
-    cfg : Config
-        See there.
-    dataset_dicts : sequence of dict
-        Of one or more datasets, see `DatasetCatalog`.
-    is_test : bool
-        Whether batches hold a third member, the image as it was read.
-    shuffle : bool
-        Whether elements are dealt out in another order in every epoch: it follows from ``cfg.SEED``
-        and the number of the epoch alone.
-    drop_last : bool
-        Whether a last batch of less than `batch_size` is left out.
-    batch_size : int
-        Elements of a batch.
-    """
-
-    def __init__(
-        self,
-        cfg: Config,
-        dataset_dicts: Sequence[dict[str, Any]],
-        is_test: bool = False,
-        shuffle: bool = True,
-        drop_last: bool = True,
-        batch_size: int = 1,
-    ) -> None:
-        self._cfg = cfg
-        self._dataset_dicts = list(dataset_dicts)
-        self._is_test, self._shuffle, self._drop_last = is_test, shuffle, drop_last
-        self._batch_size = check_count("batch_size", batch_size)
-        seed = cfg.SEED
-        if seed is None:
-            seed = secrets.randbits(32)
-            if shuffle:
-                logger.info("cfg.SEED is None: this loader shuffles with SEED=%d", seed)
-        self.seed = check_seed(seed)
-        self._epoch = 0
-
-    @abstractmethod
-    def __getitem__(self, idx: int) -> Any:
-        """A batch."""
-
-    @abstractmethod
-    def inference(self, model: Any, **kwargs: Any) -> Iterator[tuple[dict[str, Any], ...]]:
-        """Every scan, predicted: ``(input, output)`` of each."""
-
-    def _num_elements(self) -> int:
-        """How many there are to be dealt out."""
-        return len(self._dataset_dicts)
-
-    @functools.cached_property
-    def _idxs(self) -> Sequence[int]:
-        """Elements in the order of the epoch; NumPy's integers where they are shuffled."""
-        count = self._num_elements()
-        if not self._shuffle:
-            return range(count)
-        shuffled = np.random.default_rng([seed_key(self.seed), self._epoch])
-        return cast("Sequence[int]", shuffled.permutation(count))
-
-    def _elements(self, idx: int) -> list[int]:
-        """Elements of a batch."""
-        batches = len(self)
-        if not -batches <= idx < batches:
-            raise IndexError(f"there is no batch {idx} of {batches}")
-        start = (idx % batches) * self._batch_size
-        return [int(i) for i in self._idxs[start : start + self._batch_size]]
-
-    def on_epoch_end(self) -> None:
-        """Go to the next epoch: elements are shuffled anew."""
-        self._epoch += 1
-        self.__dict__.pop("_idxs", None)
-
-    def num_scans(self) -> int:
-        """How many scans there are."""
-        return len({d["scan_id"] for d in self._dataset_dicts})
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        whole, rest = divmod(self._num_elements(), self._batch_size)
-        return whole + (rest > 0 and not self._drop_last)
-
-    def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch."""
-        return (self[i] for i in range(len(self)))
 
 
 class Sample(NamedTuple):
@@ -155,6 +55,8 @@ class WindowLoader(DataLoader):
 
     #: whether dicts are slices in files
     sliced: ClassVar[bool]
+    #: whether all scans lie in one file
+    _singlefile = False
 
     def __init__(
         self,
@@ -164,11 +66,8 @@ class WindowLoader(DataLoader):
         shuffle: bool = True,
         drop_last: bool = False,
         batch_size: int = 1,
-        *,
-        use_singlefile: bool = False,
     ) -> None:
         super().__init__(cfg, dataset_dicts, is_test, shuffle, drop_last, batch_size)
-        self._singlefile = use_singlefile
         self._scans = self._make_scans()
         self._classes = Classes(cfg.CATEGORIES, cfg.INCLUDE_BACKGROUND)
         self._preprocessing = build_preprocessing(cfg)
@@ -350,15 +249,8 @@ class PatchDataLoader(WindowLoader):
         batch_size: int = 1,
         use_singlefile: bool = False,
     ) -> None:
-        super().__init__(
-            cfg,
-            dataset_dicts,
-            is_test,
-            shuffle,
-            drop_last,
-            batch_size,
-            use_singlefile=use_singlefile,
-        )
+        self._singlefile = use_singlefile
+        super().__init__(cfg, dataset_dicts, is_test, shuffle, drop_last, batch_size)
 
     def _make_plan(self) -> Plan:
         size = tuple(int(n) for n in self._cfg.IMG_SIZE)

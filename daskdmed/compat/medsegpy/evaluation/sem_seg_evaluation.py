@@ -6,7 +6,9 @@ Not covered: how they are computed (`daskdmed.evaluate`).
 from __future__ import annotations
 
 import csv
+import functools
 import logging
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,9 @@ from daskdmed.inference.evaluation.evaluate import evaluate
 from daskdmed.inference.evaluation.scores import MEASURED
 
 logger = logging.getLogger("daskdmed.compat")
+
+#: classes that are evaluated together: as a uint8 has bits
+_AT_ONCE = 8
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -126,14 +131,19 @@ class SemSegEvaluator(DatasetEvaluator):
         labels = self._labels(y_pred)
         first = int(bool(self._cfg.INCLUDE_BACKGROUND))
         names = self._class_names(y_pred.shape[-1] - first)
-        for k, name in enumerate(names, start=first):
+        numbers = range(first, y_pred.shape[-1])
+        found: list[Mapping[str, Any]] = [{} for _ in names]
+        if counted:
+            found = []
+            for some in (numbers[i : i + _AT_ONCE] for i in range(0, len(numbers), _AT_ONCE)):
+                pair = _coded(labels, some), _coded(lambda k: y_true[..., k] != 0, some)
+                members = {k: _with_bit(i, len(some)) for i, k in enumerate(some)}
+                done = evaluate({scan: pair}, metrics=counted, classes=members, spacing=spacing)
+                found += done.rows
+        for k, name, values in zip(numbers, names, found, strict=True):
             row: dict[str, Any] = {"scan_id": scan, "class": name}
-            found: dict[str, Any] = {}
-            if counted:
-                pair = {scan: (labels(k), y_true[..., k])}
-                found = evaluate(pair, metrics=counted, classes=[1], spacing=spacing).rows[0]
             for shown, metric in self._metrics.items():
-                row[shown] = found[metric] if metric != L2NORM else _l2(y_pred, y_true, k)
+                row[shown] = values[metric] if metric != L2NORM else _l2(y_pred, y_true, k)
             self.rows.append(row)
         mine = [r for r in self.rows if r["scan_id"] == scan]
         logger.info(
@@ -220,6 +230,18 @@ class SemSegEvaluator(DatasetEvaluator):
         for metric, each in found.items():
             lines += [f"{metric} {name}: {value:.4g}" for name, value in each.items()]
         Path(self._folder / "results.txt").write_text("\n".join(lines) + "\n")
+
+
+def _coded(members: Callable[[int], da.Array], numbers: Sequence[int]) -> da.Array:
+    """Which of some classes each voxel is of, a bit for each: a scan is read once for all of them,
+    though a voxel may be of several."""
+    bits = [members(k).astype(np.uint8) << i for i, k in enumerate(numbers)]
+    return functools.reduce(operator.or_, bits)
+
+
+def _with_bit(bit: int, bits: int) -> list[int]:
+    """Numbers of so many bits in which one is set."""
+    return [value for value in range(2**bits) if value >> bit & 1]
 
 
 def _lazy(array: Any) -> da.Array:
