@@ -43,6 +43,7 @@ _BUILT_IN = {
     "openslide": "daskdmed.images.openslide:OpenSlideBackend",
     "raster": "daskdmed.images.raster:RasterBackend",
     "czi": "daskdmed.images.czi:CziBackend",
+    "fastslide": "daskdmed.images.fastslide:FastSlideBackend",
     "dicom-slide": "daskdmed.images.dicomwsi:DicomSlideBackend",
     "npy": "daskdmed.images.volumes.npy:NpyBackend",
     "dicom": "daskdmed.images.volumes.dicom:DicomBackend",
