@@ -155,8 +155,8 @@ def test_what_users_type_every_day():
     names = {n for n in daskdmed.__all__ if not hasattr(getattr(daskdmed, n), "__path__")}
     assert names - {"errors", "events", "plot", "policies", "explorers"} == {
         "open_slide", "open_slides", "Slide", "Region", "Record", "Patient", "Dataset", "LightDL",
-        "SlidingWindowDL", "BigChunk", "SmallChunk", "BigChunkLoader", "SmallChunkCollector", "Content",
-        "stateful", "Quota", "TissueMask", "tissue_mask", "tissue_masks", "Annotations",
+        "SlidingWindowDL", "BigChunk", "SmallChunk", "BigChunkLoader", "SmallChunkCollector",
+        "Content", "stateful", "Quota", "TissueMask", "tissue_mask", "tissue_masks", "Annotations",
         "read_annotations", "Categories", "heatmap", "predict", "infer", "export_heatmap",
         "export_volume", "evaluate",
         "advise", "DaskdmedError", "open_volume", "Volume", "Space",
