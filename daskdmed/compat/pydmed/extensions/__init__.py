@@ -1,0 +1,1 @@
+"""PyDmed's ``pydmed.extensions``: balanced and sliding-window loaders."""

@@ -1,0 +1,1 @@
+"""PyDmed's ``pydmed.utils``: patients and datasets, small helpers, files of rows."""
