@@ -366,7 +366,7 @@ class LightDL:
             )
         for chunk in list_smallchunks:
             chunk.data = None  # the batch has it
-        return torch.stack(made), [chunk.patient for chunk in list_smallchunks], list_smallchunks
+        return _stacked(made), [chunk.patient for chunk in list_smallchunks], list_smallchunks
 
     def pause_loading(self) -> None:
         """End it, as PyDmed's does: nothing can be resumed. Idempotent."""
@@ -445,6 +445,16 @@ def _capacity(slots: int) -> int:
 
 def _smallchunk(answer: Any, patient: Patient) -> SmallChunk:
     return answer if isinstance(answer, SmallChunk) else SmallChunk(answer, {}, {}, patient)
+
+
+def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """By NumPy where that can be: torch would start threads for so little."""
+    if any(one.requires_grad or one.device.type != "cpu" for one in tensors):
+        return torch.stack(tensors)
+    try:
+        return torch.from_numpy(np.stack([one.numpy() for one in tensors]))
+    except TypeError:  # a type that NumPy does not know
+        return torch.stack(tensors)
 
 
 def _tensor(data: Any) -> torch.Tensor:
