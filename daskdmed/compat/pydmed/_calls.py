@@ -26,6 +26,7 @@ from daskdmed.compat.pydmed.utils.data import Patient
 from daskdmed.core.errors import LoaderClosedError, UsageError
 from daskdmed.persistence.content import Content
 
+np_random: Any = np.random
 #: what `get_status` gives before any was set
 NO_STATUS = "TODO:packagename reserverd: empty cache"
 _lock = threading.Lock()
@@ -54,13 +55,13 @@ class Numbers:
     def _begin(self) -> None:
         _lock.acquire()
         # a state of NumPy's takes a hundred times as long to be copied
-        self._own = np.random.get_bit_generator(), random.getstate()
-        np.random.set_bit_generator(self._numpy)
+        self._own = np_random.get_bit_generator(), random.getstate()
+        np_random.set_bit_generator(self._numpy)
         random.setstate(self._python)
 
     def _end(self) -> None:
         self._python = random.getstate()
-        np.random.set_bit_generator(self._own[0])
+        np_random.set_bit_generator(self._own[0])
         random.setstate(self._own[1])
         _lock.release()
 

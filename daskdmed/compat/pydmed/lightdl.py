@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import random
 import threading
@@ -23,7 +24,9 @@ import dask.array as da
 import numpy as np
 import torch
 
-import daskdmed
+from daskdmed.cohort.dataset import Dataset as OurDataset
+from daskdmed.cohort.record import Patient as OurPatient
+from daskdmed.cohort.record import Record as OurRecord
 from daskdmed.compat.pydmed._calls import Book, Collect, Load, Numbers
 from daskdmed.compat.pydmed._hooks import (
     BigChunk,
@@ -36,7 +39,8 @@ from daskdmed.compat.pydmed.utils.data import Dataset, Patient
 from daskdmed.core import memory
 from daskdmed.core.errors import LoaderClosedError, StoreError, UsageError
 from daskdmed.core.types import Array
-from daskdmed.policies import Situation
+from daskdmed.loading.lightdl import LightDL as OurLightDL
+from daskdmed.persistence.policy import Situation
 
 try:
     import matplotlib.pyplot as plt
@@ -182,12 +186,16 @@ class LightDL:
     # -- what makes the batches ---------------------------------------------------------
 
     def _setting(self, name: str, usual: int) -> int:
-        value: Any = self.const_global_info.get(name)
+        value = self.const_global_info.get(name)
         if value is None:
             return usual
-        if not isinstance(value, int | np.integer) or value < (name != "seed"):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = -1
+        if number < int(name != "seed"):
             raise UsageError(f"const_global_info[{name!r}] must be a positive integer: {value!r}")
-        return int(value)
+        return number
 
     def _make_loader(self) -> Any:
         for kind, base, hook in (
@@ -198,7 +206,7 @@ class LightDL:
                 raise UsageError(f"give a subclass of {base.__name__}, got {kind!r}")
             if getattr(kind, hook) is getattr(base, hook):
                 raise UsageError(f"{kind.__name__} must have a method {hook}")
-        slots = min(self._setting("num_bigchunkloaders", 10), len(self._patients))
+        slots = self._slots()
         most = _capacity(slots)
         usual = int(memory.machine_memory() * _MEMORY_SHARE) // most
         side = math.isqrt(self._setting("bytes_of_bigchunk", usual) - 1) + 1
@@ -206,11 +214,11 @@ class LightDL:
         # nobody reads it: what is held is what the loaders make
         nothing = da.zeros((side, side), chunks=side, dtype=np.uint8)
         records = {
-            name: daskdmed.Patient(name, records={"pydmed": daskdmed.Record(array=nothing)})
+            name: OurPatient(name, records={"pydmed": OurRecord(array=nothing)})
             for name in self._patients
         }
-        return daskdmed.LightDL(
-            daskdmed.Dataset(self.dataset.str_dsname, list(records.values())),
+        return OurLightDL(
+            OurDataset(self.dataset.str_dsname, list(records.values())),
             smallchunk_size=min(224, side),
             bigchunk_size=side,
             batch_size=self.batch_size,
@@ -255,7 +263,7 @@ class LightDL:
                 return self._first[situation.visit]
         if kind.schedule is LightDL.schedule:
             return None
-        if situation.visit < min(self._setting("num_bigchunkloaders", 10), len(self._patients)):
+        if situation.visit < self._slots():
             return None
         remove, load = self.schedule()
         assert load is None or isinstance(load, Patient)
@@ -274,7 +282,7 @@ class LightDL:
     def initial_schedule(self) -> list[Patient]:
         """Patients whose big chunks are loaded at first, by default any, each once."""
         patients = self.dataset.list_patients
-        return random.sample(patients, min(len(patients), self._slots()))
+        return random.sample(patients, self._slots())
 
     def schedule(self) -> tuple[Any, Any]:
         """``(patient_toremove, patient_toload)``, asked whenever a big chunk makes room.
@@ -315,7 +323,8 @@ class LightDL:
         return int(self._situation.counts[at])
 
     def _slots(self) -> int:
-        return self._setting("num_bigchunkloaders", 10)
+        """Big chunks that small chunks are drawn from at a time."""
+        return min(self._setting("num_bigchunkloaders", 10), len(self._patients))
 
     # -- life ------------------------------------------------------------------------------
 

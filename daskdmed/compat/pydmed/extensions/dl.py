@@ -11,7 +11,7 @@ import numpy as np
 from daskdmed.compat.pydmed.lightdl import LightDL
 from daskdmed.compat.pydmed.utils.data import Patient
 from daskdmed.core.types import Array
-from daskdmed.policies import Situation
+from daskdmed.persistence.policy import Situation
 
 __all__ = ["LabelBalancedDL"]
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import daskdmed
+from daskdmed.cohort.dataset import Dataset
+from daskdmed.cohort.record import Patient as OurPatient
+from daskdmed.cohort.record import Record
 from daskdmed.compat.pydmed.lightdl import (
     BigChunkLoader,
     LightDL,
@@ -23,6 +25,7 @@ from daskdmed.compat.pydmed.lightdl import (
 from daskdmed.compat.pydmed.utils.data import Patient
 from daskdmed.core.errors import StoreError, UsageError
 from daskdmed.core.types import Array
+from daskdmed.loading.sliding.loader import SlidingWindowDL as OurSlidingWindowDL
 
 __all__ = [
     "DefaultWSIxyWHvaltoRasterPoints",
@@ -115,11 +118,11 @@ class SlidingWindowDL(LightDL):
                     f"with {kind!r}"
                 )
         path_of = self.func_patient_to_fnameimage
-        return daskdmed.SlidingWindowDL(
-            daskdmed.Dataset(
+        return OurSlidingWindowDL(
+            Dataset(
                 self.dataset.str_dsname,
                 [
-                    daskdmed.Patient(name, records={"wsi": daskdmed.Record(path_of(patient))})
+                    OurPatient(name, records={"wsi": Record(path_of(patient))})
                     for name, patient in self._patients.items()
                 ],
             ),
