@@ -20,7 +20,7 @@ from daskdmed.images.parts import Boxes
 from daskdmed.loading.positions import Positions
 from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.catalogue import Catalogue
-from daskdmed.persistence.drawn import Drawn
+from daskdmed.persistence.drawn import touches_all
 from daskdmed.persistence.plan import Visit
 from daskdmed.persistence.reading import ReadFailure
 
@@ -38,7 +38,7 @@ class Foreseen:
     area: Area | Chosen | ReadFailure | None
     positions: Positions | None = None
     held: int | None = None
-    drawn: Drawn | None = None
+    drawn: Boxes | None = None
 
 
 class Foresight:
@@ -66,7 +66,7 @@ class Foresight:
             found = self._known[visit.number] = self._look(visit)
         return found
 
-    def drawn(self, visit: Visit) -> Drawn | None:
+    def drawn(self, visit: Visit) -> Boxes | None:
         """What of a visit's big chunk is read; None for all of it."""
         return self.of(visit).drawn
 
@@ -83,21 +83,17 @@ class Foresight:
             return Foreseen(ReadFailure(error, region))
         if self._blind:
             return Foreseen(area)
-        s, reach = self._sampling, None
-        size = s.crop.size
+        s, size = self._sampling, self._sampling.crop.size
         where = (area, s.key, visit.number, s.draws_per_visit)
         positions = Positions([region], size, s.crop.ratio, *where)
-        if isinstance(area, Area):
-            first, last = area.cover(region, size)
-            reach = Boxes(first, Boxes.at(last, size).stop)
         if self._stays:
-            drawn = None if reach is None else Drawn(None, reach)
-            return Foreseen(area, positions, None, drawn)
+            return Foreseen(area, positions, None, _reach(area, region, size))
         most = self._most
         if s.lattice is not None and isinstance(area, Chosen):
             most = len(area.places)
-        drawn = Drawn(Boxes.at(positions.first(most), size), reach)
-        return Foreseen(area, positions, most, drawn)
+        if area is None and touches_all(entry.view, region, size, most):
+            return Foreseen(area, positions)
+        return Foreseen(area, positions, most, Boxes.at(positions.first(most), size))
 
     def _area(self, visit: Visit, region: Region) -> Area | Chosen | None:
         s = self._sampling
@@ -113,3 +109,11 @@ class Foresight:
             # those of a visit, and of draws that stand in for others
             return maps.chosen(visit.record, classes, visit.block, 2 * s.draws_per_visit, rng)
         return s.areas.local(visit.record, classes, region)
+
+
+def _reach(area: Area | Chosen | None, region: Region, size: tuple[int, ...]) -> Boxes | None:
+    """What any small chunk can need of a big chunk, whichever of its places; None for all."""
+    if not isinstance(area, Area):
+        return None
+    first, last = area.cover(region, size)
+    return Boxes(first, Boxes.at(last, size).stop)

@@ -40,23 +40,27 @@ class Positions:
         self._regions, self._size, self._ratio = regions, size, ratio
         self._area, self._key, self._number = area, key, number
         self._expected = expected
-        self._known: list[Position] = []
+        #: numbers of pieces and first pixels in them, as far as they are known; and both as rows
+        self._pieces: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._starts: npt.NDArray[np.int64] = np.zeros((0, len(size)), np.int64)
+        self._rows: list[Position] = []
         self._draws: Draws | None = None
 
     def of(self, draw: int) -> Position | None:
         """Of a draw, by its number; None where there is no place at all."""
-        if draw >= len(self._known) and not self._locate(draw):
-            return None
-        return self._known[draw]
+        if draw >= len(self._rows):
+            if not self._locate(draw):
+                return None
+            starts = map(tuple, self._starts.tolist())
+            self._rows = list(zip(self._pieces.tolist(), starts, strict=True))
+        return self._rows[draw]
 
-    def first(self, count: int) -> npt.NDArray[np.int32]:
+    def first(self, count: int) -> npt.NDArray[np.int64]:
         """Of the first draws in the only piece, (count, axes) in the frame of the view; (0, axes)
         where there is no place at all."""
-        axes = len(self._size)
-        if not count or self.of(count - 1) is None:
-            return np.zeros((0, axes), np.int32)
-        starts = np.array([start for _, start in self._known[:count]], np.int32)
-        return starts + np.array(self._regions[0].origin, np.int32)
+        there = count if count and self._locate(count - 1) else 0
+        found: npt.NDArray[np.int64] = self._starts[:there] + np.array(self._regions[0].origin)
+        return found
 
     @property
     def rooms(self) -> npt.NDArray[np.int64]:
@@ -74,6 +78,8 @@ class Positions:
 
     def _locate(self, draw: int) -> bool:
         """Positions of all draws up to a number; False when there is no place at all."""
+        if draw < len(self._pieces):
+            return True
         if self._area is None:
             self._locate_anywhere(draw)
             return True
@@ -83,10 +89,12 @@ class Positions:
 
     def _locate_chosen(self, chosen: Chosen, draw: int) -> bool:
         """The places that were drawn beforehand, and again when each has been taken."""
-        rows = (chosen.places - np.array(self._regions[0].origin)).tolist()
-        while rows and len(self._known) <= draw:
-            self._known += [(0, tuple(row)) for row in rows]
-        return bool(rows)
+        if not len(chosen.places):
+            return False
+        times = draw // len(chosen.places) + 1
+        self._starts = np.tile(chosen.places - np.array(self._regions[0].origin), (times, 1))
+        self._pieces = np.zeros(len(self._starts), np.int64)
+        return True
 
     def _locate_anywhere(self, draw: int) -> None:
         """Uniform positions.
@@ -94,15 +102,15 @@ class Positions:
         Uniform floats are prefix-stable: draw 7 is at the same place however many are made.
         """
         rooms, axes = self.rooms, len(self._size)
-        count = max(self._expected, 2 * len(self._known), draw + 1)
+        count = max(self._expected, 2 * len(self._pieces), draw + 1)
         u = generator(self._key, Purpose.LOCATE, self._number).random((count, axes + 1))
         if len(self._regions) == 1:
             at = np.zeros(count, np.int64)
         else:
             shares = np.cumsum(rooms.prod(axis=1))
             at = np.searchsorted(shares, u[:, 0] * shares[-1], side="right")
-        starts = self._firsts()[at] + (u[:, 1:] * rooms[at]).astype(np.int64) * self._ratio
-        self._known = list(zip(at.tolist(), map(tuple, starts.tolist()), strict=True))
+        self._starts = self._firsts()[at] + (u[:, 1:] * rooms[at]).astype(np.int64) * self._ratio
+        self._pieces = at
 
     def _locate_in(self, area: Area, draw: int) -> bool:
         """All allowed positions in random order, and again when each has been taken."""
@@ -112,12 +120,12 @@ class Positions:
                 self._expected,
                 lambda part: generator(self._key, Purpose.LOCATE, self._number, part),
             )
-        while len(self._known) <= draw:
-            found = self._draws.more()
-            if not found:
+        origins = np.array([r.origin for r in self._regions], np.int64)
+        while len(self._pieces) <= draw:
+            found = np.array(self._draws.more(), np.int64).reshape(-1, 1 + len(self._size))
+            if not len(found):
                 return False
-            self._known += [
-                (at, tuple(p - o for p, o in zip(place, self._regions[at].origin, strict=True)))
-                for at, *place in found
-            ]
+            at = found[:, 0]
+            self._pieces = np.concatenate([self._pieces, at])
+            self._starts = np.concatenate([self._starts, found[:, 1:] - origins[at]])
         return True

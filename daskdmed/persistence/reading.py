@@ -24,9 +24,9 @@ from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.images.context import Context
-from daskdmed.images.parts import Parts, read_some
+from daskdmed.images.parts import Boxes, Parts, read_some
 from daskdmed.persistence.content import Content, Part, choose
-from daskdmed.persistence.drawn import Drawn, parts_drawn
+from daskdmed.persistence.drawn import parts_drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +142,15 @@ class Job:
         """The target's pixels that a region of the image touches."""
         return region.cells(self.target_ratio or (1,) * len(region.origin))
 
-    def drawn(self, drawn: Drawn | None) -> Job:
+    def drawn(self, drawn: Boxes | None) -> Job:
         """The same, reading no more than is drawn, where that is worth it."""
         if drawn is None:
             return self
-        around = (0,) * len(self.region.origin) if self.around is None else self.around.around
-        parts = parts_drawn(self.view, self.image_region, drawn.padded(around))
+        grown = drawn if self.around is None else drawn.padded(self.around.around)
+        parts = parts_drawn(self.view, self.image_region, grown)
         target = None
         if self.target is not None:
-            ratio = self.target_ratio or (1,) * len(around)
+            ratio = self.target_ratio or (1,) * len(self.region.origin)
             target = parts_drawn(self.target, self.target_region(self.region), drawn.cells(ratio))
         return replace(self, parts=parts, target_parts=target)
 

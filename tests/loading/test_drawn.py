@@ -282,3 +282,32 @@ def test_loaders_of_other_plans_share_only_whole_big_chunks(slides):
     assert not keys() & keys(seed=4)
     many = {"smallchunks_per_bigchunk": 100}
     assert keys(**many) & keys(**many, seed=4)
+
+
+def test_of_tissue_that_stays_all_that_can_be_needed_is_held(slides, asked):
+    held = {"smallchunks_per_bigchunk": 40, "resident": "16 MiB", "tissue": masks()}
+    both(slides, asked, **held)
+    keys = {}
+    assert any(job.parts is not None for job in asked.values())
+    for job in asked.values():
+        keys.setdefault((job.view.token, job.region), set()).add(job.digest)
+    assert max(map(len, keys.values())) == 1
+    # visits of a big chunk follow each other: they read it once
+    assert len(asked) > len(keys)
+
+
+@pytest.mark.parametrize("draws", [60, 400])
+def test_a_pass_over_tissue_decodes_little_else(slides, asked, draws):
+    options = {"tissue": {f"p{i}": whole_mask() for i in range(3)}, "policy": OnePass()}
+    options |= {"smallchunks_per_bigchunk": draws}
+    with count_tiles() as counted, LightDL(slides, **{**OPTIONS, **options}) as loader:
+        for _ in loader:
+            pass
+    held = whole_mask().reshape(SIZE // TILE, TILE // 4, SIZE // TILE, TILE // 4).any(axis=(1, 3))
+    assert counted.tiles <= 1.25 * 3 * held.sum()
+
+
+def whole_mask():
+    """A disc that covers about a fifth of the image."""
+    y, x = np.mgrid[: SIZE // 4, : SIZE // 4]
+    return (y - 30) ** 2 + (x - 28) ** 2 < 16**2
