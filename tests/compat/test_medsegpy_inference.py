@@ -304,11 +304,14 @@ def test_predictions_are_let_go(registered, monkeypatch):
     assert 1 <= max(counts) <= 2
 
 
-def test_what_infer_takes_is_taken(registered, tmp_path):
+def test_what_infer_takes_is_taken(registered, tmp_path, capsys):
     loader = build_loader(config(), "slices", **HOW[0])
     keras = {"max_queue_size": 10, "workers": 4, "use_multiprocessing": True, "verbose": 0}
     _, outputs = next(loader.inference(Keras(), out=tmp_path, **keras))
     assert [p.name for p in tmp_path.iterdir()] == ["9000000_V00-Aug00"]
+    assert "predict" not in capsys.readouterr().err
+    next(loader.inference(Keras(), verbose=1))
+    assert "predict" in capsys.readouterr().err
     np.testing.assert_array_equal(outputs["y_pred"][..., 0], registered.images["9000000_V00"])
 
 

@@ -104,7 +104,7 @@ class DataLoader(ABC):
 
     def num_scans(self) -> int:
         """How many scans there are."""
-        return len({d["scan_id"] for d in self._dataset_dicts})
+        return len({d.get("scan_id") for d in self._dataset_dicts})
 
     def __len__(self) -> int:
         """Batches of an epoch."""
