@@ -19,6 +19,7 @@ from daskdmed.cohort.record import Patient, Record
 from daskdmed.cohort.splits import check_fractions, fold_indices, split_indices
 from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.frozen import missing, plain
+from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.types import PathLike
 
 By: TypeAlias = str | Callable[[Patient], Hashable] | None
@@ -92,7 +93,8 @@ class Dataset(Sequence[Patient]):
         ----------
         folder : path
             Searched with its subfolders unless ``recursive=False``; Zarr groups
-            (``*.zarr``) count as one image.
+            (``*.zarr``) count as one image. Or a URL that its file system can list, with
+            ``storage_options=`` as in `daskdmed.open_slide`.
         pattern : str
             As in a shell, of the file name, or of the path below `folder` when it contains
             a slash. "*" means every file whose suffix is known for slides; where there are
@@ -129,7 +131,8 @@ class Dataset(Sequence[Patient]):
         from daskdmed.cohort.folder import read_images
 
         told = (labels, id_column, label_columns, missing_labels)
-        own_name, found = read_images(folder, pattern, recursive, patient, told)
+        with using(StorageOptions.of(folder, options.get("storage_options"))):
+            own_name, found = read_images(folder, pattern, recursive, patient, told)
         patients = []
         for patient_id, paths, row in found:
             one = len(paths) == 1

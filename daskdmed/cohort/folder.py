@@ -2,9 +2,9 @@
 
 Walks in a fixed order, takes a Zarr group, a folder of DICOM files, and of volumes a pair of
 ``.hdr`` and ``.img``, as one image, and joins a table of labels. Nothing is opened; of DICOM files
-and PNGs the first bytes are looked at. Not covered: folders
-behind URLs (list them into a manifest), images and labels in two folders and slices in files
-(`daskdmed.cohort.scans`).
+and PNGs the first bytes are looked at. Not covered: how
+folders behind URLs are listed (`daskdmed.cohort.listing`), images and labels in two folders and
+slices in files (`daskdmed.cohort.scans`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
+from daskdmed.cohort.listing import list_remote
 from daskdmed.cohort.tables import read_labels
 from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.places import is_remote, local
@@ -24,6 +25,7 @@ from daskdmed.images.dicomwsi.backend import is_slide_file
 from daskdmed.images.raster.headers import is_label_png
 
 logger = logging.getLogger("daskdmed.cohort")
+P = TypeVar("P", bound=PurePath)
 
 #: longest first, so that "a.ome.tif" gives the id "a"
 SLIDE_SUFFIXES = (
@@ -49,27 +51,44 @@ def read_images(
     recursive: bool,
     patient: Callable[[Any], str | int] | None,
     labels: tuple[Any, str | None, Sequence[str] | None, str],
-) -> tuple[str, list[tuple[str | int, list[Path], Mapping[str, Any]]]]:
+) -> tuple[str, list[tuple[str | int, list[PurePath | str], Mapping[str, Any]]]]:
     """Name of a folder; id, files and labels of the patients in it. See `Dataset.from_folder`."""
     if labels[-1] not in ("raise", "allow"):
         raise DatasetError(f'missing_labels is "raise" or "allow", got {labels[-1]!r}')
+    root: PurePath
+    found: Sequence[PurePath]
+    urls: Mapping[PurePath, str] = {}
     if is_remote(folder):
-        raise DatasetError(
-            f"{folder}: only local folders are listed; write a manifest with the uris and read "
-            "it with Dataset.from_manifest"
-        )
-    root = local(folder, "the folder", DatasetError)
-    groups = _group(find_images(root, pattern, recursive), patient, root)
+        root, listed = list_remote(os.fspath(folder), recursive)
+        found, urls = _chosen(list(listed), root, pattern, recursive, _known_by_name), listed
+    else:
+        root = local(folder, "the folder", DatasetError)
+        found = find_images(root, pattern, recursive)
+    groups = _group(found, patient, root)
     rows = {} if labels[0] is None else _match_labels(groups, *labels)
-    return root.name, [(own, paths, rows.get(key, {})) for key, (own, paths) in groups.items()]
+    return root.name, [
+        (own, [urls.get(p, p) for p in paths], rows.get(key, {}))
+        for key, (own, paths) in groups.items()
+    ]
 
 
 def find_images(root: Path, pattern: str = "*", recursive: bool = True) -> list[Path]:
     """Paths of images below a folder, sorted; for "*" slides, or volumes where there are none, or
     else pictures."""
     there = list(walk(root, recursive))
+    return _chosen(there, root, pattern, recursive, lambda paths: _known(paths, root))
+
+
+def _chosen(
+    there: Sequence[P],
+    root: PurePath,
+    pattern: str,
+    recursive: bool,
+    known_images: Callable[[Sequence[P]], list[P]],
+) -> list[P]:
+    """The images among what is there."""
     found = (
-        _known(there, root)
+        known_images(there)
         if pattern == "*"
         else [path for path in there if _matches(path, root, pattern)]
     )
@@ -86,6 +105,16 @@ def find_images(root: Path, pattern: str = "*", recursive: bool = True) -> list[
             f"{root}: no images match {pattern!r} among {len(there)} files{deeper}; {remedy}"
         )
     return sorted(found, key=lambda p: p.relative_to(root).parts)
+
+
+def _known_by_name(there: Sequence[P]) -> list[P]:
+    """The best that there is behind a URL, where no file is looked into."""
+    seen = [path for path in there if not path.name.startswith(".")]
+    for suffixes in (SLIDE_SUFFIXES, (".nii", ".nii.gz"), PICTURE_SUFFIXES):
+        found = [path for path in seen if path.name.lower().endswith(suffixes)]
+        if found:
+            return found
+    return []
 
 
 def _known(there: Sequence[Path], root: Path) -> list[Path]:
@@ -136,11 +165,11 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
     return [path for path in found if path not in maps] or found
 
 
-def _without_pixels(paths: Sequence[Path]) -> list[Path]:
+def _without_pixels(paths: Sequence[P]) -> list[P]:
     """Without the ``.img`` of a pair, whose ``.hdr`` names it."""
     there = {str(path).lower() for path in paths}
 
-    def is_second(path: Path) -> bool:
+    def is_second(path: PurePath) -> bool:
         name = str(path).lower()
         stem, dot, rest = name.rpartition(".img")
         return (
@@ -190,18 +219,18 @@ def _cannot_list(error: OSError) -> None:
     ) from error
 
 
-def _matches(path: Path, root: Path, pattern: str) -> bool:
+def _matches(path: PurePath, root: PurePath, pattern: str) -> bool:
     if path.name.startswith(".") and not pattern.startswith("."):
         return False
     name = path.relative_to(root).as_posix() if "/" in pattern else path.name
     return fnmatch.fnmatchcase(name, pattern)
 
 
-_Groups = dict[str, tuple["str | int", list[Path]]]
+_Groups = dict[str, tuple["str | int", list[PurePath]]]
 
 
 def _group(
-    paths: Sequence[Path], patient: Callable[[Any], str | int] | None, root: Path
+    paths: Sequence[PurePath], patient: Callable[[Any], str | int] | None, root: PurePath
 ) -> _Groups:
     groups: _Groups = {}
     for path in paths:

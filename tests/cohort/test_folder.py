@@ -67,7 +67,7 @@ def test_a_folder_without_slides_says_what_it_saw(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.txt: is not a folder"):
         Dataset.from_folder(tmp_path / "a.txt")
     with pytest.raises(DatasetError, match="from_manifest"):
-        Dataset.from_folder("s3://bucket/slides")
+        Dataset.from_folder("simplecache::s3://bucket/slides")
 
 
 def test_duplicate_ids_list_the_paths(tmp_path: Path) -> None:

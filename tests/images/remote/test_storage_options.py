@@ -113,6 +113,29 @@ def test_records_and_datasets_take_options_that_no_token_knows(url, pixels, tmp_
         assert again["q"].record().storage_options is None
 
 
+def test_a_folder_behind_a_url_is_a_dataset(url, pixels):
+    access = {"secret": SECRET}
+    fs = fsspec.filesystem("guarded", **access)
+    for name in ("sub/b.tif", "sub/notes.txt", "c.zarr/zarr.json", "c.zarr/0/c/0", ".hidden.tif"):
+        fs.pipe_file(f"/cohort/{name}", fs.cat_file("/a.tif"))
+    dataset = Dataset.from_folder(
+        "guarded://cohort", storage_options=access, labels={"b": 1, "c": 0}
+    )
+    assert [p.id for p in dataset] == ["c", "b"]
+    assert dataset.name == "cohort"
+    record = dataset["b"].record()
+    assert (record.uri, dataset["b"].labels["label"]) == ("guarded:///cohort/sub/b.tif", 1)
+    assert np.array_equal(record.open().read_region((0, 0), 0, (160, 160)), pixels)
+    flat = Dataset.from_folder("guarded://cohort/", "*.tif", storage_options=access)
+    assert [p.id for p in flat] == ["b"]
+    with pytest.raises(DatasetError, match="no images"):
+        Dataset.from_folder("guarded://cohort", "*.svs", recursive=False, storage_options=access)
+    with pytest.raises(DatasetError, match="no such folder"):
+        Dataset.from_folder("guarded://elsewhere", storage_options=access)
+    with pytest.raises(DatasetError, match="manifest"):
+        Dataset.from_folder("simplecache::memory://cohort")
+
+
 def test_several_slides_are_opened_with_the_same_options(url):
     first, second = open_slides([url, url], storage_options={"secret": SECRET})
     assert first == second
