@@ -41,6 +41,8 @@ SCRIPTS = {
     r"float32.*left out: torn.*,done,.*torn,wsi,skipped",
     "remote_slides.py": r"opened with [1-4] requests.*: [1-3] requests, .*of the file: True\n"
     r"8 batches of 16: \d+ requests, 0 of them again",
+    "fluorescence.py": r"DAPI +#0050FF +461\.0 nm.*labels +True thumbnail of \[0 1 2\]"
+    r".*\(16, 2, 64, 64\) torch\.uint16.*learnt: True.*OME-Zarr +\('CD3', 'DAPI'\)",
     "slices_2d.py": r"36 slices of shape \(3, 48, 48\).*d/image +ball +0\.[89].*mean Dice 0\.[89]",
     "from_medsegpy.py": r"3 scans, 6 batches an epoch.*epoch 3: loss.*_V00-Aug00: \(32, 32, 12\), "
     r"cartilage +[1-9][\d.]+ ml.*bone +medial \+ lateral.*DSC +0\.[5-9].*oai_test",

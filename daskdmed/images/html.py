@@ -110,10 +110,11 @@ def volume_html(volume: Volume, picture: Array | None) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     channels = f", {volume.channels} channels" if volume.channels else ""
     facts = f"{volume.dtype}{channels}, {volume.backend}"
+    shown = None if picture is None else display(picture, volume.info)
     where = "lies nobody knows where" if volume.space is None else f"axes to {volume.space.axcodes}"
     return (
         '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f"{_image(picture)}<div><b>{html.escape(volume.uri)}</b><br>{html.escape(facts)}, {where}"
+        f"{_image(shown)}<div><b>{html.escape(volume.uri)}</b><br>{html.escape(facts)}, {where}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
     )
 
