@@ -22,7 +22,7 @@ import daskdmed
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-NAMING = [DOCS / name for name in ("frameworks.md", "from-medsegpy.md")]
+NAMING = [DOCS / name for name in ("frameworks.md", "from-medsegpy.md", "from-pydmed.md")]
 NOTES = [*sorted((DOCS / "design").glob("*.md")), *NAMING]
 #: what people read, here and on the site
 PAGES = [

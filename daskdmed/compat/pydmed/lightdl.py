@@ -198,6 +198,7 @@ class LightDL:
         return number
 
     def _make_loader(self) -> Any:
+        kind: Any
         for kind, base, hook in (
             (self.type_bigchunkloader, BigChunkLoader, "extract_bigchunk"),
             (self.type_smallchunkcollector, SmallChunkCollector, "extract_smallchunk"),
