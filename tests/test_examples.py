@@ -44,8 +44,8 @@ SCRIPTS = {
     "fluorescence.py": r"DAPI +#0050FF +461\.0 nm.*labels +True thumbnail of \[0 1 2\]"
     r".*\(16, 2, 64, 64\) torch\.uint16.*learnt: True.*OME-Zarr +\('CD3', 'DAPI'\)",
     "slices_2d.py": r"36 slices of shape \(3, 48, 48\).*d/image +ball +0\.[89].*mean Dice 0\.[89]",
-    "from_pydmed.py": r"first batch +\(32, 3, 224, 224\).*right in the last third.*rows of each slide:"
-    r" \{0: \[0, 1\].*heatmaps +\(20, 20, 3\), 0 holes",
+    "from_pydmed.py": r"first batch +\(32, 3, 224, 224\).*right in the last third.*rows of each "
+    r"slide: \{0: \[0, 1\].*heatmaps +\(20, 20, 3\), 0 holes",
     "from_medsegpy.py": r"3 scans, 6 batches an epoch.*epoch 3: loss.*_V00-Aug00: \(32, 32, 12\), "
     r"cartilage +[1-9][\d.]+ ml.*bone +medial \+ lateral.*DSC +0\.[5-9].*oai_test",
     "cluster.py": r"scheduler at tls?c?p?://127.*rank \d: (\d+) patches\n.*rank \d: \1 patches\n"
