@@ -1,7 +1,7 @@
 """The backend over FastSlide, for what nothing else here opens: iSyntax, VSI. Needs the extra
 ``fastslide``.
 
-It is asked last, after OpenSlide, or by ``backend="fastslide"`` for all that it reads. Its JPEG
+It is asked for these, and by ``backend="fastslide"`` for all that it reads. Its JPEG
 decoder rounds otherwise than libjpeg: on the samples of an SVS of 2220 x 2967 pixels 60 % of the
 values differ from OpenSlide's and tifffile's, by at most 2.
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.core.errors import CorruptImageError, DaskdmedError, UnsupportedImageError
 from daskdmed.core.extras import extra
 from daskdmed.core.places import is_remote
 from daskdmed.core.region import Region
@@ -38,11 +38,8 @@ from daskdmed.images.readers import (
 from daskdmed.images.tiff.metadata import Mpp, plausible
 
 _log = logging.getLogger("daskdmed.images")
-#: not those of formats that are volumes as well (DICOM, Zarr), and of every TIFF
-_SUFFIXES = (
-    *(".isyntax", ".i2syntax", ".vsi", ".ets"),
-    *(".svs", ".ndpi", ".mrxs", ".bif", ".qptiff", ".czi"),
-)
+#: what nothing else opens: the library takes damaged files of other formats for slides
+_SUFFIXES = (".isyntax", ".i2syntax", ".vsi", ".ets")
 #: (height, width) of what counts as a tile: the library does not tell
 _TILE = 512
 
@@ -89,14 +86,14 @@ class FastSlideReader(BaseReader):
         try:
             self._slide: Any = library.FastSlide.from_file_path(uri)
         except Exception as error:
-            raise UnsupportedImageError.of(
-                uri, f"FastSlide cannot open it: {error}; check that it is a whole slide"
-            ) from error
+            raise _refused(uri, error) from error
         try:
             self._begin(options)
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            if isinstance(error, DaskdmedError) or not isinstance(error, Exception):
+                raise
+            raise _refused(uri, error) from error  # it opens lazily, text too
 
     def _begin(self, options: SlideOptions) -> None:
         slide, images = self._slide, list(self._slide.images)
@@ -158,6 +155,12 @@ class FastSlideReader(BaseReader):
             closed, self._closed = self._closed, True
         if not closed:
             self._slide.close()
+
+
+def _refused(uri: str, error: Exception) -> UnsupportedImageError:
+    return UnsupportedImageError.of(
+        uri, f"FastSlide cannot open it: {error}; check that it is a whole slide"
+    )
 
 
 def _pixels(found: Any) -> Array:

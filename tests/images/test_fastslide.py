@@ -32,6 +32,13 @@ class TestFastSlide(BackendConformance):
                 )  # fmt: skip
         return str(tmp_path / "a.svs"), levels
 
+    def test_accepts_its_own(self, image, tmp_path):
+        """Only what nothing else opens: it takes any file named .svs for a slide."""
+        assert self.backend.accepts(image[0]) is False
+        for suffix in ("isyntax", "vsi"):
+            (tmp_path / f"a.{suffix}").touch()
+            assert self.backend.accepts(str(tmp_path / f"a.{suffix}")) is True
+
 
 def test_how_far_it_is_from_openslide(cmu):
     """The figures in docs/formats.md."""
@@ -63,6 +70,10 @@ def test_what_it_does_not_read(tmp_path, monkeypatch):
     path.write_bytes(b"no slide" * 100)
     with pytest.raises(UnsupportedImageError, match="FastSlide cannot open it"):
         open_slide(path)
+    other = tmp_path / "a.svs"
+    other.write_bytes(b"no slide" * 100)
+    with pytest.raises(UnsupportedImageError, match="FastSlide cannot open it"):
+        open_slide(other, backend="fastslide")
     monkeypatch.setitem(sys.modules, "fastslide", None)
     for suffix in ("isyntax", "vsi"):
         path = tmp_path / f"a.{suffix}"
