@@ -157,6 +157,20 @@ class BackendConformance:
         assert all(isinstance(k, str) for k in info.properties)
         assert all(isinstance(v, str) for v in info.properties.values())
 
+    def test_further_facts(self, image: tuple[str, list[Array]], reader: Reader) -> None:
+        """Channels, planes, labels and the colour profile, where a reader tells of them."""
+        info = reader.info
+        assert len(info.channels) in (0, image[1][0].shape[-1])
+        assert len(set(info.planes)) == len(info.planes)
+        assert info.plane in (info.planes or ("",))
+        assert len(set(info.images)) == len(info.images)
+        assert len(set(info.associated)) == len(info.associated)
+        if info.is_labels:
+            assert info.numpy_dtype.kind in "iu", "labels are whole numbers"
+        profile = getattr(reader, "icc_profile", None)
+        found = None if profile is None else profile()
+        assert found is None or (isinstance(found, bytes) and found)
+
     def test_info_pickles(self, reader: Reader) -> None:
         assert pickle.loads(pickle.dumps(reader.info)) == reader.info
 
