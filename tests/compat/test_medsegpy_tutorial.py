@@ -17,6 +17,15 @@ from tests.compat.made import SHAPE
 torch = pytest.importorskip("torch")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks as small as these take longer with several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def code(made, catalogs, monkeypatch):
     """The block of the tutorial with what it leaves open, and the datasets that it names."""
