@@ -171,3 +171,14 @@ def markers(data: bytes, draw: Draw) -> tuple[bytes, str]:
     width = draw.choice((1, 2, 2, 4))
     out[place : place + width] = extreme(draw, 8 * width).to_bytes(width, "big")
     return bytes(out), f"segment {data[at + 1]:02x} at {at}"
+
+
+def czi(data: bytes, draw: Draw) -> tuple[bytes, str]:
+    """A number in a segment of CZI: its size, or what stands at its beginning."""
+    segments = [found.start() for found in re.finditer(b"ZISRAW", data)]
+    at = draw.choice(segments)
+    place = at + 16 + draw.choice((0, 8, 16, 24, 32, 36, 40, draw.below(400)))
+    width = draw.choice((1, 4, 4, 8))
+    out = bytearray(data)
+    out[place : place + width] = extreme(draw, 8 * width).to_bytes(width, "little")
+    return bytes(out[: len(data)]), f"number at {place} of the segment at {at}"

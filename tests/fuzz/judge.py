@@ -151,6 +151,8 @@ def _slide(trial: Trial, **options: Any) -> None:
     slide = trial.attempt(_OPENING, daskdmed.open_slide, trial.path, **options)
     if slide is None:
         return
+    if trial.opened is not None:  # another image of the same file
+        return _others(trial, slide)
     trial.opened = slide
     trial.attempt((), _slide_facts, trial, slide)
     for level in range(slide.level_count):
@@ -163,12 +165,25 @@ def _slide(trial: Trial, **options: Any) -> None:
         small = trial.attempt(_READING, slide.get_thumbnail, (24, 24))
         trial.expect(small is None or max(small.shape[:2]) <= 24, "thumbnail too large")
     trial.attempt((), slide._repr_html_)
+    for name, there in (("image", slide.images), ("plane", slide.planes)):
+        if there and not options:
+            _slide(trial, **{name: trial.draw.choice(there)})
+
+
+def _others(trial: Trial, slide: Any) -> None:
+    """Of another image or plane: a region of its first level."""
+    view = slide.view()
+    trial.attempt(_READING, view.read, _region(trial, view))
 
 
 def _slide_facts(trial: Trial, slide: Any) -> None:
     for name in ("mpp", "power"):
         value = np.ravel(getattr(slide, name) or 1.0)
         trial.expect(np.isfinite(value).all() and value.min() > 0, f"{name} {value}")
+    profile = trial.attempt(_READING, getattr, slide, "icc_profile")
+    trial.expect(profile is None or isinstance(profile, bytes), f"a profile {profile!r:.50}")
+    names = [str(channel.name) for channel in slide.channels or ()]
+    trial.expect(len(names) in (0, slide.levels[0].shape[-1]), f"channels {names}")
     facts = slide.properties
     trial.expect(all(isinstance(v, str) for v in facts.values()), "properties that are no text")
     channels = {level.shape[-1] for level in slide.levels}

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from tests.fuzz.directories import tiff
 from tests.fuzz.draw import Draw
-from tests.fuzz.headers import dicom, markers, nifti, npy, png
+from tests.fuzz.headers import czi, dicom, markers, nifti, npy, png
 from tests.fuzz.texts import json_values, xml
 
 Mutation: TypeAlias = Callable[[bytes, Draw], tuple[bytes, str]]
@@ -28,6 +28,8 @@ def of(data: bytes) -> Mutation | None:
         return png
     if head[:2] == b"\xff\xd8" or head in (b"\xff\x4f\xff\x51", b"\0\0\0\x0c"):
         return markers
+    if data[:10] == b"ZISRAWFILE":
+        return czi
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start in (b"{", b"["):
         return json_values
