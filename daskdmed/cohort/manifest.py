@@ -36,6 +36,8 @@ _TOLD = ("mpp", "backend", "spatial_ndim", "facts")
 #: what records say of their images, in JSON and in columns of their own where one says it
 _OF_IMAGES = ("spacing", "background", "space", *IMAGE_OPTIONS)
 _ABSENT: Any = object()
+#: what values that make no sense raise somewhere
+_WRONG = (LookupError, TypeError, ValueError, OverflowError)
 
 
 def write_manifest(dataset: Dataset, path: PathLike) -> None:
@@ -171,7 +173,7 @@ def _from_json(
                 for key, r in entry["records"].items()
             }
             patients.append(Patient(entry["id"], records, entry.get("labels", {})))
-        except (KeyError, TypeError, AttributeError, DaskdmedError) as error:
+        except (*_WRONG, AttributeError, DaskdmedError) as error:
             raise DatasetError(
                 f"{source}: patient number {position} is wrong: {type(error).__name__}: {error}; "
                 'each has "id", "records" of name to {"uri": ...}, and "labels"'
@@ -299,7 +301,7 @@ def _from_csv(
                 **_as_arguments({n: _parsed(cell[n]) for n in _OF_IMAGES if cell.get(n)}),
                 **_access(cell["uri"], access),
             )
-        except (DaskdmedError, ValueError, TypeError, LookupError) as error:
+        except (*_WRONG, DaskdmedError) as error:
             raise DatasetError(f"{where}: {error}") from error
         found = _named(extra, "label:", position)
         if labels.setdefault(key, found) != found:

@@ -63,10 +63,14 @@ class Resolution:
                 "give one"
             )
         if mpp is not None:
-            pair = (float(mpp), float(mpp)) if isinstance(mpp, (int, float)) else tuple(mpp)
-            if len(pair) != 2 or not all(np.isfinite(v) and v > 0 for v in pair):
+            try:
+                pair = (mpp, mpp) if isinstance(mpp, (int, float)) else tuple(mpp)
+                x, y = (float(v) for v in pair)
+            except (TypeError, ValueError, OverflowError):
+                x = y = 0.0
+            if not (0 < x < np.inf and 0 < y < np.inf):
                 raise ResolutionError(f"mpp must be one or two positive numbers, got {mpp!r}")
-            return cls(mpp=(float(pair[0]), float(pair[1])))
+            return cls(mpp=(x, y))
         if power is not None:
             if not (np.isfinite(power) and power > 0):
                 raise ResolutionError(f"power must be a positive number, got {power!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 from daskdmed.core.buffers import empty
 from daskdmed.core.errors import (
+    CorruptImageError,
     GeometryError,
     ImageError,
     ResolutionError,
@@ -31,6 +33,8 @@ from daskdmed.images.protocols import LevelInfo, SlideInfo
 from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
+#: focal planes and time points of one image
+MAX_PLANES = 2**20
 #: failed tiles remembered per open file
 _REPORTED = 1000
 #: an image so much coarser than the finest of its file is no scan of the slide
@@ -114,6 +118,11 @@ def choose_planes(
     the usual plane along that one.
     """
     long = {letter: n for letter, n in axes.items() if n > 1}
+    count = math.prod(long.values())
+    if count > MAX_PLANES:
+        raise CorruptImageError.of(
+            uri, f"it claims {count} planes ({dict(axes)}), more than {MAX_PLANES}; fetch it again"
+        )
     # z runs fastest, and is named first
     order = sorted(long, key=lambda letter: (letter != "z", letter != "t", letter))
     places = [p[::-1] for p in itertools.product(*(range(long[a]) for a in reversed(order)))]

@@ -107,6 +107,8 @@ def try_input(corpus: Corpus, seed: int, number: int, folder: Path) -> Result:
             result.outcome = "right"
     except Finding as found:
         result.kind, result.text = found.kind, str(found)
+    except RecursionError as error:  # in a step that is no step of the library alone
+        result.kind, result.text = "untyped: RecursionError", str(error)
     except OSError as error:  # a name that no file can have
         result.outcome = f"cannot be written, {type(error).__name__}"
     finally:

@@ -107,6 +107,8 @@ def _tiff_level(level: Any) -> tuple[Any, Any] | None:
     pages = [p for p in level.pages if p is not None]
     if int(key.photometric) not in (1, 2, 6) or key.extrasamples or key.is_ndpi or key.is_scn:
         return None
+    if key.is_tiled and max(key.tilewidth, key.tilelength) > 1024:
+        return None  # tifffile makes noise of a JPEG that is smaller
     if int(key.compression) == 7 and key.is_jfif and int(key.photometric) == 2:
         return None  # the tag counts here, as with OpenSlide; there the marker
     if int(key.compression) in (33003, 33004, 33005) or len(pages) != len(level.pages):

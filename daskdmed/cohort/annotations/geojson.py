@@ -350,7 +350,13 @@ def _feature(item: Annotation, index: int) -> dict[str, Any]:
         own = properties.get("classification", properties)
         own["color"] = list(item.colour)
     geometry = dict(mapping(shape))
-    rest = {k: _json(v, index) for k, v in item.properties.items()}
+    try:
+        rest = {k: _json(v, index) for k, v in item.properties.items()}
+    except RecursionError:
+        raise AnnotationError(
+            f"annotation {index}: its properties are nested too deep to be written as JSON",
+            index=index,
+        ) from None
     if "plane" in rest:
         geometry["plane"] = rest.pop("plane")
     feature: dict[str, Any] = {"type": "Feature"}

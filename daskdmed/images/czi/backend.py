@@ -91,8 +91,10 @@ class CziReader(BaseReader):
         self._document: Any = _opened(uri)
         try:
             self._begin(options)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, (RuntimeError, MemoryError)):  # of libCZI
+                raise _damaged(uri, error) from error
             raise
 
     def _begin(self, options: SlideOptions) -> None:
@@ -148,13 +150,16 @@ class CziReader(BaseReader):
         color = (1.0,) * 3 if layout.samples > 1 else (0.0,) * 3
         begin = layout.dimensions.get("C", (0, 1))[0]
         for channel in range(layout.channels):
-            found = self._document.read(
-                roi=roi,
-                plane={**place, "C": begin + channel},
-                scene=self._scene,
-                zoom=1 / factor,
-                background_pixel=color,
-            )
+            try:
+                found = self._document.read(
+                    roi=roi,
+                    plane={**place, "C": begin + channel},
+                    scene=self._scene,
+                    zoom=1 / factor,
+                    background_pixel=color,
+                )
+            except MemoryError as error:
+                raise ValueError("a block claims a size that no memory holds") from error
             if found.shape != (height, width, layout.samples) or found.dtype != out.dtype:
                 raise ValueError(
                     f"libCZI gives {found.shape} {found.dtype} for {region.shape} {out.dtype}"
@@ -195,10 +200,13 @@ def _opened(uri: str) -> Any:
     try:
         return module.CziReader(uri)
     except Exception as error:
-        raise CorruptImageError.of(
-            uri,
-            f"libCZI cannot open it: {error}; the file is truncated or damaged, copy it again",
-        ) from error
+        raise _damaged(uri, error) from error
+
+
+def _damaged(uri: str, error: BaseException) -> CorruptImageError:
+    return CorruptImageError.of(
+        uri, f"libCZI cannot open it: {error}; the file is truncated or damaged, copy it again"
+    )
 
 
 def _embedded(data: bytes) -> Array:

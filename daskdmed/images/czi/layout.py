@@ -13,6 +13,7 @@ from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 
 #: edge of what counts as a tile where blocks do not lie on a grid, as those of most scanners
 _TILE = 1024
+_MOST_CHANNELS = 4096
 #: name of the pixel type -> NumPy name, samples
 _PIXELS = {
     "Gray8": ("uint8", 1), "Gray16": ("uint16", 1), "Gray32Float": ("float32", 1),
@@ -67,6 +68,9 @@ def lay_out(uri: str, document: Any, scene: int | None) -> Layout:
         for letter, values in blocks.dimensions.items()
         if letter not in "SM"
     }
+    channels = dimensions.get("C", (0, 1))[1]
+    if channels > _MOST_CHANNELS:
+        raise CorruptImageError.of(uri, f"it claims {channels} channels, more than any image has")
     factors = [f for f in sorted(blocks.factors) if box.w // f > 0 and box.h // f > 0]
     tile = blocks.tile(box.x, box.y)
     return Layout(box.x, box.y, box.w, box.h, dtype, samples, [1, *factors], tile, dimensions)

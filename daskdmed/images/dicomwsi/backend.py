@@ -136,7 +136,11 @@ def _instances(uri: str) -> tuple[Instance, ...]:
     beside = [os.path.join(folder, name) for name in sorted(os.listdir(folder or "."))]
     paths = [path for path in beside if path == uri or is_slide_file(path)]
     found = _read_all(tuple(_state(path) for path in paths))
-    (own,) = (i for i in found if i.pixels.path == uri)
+    own = next((i for i in found if i.pixels.path == uri), None)
+    if own is None:
+        raise UnsupportedImageError.of(
+            uri, "it begins as a DICOM whole-slide image, and its header says that it is none"
+        )
     return tuple(
         i for i in found
         if i.series == own.series or (i.container and i.container == own.container)
@@ -161,6 +165,8 @@ def _read_all(states: tuple[tuple[str, int, int, int], ...]) -> tuple[Instance, 
 
 class FilesSource:
     """The files of a level as one, each where the level's offsets say. Thread-safe."""
+
+    gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
 
     def __init__(self, uri: str, level: Level) -> None:
         self.uri = uri
@@ -222,7 +228,7 @@ class DicomSlideReader(BaseReader):
             raise self._no_associated(name)
         plan = level.plan
         out = np.empty(plan.shape, plan.dtype)
-        white = np.full(plan.shape[2], 255, plan.dtype)
+        white = np.full(plan.shape[2], np.iinfo(plan.dtype).max, plan.dtype)
         self._fill(level, Region.of(plan.shape[:2]), out, white, "raise")
         return out
 
@@ -275,10 +281,11 @@ def _describe(
         properties[f"openslide.associated.{name}.width"] = str(level.plan.shape[1])
         properties[f"openslide.associated.{name}.height"] = str(level.plan.shape[0])
     gray = first.samples == 1
+    white = int(np.iinfo(plans[0].dtype).max)
     return SlideInfo(
         levels=infos,
         dtype=plans[0].dtype.name,
-        background=((0,) if gray else (255,)) * plans[0].shape[2],
+        background=((0,) if gray else (white,)) * plans[0].shape[2],
         mpp=first.mpp,
         power=power,
         vendor="dicom",
