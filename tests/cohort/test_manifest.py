@@ -268,3 +268,14 @@ def test_json_that_is_nested_too_deep(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(DatasetError, match=r"cohort\.json.*JSON"):
         Dataset.from_manifest(path)
+
+
+@pytest.mark.parametrize("mpp", [[[0.5], [0.5]], ["a", "b"], [1, 2, 3], {"x": 1}, 10**400, "0.5"])
+def test_resolutions_that_make_no_sense(tmp_path, mpp):
+    path = tmp_path / "cohort.json"
+    Dataset("d", [Patient("p", {"wsi": Record("a.svs", mpp=0.5)})]).to_manifest(path)
+    document = json.loads(path.read_text())
+    document["patients"][0]["records"]["wsi"]["mpp"] = mpp
+    path.write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=r"cohort\.json.*patient number 0"):
+        Dataset.from_manifest(path)

@@ -195,7 +195,10 @@ class _Worker:
             yield self._lost(number)
 
     def _lost(self, number: int) -> Result:
-        made, done = damaged(self.corpus, self.seed, number)
+        try:
+            made, done = damaged(self.corpus, self.seed, number)
+        except Exception as error:
+            return Result(number, "none/none", "", "mutation", f"{type(error).__name__}: {error}")
         code = self.process.exitcode
         name = signal.Signals(-code).name if code < 0 else f"exit {code}"
         log = self.log.read_bytes()

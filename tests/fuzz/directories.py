@@ -10,6 +10,8 @@ import struct
 
 from tests.fuzz.draw import Draw, extreme
 
+#: what places raise that no index reaches
+_FAR = (OverflowError, IndexError)
 #: sizes of types of fields
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
@@ -57,14 +59,14 @@ class _Tiff:
     def get(self, at: int, kind: str) -> int | None:
         try:
             return int(struct.unpack_from(self.order + kind, self.data, at)[0])
-        except (struct.error, OverflowError):
+        except (struct.error, *_FAR):
             return None
 
     def put(self, at: int, kind: str, value: int) -> None:
         bits = 8 * struct.calcsize("=" + kind)
         try:
             struct.pack_into(self.order + kind, self.data, at, value % (1 << bits))
-        except (struct.error, OverflowError):  # behind the end
+        except (struct.error, *_FAR):  # behind the end
             return
 
     def value_at(self, entry: int) -> int:

@@ -239,3 +239,32 @@ def test_attachments_that_lie_nowhere(czi, tmp_path):
     path.write_bytes(data[:at] + struct.pack("<q", 2**40) + data[at + 8 :])
     with open_slide(path) as slide:
         assert not slide.associated_images
+
+
+def test_xml_that_is_broken(czi, tmp_path):
+    path = tmp_path / "a.czi"
+    tiles = [(noise(40, 50), 0, 0, 1, 0, 0, {"C": 0})]
+    czi.write(path, tiles, xml='<?xml version="1.0"?><ImageDocument><Metadata></ImageDocument>')
+    with pytest.raises(CorruptImageError, match=r"a\.czi.*damaged"):
+        open_slide(path, backend="czi")
+
+
+@pytest.mark.parametrize(("letter", "words"), [("C", "channels"), ("Z", "planes")])
+def test_more_channels_and_planes_than_there_can_be(czi, tmp_path, letter, words):
+    path = tmp_path / "a.czi"
+    places = ({"C": 0, letter: 0}, {"C": 0, letter: 2**30})
+    czi.write(path, [(noise(40, 50, 1), 0, 0, 1, 0, n, place) for n, place in enumerate(places)])
+    with pytest.raises(CorruptImageError, match=rf"a\.czi.*claims.*{words}"):
+        open_slide(path, backend="czi")
+
+
+def test_a_block_whose_size_no_memory_holds(czi, tmp_path):
+    """What libCZI raises then must not look as if the machine had no memory left."""
+    path = tmp_path / "a.czi"
+    czi.write(path, [(noise(40, 50), 0, 0, 1, 0, 0, {"C": 0})])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ZISRAWSUBBLOCK") + 32 + 8
+    data[at : at + 8] = struct.pack("<q", 2**62)
+    path.write_bytes(data)
+    with pytest.raises((TileError, CorruptImageError), match=r"a\.czi"):
+        whole(open_slide(path, backend="czi"))

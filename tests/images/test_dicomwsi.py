@@ -422,3 +422,26 @@ def test_as_wsidicom(dicomwsi, tmp_path, levels):
             for level, size in enumerate(slide.level_dimensions):
                 seen = np.asarray(other.read_region((0, 0), other.levels[level].level, size))
                 assert np.array_equal(slide.read_region((0, 0), level, size), seen)
+
+
+def test_a_header_that_says_something_else(dicomwsi, tmp_path, levels):
+    """It begins as a slide; the element that counts is of another kind of object."""
+    path = tmp_path / "a.dcm"
+    dicomwsi.write(path, levels[0])
+    data = path.read_bytes()
+    kind = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+    at = data.index(kind, data.index(kind) + 1)
+    path.write_bytes(data[: at + len(kind) - 1] + b"4" + data[at + len(kind) :])
+    with pytest.raises(UnsupportedImageError, match=r"a\.dcm"):
+        open_slide(path, backend="dicom-slide")
+
+
+def test_colours_of_signed_numbers_have_a_background(dicomwsi, tmp_path, levels):
+    def change(data):
+        data.PixelRepresentation = 1
+
+    dicomwsi.write(tmp_path / "a.dcm", levels[0], syntax=dicomwsi.NATIVE, photometric="RGB",
+                   sparse=True, skip=((0, 0),), change=change)  # fmt: skip
+    slide = open_slide(tmp_path / "a.dcm", backend="dicom-slide")
+    assert slide.background == (np.iinfo(slide.dtype).max,) * 3
+    assert (slide.read_region((0, 0), 0, (8, 8)) == slide.background).all()

@@ -340,3 +340,22 @@ def test_remote(tmp_path):
     Image.fromarray(image).save(memory, "PNG")
     fsspec.filesystem("memory").pipe("/pictures/a.png", memory.getvalue())
     assert np.array_equal(read("memory://pictures/a.png"), image)
+
+
+def test_tiles_of_jpeg2000_that_are_not_there(colours, tmp_path):
+    """A stream that is cut off between two tiles; one whose first tile claims all that comes."""
+    path = tmp_path / "a.jp2"
+    colours.convert("RGB").save(path, tile_size=(32, 32), irreversible=False)
+    whole, expected = path.read_bytes(), read(path)
+    starts = [i for i in range(len(whole)) if whole[i : i + 4] == b"\xff\x90\x00\x0a"]
+    assert len(starts) == 6
+    first = whole[: starts[0] + 6] + bytes(4) + whole[starts[0] + 10 :]
+    for name, content in {"cut": whole[: starts[4]], "greedy": first}.items():
+        path = tmp_path / f"{name}.jp2"
+        path.write_bytes(content)
+        slide = open_slide(path)
+        assert np.array_equal(slide.read_region((0, 0), 0, (32, 32)), expected[:32, :32])
+        with pytest.raises(TileError, match=rf"{name}.jp2: tile \(1, 2\)"):
+            slide.read_region((70, 40), 0, (4, 4))
+        filled = slide.read_region((70, 40), 0, (4, 4), tile_error="fill")
+        assert (filled == 255).all()

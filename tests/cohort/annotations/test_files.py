@@ -46,6 +46,15 @@ def read(*features, **options):
 
 
 # ------------------------------------------------------------------------------ GeoJSON
+def test_properties_that_are_nested_too_deep_to_be_written() -> None:
+    deep: dict = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+    table = Annotations([Annotation(shapely.Point(1, 2), properties={"deep": deep})])
+    with pytest.raises(AnnotationError, match="annotation 0.*nested too deep"):
+        table.to_geojson()
+
+
 @pytest.mark.parametrize("kind", [["Polygon"], {"a": 1}, None, 3])
 def test_types_that_are_no_text(kind) -> None:
     wrong = [
