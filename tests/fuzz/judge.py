@@ -152,7 +152,8 @@ def _slide(trial: Trial, **options: Any) -> None:
     if slide is None:
         return
     if trial.opened is not None:  # another image of the same file
-        return _others(trial, slide)
+        _others(trial, slide)
+        return
     trial.opened = slide
     trial.attempt((), _slide_facts, trial, slide)
     for level in range(slide.level_count):

@@ -228,7 +228,7 @@ class DicomSlideReader(BaseReader):
             raise self._no_associated(name)
         plan = level.plan
         out = np.empty(plan.shape, plan.dtype)
-        white = np.full(plan.shape[2], np.iinfo(plan.dtype).max, plan.dtype)
+        white = np.full(plan.shape[2], np.iinfo(plan.dtype.name).max, plan.dtype)
         self._fill(level, Region.of(plan.shape[:2]), out, white, "raise")
         return out
 
@@ -281,7 +281,7 @@ def _describe(
         properties[f"openslide.associated.{name}.width"] = str(level.plan.shape[1])
         properties[f"openslide.associated.{name}.height"] = str(level.plan.shape[0])
     gray = first.samples == 1
-    white = int(np.iinfo(plans[0].dtype).max)
+    white = int(np.iinfo(plans[0].dtype.name).max)
     return SlideInfo(
         levels=infos,
         dtype=plans[0].dtype.name,

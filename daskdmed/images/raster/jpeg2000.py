@@ -199,7 +199,7 @@ def _plan(
         elif offsets[0, number] + counts[0, number] != at:
             return None
         counts[0, number] += length
-    # a stream has every tile: of one that is cut off, those behind the end are errors, not background
+    # a stream has every tile: of one that is cut off, those behind the end are errors
     absent = counts == 0
     offsets[absent], counts[absent] = source.size, 1
     main = source.read(start, tiles_at - start)
