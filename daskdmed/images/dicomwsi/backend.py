@@ -26,9 +26,11 @@ import itertools
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +57,7 @@ from daskdmed.images.readers import (
     level_properties,
     number_text,
 )
-from daskdmed.images.source import LocalSource, Source, explain_os_error
+from daskdmed.images.source import LocalSource, explain_os_error
 from daskdmed.images.tiff.decode import Reading, read_level
 from daskdmed.images.volumes.dicom.catalog import all_files, files_below
 from daskdmed.images.volumes.dicom.header import WHOLE_SLIDE, looks_like_dicom
@@ -164,7 +166,9 @@ def _read_all(states: tuple[tuple[str, int, int, int], ...]) -> tuple[Instance, 
 
 
 class FilesSource:
-    """The files of a level as one, each where the level's offsets say. Thread-safe."""
+    """The files of a level as one `Source`, each where the level's offsets say. Thread-safe."""
+
+    gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
 
     gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
 
@@ -184,8 +188,14 @@ class FilesSource:
         number = int(np.searchsorted(self._bases, offset, side="right")) - 1
         return self._sources[number].read(offset - self._bases[number], count)
 
-    def read_many(self, offsets: list[int], counts: list[int]) -> list[bytes]:
+    def read_many(self, offsets: Sequence[int], counts: Sequence[int]) -> list[bytes]:
         return list(map(self.read, offsets, counts))
+
+    def scanning(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def open_file(self) -> Any:
+        raise ImageError.of(self.uri, "several files have no handle in common")
 
     def close(self) -> None:
         for source in self._sources:
@@ -238,8 +248,7 @@ class DicomSlideReader(BaseReader):
         def fail(number: int, row: int, column: int, cause: Exception) -> None:
             self._failures(number, (row, column), cause, tile_error)
 
-        source = cast(Source, self._source(level))
-        read_level(level.plan, Reading(source, ground, fail), region, out)
+        read_level(level.plan, Reading(self._source(level), ground, fail), region, out)
 
     def _source(self, level: Level) -> FilesSource:
         found = self._sources.get(id(level))
