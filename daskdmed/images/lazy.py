@@ -8,6 +8,7 @@ Not covered: reading (`daskdmed.core.view` and who derives from it).
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, TypeAlias
 
@@ -26,6 +27,8 @@ from daskdmed.images.view import SlideView
 _Edges: TypeAlias = tuple[tuple[int, ...], ...]
 #: default extent of a block: of volumes, and of planes
 DEFAULT_CHUNKS = (256, 4096)
+#: blocks of one array: a graph has a task for each
+_MOST_BLOCKS = 2**26
 
 
 def align_chunk(chunk: int, tile: int, extent: int) -> int:
@@ -93,7 +96,12 @@ def _edges(view: ImageView, chunks: Any) -> _Edges:
             f"the whole axis, or the chunks of a Dask array, got {chunks!r}"
         )
     sizes = (align_chunk(*axis) for axis in zip(numbers, view.tile_shape, shape, strict=True))
-    axes = zip(shape, sizes, strict=True)
+    axes = list(zip(shape, sizes, strict=True))
+    if math.prod(-(-extent // n) for extent, n in axes) > _MOST_BLOCKS:
+        raise GeometryError(
+            f"{view.name}: an array of {shape} in blocks of {tuple(n for _, n in axes)} has more "
+            f"than {_MOST_BLOCKS} of them; give larger chunks="
+        )
     return tuple((n,) * (extent // n) + ((extent % n,) if extent % n else ()) for extent, n in axes)
 
 

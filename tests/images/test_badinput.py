@@ -382,6 +382,8 @@ def test_images_that_are_too_long_to_be_shrunk(tmp_path, caplog):
         slide.with_mpp(1).view(mpp=2)
     assert "no picture" not in caplog.text
     assert "long.zarr" in slide._repr_html_()
+    with pytest.raises(GeometryError, match=r"long\.zarr.*more than 67108864"):
+        slide.to_dask()
 
 
 def test_a_thumbnail_whose_tiles_have_more_samples(make, tmp_path):

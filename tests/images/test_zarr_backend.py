@@ -24,6 +24,7 @@ from daskdmed.errors import (
 from daskdmed.images.filecache import cache
 from daskdmed.images.ngff import ZarrBackend, planes
 from daskdmed.images.slide import open_slide
+from daskdmed.images.volumes.volume import open_volume
 
 BACKEND = ZarrBackend()
 
@@ -478,3 +479,14 @@ def test_a_missing_level_is_one_kind_of_error_for_every_backend(tmp_path, make):
             reader.read(7, Region((0, 0), (1, 1)))
         with pytest.raises(ResolutionError, match="no level 7"):
             slide.view(level=7)
+
+
+@pytest.mark.parametrize("text", ["{} {}", "[" * 5000, '{"a": '])
+def test_attributes_of_an_array_that_are_no_json(tmp_path, text):
+    """Of a group without OME metadata, whose arrays are looked for."""
+    group = zarr.create_group(store=str(tmp_path / "a.zarr"), zarr_format=2)
+    group.create_array("x", shape=(8, 8), chunks=(8, 8), dtype="u1")
+    (tmp_path / "a.zarr" / "x" / ".zattrs").write_text(text)
+    for opener in (open_slide, open_volume):
+        with pytest.raises((CorruptImageError, UnsupportedImageError), match=r"a\.zarr"):
+            opener(tmp_path / "a.zarr")

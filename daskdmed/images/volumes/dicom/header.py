@@ -275,6 +275,8 @@ class HeaderFile(Elements):
                 f"pixels of {p.allocated} bits of which {p.stored} are stored, the highest is "
                 f"{p.high}",
             )
+        if p.frames < 1:
+            raise corrupt(self.path, f"NumberOfFrames is {p.frames}")
         declared, there = p.frames * p.frame_bytes, p.size - (0 if p.deflated else p.offset)
         if p.encapsulated or p.deflated:
             impossible = declared > _MAX_RATIO * there + 2**24

@@ -513,3 +513,9 @@ def test_pydicom_is_asked_for_by_name(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'daskdmed\[volumes\]'"):
         open_volume(path, backend="dicom")
     refused(path, r"pip install 'daskdmed\[volumes\]'")
+
+
+def test_a_number_of_frames_that_makes_no_sense(tmp_path):
+    path = made.write(tmp_path / "a.dcm", GOOD, NumberOfFrames=-1)
+    with pytest.raises(CorruptImageError, match=r"a\.dcm.*NumberOfFrames is -1"):
+        open_volume(path)
