@@ -107,7 +107,8 @@ class WindowBlocks:
         with self._context(index):
             if self.is_empty(index):
                 return np.empty(0, view.dtype)
-            return read_block(view, self.grid.around(self.block(index), self.kept(index))[0])
+            inner, _, keep = self.grid.around(self.block(index), self.kept(index))
+            return read_block(view, inner, self.grid, keep)
 
     def values(self, model: Shipped, index: Index, source: ImageView | Array) -> Array:
         """Values of one block, NaN where windows are not kept, channel first."""

@@ -19,6 +19,7 @@ import numpy as np
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
+from daskdmed.images.parts import Boxes, read_parts
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
 #: makes the array that windows are copied into: (number of windows) -> array
@@ -27,9 +28,29 @@ Allocate = Callable[[int], Array]
 Convert = Callable[[Array, Array], None]
 
 
-def read_block(view: ImageView, block: WindowBlock) -> Array:
-    """Pixels that the windows of a block span; the background of the view outside the image."""
-    return view.read_padded(Region(block.region.origin, block.extent))
+def read_block(
+    view: ImageView, block: WindowBlock, grid: WindowGrid, keep: Array | None = None
+) -> Array:
+    """Pixels that the windows of a block span; the background of the view outside the image, and
+    possibly under no window that is kept."""
+    region = Region(block.region.origin, block.extent)
+    boxes = kept_boxes(view, block, grid, keep)
+    return view.read_padded(region) if boxes is None else read_parts(view, region, boxes)
+
+
+def kept_boxes(
+    view: ImageView, block: WindowBlock, grid: WindowGrid, keep: Array | None
+) -> Boxes | None:
+    """The pixels of the windows of a block that are kept, where the storage tiles under no other
+    can be left out; None to read everything."""
+    if not view.cheap_to_cut or keep is None or keep.all():
+        return None
+    where = np.nonzero(keep)
+    origins = [
+        np.asarray(o)[i] + first
+        for o, i, first in zip(block.origins, where, block.region.origin, strict=True)
+    ]
+    return Boxes.at(np.stack(origins, axis=-1), grid.kernel_size)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Reading a block strip by strip, so that pixels are used while they are in the cache.
 
 A block of windows spans tens of megabytes. Written in one go they leave the processor's
-cache and come back for the model; read some rows of tiles at a time they do not, the memory
-of a block is a few megabytes, and rows of windows that a mask leaves out are not read. What
-two strips share is copied, so that each storage tile of the block is decoded once.
+cache and come back for the model; read some rows of tiles at a time they do not, and the memory
+of a block is a few megabytes. Rows of windows that a mask leaves out are not read, nor storage
+tiles under no window that it keeps. What two strips share is copied, so
+that each storage tile of the block is decoded once.
 
 Not covered: which windows make a block (`daskdmed.tiling.blocks`), cutting pixels into
 windows (`daskdmed.tiling.extract`).
@@ -22,7 +23,8 @@ from daskdmed.core import buffers
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
-from daskdmed.tiling.extract import Allocate, Convert, Windows, read_block
+from daskdmed.images.parts import read_parts
+from daskdmed.tiling.extract import Allocate, Convert, Windows, kept_boxes, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
 #: bytes of pixels that a strip aims at
@@ -56,10 +58,10 @@ def read_strips(
     Images that are not read by storage tiles (arrays, resampled slides) give one strip.
     """
     if not view.cheap_to_cut or grid.ndim < 2:
-        yield Strip(0, Windows(read_block(view, block), block, grid, keep))
+        yield Strip(0, Windows(read_block(view, block, grid, keep), block, grid, keep))
         return
     per_row = math.prod(block.shape[1:])
-    rows = _Rows(view, block, strip_bytes)
+    rows = _Rows(view, block, grid, keep, strip_bytes)
     for begin, stop in _groups(block, keep, rows):
         part = grid.box(
             (block.start[0] + begin, *block.start[1:]), (stop - begin, *block.shape[1:])
@@ -90,8 +92,17 @@ def _groups(block: WindowBlock, keep: Array | None, rows: _Rows) -> Iterator[tup
 class _Rows:
     """Pixel rows of a block, read from top to bottom. Positions are relative to the block."""
 
-    def __init__(self, view: ImageView, block: WindowBlock, strip_bytes: int) -> None:
+    def __init__(
+        self,
+        view: ImageView,
+        block: WindowBlock,
+        grid: WindowGrid,
+        keep: Array | None,
+        strip_bytes: int,
+    ) -> None:
         self._view = view
+        # of the whole block: the rest of a strip is also there for the next one
+        self._boxes = kept_boxes(view, block, grid, keep)
         self._origins = block.origins[0]
         self._kernel = block.extent[0] - block.origins[0][-1]
         self._top, self._tile = block.region.origin[0], view.tile_shape[0]
@@ -139,7 +150,11 @@ class _Rows:
             region = Region(
                 (self._top + have, *self._corner), (begin + height - have, *part.extent[1:])
             )
-            self._view.read_padded(region, out=pixels[have - begin :])
+            target = pixels[have - begin :]
+            if self._boxes is None:
+                self._view.read_padded(region, out=target)
+            else:
+                read_parts(self._view, region, self._boxes, out=target)
         self._pixels, self._begin, self._stop = pixels, begin, stop
         return pixels[: part.extent[0]]
 

@@ -93,6 +93,33 @@ def test_blocks_outside_the_mask_are_not_read(slide):
     assert count.tiles <= 4
 
 
+@pytest.mark.parametrize("stride", [224, 112])
+def test_tiles_without_tissue_are_not_decoded(tmp_path, stride):
+    """Inside a block either, and nothing else changes: written, lazy, and resumed."""
+    slide = open_slide(make_slide(tmp_path / "a.tif", (2600, 1700), levels=1, tissue=1.0).path)
+    grid = WindowGrid.of((1700, 2600), 224, stride=stride)
+    keep = np.zeros((17, 26), bool)  # 100 pixels a side
+    keep[2:4, 3:5] = keep[3, 20] = keep[12:15, 10:11] = True
+    options = {"kernel_size": 224, "stride": stride, "block_windows": 8}
+    everything = heatmap(slide, weighted, **options).compute()
+    with count_tiles() as count:
+        found = heatmap(slide, weighted, mask=keep, out=tmp_path / "h.zarr", **options).compute()
+    kept = np.isfinite(found)
+    np.testing.assert_array_equal(found[kept], everything[kept])
+    blocks: dict[tuple[int, ...], set[tuple[int, int]]] = {}
+    for index in map(tuple, np.argwhere(kept).tolist()):
+        y, x = grid.origin(index)
+        rows = range(y // 256, min(y + 223, 1699) // 256 + 1)
+        columns = range(x // 256, min(x + 223, 2599) // 256 + 1)
+        own = blocks.setdefault(tuple(i // 8 for i in index), set())
+        own |= {(r, c) for r in rows for c in columns}
+    assert count.tiles == sum(map(len, blocks.values())) < 40
+    lazily = heatmap(slide, weighted, mask=keep, compute=False, **options).compute()
+    np.testing.assert_array_equal(lazily, found)
+    again = heatmap(slide, weighted, mask=keep, out=tmp_path / "h.zarr", resume=True, **options)
+    np.testing.assert_array_equal(again.compute(), found)
+
+
 def torn(path, tmp_path):
     """A copy of a slide in which one tile of level 0 is not a JPEG any more."""
     import tifffile

@@ -239,8 +239,9 @@ def page_planes(page: Any, source: Source, depth: int | None = None) -> list[Pag
     stored_h, stored_w = (key.tags.valueof(code) or 0 for code in (257, 256))
     grid = -(-max(height, int(stored_h)) // tile[0]), -(-max(width, int(stored_w)) // tile[1])
     planes = key.samplesperpixel if fmt.planar else 1
-    offsets = np.array(page.dataoffsets, np.int64)
-    counts = np.array(page.databytecounts, np.int64)
+    offsets, counts = (
+        np.fromiter(v, np.int64, len(v)) for v in (page.dataoffsets, page.databytecounts)
+    )
     area = grid[0] * grid[1]
     number = planes * within * area
     if not (depth or 0) < within:
