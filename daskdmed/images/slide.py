@@ -344,7 +344,7 @@ class Slide(OfFile):
         """The same slide in sRGB: what is read is converted by the file's ICC profile.
 
         By Pillow's ImageCms with the rendering intent of the profile, block by block, where pixels
-        are read: 15 to 40 ms per million of them. The background outside the slide too.
+        are read: about 30 ms per million of them. The background outside the slide too.
 
         Raises
         ------

@@ -219,6 +219,20 @@ class BackendConformance:
         reader.read(0, region, planar)
         self._same(planar, expected[region.slices], "channels first")
 
+    def test_some_channels(self, image: tuple[str, list[Array]], reader: Reader) -> None:
+        """Of readers that can read some channels without the others."""
+        read = getattr(reader, "read_channels", None)
+        if read is None:
+            pytest.skip("the reader has no read_channels")
+        expected = image[1][0]
+        region, count = _middle(expected), expected.shape[-1]
+        for channels in {(count - 1,), tuple(range(count))[::-1], (0,)}:
+            wanted = expected[region.slices][..., list(channels)]
+            self._same(read(0, region, channels), wanted, f"channels {channels}")
+            out = np.full((*wanted.shape[:-1], 2 * len(channels)), 77, wanted.dtype)[..., ::2]
+            assert read(0, region, channels, out) is out
+            self._same(out, wanted, f"channels {channels} into an array")
+
     def test_out_that_does_not_fit(self, reader: Reader) -> None:
         *full, channels = reader.info.levels[0].shape
         wrong = np.empty((*(5 for _ in full[1:]), 6, channels), reader.info.dtype)

@@ -85,6 +85,36 @@ def test_channels_of_vectra():
     assert [c.wavelength for c in slide.channels] == [450, 530, 570]
 
 
+def test_stains_of_vectra_that_were_unmixed(tmp_path):
+    """Components have biomarkers, and are none of the bands of the scan."""
+
+    def about(name, colour, first):
+        band = (
+            "<ScanBands-i><ExcitedFilterPair><BandIndex>0</BandIndex><FilterPair><EmissionFilter>"
+            "<Bands><Bands-i><HomeWavelength>520</HomeWavelength></Bands-i></Bands>"
+            "</EmissionFilter></FilterPair></ExcitedFilterPair></ScanBands-i>"
+        )
+        return (
+            '<?xml version="1.0" encoding="utf-16"?><PerkinElmer-QPI-ImageDescription>'
+            "<ImageType>FullResolution</ImageType><IsUnmixedComponent>True</IsUnmixedComponent>"
+            f"<Name>Opal 520</Name><Biomarker>{name}</Biomarker><Color>{colour}</Color>"
+            f"<ScanBands>{band * 2 if first else ''}</ScanBands></PerkinElmer-QPI-ImageDescription>"
+        )
+
+    path, data = tmp_path / "a.qptiff", noise(2, 64, 96)
+    with tifffile.TiffWriter(path) as tif:
+        for number, (name, colour) in enumerate((("CD8", "255,0,16"), ("FoxP3", "no colour"))):
+            tif.write(
+                data[number], tile=(16, 16), photometric="minisblack", metadata=None,
+                software="PerkinElmer-QPI", description=about(name, colour, number == 0),
+            )  # fmt: skip
+    slide = open_slide(path)
+    assert slide.channels == ("CD8", "FoxP3")
+    assert [c.color for c in slide.channels] == ["FF0010", ""]
+    assert [c.wavelength for c in slide.channels] == [None, None]
+    assert np.array_equal(whole(slide), np.moveaxis(data, 0, -1))
+
+
 def test_channels_of_leica(tmp_path):
     data = noise(2, 64, 96, dtype="uint8")
     dimensions = "".join(

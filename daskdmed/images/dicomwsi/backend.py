@@ -170,8 +170,6 @@ class FilesSource:
 
     gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
 
-    gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
-
     def __init__(self, uri: str, level: Level) -> None:
         self.uri = uri
         self._bases = [base for _, base in level.files]
