@@ -140,13 +140,32 @@ def gather_rate(
     return batches * batch / (time.perf_counter() - began)
 
 
+def touched_share(block: float, crop: float, tile: float, draws: int) -> float:
+    """Part of the storage tiles of a big chunk that some random crops touch, 0 to 1.
+
+    Parameters
+    ----------
+    block, crop, tile : float
+        Extents of a big chunk, a crop and a storage tile, along each of two axes.
+    draws : int
+        Crops per big chunk.
+    """
+    room = max(block - crop + 1, 1.0)
+    count = max(1, round(block / tile))
+    first = np.arange(count) * block / count
+    # along an axis, the part of first pixels from which a crop reaches each tile
+    reach = np.minimum(first + tile, room) - np.maximum(first - crop + 1, 0)
+    along = np.clip(reach / room, 0, 1)
+    return float(1 - ((1 - np.outer(along, along)) ** draws).mean())
+
+
 def cost_model(block_pixels: float, decode: float, draws: int, gather: float) -> float:
     """Crops per second when each block is decoded once for so many draws, each copied once.
 
     Parameters
     ----------
     block_pixels : float
-        Pixels of a big chunk.
+        Pixels of a big chunk that are decoded: of the tiles that its crops touch.
     decode : float
         Pixels per second.
     draws : int

@@ -22,7 +22,7 @@ from typing import Any
 
 import dask
 import numpy as np
-from limits import THREADS, RawTiles, cost_model, decode_rate, gather_rate
+from limits import THREADS, RawTiles, cost_model, decode_rate, gather_rate, touched_share
 
 import daskdmed
 from daskdmed.images import turbojpeg
@@ -115,6 +115,7 @@ class SmallChunks:
     to_gather: float
     to_model: float
     draws_per_read: float
+    tiles_per_patch: float
 
 
 def small_chunks(
@@ -130,21 +131,25 @@ def small_chunks(
     """Random crops through `LightDL` while big chunks rotate."""
     data = dataset(paths)
     pixels = _block_pixels(paths, bigchunk)
+    tile = daskdmed.open_slide(paths[0]).level_tile_shapes[0][0]
+    # of few draws only the tiles are decoded that these touch
+    pixels *= touched_share(pixels**0.5, CROP, tile, draws)
 
     def once(seed: int) -> tuple[float, ...]:
         gather = gather_rate(CROP, BATCH)
         decode = decode_rate(paths, seed=seed)
-        rate, reuse = _loader_rate(
-            data,
-            seconds,
-            bigchunk_size=bigchunk,
-            smallchunks_per_bigchunk=draws,
-            seed=seed,
-            client=client,
-            **options,
-        )
+        with count_tiles() as counted:
+            rate, reuse, patches = _loader_rate(
+                data,
+                seconds,
+                bigchunk_size=bigchunk,
+                smallchunks_per_bigchunk=draws,
+                seed=seed,
+                client=client,
+                **options,
+            )
         model = cost_model(pixels, decode, draws, gather)
-        return rate, rate / gather, rate / model, reuse
+        return rate, rate / gather, rate / model, reuse, counted.tiles / patches
 
     return SmallChunks(*median_of(rounds, once))
 
@@ -158,8 +163,10 @@ def _block_pixels(paths: list[Path], bigchunk: int) -> float:
     return statistics.mean(grid.region(number).size for number in range(len(grid)))
 
 
-def _loader_rate(data: daskdmed.Dataset, seconds: float, **options: Any) -> tuple[float, float]:
-    """(patches per second in the steady state, draws per big chunk read)."""
+def _loader_rate(
+    data: daskdmed.Dataset, seconds: float, **options: Any
+) -> tuple[float, float, int]:
+    """(patches per second in the steady state, draws per big chunk read, all patches)."""
     with daskdmed.LightDL(data, smallchunk_size=CROP, batch_size=BATCH, **options) as loader:
         batches = iter(loader)
         settled = time.perf_counter() + seconds / 4
@@ -174,7 +181,8 @@ def _loader_rate(data: daskdmed.Dataset, seconds: float, **options: Any) -> tupl
             patches += x.shape[0]
         elapsed = time.perf_counter() - began
         read = loader.stats().visits_admitted - before.visits_admitted
-    return patches / elapsed, patches / max(read, 1)
+        whole = loader.stats().patches
+    return patches / elapsed, patches / max(read, 1), whole
 
 
 def idle_cpu(paths: list[Path], seconds: float) -> float:
@@ -373,8 +381,8 @@ def restricted(paths: list[Path], way: str, *, seconds: float, rounds: int = 1) 
 
     def once(seed: int) -> tuple[float, ...]:
         kwargs = {"bigchunk_size": BLOCK, "smallchunks_per_bigchunk": 512, "seed": seed}
-        plain, _ = _loader_rate(data, seconds, client=None, **kwargs)
-        ours, _ = _loader_rate(data, seconds, client=None, **kwargs, **options)
+        plain, *_ = _loader_rate(data, seconds, client=None, **kwargs)
+        ours, *_ = _loader_rate(data, seconds, client=None, **kwargs, **options)
         return (ours / plain,)
 
     return median_of(rounds, once)[0]

@@ -11,7 +11,7 @@ import scenarios
 from benchmarks import Once, requires
 
 #: (big chunk in pixels, small chunks drawn from each)
-ROTATIONS = ["4096/128", "4096/512", "4096/2048", "1024/32"]
+ROTATIONS = ["4096/16", "4096/32", "4096/128", "4096/512", "4096/2048", "1024/32"]
 
 
 @cache
@@ -42,7 +42,11 @@ class SmallChunks(Once):
     def track_ratio_to_cost_model(self, kind: str, name: str) -> float:
         return measure(kind, name).to_model
 
+    def track_tiles_per_patch(self, kind: str, name: str) -> float:
+        return measure(kind, name).tiles_per_patch
+
     track_patches.unit = "patches/s"
+    track_tiles_per_patch.unit = "tiles"
     track_ratio_to_gather.unit = "ratio"
     track_ratio_to_cost_model.unit = "ratio"
 

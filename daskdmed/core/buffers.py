@@ -27,6 +27,9 @@ SPARE_LIMIT = 256 << 20
 #: sizes are rounded up to this many steps per power of two, so that blocks of nearly one
 #: size (edge blocks are a little smaller) share memory; pages never touched cost nothing
 _STEPS_PER_OCTAVE = 4
+#: memory serves arrays down to this part of its size: blocks at the edges of tiles differ by more
+#: than a step, and a pool full of one size would otherwise have fresh pages touched for another
+_FITS = 0.6
 #: arrays begin on a cache line: tiles are then copied into whole lines, a quarter faster
 LINE = 64
 
@@ -44,9 +47,13 @@ class _Pool:
     def take(self, nbytes: int) -> Array:
         with self._lock:
             stack = self._spare.get(nbytes)
+            if not stack:
+                fits = [n for n, held in self._spare.items() if held and n * _FITS <= nbytes <= n]
+                stack = self._spare[min(fits)] if fits else None
             if stack:
-                self._bytes -= nbytes
-                return stack.pop()
+                memory = stack.pop()
+                self._bytes -= memory.nbytes
+                return memory
         return np.empty(nbytes, np.uint8)
 
     def give(self, memory: Array) -> None:

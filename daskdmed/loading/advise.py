@@ -27,6 +27,7 @@ from daskdmed.images.channels import ChannelsLike
 from daskdmed.persistence import catalogue as catalogues
 from daskdmed.persistence.budget import Allotment, allot, to_bytes
 from daskdmed.persistence.catalogue import DEFAULT_BIGCHUNK, Catalogue, Geometry
+from daskdmed.persistence.drawn import expected_share
 
 #: crops copied to measure how long one takes
 _CROPS = 512
@@ -72,7 +73,8 @@ class Advice:
     choices : tuple of Choice
         Every combination, big chunks from small to large.
     read_seconds : dict of tuple to float
-        Big-chunk size -> seconds until all threads together have read one more.
+        Big-chunk size -> seconds until all threads together have read one more, all of it; of
+        few draws less is read, which `choices` count.
     copy_seconds : float
         Per small chunk.
     single_seconds : float
@@ -89,7 +91,7 @@ class Advice:
 
     @property
     def break_even(self) -> dict[tuple[int, ...], int]:
-        """Draws per big chunk from which on big chunks beat reading each patch for itself."""
+        """Draws per big chunk from which on reading all of it beats each patch for itself."""
         gained = self.single_seconds - self.copy_seconds
         if gained <= 0:
             return {}
@@ -241,7 +243,15 @@ def advise(
         copied, single = min(copied, copy), min(single, one)
         pixels = float(np.mean([math.prod(e.grid.largest) for e in found.entries]))
         choices += [
-            _choice(geometry, allotment, count, seconds, copy, batch_size, pixels)
+            _choice(
+                geometry,
+                allotment,
+                count,
+                seconds * _share(found, geometry, count),
+                copy,
+                batch_size,
+                pixels,
+            )
             for count in sorted(draws)
         ]
     if not choices:
@@ -256,6 +266,17 @@ def _clipped(geometry: Geometry, found: Catalogue) -> Geometry:
     largest = np.max(extents, axis=0).tolist()
     bigchunk = tuple(min(b, n) for b, n in zip(geometry.bigchunk, largest, strict=True))
     return replace(geometry, bigchunk=bigchunk)
+
+
+def _share(found: Catalogue, geometry: Geometry, draws: int) -> float:
+    """Part of big chunks that is read for so many draws of each."""
+    shares = [
+        expected_share(e.grid.largest, geometry.smallchunk, e.view.tile_shape, draws)
+        if e.view.cheap_in_parts
+        else 1.0
+        for e in found.entries
+    ]
+    return float(np.mean(shares))
 
 
 def _choice(

@@ -6,6 +6,7 @@ lets go of the interpreter while it copies, so that two do better even beside de
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from daskdmed.core.types import Array
@@ -26,11 +27,17 @@ class Copier:
             if self._threads > 1
             else None
         )
-        self._copies: list[tuple[Array, Array]] = []
+        self._copies: list[tuple[Array, Array, int]] = []
 
-    def add(self, target: Array, source: Array) -> None:
-        """Copy later; both are referenced until `flush`."""
-        self._copies.append((target, source))
+    def add(self, target: Array, source: Array, owner: int = -1) -> None:
+        """Copy later; both are referenced until `flush`, or `settle` of who owns the source."""
+        self._copies.append((target, source, owner))
+
+    def settle(self, owners: Collection[int]) -> None:
+        """Make the copies of some owners here and now, then forget them: these are few, and handing
+        them out would cost more than making them."""
+        _copy([copy for copy in self._copies if copy[2] in owners])
+        self._copies = [copy for copy in self._copies if copy[2] not in owners]
 
     def flush(self) -> None:
         """Make all copies, then forget them."""
@@ -51,6 +58,6 @@ class Copier:
             self._pool.shutdown(wait=True)
 
 
-def _copy(copies: list[tuple[Array, Array]]) -> None:
-    for target, source in copies:
+def _copy(copies: list[tuple[Array, Array, int]]) -> None:
+    for target, source, _ in copies:
         target[...] = source

@@ -312,8 +312,9 @@ class Engine(ABC):
 
     def finish_turn(self, turn: Turn) -> None:
         # no reference to a block is left when the resident set lets go of it
-        self._copier.flush()
-        self._builder.settle([visit.number for visit in turn.leaving])
+        gone = [visit.number for visit in turn.leaving]
+        self._copier.settle(gone)
+        self._builder.settle(gone)
         for visit in turn.leaving:
             if self._elsewhere is not None:
                 self._elsewhere.evict(visit.number)

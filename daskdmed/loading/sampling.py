@@ -290,7 +290,7 @@ class VisitSampler:
             if copier is None:
                 target[...] = source
             else:
-                copier.add(target, source)
+                copier.add(target, source, self.facts.number)
 
     def _image_copies(
         self, data: Array, start: tuple[int, ...], out: Array

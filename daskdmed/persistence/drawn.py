@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from daskdmed.core.region import Region
 from daskdmed.core.view import ImageView
 from daskdmed.images.parts import Boxes, Parts, parts_of
@@ -35,3 +37,18 @@ def touches_all(view: ImageView, region: Region, size: Sequence[int], draws: int
         tiles *= max(1.0, extent / tile)
         touched *= min(1 + (s - 1) / tile, max(1.0, extent / tile))
     return draws * touched >= _MANY * tiles
+
+
+def expected_share(
+    extent: Sequence[int], size: Sequence[int], tile: Sequence[int], draws: int
+) -> float:
+    """Part of the storage tiles of a big chunk that so many small chunks touch in the mean, 1 where
+    all would be read."""
+    touched = np.ones(())
+    for whole, s, t in zip(extent, size, tile, strict=True):
+        room = max(whole - s + 1, 1)
+        first = np.arange(0, whole, max(1, min(t, whole)))
+        reach = np.minimum(first + t, room) - np.maximum(first - s + 1, 0)
+        touched = np.multiply.outer(touched, np.clip(reach / room, 0, 1))
+    share = float(1 - ((1 - touched) ** draws).mean())
+    return 1.0 if share >= NEAR else share

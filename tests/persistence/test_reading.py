@@ -142,3 +142,16 @@ def test_a_future_that_was_let_go_tells_nobody_else():
         ticket = leave_ticket(f"shared-{closing}", jobs)
         _recover(ticket, Cancelled(closing), unit)
         assert ticket.done is not closing
+
+
+def test_spare_memory_serves_arrays_that_are_a_little_smaller():
+    buffers.clear()
+    held = buffers.empty((5 << 20,), np.uint8)
+    where = held.ctypes.data
+    del held
+    assert buffers.empty((4 << 20,), np.uint8).ctypes.data == where
+    assert buffers.spare_bytes() > 0  # it came back whole
+    kept = buffers.empty((1 << 20,), np.uint8)
+    assert buffers.spare_bytes() > 0  # far smaller ones do not take it
+    del kept
+    buffers.clear()
