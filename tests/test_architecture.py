@@ -39,6 +39,8 @@ BESIDE = {
     "explorers": ["loading"],
     # other libraries' names
     "compat": LAYERS,
+    # what is installed, for reports
+    "__main__": ["core", "images"],
 }
 
 

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class OpenSlideBackend:
 
     name = "openslide"
     priority = 50
+    needs: ClassVar = {"openslide": "openslide"}
 
     def accepts(self, uri: str) -> bool:
         """Ask OpenSlide; when it is not installed, judge by name and first bytes."""

@@ -299,6 +299,10 @@ class Backend(Protocol):
     One of volumes has ``kind = "volume"``, gives readers whose `info` is a `VolumeInfo`, and has
     ``open_volume(uri, options)`` with `VolumeOptions` in the place of `open`; its `fingerprint`
     takes the options as a second argument.
+
+    One over libraries of an extra may name them, ``needs = {"openslide": "openslide"}``: the module
+    that is imported when a file is opened, and the extra. ``python -m daskdmed`` says what is
+    missing.
     """
 
     #: name under which users choose it, ``open_slide(uri, backend=name)``

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Hdf5Backend:
     name = "hdf5"
     kind = "volume"
     priority = 20
+    needs: ClassVar = {"h5py": "volumes"}
 
     def accepts(self, uri: str) -> bool:
         if is_remote(uri) or not os.path.isfile(uri):

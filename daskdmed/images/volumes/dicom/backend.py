@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from typing import ClassVar
 
 from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.core.places import is_remote
@@ -41,6 +42,7 @@ class DicomBackend:
     name = "dicom"
     kind = "volume"
     priority = 40
+    needs: ClassVar = {"pydicom": "volumes"}
 
     def accepts(self, uri: str) -> bool:
         return bool(uri) and not is_remote(uri) and holds_dicom(uri)

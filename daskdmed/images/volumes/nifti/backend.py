@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import threading
+from typing import ClassVar
 
 from daskdmed.core.errors import ImageError, ImageNotFoundError
 from daskdmed.core.places import is_remote
@@ -38,6 +39,7 @@ class NiftiBackend:
     name = "nifti"
     kind = "volume"
     priority = 10
+    needs: ClassVar = {"nibabel": "volumes"}
 
     def accepts(self, uri: str) -> bool:
         if uri.lower().endswith(_ALONE):
