@@ -12,12 +12,13 @@ Not covered: what a block is, and where it is recorded as done (`daskdmed.store.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
@@ -343,6 +344,13 @@ class _Attempt:
             return _Failed(error)
 
 
+class _Pool(ThreadPoolExecutor):
+    """Threads in which context variables are those of whoever submits, as in Dask since 2026.3."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
+
+
 class _Threads:
     """Dask's threaded scheduler: one call per job, all with the same threads.
 
@@ -364,9 +372,7 @@ class _Threads:
         elif isinstance(pool := dask.config.get("pool", None), Executor):
             self._with(pool, jobs, self._threads)
         else:
-            from dask.threaded import ContextAwareThreadPoolExecutor
-
-            with ContextAwareThreadPoolExecutor(self._threads, "daskdmed") as own:
+            with _Pool(self._threads, "daskdmed") as own:
                 self._with(own, jobs, self._threads)
         if self._failure is not None:
             raise self._failure
