@@ -44,7 +44,9 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
 
 def test_every_extra_is_in_all() -> None:
     (line,) = EXTRAS["all"]
-    assert Requirement(line).extras == EXTRAS.keys() - {"all", "test", "docs", "dev"}
+    # wheels for some systems only, or another way to do what is done without
+    special = {"czi", "fastslide", "zarrs"}
+    assert Requirement(line).extras | special == EXTRAS.keys() - {"all", "test", "docs", "dev"}
 
 
 def test_versions_of_python() -> None:
@@ -86,14 +88,14 @@ def test_reports_of_bugs_are_asked_for_what_is_installed() -> None:
 def test_without_torch_loaders_say_how_to_get_it() -> None:
     script = (
         "import sys; sys.modules['torch'] = None; import daskdmed\n"
-        "try:\n    daskdmed.LightDL\n"
-        "except daskdmed.errors.MissingExtraError as error: print(error)\n"
+        "for name in ('LightDL', 'SlidingWindowDL'):\n"
+        "    try: getattr(daskdmed, name)\n"
+        "    except daskdmed.errors.MissingExtraError as error: print(error)\n"
         "daskdmed.open_slide, daskdmed.heatmap, daskdmed.Dataset"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "LightDL" in done.stdout
-    assert "pip install 'daskdmed[torch]'" in done.stdout
+    assert done.stdout.count("daskdmed[torch]") == 2
 
 
 #: run in the new environment: what of the package is there
