@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import inputs
+import reads
 import remote as servers
 import scenarios
 import steps
@@ -195,6 +196,31 @@ def remote(kind: str, rounds: int) -> Iterator[Figure]:
     yield Figure(f"{what}, bytes fetched per byte needed", kind, found.fetched, 1.5, False)
     yield Figure(f"{what}, requests", kind, found.requests, None)
     yield Figure("slide behind a URL, requests to open it", kind, found.opening, None)
+
+
+def reading(kind: str, rounds: int) -> Iterator[Figure]:
+    """Single patches, blocks of Zarr, windows, tissue only, opening many: in seconds of CPU."""
+    path = inputs.slide(kind)
+    cucim = _have("cucim")
+    found = reads.patches(path, rounds=rounds, cucim=cucim)
+    detail = f"{1 / found['ours']:,.0f} patches per CPU-second"
+    value = found["cucim"] / found["ours"] if cucim else None
+    yield Figure("read_region of 224 / cuCIM", kind, value, 1.0, detail=detail)
+    yield Figure("read_region of 224, CPU / raw decode", kind, found["ours"] / found["raw"])
+    rate, ratio = reads.zarr_block(kind)
+    detail = f"{ratio:.2f} times decompressing"
+    yield Figure("block of OME-Zarr, Mpix per CPU-second", kind, rate / 1e6, 80, detail=detail)
+    for stride, bound in ((224, 1.15), (112, 1.35)):
+        for name, ours in reads.windows(path, stride, rounds).items():
+            what = f"{name} 224/{stride}, CPU / raw decode"
+            yield Figure(what, kind, ours, bound, False)
+    if kind == "dense":
+        for name, tiles in reads.tissue_only(path).items():
+            what = f"{name} of a fifth, decodes per tile with tissue"
+            yield Figure(what, kind, tiles, 1.25, False)
+        seconds, mebibytes = reads.opening()
+        yield Figure(f"opening {reads.MANY} slides, CPU-s", kind, seconds, 5.0, False)
+        yield Figure("memory per open slide, MiB", kind, mebibytes, 1.0, False)
 
 
 def memory(kind: str, rounds: int) -> Iterator[Figure]:

@@ -1,0 +1,105 @@
+"""Reading in seconds of CPU: patches, Zarr, windows, tissue only, opening many slides."""
+
+from __future__ import annotations
+
+import inputs
+import reads
+
+from benchmarks import Once, requires
+
+
+class Patches(Once):
+    """Single patches of 224 at random places, against cuCIM and decoding their tiles."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        self.path = inputs.slide(kind)
+
+    def track_ratio_to_raw_decode(self, kind: str) -> float:
+        found = reads.patches(self.path)
+        return found["ours"] / found["raw"]
+
+    track_ratio_to_raw_decode.unit = "ratio"
+
+
+class PatchesAgainstCuCim(Patches):
+    """Patches per second of CPU, in units of cuCIM's."""
+
+    def setup(self, kind: str) -> None:
+        requires("cucim")
+        super().setup(kind)
+
+    def track_ratio_to_cucim(self, kind: str) -> float:
+        found = reads.patches(self.path, cucim=True)
+        return found["cucim"] / found["ours"]
+
+    track_ratio_to_cucim.unit = "ratio"
+
+
+class ZarrBlock(Once):
+    """A block of what `to_ome_zarr` writes."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        reads.zarr_copy(kind)
+
+    def track_megapixels(self, kind: str) -> float:
+        return reads.zarr_block(kind)[0] / 1e6
+
+    def track_ratio_to_limit(self, kind: str) -> float:
+        return reads.zarr_block(kind)[1]
+
+    track_megapixels.unit = "Mpix/CPU-s"
+    track_ratio_to_limit.unit = "ratio"
+
+
+class Windows(Once):
+    """All windows of 224, against decoding every tile once."""
+
+    params = [["mixed", "dense"], [224, 112], ["heatmap", "loader"]]
+    param_names = ["slide", "stride", "by"]
+
+    def setup(self, kind: str, stride: int, by: str) -> None:
+        requires("torch")
+        self.path = inputs.slide(kind)
+
+    def track_ratio_to_raw_decode(self, kind: str, stride: int, by: str) -> float:
+        return reads.windows(self.path, stride)[by]
+
+    track_ratio_to_raw_decode.unit = "ratio"
+
+
+class TissueOnly(Once):
+    """Tiles decoded where a fifth of the slide is tissue."""
+
+    params = ["heatmap", "loader"]
+    param_names = ["by"]
+
+    def setup(self, by: str) -> None:
+        requires("torch")
+        self.path = inputs.slide("dense")
+
+    def track_decodes_per_tile_with_tissue(self, by: str) -> float:
+        return reads.tissue_only(self.path)[by]
+
+    track_decodes_per_tile_with_tissue.unit = "decodes"
+
+
+class Opening(Once):
+    """Five hundred slides."""
+
+    def setup(self) -> None:
+        requires("psutil")
+
+    def track_seconds(self) -> float:
+        return reads.opening()[0]
+
+    def track_mebibytes_per_slide(self) -> float:
+        return reads.opening()[1]
+
+    track_seconds.unit = "CPU-s"
+    track_mebibytes_per_slide.unit = "MiB"
