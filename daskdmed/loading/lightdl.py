@@ -169,7 +169,7 @@ class LightDL(Loader[SmallChunks]):
     collate : callable, optional
         ``collate(list) -> x`` makes a batch of small chunks that are objects: whatever the
         collector gave, after `tfms`, which is then called with each of them as it is (an array
-        ``(*spatial, c)`` without a collector). For instance `torch.utils.data.default_collate`, or a
+        ``(*spatial, c)`` without a collector). As `torch.utils.data.default_collate`, or a
         function that batches graphs. ``smallchunks[i].data`` is the object. In the background,
         as `tfms` is. Not with `target` and `squeeze`; with `device` it has to give a tensor.
     seed : int, default 0
