@@ -362,10 +362,9 @@ def test_edge_tiles_may_be_stored_small(make, tmp_path):
     assert np.abs(got.astype(int) - image).mean() < 4
 
 
-@pytest.mark.parametrize(("photometric", "dtype"), [("minisblack", "bool"), ("cfa", "uint8")])
-def test_what_is_not_covered_is_said(tmp_path, photometric, dtype):
+def test_what_is_not_covered_is_said(tmp_path):
     tifffile.imwrite(
-        tmp_path / "a.tif", np.zeros((300, 300), dtype), photometric=photometric, tile=(64, 64),
+        tmp_path / "a.tif", np.zeros((300, 300), "u1"), photometric="cfa", tile=(64, 64),
         metadata=None,
     )  # fmt: skip
     with pytest.raises(UnsupportedImageError, match=r"a\.tif.*(does not read|no backend reads)"):
