@@ -10,6 +10,7 @@ Not covered: what is in the store (`daskdmed.store.results.resumable`), replacin
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -90,6 +91,13 @@ def result_path(
     return f"{os.fspath(out).rstrip('/')}/{folder}/{file_name(record)}{suffix}"
 
 
+#: what a file system says of itself, whatever lies in it
+_OF_THE_PLACE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def damage_named(where: object) -> Iterator[None]:
     """What a store that cannot be true raises while it is read, as a `StoreError` that names it.
@@ -100,6 +108,8 @@ def damage_named(where: object) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, DaskdmedError) and str(where) in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
             raise
         raise StoreError(
             f"{where}: the store is damaged ({type(error).__name__}: {error}); make it again"

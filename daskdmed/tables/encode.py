@@ -35,6 +35,7 @@ from daskdmed.core.types import (
     SpacingLike,
 )
 from daskdmed.core.work import Index, Job
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.inference.blocks import WindowBlocks
 from daskdmed.inference.call import Call
 from daskdmed.inference.heatmapjob import HeatmapJob, ModelFacts, Settings
@@ -80,6 +81,7 @@ def features(
     resources: Mapping[str, float] | None = None,
     block_windows: PerAxis | None = None,
     record: RecordLike | None = None,
+    channels: ChannelsLike | None = None,
     on_error: OnError = "raise",
     tile_error: OnTileError = "raise",
     progress: bool = False,
@@ -110,7 +112,7 @@ def features(
         among which the threads are shared out.
     overwrite : bool
         Replace tables of another model or of other parameters, which are else an error.
-    level, mpp, power, spacing, orientation, record, tile_error
+    level, mpp, power, spacing, orientation, record, channels, tile_error
         As for `daskdmed.heatmap`.
     on_error : {"raise", "skip"}
         "skip": images that cannot be opened or read are left out and reported, in the

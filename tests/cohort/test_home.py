@@ -95,7 +95,6 @@ def test_masks_and_patches(at, home):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (Dataset.from_folder, DatasetError),
         (lambda url: Dataset.from_folder("~/slides", labels=url), DatasetError),
         (lambda url: Dataset.from_manifest(f"{url}.csv"), DatasetError),
         (read_annotations, AnnotationError),

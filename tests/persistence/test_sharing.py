@@ -52,7 +52,7 @@ def test_what_is_read_for_others_has_handles(kind, monkeypatch):
     from daskdmed.persistence import reading, sharing
 
     regions = [REGION, Region((0, 0), (9, 9))]
-    monkeypatch.setattr(reading, "_choose", lambda job: regions)
+    monkeypatch.setattr(reading, "choose", lambda job: regions)
     shared = read_for_others(JOBS[kind])
     with dask.config.set({"daskdmed.shared-memory": False}):
         private = read_for_others(JOBS[kind])

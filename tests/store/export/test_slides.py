@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -446,7 +447,8 @@ def test_objects_that_no_memory_holds(monkeypatch):
         level, token = 0, "x"
 
     class Huge:
-        mpp, level_count = None, 1
+        mpp, level_count, levels = None, 1, (Level,)
+        info = types.SimpleNamespace(is_rgb=True)
 
         def view(self, **keywords):
             return Level()
