@@ -107,6 +107,8 @@ def _tiff_level(level: Any) -> tuple[Any, Any] | None:
     pages = [p for p in level.pages if p is not None]
     if int(key.photometric) not in (1, 2, 6) or key.extrasamples or key.is_ndpi or key.is_scn:
         return None
+    if not all(all(p.dataoffsets) and all(p.databytecounts) for p in pages):
+        return None  # tiles that are not there are the background here, 0 there
     if key.is_tiled and max(key.tilewidth, key.tilelength) > 1024:
         return None  # tifffile makes noise of a JPEG that is smaller
     if int(key.compression) == 7 and key.is_jfif and int(key.photometric) == 2:

@@ -107,7 +107,10 @@ def _parsed(content: bytes) -> Any:
 
         if _LONG not in content.translate(_AS_ZEROS):
             return orjson.loads(content)
-    return json.loads(content.decode())
+    found = json.loads(content.decode())
+    if b"\\ud" in content.lower():  # half of a pair is no text, and could not be written again
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _shapes(features: list[Any]) -> npt.NDArray[np.object_]:

@@ -205,7 +205,10 @@ def _content(source: Any, limit: int) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return _unpacked(source, "", limit), ""
     if isinstance(source, str) and source.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", "<"):
-        return _unpacked(source.encode("utf-8"), "", limit), ""
+        try:
+            return _unpacked(source.encode("utf-8"), "", limit), ""
+        except UnicodeEncodeError as error:
+            raise AnnotationError(f"annotations: the text is none: {error}") from error
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"annotations are read from a path or a text, got {source!r}")
     path = local(source, "annotations", AnnotationError)

@@ -67,6 +67,16 @@ def test_types_that_are_no_text(kind) -> None:
             read_annotations(json.dumps(document))
 
 
+def test_texts_that_are_none() -> None:
+    """Half of a pair of surrogates could not be written again."""
+    name = '{"type": "Feature", "geometry": null, "properties": {"name": "%s"}}'
+    with pytest.raises(AnnotationError, match="surrogates"):
+        read_annotations(name % "\\ud800")
+    with pytest.raises(AnnotationError, match="surrogates"):
+        read_annotations(name % "\ud800")
+    assert read_annotations(name % "\\ud83d\\ude00 \\\\ud800") is not None
+
+
 def test_what_qupath_writes(tmp_path: Path) -> None:
     entry = {
         "type": "Feature",

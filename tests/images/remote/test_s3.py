@@ -28,7 +28,7 @@ from daskdmed.images.remote.counting import count_requests
 for needed in ("s3fs", "moto"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 if importlib.util.find_spec("flask") is None:
-    pytest.skip("moto[server] is not installed", allow_module_level=True)
+    pytest.skip("moto[s3], flask and flask-cors are not installed", allow_module_level=True)
 
 SECRET = "a-secret-of-sixteen"
 WHOLE = ((0, 0), 0, (1024, 1024))
