@@ -80,7 +80,8 @@ def test_with_stealing_ranks_and_lost_workers(shared):
             thread.join()
         for rank in range(2):
             assert_same_batches(taken[rank], whole[rank::2])
-        assert bool(record.crops) is not shared
+        # of shared memory nothing is cropped there, but for what was lost before it was mapped
+        assert record.crops or shared
         assert record.twice == []
         assert record.away == []
         # it would have been noticed

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed.comm import CommClosedError
 
 from daskdmed import LightDL, SlidingWindowDL
 from daskdmed.core import memory
@@ -50,7 +51,9 @@ def client():
 
 
 def workers(client):
-    return set(client.run(os.getpid).values())
+    while True:
+        with contextlib.suppress(CommClosedError):  # of one that has just been lost
+            return set(client.run(os.getpid).values())
 
 
 def below(pid):

@@ -73,13 +73,23 @@ def test_a_region_is_fetched_with_few_requests_that_are_in_flight_together(serve
 
 
 def test_requests_wait_for_each_other_only_beyond_the_bound(server):
-    together = threading.Barrier(4)
+    together, gate, held = threading.Barrier(4), threading.Lock(), [0, 0]
+
+    def hold():
+        # a request that is let go has no answer yet, so that no other comes in its place before
+        with gate:
+            held[0] += 1
+            held[1] = max(held)
+        together.wait(60)
+        with gate:
+            held[0] -= 1
+
     source = RemoteSource(server.url("a.tif"))
-    server.behave(hold=lambda: together.wait(60))
+    server.behave(hold=hold)
     with setting(run="64 KiB", connections=4, cache_bytes=0):
         # four at a time come through the barrier, which three alone would not
         source.read_many([600_000], [8 * BLOCK])
-    assert server.most_in_flight == 4
+    assert held[1] == 4
     assert len(server.requests) == 8
 
 
