@@ -329,5 +329,19 @@ class _Voice:
             self._tail.append(line)
         elif target is not None:
             with contextlib.suppress(OSError, ValueError):  # it was closed
-                target.write(line)
-                target.flush()
+                _say(line, target)
+
+
+def _say(line: str, target: IO[str]) -> None:
+    """Write a line, beside what other threads write.
+
+    Past the text layer where there is one: until Python 3.12.4 it loses what one thread writes
+    while another one flushes (CPython 119506), which may be a line of the script's own.
+    """
+    buffer = getattr(target, "buffer", None)
+    if buffer is None:
+        target.write(line)
+        target.flush()
+    else:
+        buffer.write(line.encode(getattr(target, "encoding", None) or "utf-8", "replace"))
+        buffer.flush()
