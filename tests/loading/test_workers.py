@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import multiprocessing
 import os
 import signal
@@ -287,6 +288,19 @@ def test_no_script_needs_a_main_guard_and_nothing_is_complained_of(tmp_path, nam
     # `print` writes a line in parts, between which others may write
     assert "sum" in done.stdout
     assert "cropping" in done.stdout, "what workers print is passed on"
+
+
+def test_what_workers_print_passes_by_the_text_layer():
+    """Which loses lines, in older Pythons, that two threads write at a time."""
+
+    class Losing(io.TextIOWrapper):
+        def write(self, text):
+            raise AssertionError(text)
+
+    target, notebook = Losing(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    for one in (target, notebook):
+        hosting._say("größe\n", one)
+    assert target.buffer.getvalue().decode() == notebook.getvalue() == "größe\n"
 
 
 @pytest.mark.programs
