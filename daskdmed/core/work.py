@@ -344,6 +344,11 @@ class _Attempt:
             return _Failed(error)
 
 
+#: seconds after which this thread looks up: a Ctrl-C that the system gave to another thread does
+#: not wake it
+_LOOK_EVERY = 1.0
+
+
 class _Pool(ThreadPoolExecutor):
     """Threads in which context variables are those of whoever submits, as in Dask since 2026.3."""
 
@@ -405,7 +410,8 @@ class _Threads:
     def _listen(self, blocks: int) -> None:
         """Until less than so many blocks are left of what is begun, or there is no more use."""
         while not self._stop.is_set() and sum(self._state.left.values()) >= max(blocks, 1):
-            self._note(self._ended.get())
+            with contextlib.suppress(queue.Empty):
+                self._note(self._ended.get(timeout=_LOOK_EVERY))
 
     def _note(self, ended: _Ended) -> None:
         number, index, result = ended

@@ -122,7 +122,9 @@ def test_an_interrupted_caller_leaves_no_threads():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_ctrl_c_lets_running_blocks_end_and_records_them():
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_ctrl_c_lets_running_blocks_end_and_records_them(elsewhere):
+    """Also when the system gives the signal to another thread, which does not wake this one."""
     begun, interrupted = threading.Event(), threading.Event()
 
     def call(item):
@@ -141,11 +143,14 @@ def test_ctrl_c_lets_running_blocks_end_and_records_them():
     before = signal.signal(signal.SIGINT, note)
     presser = threading.Thread(target=press)
     presser.start()
+    how = signal.SIG_BLOCK if elsewhere else signal.SIG_UNBLOCK
+    mask = signal.pthread_sigmask(how, [signal.SIGINT])
     job = Squares(range(50), call)
     try:
         with pytest.raises(KeyboardInterrupt), dask.config.set(num_workers=1):
             run([job], name="squares")
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
         presser.join()
     assert 0 < len(job.found) < 50
