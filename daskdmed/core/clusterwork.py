@@ -18,7 +18,7 @@ from dask.task_spec import GraphNode
 
 from daskdmed.core import processes
 from daskdmed.core.errors import UsageError
-from daskdmed.core.waiting import Silence, explain
+from daskdmed.core.waiting import Silence, explain, workers_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -190,7 +190,7 @@ def _check_offered(client: Client, resources: Mapping[str, float]) -> None:
     for name, amount in resources.items():
         if not amount > 0:
             raise UsageError(f"resources={dict(resources)!r}: {name} needs a positive amount")
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = workers_of(client).values()
     offered = [dict(worker.get("resources", {})) for worker in workers]
     if offered and not any(
         all(have.get(name, 0) >= amount for name, amount in resources.items()) for have in offered

@@ -1,7 +1,7 @@
 """Nobody waits in silence: after a while one line of log says what is waited for, and why.
 
-`Silence` measures how long nothing has come. `explain` asks a scheduler what becomes of some
-tasks. Not covered: waiting itself, which is done by conditions and queues where it happens.
+`Silence` measures how long nothing has come. `workers_of` and `explain` ask a scheduler who is
+there, and what becomes of some tasks. Not covered: waiting itself, which is done by conditions and queues where it happens.
 """
 
 from __future__ import annotations
@@ -65,6 +65,16 @@ class Silence:
             self._said = True
         seconds = time.monotonic() - since
         self._logger.warning("no %s for %.0f s: %s", self._what, seconds, self.describe())
+
+
+def workers_of(client: Client) -> dict[str, Any]:
+    """What a scheduler says of its workers, by their addresses.
+
+    Not ``client.scheduler_info()``: that returns what the client knew last, and each two seconds
+    its thread renews that without the workers, in between as well.
+    """
+    found: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
+    return found
 
 
 def explain(client: Client, keys: Iterable[Any]) -> str:

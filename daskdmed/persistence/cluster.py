@@ -26,7 +26,7 @@ from daskdmed.core import processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import DaskdmedError, LoaderError, MissingExtraError, UsageError
 from daskdmed.core.versions import check_versions
-from daskdmed.core.waiting import explain
+from daskdmed.core.waiting import explain, workers_of
 from daskdmed.persistence.host import own_config
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _workers_of(client: Client) -> dict[str, Any]:
     """What the scheduler says of its workers; LoaderError: there are none."""
     try:
         client.wait_for_workers(1, timeout=WORKERLESS_LIMIT)
-        workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(client)
     except TimeoutError:
         workers = {}
     if not workers:

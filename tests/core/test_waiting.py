@@ -7,7 +7,8 @@ import logging
 import dask
 import pytest
 
-from daskdmed.core.waiting import Silence, explain
+from daskdmed.core.waiting import Silence, explain, workers_of
+from daskdmed.persistence.cluster import connect
 from tests.loading.clusters import scale, tcp_cluster
 from tests.waiting import until
 
@@ -40,6 +41,20 @@ def connection():
 
 def state_of(cluster, key, state):
     until(lambda: key in cluster.scheduler.tasks and cluster.scheduler.tasks[key].state == state)
+
+
+def test_workers_are_asked_for_not_remembered(connection, monkeypatch):
+    """A client's own thread renews what it knows, without the workers, at any moment."""
+    cluster, client = connection
+    scale(cluster, 1)
+
+    async def renewed(n_workers=0):
+        client._scheduler_identity = {"workers": {}}
+
+    monkeypatch.setattr(client, "_update_scheduler_info", renewed)
+    assert not client.scheduler_info()["workers"]
+    assert list(workers_of(client)) == list(cluster.scheduler.workers)
+    assert connect(client).workers == 1
 
 
 def test_what_becomes_of_tasks(connection):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from daskdmed import Dataset, Patient, Record, heatmap
+from daskdmed.core.waiting import workers_of
 from daskdmed.errors import DatasetError, ResolutionError, StoreError, UsageError
 from daskdmed.samples import make_slide
 from tests.waiting import until
@@ -261,7 +262,7 @@ def test_models_run_where_the_resources_are(dataset, tmp_path):
     ):
         gpu = next(
             int(address.rsplit(":", 1)[1])
-            for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+            for address, worker in workers_of(client).items()
             if worker["resources"]
         )
         client.run_on_scheduler(_note_restrictions)
