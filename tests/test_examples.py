@@ -70,6 +70,11 @@ FRAMEWORKS = {
         "nilearn",
         r"written in PIR - the label lies in RAS.*grey matter +0\.[678].*mean Dice 0\.[678]",
     ),
+    "monai_segmentation.py": (
+        "monai",
+        r"\(2, 40, 40, 40\); differ from MONAI's by less than 1e-5: True.*"
+        r"Dice of lesions 0\.[89]\d*; the same as MONAI's: True",
+    ),
     "accelerate_train.py": ("accelerate", r"2 processes: 64 small chunks each, 0 in common"),
 }
 ON_A_CLUSTER = ("cluster.py", "ranks.py")

@@ -5,7 +5,7 @@ by themselves on any tensor ``[batch, channels, *spatial]``, on any device. Each
 parameter is a function of the transform's seed, its place in a `Compose`, and the key of
 the small chunk: not of the batch, the worker or what was drawn before.
 
-Not covered: resizing and elastic deformation (`PerSample` takes those of other libraries),
+Not covered: random scales and elastic deformation (`PerSample` takes those of other libraries),
 and anything at the level of a whole slide.
 """
 

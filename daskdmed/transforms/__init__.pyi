@@ -10,4 +10,6 @@ from .geometric import RandomFlip as RandomFlip
 from .geometric import RandomRotate90 as RandomRotate90
 from .keyed import Samples as Samples
 from .macenko import MacenkoNormalizer as MacenkoNormalizer
+from .pretrained import model_input as model_input
 from .reinhard import ReinhardNormalizer as ReinhardNormalizer
+from .resize import Resize as Resize

@@ -7,7 +7,7 @@ Not covered: transforms of other libraries that take batches; those go straight 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,11 @@ class PerSample(Transform):
         What it takes: a tensor ``[channels, *spatial]`` (torchvision, MONAI), an array
         ``(*spatial, channels)``, or ``function(image=array)["image"]``. "auto" knows
         albumentations and takes everything else for "tensor".
+    keys : (str, str), optional
+        For dictionary transforms (MONAI's ``RandFlipd(["image", "label"])``): the function
+        takes and gives a dict, with the image under the first key and, where the batch has
+        targets, the target under the second, as a tensor with an axis of channels each. Both
+        go in one call, and what happens to which the function says; `joint` is not needed.
     joint : bool, optional
         What to do with targets, which must be said where there are any: leave them (right
         if no pixel moves), or transform them with the same random numbers. Then
@@ -55,6 +60,15 @@ class PerSample(Transform):
     ------
     UsageError
         `function` is not callable, or its results make no batch.
+
+    Examples
+    --------
+    >>> from monai.transforms import Compose, RandFlipd, RandGaussianNoised  # doctest: +SKIP
+    >>> function = Compose(
+    ...     [RandFlipd(["image", "label"], prob=0.5), RandGaussianNoised("image")]
+    ... )  # doctest: +SKIP
+    >>> augment = PerSample(function, keys=("image", "label"))  # doctest: +SKIP
+    >>> loader = LightDL(dataset, target="label", batch_tfms=augment)  # doctest: +SKIP
     """
 
     def __init__(
@@ -62,6 +76,7 @@ class PerSample(Transform):
         function: Callable[..., Any],
         *,
         style: Literal["auto", "tensor", "array", "albumentations"] = "auto",
+        keys: tuple[str, str] | None = None,
         joint: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -70,7 +85,10 @@ class PerSample(Transform):
             raise UsageError(f"PerSample takes a function of one image, not {function!r}")
         if style not in _STYLES:
             raise UsageError(f"style must be one of {', '.join(_STYLES)}, got {style!r}")
+        if keys is not None:
+            _check_keys(keys, style, joint)
         self.function = function
+        self.keys = keys
         self.style = style
         self.joint = joint
         library = type(function).__module__.split(".")[0]
@@ -83,6 +101,11 @@ class PerSample(Transform):
         return {"seed": (samples.bits(1)[:, 0] >> np.uint64(32)).astype(np.int64)}
 
     def on_image(self, x: Tensor, params: Params) -> Tensor:
+        if self.keys is not None:
+            key = self.keys[0]
+            return self._each(
+                lambda i: self._out_of(self.function({key: x[i].clone()}), key), params, x
+            )
         if self._style == "tensor":
             # a copy each: functions may write into what they get, and the loader's stays
             return self._each(lambda i: self.function(x[i].clone()), params, x)
@@ -99,8 +122,13 @@ class PerSample(Transform):
         Raises
         ------
         UsageError
-            `joint` was not given.
+            `joint` was not given, or the function takes both (`keys`).
         """
+        if self.keys is not None:
+            raise UsageError(
+                f"PerSample(keys={self.keys!r}) transforms a target with its image only: "
+                "call on_both, or replay with targets"
+            )
         if self.joint is None:
             raise UsageError(
                 "PerSample cannot know whether its function moves pixels, and this batch has "
@@ -109,14 +137,45 @@ class PerSample(Transform):
         if not self.joint:
             return target
         labels = target.ndim == len(axes) + 1
-        if labels:
-            planar = target[:, None]
-        else:
-            planar = target.movedim(-1, 1) if axes[0] == 1 else target
+        planar = _channels_first(target, axes)
         moved = self._each(lambda i: self._call_on_mask(planar[i], labels), params, target)
-        if labels:
-            return moved[:, 0]
-        return moved.movedim(1, -1) if axes[0] == 1 else moved
+        return _as_it_was(moved, target, axes)
+
+    def on_both(
+        self, x: Tensor, target: Tensor, params: Params, axes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Both in one call, where the function takes a dict."""
+        if self.keys is None:
+            return super().on_both(x, target, params, axes)
+        image, label = self.keys
+        planar = _channels_first(target, axes)
+        moved: list[Any] = []
+
+        def call(i: int) -> Any:
+            given = self.function({image: x[i].clone(), label: planar[i].clone()})
+            moved.append(self._out_of(given, label))
+            return self._out_of(given, image)
+
+        images = self._each(call, params, x)
+        targets = samplewise.on_each(self.function, moved.__getitem__, len(moved))
+        return images, _as_it_was(targets.to(target.device), target, axes)
+
+    def _alone(self, image: Tensor) -> Any:
+        """What a dictionary transform makes of an image without a target."""
+        assert self.keys is not None
+        key = self.keys[0]
+        return self._out_of(self.function({key: image}), key)
+
+    def _out_of(self, result: Any, key: str) -> Any:
+        """What a dictionary transform gave under a key."""
+        if isinstance(result, Mapping) and key in result:
+            return result[key]
+        what = f"a dict of {sorted(map(str, result))}" if isinstance(result, Mapping) else ""
+        raise UsageError(
+            f"the transform {self.function!r} gave {what or type(result).__name__}; with "
+            f"keys={self.keys!r} it must give a dict with {key!r}. One that gives a list of "
+            "crops (RandCropByPosNegLabeld): leave it out, quotas= of LightDL draw these"
+        )
 
     def _call_on_mask(self, target: Tensor, labels: bool) -> Any:
         """The function on one target [channels, *spatial]."""
@@ -155,6 +214,34 @@ class PerSample(Transform):
 
         with samplewise.lent_generators(x.device):
             return samplewise.on_each(self.function, lent, len(seeds)).to(x.device)
+
+
+def _check_keys(keys: Any, style: str, joint: bool | None) -> None:
+    texts = isinstance(keys, tuple | list) and all(isinstance(k, str) for k in keys)
+    if not texts or len(set(keys)) != 2:
+        raise UsageError(
+            f"keys are the names of the image and of the target in the dict that the function "
+            f'takes, such as ("image", "label"), got {keys!r}'
+        )
+    if style not in ("auto", "tensor") or joint is not None:
+        raise UsageError(
+            f"with keys= the function takes a dict of tensors and says itself what happens to "
+            f"the target: leave style={style!r} and joint={joint!r} out"
+        )
+
+
+def _channels_first(target: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Targets [batch, channels, *spatial]; those of label maps have one channel."""
+    if target.ndim == len(axes) + 1:
+        return target[:, None]
+    return target.movedim(-1, 1) if axes[0] == 1 else target
+
+
+def _as_it_was(planar: Tensor, target: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The inverse of `_channels_first`."""
+    if target.ndim == len(axes) + 1:
+        return planar[:, 0]
+    return planar.movedim(1, -1) if axes[0] == 1 else planar
 
 
 def _array(image: Tensor) -> Any:

@@ -71,6 +71,12 @@ class Transform(ABC):
         """
         return target
 
+    def on_both(
+        self, x: Tensor, target: Tensor, params: Params, axes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Transform images and their targets; one by one, where nothing joins them."""
+        return self.on_image(x, params), self.on_target(target, params, axes)
+
     # -- what users call --------------------------------------------------------------
 
     def draw(self, source: Any) -> Params:
@@ -113,10 +119,9 @@ class Transform(ABC):
                 raise UsageError(
                     f"parameter {name!r} has {len(values)} rows for a batch of {len(x)}"
                 )
-        moved = self.on_image(x, given)
         if targets is None:
-            return moved
-        return moved, self._replay_target(targets, given, x)
+            return self.on_image(x, given)
+        return self._replay_both(targets, given, x)
 
     def __call__(self, x: Tensor, keys: Any = None, targets: Any = None) -> Any:
         """Draw and apply; `x` and `targets` as for `replay`.
@@ -130,7 +135,7 @@ class Transform(ABC):
             targets = getattr(keys, "targets", None)
         return self.replay(self.parameters(samples.at(self._salt)), x, targets)
 
-    def _replay_target(self, targets: Any, params: Params, x: Tensor) -> Any:
+    def _replay_both(self, targets: Any, params: Params, x: Tensor) -> tuple[Tensor, Any]:
         spatial_ndim = x.ndim - 2
         is_array = not isinstance(targets, torch.Tensor)
         tensor = _as_tensor(targets) if is_array else targets
@@ -142,12 +147,13 @@ class Transform(ABC):
                 "axes, and at most one axis of channels"
             )
         first = 2 if channels and not is_array else 1
-        moved = self.on_target(tensor, params, tuple(range(first, first + spatial_ndim)))
+        axes = tuple(range(first, first + spatial_ndim))
+        image, moved = self.on_both(x, tensor, params, axes)
         if not is_array:
-            return moved
+            return image, moved
         if moved.device.type == "cpu":
-            return moved.numpy()
-        return moved.movedim(-1, 1) if channels else moved
+            return image, moved.numpy()
+        return image, moved.movedim(-1, 1) if channels else moved
 
     def __repr__(self) -> str:
         shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "seed"}

@@ -85,6 +85,18 @@ class Compose(Transform):
                 target = member.on_target(target, own, axes)
         return target
 
+    def on_both(
+        self, x: Tensor, target: Tensor, params: Params, axes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        for run in self._runs(params):
+            fused = _fused(run, x.ndim - 2)
+            if fused is not None:
+                x, target = turn(x, fused, range(2, x.ndim)), turn(target, fused, axes)
+                continue
+            for member, own in run:
+                x, target = member.on_both(x, target, own, axes)
+        return x, target
+
     def _runs(self, params: Params) -> Iterator[list[tuple[Transform, Params]]]:
         """Members with their parameters, geometric ones in a row together."""
         members = []

@@ -138,6 +138,85 @@ def test_joint(x, keys, style, layout):
         PerSample(function, style=style)(x, keys, targets)
 
 
+class Paired:
+    """A dictionary transform that no seeding of each call by itself could replace.
+
+    It looks at the target to move the image, and at the image to change the target.
+    """
+
+    def __call__(self, pair):
+        shift = torch.randint(1, 9, ()).item() + int(pair["label"].max())
+        image = pair["image"].roll(shift, -1)
+        return {"image": image, "label": pair["label"] + image[:1], "other": 3}
+
+
+@pytest.mark.parametrize("layout", ["labels", "array", "tensor"])
+def test_dictionary_transforms_see_image_and_target_together(x, keys, layout):
+    targets = {
+        "labels": x[:, 0].numpy() // 9,
+        "array": x.movedim(1, -1).numpy() // 9,
+        "tensor": x // 9,
+    }[layout]
+    before = x.clone(), targets.copy() if isinstance(targets, np.ndarray) else targets.clone()
+    transform = PerSample(Paired(), keys=("image", "label"))
+    y, moved = transform(x, keys, targets)
+    assert torch.equal(x, before[0])
+    assert np.array_equal(targets, before[1])
+    shifts = set()
+    for i in range(len(x)):
+        largest = int(targets[i].max())
+        (found,) = [n for n in range(1, 9) if torch.equal(x[i].roll(n + largest, -1), y[i])]
+        shifts.add(found)
+        added = {"labels": y[i, 0], "array": y[i, :1].movedim(0, -1), "tensor": y[i, :1]}[layout]
+        assert np.array_equal(moved[i], np.asarray(targets[i]) + np.asarray(added))
+    assert len(shifts) > 1
+    assert type(moved) is type(targets)
+    again, same = transform.replay(transform.draw(keys), x, targets)
+    assert torch.equal(again, y)
+    assert np.array_equal(same, moved)
+    # in the order of their places, with others around it and within another
+    around = [RandomFlip(p=1.0), PerSample(Paired(), keys=("image", "label")), ToFloat(scale=1)]
+    for whole in (Compose(around), Compose([Compose(around)])):
+        y, moved = whole(x, keys, targets)
+        flipped = RandomFlip(p=1.0)(x, keys, targets)[1]
+        image = np.asarray(y.byte())
+        own = {"labels": image[:, 0], "array": np.moveaxis(image[:, :1], 1, -1),
+               "tensor": image[:, :1]}[layout]  # fmt: skip
+        assert np.array_equal(np.asarray(moved), np.asarray(flipped) + own)
+
+
+def test_dictionary_transforms_without_a_target(x, keys):
+    seen = []
+
+    def invert(pair):
+        seen.append(set(pair))
+        return {"image": 255 - pair["image"]}
+
+    assert torch.equal(PerSample(invert, keys=("image", "label"))(x, keys), 255 - x)
+    assert seen == [{"image"}] * 8
+
+
+def test_what_a_dictionary_transform_may_not_give(x, keys):
+    labels = x[:, 0].numpy()
+    for result, said in (
+        ([{"image": 1}], "gave list.*quotas="),
+        ({"image": x[0]}, r"a dict of \['image'\].*with 'label'"),
+        ({"label": x[0]}, r"a dict of \['label'\].*with 'image'"),
+    ):
+        transform = PerSample(lambda pair, result=result: result, keys=("image", "label"))
+        with pytest.raises(UsageError, match=said):
+            transform(x, keys, labels)
+    for wrong in ("ab", ("image",), ("image", "image"), ("image", 3), 7):
+        with pytest.raises(UsageError, match="keys are the names of the image and of the target"):
+            PerSample(Paired(), keys=wrong)
+    for options in ({"joint": True}, {"style": "array"}):
+        with pytest.raises(UsageError, match="leave style="):
+            PerSample(Paired(), keys=("image", "label"), **options)
+    alone = PerSample(Paired(), keys=("image", "label"))
+    with pytest.raises(UsageError, match="on_both"):
+        alone.on_target(x[:, 0], alone.draw(keys), (1, 2))
+
+
 def test_in_a_compose(x, keys):
     augment = Compose([RandomFlip(), PerSample(random_flip, joint=True), ToFloat()])
     y, moved = augment(x, keys, x[:, 0].numpy())
@@ -212,6 +291,31 @@ def test_monai():
         assert 0 < sum(same) < 40
         y, moved = PerSample(transform, joint=True)(volume, keys, volume[:, 0].numpy())
         assert np.array_equal(moved, y[:, 0])
+
+
+def test_dictionary_transforms_of_monai(x, keys):
+    monai = pytest.importorskip("monai.transforms")
+    both = ["image", "label"]
+    function = monai.Compose(
+        [
+            monai.RandFlipd(both, prob=0.5, spatial_axis=0),
+            monai.RandRotate90d(both, prob=0.7, max_k=3),
+            monai.RandShiftIntensityd("image", offsets=50, prob=1.0),
+        ]
+    )
+    labels = (x[:, 1] // 2).numpy()
+    transform = PerSample(function, keys=("image", "label"))
+    y, moved = transform(x.float(), keys, labels)
+    # the label has moved as the image has, and only the image has changed
+    shift = y[:, 1].numpy() // 1 - moved * 2.0
+    assert len({float(np.median(s)) for s in shift}) == 8
+    assert all(np.ptp(s) <= 2 for s in shift)
+    assert moved.dtype == np.uint8
+    assert not all(np.array_equal(a, b) for a, b in zip(labels, moved, strict=True))
+    order = np.random.default_rng(0).permutation(len(x))
+    again, same = transform(x[order].float(), keys[order], labels[order])
+    assert torch.equal(again, y[order])
+    assert np.array_equal(same, moved[order])
 
 
 def test_torchvision(x, keys):
