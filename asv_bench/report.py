@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hooks as scripts
 import inputs
 import reads
 import remote as servers
@@ -233,6 +234,16 @@ def memory(kind: str, rounds: int) -> Iterator[Figure]:
     yield Figure(what, kind, high / low, 1.2, False, f"{high:,.0f} and {low:,.0f} MiB")
 
 
+def hooks(kind: str, rounds: int) -> Iterator[Figure]:
+    """A script of PyDmed's on big chunks that are there: PyDmed's own metric; no slides."""
+    found = scripts.measure(inputs.seconds(), rounds)
+    what, detail = "PyDmed's hooks", f"{found.rate:,.0f} patches/s, {found.cpu:.0f} us of CPU each"
+    yield Figure(f"{what} / PyDmed at its best", "none", found.to_original, 20, detail=detail)
+    yield Figure(f"{what} / LightDL on the same arrays", "none", found.to_plain)
+    yield Figure(f"{what} / gather", "none", found.to_gather)
+    yield Figure(f"{what}, first batch, s", "none", found.first, 2.0, False)
+
+
 def _have(name: str) -> bool:
     return not any(missing(p) for p in PEERS if p.modules == (name,))
 
@@ -248,6 +259,7 @@ TOPICS = (
     sliding_windows,
     remote,
     memory,
+    hooks,
 )
 
 
@@ -270,7 +282,7 @@ def main() -> None:
     for topic in TOPICS:
         if options.topic and topic.__name__ not in options.topic:
             continue
-        for kind in inputs.KINDS if topic is not memory else ("mixed",):
+        for kind in inputs.KINDS if topic not in (memory, hooks) else ("mixed",):
             for figure in topic(kind, rounds):
                 print(figure.row(), flush=True)
 

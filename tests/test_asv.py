@@ -19,7 +19,7 @@ TOPICS = sorted(p.stem for p in (FOLDER / "benchmarks").glob("[!_]*.py"))
 KINDS = ("time_", "timeraw_", "track_", "peakmem_")
 SHARED = (
     *("inputs", "dense", "limits", "scenarios", "peers", "volumes", "compare", "report"),
-    *("steps", "trainers", "reads", "remote"),
+    *("steps", "trainers", "reads", "remote", "hooks"),
     "benchmarks",
 )
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import Array
@@ -37,12 +39,37 @@ def seed_key(seed: int) -> int:
     return int.from_bytes(digest, "little")
 
 
+class _Key(ISpawnableSeedSequence):
+    """Key of a Philox generator, given as its seed.
+
+    With ``Philox(key=...)`` NumPy asks the operating system for a seed that nobody needs: that is
+    two thirds of the time, it hands the GIL to other threads, and ``Generator.spawn`` would give
+    other children in each run.
+    """
+
+    def __init__(self, *words: int) -> None:
+        self._words = words
+        self._children: np.random.SeedSequence | None = None
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Array:
+        """Both words of the key, as ``Philox(key=[...])`` reads them: the first one, from 2**63 on,
+        with 53 bits."""
+        return np.array(self._words[:2]).astype(dtype)
+
+    def spawn(self, n_children: int) -> Any:
+        """Seeds of generators beside this one, others at each call."""
+        if self._children is None:
+            self._children = np.random.SeedSequence(self._words)
+        return self._children.spawn(n_children)
+
+
 def generator(key: int, purpose: Purpose, *place: int) -> np.random.Generator:
     """Philox generator of one place: at most three coordinates (visit, draw...) in [0, 2**64); it
     has 2**64 blocks before it would meet the stream of another place."""
     coordinates = (*place, 0, 0, 0)[:3]
+    seed: Any = _Key(key, int(purpose), *coordinates)
     # the lowest counter word is left to the stream itself
-    return np.random.Generator(np.random.Philox(key=[key, int(purpose)], counter=[0, *coordinates]))
+    return np.random.Generator(np.random.Philox(seed, counter=[0, *coordinates]))
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)

@@ -1,83 +1,28 @@
 """Calls of a script's hooks: its loaders and collectors, as daskdmed calls them.
 
-A hook draws from the global generators of NumPy and `random`, as PyDmed's samples do. Each visit
-has numbers of its own, of the seed and the visit: they are lent to the hook while it runs, one hook
-at a time. So a run gives the same batches again, unless the script itself draws from these
-generators at the same moment: a training loop that is to be repeated has a generator of its own.
-
-Not covered: which patient comes when (`daskdmed.compat.pydmed.lightdl`).
+Not covered: which patient comes when (`daskdmed.compat.pydmed.lightdl`), and what random numbers
+they get (`daskdmed.compat.pydmed._numbers`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import random
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from dask.sizeof import sizeof
 
+from daskdmed.compat.pydmed._numbers import Numbers, aside
 from daskdmed.compat.pydmed.utils.data import Patient
 from daskdmed.core.errors import LoaderClosedError, UsageError
 from daskdmed.persistence.content import Content
 
-np_random: Any = np.random
 #: what `get_status` gives before any was set
 NO_STATUS = "TODO:packagename reserverd: empty cache"
-_lock = threading.Lock()
-_running = threading.local()
-
-
-class Numbers:
-    """State of the global generators for one visit; lent to its hooks."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._numpy: Any = np.random.MT19937(int(rng.integers(2**63)))
-        self._python = random.Random(int(rng.integers(2**63))).getstate()
-        self._own: tuple[Any, Any] = (None, None)
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """The global generators go on with these numbers, and have their own state after it."""
-        self._begin()
-        _running.numbers = self
-        try:
-            yield
-        finally:
-            _running.numbers = None
-            self._end()
-
-    def _begin(self) -> None:
-        _lock.acquire()
-        # a state of NumPy's takes a hundred times as long to be copied
-        self._own = np_random.get_bit_generator(), random.getstate()
-        np_random.set_bit_generator(self._numpy)
-        random.setstate(self._python)
-
-    def _end(self) -> None:
-        self._python = random.getstate()
-        np_random.set_bit_generator(self._own[0])
-        random.setstate(self._own[1])
-        _lock.release()
-
-
-@contextlib.contextmanager
-def _aside() -> Iterator[None]:
-    """A hook that waits lets others run."""
-    numbers: Numbers | None = getattr(_running, "numbers", None)
-    if numbers is None:
-        yield
-        return
-    numbers._end()
-    try:
-        yield
-    finally:
-        numbers._begin()
 
 
 class Book:
@@ -113,7 +58,7 @@ class Book:
 
         LoaderClosedError: they never are.
         """
-        with _aside(), self._changed:
+        with aside(), self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._over[patient.int_uniqueid] >= visits
             )
@@ -178,7 +123,7 @@ class Load:
         message = self._owner.book.begin(patient)
         hook = self._kind(patient, const_global_info=self._owner.const_global_info)
         hook._owner, hook._visits = self._owner, context.nth
-        with Numbers(rng).lent():
+        with Numbers(rng):
             made = hook.extract_bigchunk(message)
         size = nbytes(made)
         if size > self._most:
@@ -224,7 +169,7 @@ class Collect:
             arguments = (context.draw, *arguments)
         answer = None
         try:
-            with tenure.numbers.lent():
+            with tenure.numbers:
                 answer = tenure.hook.extract_smallchunk(*arguments)
         finally:
             if answer is None or context.draw + 1 == self._draws:

@@ -27,7 +27,8 @@ import torch
 from daskdmed.cohort.dataset import Dataset as OurDataset
 from daskdmed.cohort.record import Patient as OurPatient
 from daskdmed.cohort.record import Record as OurRecord
-from daskdmed.compat.pydmed._calls import Book, Collect, Load, Numbers
+from daskdmed.compat.pydmed._calls import Book, Collect, Load
+from daskdmed.compat.pydmed._collate import batch_of
 from daskdmed.compat.pydmed._hooks import (
     BigChunk,
     BigChunkLoader,
@@ -35,6 +36,7 @@ from daskdmed.compat.pydmed._hooks import (
     SmallChunk,
     SmallChunkCollector,
 )
+from daskdmed.compat.pydmed._numbers import Numbers
 from daskdmed.compat.pydmed.utils.data import Dataset, Patient
 from daskdmed.core import memory
 from daskdmed.core.errors import LoaderClosedError, StoreError, UsageError
@@ -241,7 +243,7 @@ class LightDL:
         names = {name: i for i, name in enumerate(situation.patients)}
         self._situation = situation
         try:
-            with Numbers(rng).lent():
+            with Numbers(rng):
                 patient = self._asked(situation)
         finally:
             self._situation = None
@@ -355,9 +357,18 @@ class LightDL:
     def _collated(self, taken: tuple[Any, Any, Any]) -> Any:
         chunks = taken[0]
         self._remember(chunks)
+        collate = self.collate_func
+        if collate is None and type(self).default_collate is not LightDL.default_collate:
+            collate = self.default_collate
         # in this thread, as PyDmed does it: torch's numbers are those of the script
-        with self._numbers.lent():
-            return (self.collate_func or self.default_collate)(chunks, self.tfms)
+        if collate is not None:
+            with self._numbers:
+                return collate(chunks, self.tfms)
+        if self.tfms is None:
+            return self.default_collate(chunks, None)
+        with self._numbers:
+            made = [self.tfms(chunk.data) for chunk in chunks]
+        return batch_of(made, chunks)  # nothing random: collectors need not wait for it
 
     @staticmethod
     def default_collate(
@@ -367,16 +378,8 @@ class LightDL:
 
         The small chunks have no data any more.
         """
-        made = [_tensor(c.data if tfms is None else tfms(c.data)) for c in list_smallchunks]
-        shapes = {tuple(one.shape) for one in made}
-        if len(shapes) > 1:
-            raise UsageError(
-                f"small chunks of differing shapes {sorted(shapes)} make no batch; let tfms bring "
-                "them to one, or give collate_func="
-            )
-        for chunk in list_smallchunks:
-            chunk.data = None  # the batch has it
-        return _stacked(made), [chunk.patient for chunk in list_smallchunks], list_smallchunks
+        made = [c.data if tfms is None else tfms(c.data) for c in list_smallchunks]
+        return batch_of(made, list_smallchunks)
 
     def pause_loading(self) -> None:
         """End it, as PyDmed's does: nothing can be resumed. Idempotent."""
@@ -455,22 +458,3 @@ def _capacity(slots: int) -> int:
 
 def _smallchunk(answer: Any, patient: Patient) -> SmallChunk:
     return answer if isinstance(answer, SmallChunk) else SmallChunk(answer, {}, {}, patient)
-
-
-def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """By NumPy where that can be: torch would start threads for so little."""
-    if any(one.requires_grad or one.device.type != "cpu" for one in tensors):
-        return torch.stack(tensors)
-    try:
-        return torch.from_numpy(np.stack([one.numpy() for one in tensors]))
-    except TypeError:  # a type that NumPy does not know
-        return torch.stack(tensors)
-
-
-def _tensor(data: Any) -> torch.Tensor:
-    """Of an array as torch takes it: it has to be writable, and no mirror image."""
-    if isinstance(data, np.ndarray) and (
-        not data.flags.writeable or min(data.strides, default=0) < 0
-    ):
-        data = data.copy()
-    return torch.as_tensor(data)
