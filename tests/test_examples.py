@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 import subprocess
@@ -186,3 +188,45 @@ def test_the_notebook_of_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     dice = re.search(r"grey matter +([\d.]+)", table)
     assert dice is not None
     assert float(dice[1]) > 0.5
+
+
+def written(outputs: list[Any], stream: str) -> str:
+    return "".join(o["text"] for o in outputs if o.get("name") == stream)
+
+
+def kilobytes(outputs: list[Any]) -> float:
+    return len(json.dumps(outputs)) / 1000
+
+
+@pytest.mark.cluster
+def test_the_notebook_of_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    outputs = run_notebook("in_memory.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/jpeg")) == 5
+    assert kilobytes(outputs) < 700
+    pages = [o["data"]["text/html"] for o in of_kind(outputs, "text/html")]
+    # the picture of `watch` has gone on while the loader did: some are drained
+    (watched,) = [page for page in pages if "<title>slide_00" in page and "draws left" in page]
+    assert re.search(r"\n\d+ of 64 draws left", html.unescape(watched))
+    assert re.search(r"resident=\S+ kiB holds 1 big chunks.*ask for", written(outputs, "stdout"))
+    (streams,) = [page for page in pages if "SHA-256" in page]
+    found = re.findall(r"<td>([0-9a-f]{32})</td>", streams)
+    assert (len(found), len(set(found))) == (4, 1)
+    assert "Traceback" not in written(outputs, "stderr")
+
+
+@pytest.mark.cluster
+def test_the_notebook_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("bokeh")
+    outputs = run_notebook("cluster.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/jpeg")) == 2
+    assert kilobytes(outputs) < 300
+    said = "".join(str(o["data"]["text/plain"]) for o in of_kind(outputs, "text/plain"))
+    link = re.search(r"'(http://127\.0\.0\.1:\d+/daskdmed)'", said)
+    assert link is not None
+    pages = [o["data"]["text/html"] for o in of_kind(outputs, "text/html")]
+    (picture,) = [page for page in pages if "<title>slide_00" in page and "draws left" in page]
+    assert f'href="{link[1]}"' in picture
+    assert "the same batches, bit for bit: True" in written(outputs, "stdout")
+    assert "Traceback" not in written(outputs, "stderr")

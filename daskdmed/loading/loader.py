@@ -446,6 +446,8 @@ class Loader(Loops[C]):
         except Exception as error:  # a picture that fails hides no loader
             logger.debug("no picture of %s: %s", self.name, error)
             picture = ""
+        if link := html.escape(self.dashboard_link or ""):
+            title += f' <a href="{link}" target="_blank">{link}</a>'
         return f"<div>{title}{picture}{self.stats()._repr_html_()}</div>"
 
     def __reduce__(self) -> Any:

@@ -133,7 +133,9 @@ class Stats(ABC):
         ]
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:26}{value}" for name, value in self.rows())
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows) + 2
+        return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
     def _repr_html_(self) -> str:
         body = "".join(

@@ -9,6 +9,7 @@ Not covered: the scheduler that they belong to, and when there is work for them
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -81,12 +82,18 @@ def work(address: str, options: dict[str, Any], config: dict[str, Any]) -> None:
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     dask.config.set(config)
+    logging.getLogger("distributed.worker").addFilter(_is_news)
     try:
         asyncio.run(_work(address, options))
     except Exception:
         traceback.print_exc()
     finally:
         os._exit(0)  # whatever threads are still reading, and however it came to its end
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so when a heartbeat finds no scheduler: that is closed, and its workers end with it."""
+    return not str(record.msg).startswith("Failed to communicate with scheduler during heartbeat")
 
 
 async def _work(address: str, options: dict[str, Any]) -> None:

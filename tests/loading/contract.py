@@ -785,5 +785,8 @@ class LoaderContract(OfLoader):
         for text in (page, str(stats)):
             for name in (self.small, "batches", "memory", "left out"):
                 assert name in text
+        for (name, value), line in zip(stats.rows(), str(stats).splitlines(), strict=True):
+            assert line.startswith(f"{name}  ")
+            assert line.endswith(value)
         assert "<table>" in page
         assert loader.name.startswith(self.kind.__name__)

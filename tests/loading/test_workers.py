@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,15 +16,17 @@ import tempfile
 import textwrap
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from distributed import Worker
 from distributed.comm import CommClosedError
 
 from daskdmed import LightDL, SlidingWindowDL
 from daskdmed.core import memory
 from daskdmed.errors import BudgetError, LoaderError, UsageError
-from daskdmed.persistence import hosting
+from daskdmed.persistence import crew, hosting
 from tests.loading.conftest import SMALL, assert_same_batches, collect, coordinate_dataset
 from tests.loading.rank_process import PARAMETERS, counting_dataset
 from tests.waiting import until
@@ -358,6 +362,34 @@ if __name__ == "__main__":
                 next(loader)
             {then}
 """
+
+
+def test_a_heartbeat_that_finds_no_scheduler_is_no_news(caplog):
+    """Workers of a loader that is closed may be at one just then."""
+
+    async def facts():
+        return {}
+
+    async def gone(**_):
+        raise CommClosedError("Stream is closed")
+
+    worker = SimpleNamespace(
+        address="tcp://here", contact_address="tcp://here", get_metrics=facts, active_keys=(),
+        extensions={}, scheduler=SimpleNamespace(heartbeat_worker=gone),
+    )  # fmt: skip
+    logger = logging.getLogger("distributed.worker")
+    asyncio.run(Worker.heartbeat(worker))
+    (told,) = caplog.records
+    assert told.levelno == logging.ERROR
+    caplog.clear()
+    logger.addFilter(crew._is_news)
+    try:
+        asyncio.run(Worker.heartbeat(worker))
+        assert not caplog.records
+        logger.error("worker died")
+    finally:
+        logger.removeFilter(crew._is_news)
+    assert [record.message for record in caplog.records] == ["worker died"]
 
 
 @pytest.mark.programs

@@ -277,12 +277,14 @@ def test_the_cluster_of_a_loader_has_a_dashboard_when_asked_and_it_ends():
     with LightDL(dataset(), **small(), dashboard="127.0.0.1:0") as loader:
         link = loader.dashboard_link
         assert link.startswith("http://127.0.0.1:")
+        assert f'<a href="{link}" target="_blank">' in loader._repr_html_()
         base = link.removesuffix("/daskdmed")
         loader.get()
         until(lambda: shown(base, loader))
         assert "bokeh" in read(base, "status")
         until(lambda: loader.name in metrics(base, "daskdmed_batches_total"))
     assert loader.dashboard_link is None
+    assert "href" not in loader._repr_html_()
     with pytest.raises(urllib.error.URLError):
         read(base, "daskdmed")
     registry = pytest.importorskip("prometheus_client").REGISTRY
