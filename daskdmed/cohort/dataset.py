@@ -529,6 +529,6 @@ class Dataset(Sequence[Patient]):
         )
 
     def _repr_html_(self) -> str:
-        from daskdmed.cohort._html import dataset_html
+        from daskdmed.cohort.html import dataset_html
 
         return dataset_html(self)

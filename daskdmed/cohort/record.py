@@ -449,6 +449,11 @@ class Record:
         rest += [f"facts={self.facts!r}"] if self.facts else []
         return f"Record({', '.join([what, *rest])})"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.cohort.html import record_html
+
+        return record_html(self)
+
 
 def view_of(
     image: Slide | Volume | Record,
@@ -580,6 +585,11 @@ class Patient:
 
     def __repr__(self) -> str:
         return f"Patient({self.id!r}, records={list(self.records)}, labels={dict(self.labels)})"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.cohort.html import patient_html
+
+        return patient_html(self)
 
 
 # every batch holds patients, and training frameworks (Lightning) take the dataclasses in a batch

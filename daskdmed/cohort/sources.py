@@ -25,7 +25,7 @@ from daskdmed.cohort.folder import image_id
 from daskdmed.cohort.image import Image as Image
 from daskdmed.cohort.image import Request as Request
 from daskdmed.cohort.record import DEFAULT_RECORD, Patient, Record
-from daskdmed.core import events
+from daskdmed.core import events, html
 from daskdmed.core.errors import (
     BudgetError,
     DaskdmedError,
@@ -44,6 +44,8 @@ from daskdmed.images.volumes.volume import Volume
 
 logger = logging.getLogger("daskdmed.cohort")
 T = TypeVar("T")
+#: results that a notebook shows one by one
+_SHOWN = 20
 
 #: one image that is open
 Opened: TypeAlias = Slide | Volume | ImageView
@@ -242,6 +244,25 @@ class Results(dict[str, T]):
 
     #: what was left out, with ``on_error="skip"``
     failures: tuple[Failure, ...] = ()
+
+    def _repr_html_(self) -> str:
+        shown = list(self.items())[:_SHOWN]
+        rows = [(name, _in_a_word(value)) for name, value in shown]
+        left = len(self) - len(shown)
+        said = [f"{len(self):,} patients"]
+        said += [f"{len(self.failures):,} left out: {self.failures[0]}"] if self.failures else []
+        more = html.soft(f"and {left:,} more") if left else ""
+        return html.page(
+            html.title("Results", *said), html.table(("patient", "result"), rows), more
+        )
+
+
+def _in_a_word(value: Any) -> str:
+    """An array by what it is, anything else shortened."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {html.times(value.shape)}, {value.dtype}"
+    told = repr(value)
+    return told if len(told) <= 120 else told[:120] + "..."
 
 
 class LeftOut:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from daskdmed.core import html
 from daskdmed.core.errors import GeometryError, ResolutionError
 from daskdmed.core.types import Array
 
@@ -189,6 +190,18 @@ class Space:
 
     def __repr__(self) -> str:
         return f"<Space: {self}>"
+
+    def _repr_html_(self) -> str:
+        ends = self.to_world([(0, 0, 0), [n - 1 for n in self.shape]])
+        first, last = (", ".join(f"{v:.4g}" for v in end) for end in ends.tolist())
+        told = [
+            ("voxels (z, y, x)", html.times(self.shape)),
+            ("mm per voxel", html.times(f"{s:.4g}" for s in self.spacing)),
+            ("axes to", self.axcodes),
+            ("first voxel at (RAS+ mm)", first),
+            ("last voxel at", last),
+        ]
+        return html.page(html.title("Space"), html.facts(told))
 
 
 def spacing_of(spacing: Any) -> tuple[float | None, float | None, float | None]:

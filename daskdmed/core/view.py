@@ -8,6 +8,7 @@ covered: where pixels come from (`daskdmed.images.view`, `daskdmed.images.arrayv
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -160,6 +161,14 @@ class ImageView:
 
     def __hash__(self) -> int:
         return hash(self.token)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name}: shape={self.shape}, dtype={self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        # of a higher layer, so found by its name
+        shown: str = pkgutil.resolve_name("daskdmed.images.html:view_html")(self)
+        return shown
 
     def as_labels(self) -> ImageView:
         """The same image, taken for a map of labels: outside of it there is no label."""

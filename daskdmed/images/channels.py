@@ -120,7 +120,7 @@ def read_groups(
             out[..., place] = values[..., channel - first]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PickedView(ViewOver):
     """Some channels of a view that cannot read them alone."""
 

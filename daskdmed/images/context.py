@@ -140,7 +140,7 @@ class Context:
             yield out[..., i * each : (i + 1) * each], part if part.ndim > axes else part[..., None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ContextView(ViewOver):
     """An image whose pixels have those around them as channels, the first offset first."""
 

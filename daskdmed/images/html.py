@@ -1,31 +1,36 @@
-"""How a slide or a volume looks in a notebook.
+"""How a slide, a volume or a view looks in a notebook.
 
 What stands above this layer draws on the picture through the entry-point group
-``daskdmed.slide_html``, or `register_overlay`. Not covered: figures (`daskdmed.plot`).
+``daskdmed.slide_html``, or `register_overlay`. Not covered: how pictures are made
+(`daskdmed.images.shown`), figures (`daskdmed.plot`).
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.core.errors import listing
+from daskdmed.core.errors import DaskdmedError, listing
+from daskdmed.core.html import Html, below, beside, facts, page, soft, table, times, title
 from daskdmed.core.types import Array
-from daskdmed.images.composite import display
+from daskdmed.images.shown import MOST, Plane, slide_plane, view_plane, volume_plane
 
 if TYPE_CHECKING:
+    from daskdmed.core.view import ImageView
     from daskdmed.images.slide import Slide
     from daskdmed.images.volumes.volume import Volume
 
 _log = logging.getLogger("daskdmed.images")
 OVERLAY_GROUP = "daskdmed.slide_html"
+#: longer side of a picture
+SIDE = 192
 #: from a slide and its (h, w, 3) uint8 picture to another picture and a line of text, or None
 #: when there is nothing to show; it must not compute anything
 Overlay: TypeAlias = "Callable[[Slide, Array], tuple[Array, str] | None]"
@@ -64,70 +69,90 @@ def _draw_overlays(slide: Slide, picture: Array) -> tuple[Array, list[str]]:
     return picture, notes
 
 
-def slide_html(slide: Slide, picture: Array | None) -> str:
-    """Thumbnail (h, w, c) of any dtype, and a table of levels."""
+def slide_html(slide: Slide) -> str:
+    """Thumbnail and a table of levels."""
     notes: list[str] = []
-    if picture is not None:
-        shown = display(picture, slide.info)
-        picture, notes = _draw_overlays(slide, shown)
-    if slide.channels:
-        notes.insert(0, listing(list(slide.channels)))
+    picture = _picture_of(slide, lambda: slide_plane(slide, SIDE, MOST))
+    if picture is not None and picture.pixels is not None:
+        pixels, notes = _draw_overlays(slide, picture.pixels)
+        picture = replace(picture, pixels=pixels)
+    power = "" if slide.power is None else f", {slide.power:g}x"
+    said = [f"{slide.info.vendor or 'unknown vendor'}{power}, {slide.dtype}, {slide.backend}"]
+    said += [f"channels {listing(list(slide.channels))}"] if slide.channels else []
+    said += [f"plane {slide.plane} of {len(slide.planes)}"] if slide.plane else []
     rows = []
     for number, level in enumerate(slide.levels):
         height, width, channels = level.shape
         mpp = "" if slide.mpp is None else f"{slide.mpp[0] * level.downsample[1]:.4g}"
-        cells = (
-            str(number),
-            f"{width} x {height} x {channels}",
-            f"{slide.level_downsamples[number]:.6g}",
-            mpp,
-            f"{level.tile_shape[1]} x {level.tile_shape[0]}",
+        rows.append(
+            (
+                str(number),
+                f"{width:,} x {height:,} x {channels}",
+                f"{slide.level_downsamples[number]:.6g}",
+                mpp,
+                f"{level.tile_shape[1]} x {level.tile_shape[0]}",
+            )
         )
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(
-        f"<th>{name}</th>" for name in ("level", "pixels", "downsample", "&micro;m/px", "tile")
-    )
-    power = "" if slide.power is None else f", {slide.power:g}x"
-    facts = f"{slide.info.vendor or 'unknown vendor'}{power}, {slide.dtype}, {slide.backend}"
-    said = "<br>".join(html.escape(text) for text in (facts, *notes))
-    return (
-        '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f"{_image(picture)}<div><b>{html.escape(slide.uri)}</b><br>{said}"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
-    )
+    heads = ("level", "pixels", "downsample", Html("&micro;m/px"), "tile")
+    told = below(title(slide.uri, *said, *notes), table(heads, rows))
+    return page(beside(_shown(picture), told))
 
 
-def volume_html(volume: Volume, picture: Array | None) -> str:
-    """A slice (h, w, c) of any dtype, and a table of levels."""
+def volume_html(volume: Volume) -> str:
+    """The middle slice and a table of levels."""
     rows = []
     for number, level in enumerate(volume.levels):
-        steps = "" if volume.spacing is None else " x ".join(
+        steps = "" if volume.spacing is None else times(
             f"{s * d:.4g}" for s, d in zip(volume.spacing, level.downsample, strict=True)
         )  # fmt: skip
-        cells = (str(number), _times(level.shape[:3]), steps, _times(level.tile_shape))
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    names = ("level", "voxels (z, y, x)", "mm", "tile")
-    head = "".join(f"<th>{name}</th>" for name in names)
+        rows.append((str(number), times(level.shape[:3]), steps, times(level.tile_shape)))
     channels = f", {volume.channels} channels" if volume.channels else ""
-    facts = f"{volume.dtype}{channels}, {volume.backend}"
-    shown = None if picture is None else display(picture, volume.info)
+    kind = f"{volume.dtype}{channels}, {volume.backend}"
     where = "lies nobody knows where" if volume.space is None else f"axes to {volume.space.axcodes}"
-    return (
-        '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f"{_image(shown)}<div><b>{html.escape(volume.uri)}</b><br>{html.escape(facts)}, {where}"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+    told = below(
+        title(volume.uri, f"{kind}, {where}"),
+        table(("level", "voxels (z, y, x)", "mm", "tile"), rows),
     )
+    picture = _picture_of(volume, lambda: volume_plane(volume, SIDE, MOST))
+    return page(beside(_shown(picture), told))
 
 
-def _times(extent: Sequence[int]) -> str:
-    return " x ".join(map(str, extent))
+def view_html(view: ImageView) -> str:
+    """One image at one resolution: its picture, where that is cheap, and what it is."""
+    picture = _picture_of(view, lambda: view_plane(view, SIDE))
+    background = None
+    with suppress(DaskdmedError):
+        background = ", ".join(f"{v:g}" for v in np.ravel(view.background)[:8].tolist())
+    told = facts(
+        [
+            ("shape", times(view.shape)),
+            ("type", view.dtype),
+            ("level-0 pixels per pixel", times(f"{d:.6g}" for d in view.downsample)),
+            (Html("&micro;m per pixel (x, y)"), view.mpp and times(f"{m:.4g}" for m in view.mpp)),
+            ("mm per voxel", _millimeters(view)),
+            ("axes to", view.space and view.space.axcodes),
+            ("storage tile", times(view.tile_shape)),
+            ("outside of it", background),
+        ]
+    )
+    return page(beside(_shown(picture), below(title(view.name, type(view).__name__), told)))
 
 
-def _image(picture: Array | None) -> str:
-    if picture is None:
+def _millimeters(view: ImageView) -> str | None:
+    steps = view.spacing if view.mpp is None else None
+    return None if steps is None else times(f"{s:.4g}" for s in steps)
+
+
+def _picture_of(image: Any, make: Callable[[], Plane]) -> Plane | None:
+    """A picture, or None where the image cannot be read: the table is there all the same."""
+    try:
+        return make()
+    except (DaskdmedError, OSError) as error:
+        _log.warning("%s: no picture: %s", image.uri, error)
+        return None
+
+
+def _shown(picture: Plane | None) -> Html | str:
+    if picture is None or picture.pixels is None:
         return ""
-    import imagecodecs
-
-    png = imagecodecs.png_encode(np.ascontiguousarray(display(picture)))
-    code = base64.b64encode(png).decode("ascii")
-    return f'<img alt="thumbnail" src="data:image/png;base64,{code}">'
+    return below(picture.html(SIDE, "thumbnail"), soft(picture.words) if picture.words else "")

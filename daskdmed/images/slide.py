@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("daskdmed.images")
 #: most bytes that one `read_region` gives; larger areas are what `to_dask` is for
 MAX_REGION_BYTES = 2**34
-_THUMBNAIL_HTML = 192
-#: samples of the coarsest level up to which a notebook shows a picture by itself
-_MOST_PICTURED = 2**28
 
 
 def open_slide(
@@ -560,17 +556,7 @@ class Slide(OfFile):
     def _repr_html_(self) -> str:
         from daskdmed.images.html import slide_html
 
-        return slide_html(self, self._small_picture())
-
-    def _small_picture(self) -> Array | None:
-        try:
-            # of an image without coarser levels all would be read
-            if math.prod(self.levels[-1].shape) > _MOST_PICTURED:
-                return None
-            return self.get_thumbnail((_THUMBNAIL_HTML, _THUMBNAIL_HTML))
-        except (ImageError, GeometryError) as exc:
-            _log.warning("%s: no thumbnail: %s", self.uri, exc)
-            return None
+        return slide_html(self)
 
 
 class _Associated(Mapping[str, Array]):

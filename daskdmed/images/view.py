@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SAME_RESOLUTION = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlideView(OfFile, ImageView):
     """One slide at one resolution, made by ``Slide.view``. Picklable, without open handles.
 

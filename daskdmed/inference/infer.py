@@ -109,6 +109,9 @@ class Scans(Iterator[tuple[ScanInput, ScanOutput]]):
         """Number of scans, those that fail included."""
         return self._count
 
+    def __repr__(self) -> str:
+        return f"<Scans: {len(self)}, {len(self.failures)} left out so far>"
+
     def __iter__(self) -> Scans:
         return self
 

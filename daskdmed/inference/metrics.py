@@ -58,6 +58,14 @@ class Confusion:
             )
         return Confusion(self.matrix + other.matrix)
 
+    def __repr__(self) -> str:
+        return f"<Confusion of {self.classes} classes, {self.total:,} pixels>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.inference.html import confusion_html
+
+        return confusion_html(self)
+
     @property
     def classes(self) -> int:
         """Number of classes."""
@@ -265,6 +273,15 @@ class ScoreHistogram:
         """Largest possible difference between `auc` and the exact area: half the share of
         pairs that fall into one bin."""
         return self._share(self.positives * (self.negatives / 2))
+
+    def __repr__(self) -> str:
+        counts = f"{self.positives.sum():,} positives, {self.negatives.sum():,} negatives"
+        return f"<ScoreHistogram of {counts}: auc {self.auc:.4g}>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.inference.html import histogram_html
+
+        return histogram_html(self)
 
     def _share(self, pairs: Array) -> float:
         every = float(self.positives.sum()) * float(self.negatives.sum())

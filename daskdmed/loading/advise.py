@@ -7,7 +7,6 @@ choice gives in patches per second, memory and variety.
 
 from __future__ import annotations
 
-import html
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
 from daskdmed.cohort.sources import ImagesLike, Request, images_of
+from daskdmed.core import html
 from daskdmed.core.errors import BudgetError, GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, LevelLike, MppLike, PowerLike, RecordLike, SpacingLike
@@ -137,12 +137,7 @@ class Advice:
         return "\n".join([self.summary(), "", *lines])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in _HEAD)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"
-            for row in self.rows()
-        )
-        return f"<p>{html.escape(self.summary())}</p><table><tr>{head}</tr>{body}</table>"
+        return html.page(html.title("Advice", self.summary()), html.table(_HEAD, self.rows()))
 
 
 _HEAD = (

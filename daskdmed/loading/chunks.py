@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daskdmed.cohort.record import Patient
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BigChunk(Unmoved):
     """One block of a record, as collectors see it.
 
@@ -67,6 +67,17 @@ class BigChunk(Unmoved):
         """First pixel in the level-0 frame, (x, y) or (x, y, z)."""
         return location_of(self.origin, self.downsample)
 
+    def __repr__(self) -> str:
+        return (
+            f"<BigChunk of {self.patient} / {self.record}: origin={self.origin}, "
+            f"shape={self.shape}, visit={self.visit}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from daskdmed.loading.html import bigchunk_html
+
+        return bigchunk_html(self)
+
 
 def location_of(origin: Sequence[int], downsample: Sequence[float]) -> tuple[int, ...]:
     """Array position at some resolution -> (x, y[, z]) in the level-0 frame, rounded."""
@@ -74,7 +85,7 @@ def location_of(origin: Sequence[int], downsample: Sequence[float]) -> tuple[int
     return tuple(reversed(scaled))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SmallChunk(Unmoved):
     """One crop and where it came from.
 
@@ -116,6 +127,15 @@ class SmallChunk(Unmoved):
             return None
         first = [a - b for a, b in zip(self.origin, self.bigchunk.origin, strict=True)]
         return space.crop(first, space.shape).affine
+
+    def __repr__(self) -> str:
+        at = f"location={self.location}, shape={getattr(self.data, 'shape', ())}"
+        return f"<{type(self).__name__} of {self.patient.id} / {self.record}: {at}>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.loading.html import smallchunk_html
+
+        return smallchunk_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +187,8 @@ class SmallChunks(Unmoved):
         #: as they were made: an array, or a tensor on a device
         self.made: Any = data
         self.targets = targets
+        #: whether a transform made other targets, which need not lie on `data` any more
+        self.moved = False
         self.origins = origins
         self.spatial_ndim = origins.shape[1] if spatial_ndim is None else spatial_ndim
         self.draws = draws
@@ -260,4 +282,10 @@ class SmallChunks(Unmoved):
     def __repr__(self) -> str:
         names = {str(p.id) for p in self.patients}
         shape = tuple(self.made.shape[1:])
-        return f"<SmallChunks: {len(self)} of shape {shape}, {len(names)} patients>"
+        kind = type(self).__name__
+        return f"<{kind}: {len(self)} of shape {shape}, {len(names)} patients>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.loading.html import smallchunks_html
+
+        return smallchunks_html(self)

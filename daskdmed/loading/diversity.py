@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskdmed.cohort.record import Record
+from daskdmed.core import html
 from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.core.types import Array
 from daskdmed.images.slide import Slide
@@ -64,6 +65,20 @@ class DiversityStats:
     repeat_distance: float | None
     coverage: float
     patients: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, for people."""
+        distance = self.repeat_distance
+        return [
+            ("patches per visit", f"{self.patches_per_visit:,.1f}"),
+            ("patients per batch", f"{self.patients_per_batch:.1f}"),
+            ("big chunks per batch", f"{self.bigchunks_per_batch:.1f}"),
+            ("repeat distance", "-" if distance is None else f"{distance:,.0f} patches"),
+            ("coverage", f"{self.coverage:.1%} of {self.patients:,} patients"),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html.page(html.facts(self.rows()))
 
 
 class Diversity:

@@ -18,6 +18,7 @@ import numpy as np
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import UsageError
 from daskdmed.core.region import Region
+from daskdmed.core.told import Told
 from daskdmed.core.types import Array
 from daskdmed.loading.collectors import BigChunkLoader
 from daskdmed.persistence.reading import LoadContext
@@ -25,7 +26,7 @@ from daskdmed.persistence.reading import LoadContext
 Shape: TypeAlias = tuple[int, ...]
 
 
-class Explorer(BigChunkLoader):
+class Explorer(Told, BigChunkLoader):
     """A path over the image; subclasses say where it goes.
 
     Parameters

@@ -8,7 +8,6 @@ a `SlidingWindowDL`.
 
 from __future__ import annotations
 
-import html
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskdmed.cohort.record import Patient
-from daskdmed.core import buffers, live, memory, processes
+from daskdmed.core import buffers, html, live, memory, processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, UsageError
 from daskdmed.core.shared import mapping
@@ -440,15 +439,18 @@ class Loader(Loops[C]):
         return "closed" if self._closed else "running" if self._feed else "not started"
 
     def _repr_html_(self) -> str:
-        title = f"<b>{html.escape(repr(self))}</b>"
+        name, _, rest = repr(self)[1:-1].partition(": ")
         try:
             picture = live.monitor("picture").picture_of(self._watched)
         except Exception as error:  # a picture that fails hides no loader
             logger.debug("no picture of %s: %s", self.name, error)
             picture = ""
-        if link := html.escape(self.dashboard_link or ""):
-            title += f' <a href="{link}" target="_blank">{link}</a>'
-        return f"<div>{title}{picture}{self.stats()._repr_html_()}</div>"
+        link: str | html.Html = ""
+        if self.dashboard_link:
+            at = html.safe(self.dashboard_link)
+            link = html.Html(f'<a href="{at}" target="_blank">{at}</a>')
+        rows = html.facts(self.stats().rows())
+        return html.page(html.title(name, rest, link), html.Html(picture), rows)
 
     def __reduce__(self) -> Any:
         raise UsageError(

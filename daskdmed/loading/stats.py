@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from daskdmed.cohort.sources import Failure
-from daskdmed.core import events
+from daskdmed.core import events, html
 from daskdmed.loading.diversity import DiversityStats
 from daskdmed.persistence.tally import Tally
 
@@ -138,12 +137,7 @@ class Stats(ABC):
         return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
     def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.rows()
-        )
-        return f"<table>{body}</table>"
+        return html.page(html.facts(self.rows()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,18 +178,13 @@ class LoaderStats(Stats):
         return self._per_second(self.patches)
 
     def rows(self) -> list[tuple[str, str]]:
-        varied, distance = self.diversity, self.diversity.repeat_distance
         return [
             ("patches", f"{self.patches:,} ({self.patches_per_second:,.0f} per second)"),
             *self._common_rows(),
             ("big chunks in memory", f"{self.resident_visits:,} ({self.resident_on})"),
             ("visits admitted, evicted", f"{self.visits_admitted:,}, {self.visits_evicted:,}"),
             ("late draws", f"{self.late_draws:,}"),
-            ("patches per visit", f"{varied.patches_per_visit:,.1f}"),
-            ("patients per batch", f"{varied.patients_per_batch:.1f}"),
-            ("big chunks per batch", f"{varied.bigchunks_per_batch:.1f}"),
-            ("repeat distance", "-" if distance is None else f"{distance:,.0f} patches"),
-            ("coverage", f"{varied.coverage:.1%} of {varied.patients:,} patients"),
+            *self.diversity.rows(),
             ("left out", f"{len(self.failed):,}"),
         ]
 

@@ -68,7 +68,9 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
     asks = takes_smallchunks(tfms)
     result = tfms(x, smallchunks) if asks else tfms(x)
     if asks and isinstance(result, tuple):
+        before = smallchunks.targets
         result, smallchunks.targets = result
+        smallchunks.moved |= smallchunks.targets is not before
     if result is None:
         raise UsageError(f"the transform {tfms!r} gave None; let it return the batch")
     return result

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.html import COLOURS
 from daskdmed.core.live import READY, WAITED, Watched
 from daskdmed.monitor import pieces
 from daskdmed.monitor.local import Local
-from daskdmed.monitor.pieces import LINE, ORANGE, PAPER, Palette
+from daskdmed.monitor.pieces import ORANGE, Palette
 from daskdmed.monitor.state import Cell, LiveState, ResidentSet
 
 logger = logging.getLogger("daskdmed.monitor")
@@ -28,6 +29,12 @@ WIDTH = 760
 #: cells are at most as large, and as small as this
 _LARGEST, _SMALLEST = 44, 7
 _HEIGHT = 230
+#: colours of what `pieces` draws as the notebook's own, light or dark
+_STYLE = (
+    "font-family:Helvetica,Arial,sans-serif;padding:2px 0;--dkm-ink:currentColor;"
+    "--dkm-soft:color-mix(in srgb,currentColor 68%,transparent);"
+    "--dkm-line:rgba(128,128,128,.35);--dkm-paper:transparent"
+)
 
 
 def picture_of(loader: Watched) -> str:
@@ -45,8 +52,7 @@ def draw(state: LiveState, now: float, palette: Palette | None = None) -> str:
         parts.append(f'<div style="font-size:13px;margin:8px 0 5px">{title}</div>')
         parts += [pieces.numbers(one), cells(one, now, palette), pieces.ranks(one, now)]
     parts += [pieces.runs(state), pieces.log(state, now)]
-    style = "font-family:Helvetica,Arial,sans-serif;color:#1f2933;background:#fbfcfd;padding:6px"
-    return f'<div style="{style};max-width:{WIDTH + 20}px">{"".join(parts)}</div>'
+    return f'<div style="{_STYLE};max-width:{WIDTH + 20}px">{"".join(parts)}</div>'
 
 
 def grid(slots: int, width: float, height: float, largest: float = _LARGEST) -> tuple[float, int]:
@@ -73,7 +79,7 @@ def cells(one: ResidentSet, now: float, palette: Palette) -> str:
 
 
 def _cell(cell: Cell, side: float, columns: int, now: float, palette: Palette) -> str:
-    strong, light = palette(cell.patient, cell.record)
+    strong, _ = palette(cell.patient, cell.record)
     x, y = cell.slot % columns * side + 1, cell.slot // columns * side + 1
     inner = side - 2
     stroke = f'stroke="{strong}"'
@@ -81,12 +87,12 @@ def _cell(cell: Cell, side: float, columns: int, now: float, palette: Palette) -
         stroke = f'stroke="{ORANGE}" stroke-width="2.5"'
     elif cell.state != READY:
         stroke = f'stroke="{strong}" stroke-dasharray="2.5 2"'
-    fill = light if cell.state == READY else PAPER
+    fill = f'fill="{strong}" fill-opacity=".25"' if cell.state == READY else 'fill="none"'
     level = inner * cell.share if cell.state == READY else 0.0
     return (
         f"<g><title>{html.escape(describe(cell, now))}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{inner:.1f}" height="{inner:.1f}" rx="2" '
-        f'fill="{fill}" {stroke}/>'
+        f"{fill} {stroke}/>"
         f'<rect x="{x:.1f}" y="{y + inner - level:.1f}" width="{inner:.1f}" '
         f'height="{level:.1f}" rx="2" fill="{strong}"/></g>'
     )
@@ -109,7 +115,7 @@ def place_of(cell: Cell) -> str:
 
 def legend() -> str:
     """What the cells say."""
-    full, half = pieces.COLOURS[3]
+    full = COLOURS[3][0]
 
     def sample(border: str, fill: str, words: str) -> str:
         box = "display:inline-block;width:11px;height:11px;border-radius:2px;vertical-align:-1px"
@@ -118,16 +124,16 @@ def legend() -> str:
             f'background:{fill}"></span> {words}</span>'
         )
 
-    level = f"linear-gradient(to top,{full} 45%,{half} 45%)"
+    level = f"linear-gradient(to top,{full} 45%,{full}40 45%)"
     samples = (
         sample(f"1px solid {full}", level, "in memory, filled as far as draws are left"),
-        sample(f"1px dashed {full}", PAPER, "being read"),
-        sample(f"2px solid {ORANGE}", PAPER, "waited for"),
-        f'<span style="color:{pieces.SOFT}">a colour is a slide</span>',
+        sample(f"1px dashed {full}", "none", "being read"),
+        sample(f"2px solid {ORANGE}", "none", "waited for"),
+        '<span style="opacity:.7">a colour is a slide</span>',
     )
     return (
-        f'<div style="font:11.5px Helvetica,Arial,sans-serif;color:{pieces.INK};'
-        f'border-bottom:1px solid {LINE};padding-bottom:5px">{"".join(samples)}</div>'
+        '<div style="font:11.5px Helvetica,Arial,sans-serif;padding-bottom:5px">'
+        f"{''.join(samples)}</div>"
     )
 
 

@@ -12,16 +12,14 @@ from collections.abc import Iterable, Sequence
 
 from dask.utils import format_bytes
 
+from daskdmed.core.html import COLOURS
 from daskdmed.monitor.state import LiveState, LoaderState, ResidentSet, RunState, Sample
 
 INK, SOFT, LINE, PAPER = "#1f2933", "#616e7c", "#e4e7eb", "#ffffff"
 BLUE, GREEN, ORANGE, RED = "#2f6f9f", "#4c8c4a", "#e07b00", "#c62828"
-#: strong and light colour of each slide, in order of appearance; then again from the first
-COLOURS = (
-    ("#b5739d", "#f0dbe7"), ("#d79b00", "#fae8bf"), ("#5b8c5a", "#d8ead6"), ("#4a7fb5", "#d6e5f3"),
-    ("#c05a4b", "#f6dad5"), ("#7b68b0", "#e3def2"), ("#2e9a9a", "#cfebea"), ("#8d6e4f", "#eae0d5"),
-    ("#7a8f2f", "#e6ecc9"), ("#a04f7d", "#ecd3e1"), ("#5f7486", "#dde4ea"), ("#cf7f3a", "#f8e2cf"),
-)  # fmt: skip
+#: the same where the page around says which, as notebooks do that may be dark
+_INK, _SOFT = f"var(--dkm-ink,{INK})", f"var(--dkm-soft,{SOFT})"
+_LINE, _PAPER = f"var(--dkm-line,{LINE})", f"var(--dkm-paper,{PAPER})"
 _FONT = "font-family:Helvetica,Arial,sans-serif"
 #: a sparkline shows so many points
 _POINTS = 48
@@ -87,12 +85,12 @@ def _rates(history: Iterable[Sample], name: str) -> list[float]:
 
 
 def _tile(title: str, value: str, below: str, *, alarm: bool = False) -> str:
-    colour = RED if alarm else INK
+    colour = RED if alarm else _INK
     return (
-        f'<div style="background:{PAPER};border:1px solid {LINE};border-radius:8px;'
+        f'<div style="background:{_PAPER};border:1px solid {_LINE};border-radius:8px;'
         f'padding:7px 12px 6px;min-width:108px">'
         f'<div style="font-size:21px;font-weight:600;color:{colour}">{value}</div>'
-        f'<div style="font-size:11.5px;color:{SOFT};margin-bottom:2px">{title}</div>{below}</div>'
+        f'<div style="font-size:11.5px;color:{_SOFT};margin-bottom:2px">{title}</div>{below}</div>'
     )
 
 
@@ -116,7 +114,7 @@ def _spark(values: Sequence[float], colour: str, *, most: float = 0.0) -> str:
 def _bar(share: float, colour: str, width: int = 108) -> str:
     filled = max(0.0, min(1.0, share)) * 100
     return (
-        f'<div style="width:{width}px;height:8px;background:{LINE};border-radius:4px;'
+        f'<div style="width:{width}px;height:8px;background:{_LINE};border-radius:4px;'
         f'margin:7px 0"><div style="width:{filled:.1f}%;height:8px;background:{colour};'
         f'border-radius:4px"></div></div>'
     )
@@ -149,13 +147,13 @@ def ranks(one: ResidentSet, time: float) -> str:
     heads = ("rank", f"{members[0].unit} per second", "", "waits", "batches", "turn", "")
     style = "text-align:left;font-weight:400;padding:0 14px 0 0"
     head = "".join(f'<th style="{style}">{name}</th>' for name in heads)
-    return _table("Ranks", f'<tr style="color:{SOFT}">{head}</tr>{rows}')
+    return _table("Ranks", f'<tr style="color:{_SOFT}">{head}</tr>{rows}')
 
 
 def _rank_row(loader: LoaderState, fastest: float, time: float) -> str:
     speed, waits = loader.rate("delivered"), min(1.0, loader.rate("waited"))
     known = loader.ranks
-    state = f'<span style="color:{SOFT}">on {html.escape(loader.process)}</span>'
+    state = f'<span style="color:{_SOFT}">on {html.escape(loader.process)}</span>'
     if known.get("waits_for"):
         named = ", ".join(map(str, known["waits_for"]))
         state = f'<b style="color:{ORANGE}">waits for rank {named}</b>'
@@ -213,7 +211,7 @@ def log(state: LiveState, time: float, most: int = 8) -> str:
     ]
     lines.sort(reverse=True)
     rows = "".join(
-        f'<tr><td style="padding:1px 12px 1px 0;color:{SOFT};white-space:nowrap">'
+        f'<tr><td style="padding:1px 12px 1px 0;color:{_SOFT};white-space:nowrap">'
         f"{_time(max(time - when, 0.0))} ago</td>"
         f'<td style="padding:1px 12px 1px 0">{html.escape(name)}</td>'
         f"<td>{html.escape(text)}</td></tr>"
@@ -232,6 +230,7 @@ def _time(seconds: float) -> str:
 def _table(name: str, rows: str) -> str:
     return (
         f'<div style="{_FONT};margin-top:10px"><div style="font-size:13px;font-weight:600;'
-        f'color:{INK};margin-bottom:3px">{name}</div>'
-        f'<table style="font-size:12.5px;color:{INK};border-collapse:collapse">{rows}</table></div>'
+        f'color:{_INK};margin-bottom:3px">{name}</div>'
+        f'<table style="font-size:12.5px;color:{_INK};border-collapse:collapse">{rows}'
+        "</table></div>"
     )

@@ -38,6 +38,10 @@ class Content:
     value: Any
     region: Region | None = None
 
+    def __repr__(self) -> str:
+        where = "" if self.region is None else f", {self.region!r}"
+        return f"Content({type(self.value).__name__}{where})"
+
     def __sizeof__(self) -> int:
         """Bytes, by which Dask counts it too."""
         own: int = sizeof(self.value)

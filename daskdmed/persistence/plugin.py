@@ -62,6 +62,10 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
         # one for each purpose: registered again, it replaces itself
         self.name = f"daskdmed-setup-{threads}-{'-'.join((*self.preload, *self.path))}"
 
+    def __repr__(self) -> str:
+        said = (self.threads, self.preload, self.path)
+        return "WorkerSetup(threads={!r}, preload={!r}, path={!r})".format(*said)
+
     def setup(self, worker: Worker) -> None:
         """Called by Dask on each worker."""
         sys.path[:0] = [folder for folder in self.path if folder not in sys.path]

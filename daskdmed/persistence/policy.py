@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from daskdmed.core.errors import UsageError
+from daskdmed.core.told import Told
 from daskdmed.core.types import Array
 
 
@@ -69,7 +70,7 @@ class Policy(Protocol):
 PolicyLike: TypeAlias = Policy | Callable[[Situation, np.random.Generator], int | None]
 
 
-class LeastVisitedFirst:
+class LeastVisitedFirst(Told):
     """Every record once per cycle before any repeats, in random order within the cycle.
 
     PyDmed's rule (weight 1 / (1 + times scheduled), never-scheduled first) without
@@ -83,7 +84,7 @@ class LeastVisitedFirst:
         return int(candidates[rng.integers(candidates.size)])
 
 
-class Sequential:
+class Sequential(Told):
     """All big chunks of the first record, then of the second..., `laps` times over.
 
     A finite plan: the loader stops when every big chunk has been visited `laps` times. Big
@@ -100,7 +101,7 @@ class Sequential:
         return int(wanting[0]) if wanting.size else None
 
 
-class OnePass:
+class OnePass(Told):
     """Every big chunk of every record exactly once per pass, in random order; then the end.
 
     Parameters
@@ -175,7 +176,7 @@ class EachOnce(OnePass):
         self.edge: Literal["shift", "drop"] = edge
 
 
-class Weighted:
+class Weighted(Told):
     """Records with probability proportional to a weight.
 
     Parameters
@@ -220,7 +221,7 @@ class Weighted:
         return found
 
 
-class LabelBalanced:
+class LabelBalanced(Told):
     """Every value of a label equally often, and within it least visited first.
 
     What PyDmed's ``LabelBalancedDL`` and ``balance_by_repeat`` were for, without copies of

@@ -118,7 +118,7 @@ def test_the_notebook_repr_is_short_and_escaped() -> None:
     assert "p999.svs" in html
     assert "p500.svs" not in html
     assert "0 &times; 334" in html
-    assert "1000 patients" in html
+    assert "1,000 patients" in html
     assert "cohort" not in repr(large)
     assert "labels=['y', 'z']" in repr(large)
     assert "array" not in Dataset("none", [])._repr_html_()

@@ -217,3 +217,21 @@ def test_metrics_of_torchmetrics_chunk_by_chunk():
 
 def test_a_confusion_is_a_value():
     assert Confusion(np.eye(2, dtype=int)).classes == 2
+
+
+def test_in_a_notebook():
+    counts = confusion(np.array([0, 1, 1, 2] * 3), np.array([0, 1, 2, 2] * 3))
+    page = counts._repr_html_()
+    assert "12 pixels" in page
+    assert 'rgba(74,127,181,0.60);padding:1px 5px;border-radius:2px">3</span>' in page
+    assert "<td>0.6667</td>" in page
+    many = confusion(np.arange(40), np.arange(40), classes=40)
+    assert "and 28 more classes" in many._repr_html_()
+    assert "predicted 12" not in many._repr_html_()
+    assert repr(counts) == "<Confusion of 3 classes, 12 pixels>"
+    scores = score_histogram(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9]), bins=100)
+    page = scores._repr_html_()
+    assert "2 positives" in page
+    assert "from 0 to 1" in page
+    assert page.count('height="36.0"') == 4
+    assert "auc 1" in repr(scores)

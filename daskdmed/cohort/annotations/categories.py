@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core import html
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.types import Array
 
@@ -109,6 +110,18 @@ class Categories:
     def __len__(self) -> int:
         """Number of categories, without the background."""
         return len(self.names)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (number, name, ", ".join(map(str, labels)))
+            for number, (name, labels) in enumerate(
+                zip(self.names, self.members, strict=True), start=1
+            )
+        ]
+        erased = f"erased by {', '.join(map(str, self.erase))}" if self.erase else ""
+        first = f"the background is the {self.background} channel" if self.background else ""
+        heading = html.title("Categories", erased, first)
+        return html.page(heading, html.table(("class", "name", "labels"), rows))
 
     @property
     def channels(self) -> tuple[str, ...]:

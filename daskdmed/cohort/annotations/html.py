@@ -5,13 +5,13 @@ Not covered: figures (`daskdmed.plot`).
 
 from __future__ import annotations
 
-import base64
-import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskdmed.core.html import Html, below, beside, join, page, swatch, table, title
 from daskdmed.core.types import Array
+from daskdmed.images.shown import Plane
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
@@ -44,43 +44,34 @@ def label_colours(annotations: Annotations) -> dict[str | None, tuple[int, int, 
 
 
 def annotations_html(annotations: Annotations) -> str:
-    """An HTML table, short whatever the number of shapes."""
+    """A picture and a table of labels, short whatever the number of shapes."""
     colours = label_colours(annotations)
     areas = annotations.areas
     sums: dict[str | None, float] = {}
     for item, area in zip(annotations, areas.tolist(), strict=True):
         sums[item.label] = sums.get(item.label, 0.0) + area
     ordered = sorted(annotations.counts.items(), key=lambda pair: -pair[1])
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for label, number in ordered[:_ROWS]:
-        red, green, blue = colours[label]
-        swatch = f'<span style="color:rgb({red},{green},{blue})">&#9632;</span>'
-        name = "<i>none</i>" if label is None else html.escape(label)
-        rows.append(f"<tr><td>{swatch} {name}</td><td>{number}</td><td>{sums[label]:.6g}</td></tr>")
+        square = swatch(f"rgb({','.join(map(str, colours[label]))})")
+        name = Html("<i>none</i>") if label is None else label
+        rows.append((join([square, " ", name]), number, f"{sums[label]:.6g}"))
     rest = ordered[_ROWS:]
     if rest:
-        rows.append(
-            f"<tr><td>{len(rest)} more labels</td><td>{sum(n for _, n in rest)}</td><td></td></tr>"
-        )
-    head = "<tr><th>label</th><th>shapes</th><th>area (level-0 px&sup2;)</th></tr>"
-    source = f"<br>{html.escape(annotations.source)}" if annotations.source else ""
-    notes = f"<br>{len(annotations.notes)} notes of what was repaired" if annotations.notes else ""
-    return (
-        '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f"{_image(annotations, colours)}<div><b>{len(annotations)} annotations</b>{source}{notes}"
-        f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div></div>"
-    )
+        rows.append((f"{len(rest)} more labels", sum(n for _, n in rest), ""))
+    notes = f"{len(annotations.notes)} notes of what was repaired" if annotations.notes else ""
+    head = ("label", "shapes", Html("area (level-0 px&sup2;)"))
+    name = f"{len(annotations):,} annotations"
+    told = below(title(name, annotations.source, notes), table(head, rows))
+    return page(beside(_image(annotations, colours), told))
 
 
-def _image(annotations: Annotations, colours: dict[str | None, tuple[int, int, int]]) -> str:
+def _image(annotations: Annotations, colours: dict[str | None, tuple[int, int, int]]) -> Html:
     bounds = annotations.bounds
     if bounds is None:
-        return ""
-    import imagecodecs
-
-    png = imagecodecs.png_encode(picture(annotations, colours, bounds))
-    code = base64.b64encode(png).decode("ascii")
-    return f'<img alt="annotations" src="data:image/png;base64,{code}">'
+        return Html("")
+    drawn = picture(annotations, colours, bounds)
+    return Plane(drawn, drawn.shape[:2]).html(_SIDE, "annotations")
 
 
 def picture(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from daskdmed.core import html
 from daskdmed.core.errors import AnnotationError, AnnotationNotFoundError, UsageError
 from daskdmed.core.extras import extra
 from daskdmed.core.files import new_file
@@ -98,6 +99,23 @@ class PatchCoordinates:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    def __repr__(self) -> str:
+        size = " x ".join(f"{n:g}" for n in self.size0)
+        named = f" of {self.name}" if self.name else ""
+        return f"<PatchCoordinates{named}: {len(self):,} patches of {size} level-0 pixels>"
+
+    def _repr_html_(self) -> str:
+        told = [
+            ("patches", f"{len(self):,}"),
+            ("pixels", self.patch_size),
+            ("level-0 pixels", html.times(f"{n:g}" for n in self.size0)),
+            ("level", self.level),
+            ("slide", self.extent0 and html.times(self.extent0)),
+            ("power", self.power),
+            ("overlap", self.overlap or None),
+        ]
+        return html.page(html.title(self.name or "Patch coordinates"), html.facts(told))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PatchCoordinates):

@@ -122,7 +122,7 @@ class AnnotationView(ImageView):
         return _delivered(painted, out)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CollatedView(ViewOver):
     """An integer label map, or a stack of masks, seen through `Categories`.
 

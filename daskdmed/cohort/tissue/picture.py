@@ -5,14 +5,14 @@ Not covered: figures (`daskdmed.plot`), pictures of slides (`daskdmed.cohort.tis
 
 from __future__ import annotations
 
-import base64
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskdmed.core.html import below, beside, facts, page, times, title
 from daskdmed.core.types import Array
 from daskdmed.images.composite import display
+from daskdmed.images.shown import Plane, shrunk
 
 if TYPE_CHECKING:
     from daskdmed.cohort.tissue.mask import TissueMask
@@ -32,13 +32,7 @@ def preview(picture: Array, axes: int) -> bytes:
         picture = picture.max(axis=0)
     if picture.ndim < 3:
         return b""
-    step = max(1, -(-max(picture.shape[:2]) // _SIDE))
-    height, width = (max(1, n // step) for n in picture.shape[:2])
-    # a side shorter than one step is taken as it is
-    rows, columns = (min(step, n) for n in picture.shape[:2])
-    blocks = picture[: height * rows, : width * columns]
-    blocks = blocks.reshape(height, rows, width, columns, -1)
-    small = blocks.mean(axis=(1, 3)).astype(picture.dtype)
+    small = shrunk(picture, _SIDE)
     if small.shape[2] == 2:
         small = small[..., :1]
     rgb = np.ascontiguousarray(display(small))
@@ -72,21 +66,17 @@ def mask_html(mask: TissueMask) -> str:
         picture = np.full((*_fit(flat.shape), 3), 200, np.uint8)
     step = max(1, _SHOWN // max(picture.shape[:2]))
     drawn = outlined(picture.repeat(step, axis=0).repeat(step, axis=1), flat)
-    png = imagecodecs.png_encode(np.ascontiguousarray(drawn))
-    code = base64.b64encode(png).decode("ascii")
-    facts = [
-        ("tissue", share_text(mask)),
-        ("method", mask.method),
-        ("mask", " x ".join(str(n) for n in mask.shape)),
-        ("image", " x ".join(str(n) for n in mask.shape0)),
-        ("scale", " x ".join(f"{s:.4g}" for s in mask.scale)),
-    ]
-    rows = "".join(f"<tr><th>{n}</th><td>{html.escape(v)}</td></tr>" for n, v in facts)
-    return (
-        '<div style="display:flex;gap:1em;align-items:flex-start">'
-        f'<img alt="tissue" src="data:image/png;base64,{code}">'
-        f"<table><tbody>{rows}</tbody></table></div>"
+    told = facts(
+        [
+            ("tissue", share_text(mask)),
+            ("method", mask.method),
+            ("mask", times(mask.shape)),
+            ("image", times(mask.shape0)),
+            ("scale", times(f"{s:.4g}" for s in mask.scale)),
+        ]
     )
+    shown = Plane(drawn, drawn.shape[:2]).html(max(drawn.shape[:2]), "tissue")
+    return page(beside(shown, below(title("Tissue mask"), told)))
 
 
 def _fit(shape: tuple[int, ...]) -> tuple[int, int]:

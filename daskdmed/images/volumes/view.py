@@ -38,7 +38,7 @@ _Steps = tuple[float, ...]
 _ASTRAY = 0.01
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VolumeView(ImageView):
     """One volume at one resolution, made by ``Volume.view``. Picklable, without open handles.
 

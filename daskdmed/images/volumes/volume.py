@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ImageError, ResolutionError, UsageError
+from daskdmed.core.errors import GeometryError, ResolutionError, UsageError
 from daskdmed.core.places import StorageOptions, using
 from daskdmed.core.region import Region
 from daskdmed.core.space import Space, spacing_of
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import dask.array as da
 
 _log = logging.getLogger("daskdmed.images")
-#: pixels along the longer side of a picture in a notebook
-_PICTURE = 192
 OnGap = Literal["raise", "resample"]
 
 
@@ -407,20 +405,7 @@ class Volume(OfFile):
     def _repr_html_(self) -> str:
         from daskdmed.images.html import volume_html
 
-        return volume_html(self, self._small_picture())
-
-    def _small_picture(self) -> Array | None:
-        """The middle slice of the coarsest level, thinned out to a small picture (h, w, c)."""
-        view = self.view(level=len(self.levels) - 1)
-        z, y, x = view.spatial_shape
-        try:
-            plane: Array = view.read(Region((z // 2, 0, 0), (1, y, x)))[0]
-        except ImageError as error:
-            _log.warning("%s: no picture: %s", self.uri, error)
-            return None
-        step = -(-max(y, x) // _PICTURE)
-        plane = plane[::step, ::step]
-        return plane if plane.ndim == 3 else plane[..., None]
+        return volume_html(self)
 
 
 def _volume(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskdmed.core import html
 from daskdmed.core.errors import DatasetError, UsageError
 from daskdmed.core.extras import extra
 from daskdmed.inference.evaluation.pairs import pairs_of
@@ -109,25 +109,20 @@ class Evaluation:
         return f"<Evaluation of {len(self)} scans, {len(self.classes)} classes: {', '.join(means)}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(n)}</th>" for n in ("scan", "class", *self.metrics))
         means = [
             {"scan": "mean", "class": c, **{m: self._mean(m, c) for m in self.metrics}}
             for c in self.classes
         ]
-        shown = [*self.rows[:_ROWS], *means]
-        rows = [
-            f"<tr><td>{escape(str(row['scan']))}</td><td>{escape(str(row['class']))}</td>"
-            + "".join(f"<td>{row[m]:.4g}</td>" for m in self.metrics)
-            + "</tr>"
-            for row in shown
+        cells = [
+            (str(row["scan"]), str(row["class"]), *(f"{row[m]:.4g}" for m in self.metrics))
+            for row in [*self.rows[:_ROWS], *means]
         ]
         left = len(self.rows) - _ROWS
         if left > 0:
-            rows.insert(_ROWS, f'<tr><td colspan="{len(self.metrics) + 2}">{left} more</td></tr>')
-        return (
-            f"<div>{len(self)} scans<table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
-        )
+            cells.insert(_ROWS, (f"{left} more", *[""] * (len(self.metrics) + 1)))
+        said = f"{len(self)} scans, {len(self.classes)} classes"
+        head = ("scan", "class", *self.metrics)
+        return html.page(html.title("Evaluation", said), html.table(head, cells))
 
 
 def evaluate(

@@ -27,7 +27,7 @@ from daskdmed.tiling.extract import Windows
 from daskdmed.tiling.imagegrid import ImageGrid
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WindowChunk(SmallChunk):
     """One window: a small chunk that has a place in a grid.
 

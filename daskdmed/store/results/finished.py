@@ -58,6 +58,16 @@ class Heatmap:
         found: np.dtype[Any] = np.dtype(self.array.dtype)
         return found
 
+    def __repr__(self) -> str:
+        each = f"{self.channels} x " if self.has_channels else ""
+        named = f" of {self.name}" if self.name else ""
+        return f"<Heatmap{named}: {each}{' x '.join(map(str, self.counts))} windows, {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.store.results.html import heatmap_html
+
+        return heatmap_html(self)
+
     def read(self, region: Region) -> Array:
         """Values of a box of windows, (k, *region.shape)."""
         lead = (slice(None),) if self.has_channels else ()
