@@ -228,7 +228,7 @@ def _with_target(target: Any, picture: Array, axes: int, moved: bool) -> list[Ar
 
 def _plane(chunk: SmallChunk | BigChunk, pixels: Array) -> Plane:
     """The picture as people look at it: of volumes as `upright` has it."""
-    big: BigChunk = getattr(chunk, "bigchunk", chunk)
+    big: Any = getattr(chunk, "bigchunk", chunk)
     extent = float(pixels.shape[0]), float(pixels.shape[1])
     return replace(upright(big.space, extent), pixels=pixels)
 

@@ -121,7 +121,7 @@ def test_html() -> None:
         boxes("a", "<b>") + Annotations([Annotation(shapely.Point(3, 3), colour=(1, 2, 3))])
     )._repr_html_()
     assert "&lt;b&gt;" in page
-    assert "<b>3 annotations</b>" in page
+    assert "3 annotations<" in page
     assert "rgb(1,2,3)" in page
     code = re.search(r"base64,([^\"]+)", page)
     assert code is not None
