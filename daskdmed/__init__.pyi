@@ -7,6 +7,7 @@ from . import explorers as explorers
 from . import images as images
 from . import inference as inference
 from . import loading as loading
+from . import napari as napari
 from . import persistence as persistence
 from . import plot as plot
 from . import policies as policies

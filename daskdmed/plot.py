@@ -19,7 +19,7 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.composite import display
 from daskdmed.store.ngff.reduction import Method, reduce_block
-from daskdmed.store.results.finished import Heatmap, described, place_of, values_of
+from daskdmed.store.results.finished import Heatmap, placed_over
 from daskdmed.store.results.georeference import Georeference
 from daskdmed.tiling.grid import PerAxis, per_axis
 
@@ -95,7 +95,7 @@ def overlay(
     given = None
     if kernel_size is not None or stride is not None:
         given = _place(kernel_size, stride, float(downsample))
-    plane = _opened(heatmap, given, (height, width)).plane().pick(channel)
+    plane = placed_over(heatmap, (height, width), given).plane().pick(channel)
     values, factor = _values(plane, _CELLS_PER_PIXEL * max_size)
     # what is drawn of a large result are means of squares, the last of them cut by the axes
     counts = [n * factor for n in values.shape]
@@ -127,18 +127,6 @@ def overlay(
     _decorate(figure, ax, cells, source, title, label)
     whole: Figure = figure
     return whole
-
-
-def _opened(heatmap: Any, given: Georeference | None, size: tuple[int, int]) -> Heatmap:
-    """The result where it lies, or where it is said to, else evenly over the slide."""
-    if isinstance(heatmap, Heatmap):
-        return heatmap
-    array, group = values_of(heatmap)
-    place = given or place_of(group)
-    if place is None:
-        down = [extent / max(n, 1) for extent, n in zip(size, array.shape[-2:], strict=False)]
-        place = Georeference((1, 1), (1, 1), (down[0], down[-1]))
-    return described(array, group, place)
 
 
 def _values(plane: Heatmap, most: int) -> tuple[Array, int]:

@@ -30,6 +30,7 @@ BESIDE = {
     "testing": ["core", "images"],
     "transforms": ["core"],
     "plot": LAYERS,
+    "napari": LAYERS,
     # names that users import; nothing in the library goes through them
     "errors": ["core"],
     "events": ["core"],
@@ -155,7 +156,7 @@ def test_public_names_resolve(package):
 def test_what_users_type_every_day():
     """The top level is for these and for folders; all else has its folder."""
     names = {n for n in daskdmed.__all__ if not hasattr(getattr(daskdmed, n), "__path__")}
-    assert names - {"errors", "events", "plot", "policies", "explorers"} == {
+    assert names - {"errors", "events", "plot", "napari", "policies", "explorers"} == {
         "open_slide", "open_slides", "Slide", "Region", "Record", "Patient", "Dataset", "LightDL",
         "SlidingWindowDL", "BigChunk", "SmallChunk", "BigChunkLoader", "SmallChunkCollector",
         "Content", "stateful", "Quota", "TissueMask", "tissue_mask", "tissue_masks", "Annotations",

@@ -77,6 +77,16 @@ FRAMEWORKS = {
         r"\(2, 40, 40, 40\); differ from MONAI's by less than 1e-5: True.*"
         r"Dice of lesions 0\.[89]\d*; the same as MONAI's: True",
     ),
+    "napari_view.py": (
+        "napari",
+        r"\(256, 256\), \(64, 64\)\] rgb True.*middle of a window: True.*of those pixels: True.*"
+        r"where the heatmap is: True.*[1-9]\d* shapes, filled as drawn: True",
+    ),
+    "foundation_features.py": (
+        "transformers",
+        r"transformers/slide/wsi\.parquet, \([1-9]\d*, 32\)\n"
+        r"as its own library shows it, .*: True\nthe same features by hand: True",
+    ),
     "accelerate_train.py": ("accelerate", r"2 processes: 64 small chunks each, 0 in common"),
 }
 ON_A_CLUSTER = ("cluster.py", "ranks.py")

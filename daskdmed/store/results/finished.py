@@ -174,6 +174,45 @@ def open_heatmap(
     )
 
 
+def placed_over(
+    heatmap: Any, extent0: tuple[float, ...], given: Georeference | None = None
+) -> Heatmap:
+    """A result where it lies, or where it is said to, and its label images where it lies; any other
+    array evenly over an image of this level-0 extent, (y, x)."""
+    if isinstance(heatmap, Heatmap):
+        return heatmap
+    array, group = values_of(heatmap)
+    place = given or place_of(group) or _place_of_home(heatmap, array.shape)
+    if place is None:
+        down = [extent / max(n, 1) for extent, n in zip(extent0, array.shape[-2:], strict=False)]
+        place = Georeference((1, 1), (1, 1), (down[0], down[-1]))
+    return described(array, group, place)
+
+
+def _place_of_home(labels: Any, shape: tuple[int, ...]) -> Georeference | None:
+    """Of a label image, which lies in the store of a result: where that lies, if cells are its."""
+    if not isinstance(labels, (str, os.PathLike)):
+        return None
+    home, found, _ = os.fspath(labels).rpartition("/labels/")
+    if not found:
+        return None
+    array, group = values_of(home)
+    return place_of(group) if array.shape[-2:] == shape[-2:] else None
+
+
+def levels_of(heatmap: Any) -> list[da.Array]:
+    """Coarser levels of an image in a store, as `daskdmed.store.add_pyramid` adds; arrays that were
+    made of a result have none."""
+    if isinstance(heatmap, (Heatmap, da.Array, np.ndarray, zarr.Array)):
+        return []
+    _, group = values_of(heatmap)
+    image = None if group is None else Multiscale.parse(group.attrs.asdict())
+    if group is None or image is None:
+        return []
+    with damage_named(heatmap):
+        return [lazy_array(_array(group, level.path)) for level in image.levels[1:]]
+
+
 def values_of(heatmap: Any) -> tuple[Any, zarr.Group | None]:
     """The array of a result or of another image, not read, and its group where it has one."""
     if isinstance(heatmap, da.Array):
