@@ -30,6 +30,7 @@ extensions = [
     "sphinx_copybutton",
     "repository",
     "names",
+    "shown",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_ext", "_templates"]

@@ -186,7 +186,8 @@ def _card(record: Record, eye: Onlooker, side: int) -> Html:
     look = eye.look(record)
     own = [f"{n}: {v}" for n, v in list(record.facts.items())[:6]]
     words = [look.plane.words] if look.plane is not None and look.plane.words else []
-    name = join([record.name or "Record", " ", _soft_inline(place_of(record))])
+    where = "" if record.array is not None else _soft_inline(place_of(record))
+    name = join([record.name or "Record", " ", where])
     return beside(_figure(look, side, record.name), below(title(name, *look.said, *words, *own)))
 
 

@@ -35,8 +35,9 @@ color:inherit;background:none;overflow-wrap:anywhere}
 .dkm.dkm td.dkm-n{text-align:right;font-variant-numeric:tabular-nums}
 .dkm .dkm-bar{display:inline-block;background:rgba(128,128,128,.22);border-radius:3px;height:9px}
 .dkm .dkm-bar span{display:block;border-radius:3px;height:9px}
-.dkm figure{margin:0;padding:0;width:min-content}
-.dkm figcaption{font-size:11px;line-height:1.3;overflow-wrap:anywhere}
+.dkm.dkm figure{margin:0;padding:0;width:min-content}
+.dkm.dkm figcaption{font-size:11px;line-height:1.3;overflow-wrap:anywhere;text-align:left;
+color:inherit;margin:3px 0 0;padding:0}
 .dkm .dkm-pic{position:relative;line-height:0;border-radius:3px;overflow:hidden;
 box-shadow:0 0 0 1px rgba(128,128,128,.35)}
 .dkm.dkm img{max-width:none;margin:0;display:block}

@@ -1,7 +1,8 @@
 """Nobody waits in silence: after a while one line of log says what is waited for, and why.
 
 `Silence` measures how long nothing has come. `workers_of` and `explain` ask a scheduler who is
-there, and what becomes of some tasks. Not covered: waiting itself, which is done by conditions and queues where it happens.
+there, and what becomes of some tasks. Not covered: waiting itself, which is done by conditions
+and queues where it happens.
 """
 
 from __future__ import annotations

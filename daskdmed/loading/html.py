@@ -183,8 +183,8 @@ def _extent(chunk: SmallChunk, axes: int) -> tuple[int, ...]:
 
 
 def is_object(data: Any) -> bool:
-    """Whether it is no array of numbers."""
-    return getattr(getattr(data, "dtype", None), "kind", "O") == "O"
+    """Whether it is no array of numbers, and no tensor."""
+    return not hasattr(data, "detach") and getattr(getattr(data, "dtype", None), "kind", "O") == "O"
 
 
 def _cells(

@@ -260,6 +260,7 @@ def test_lengths_and_numbers(registered):
         # a test's last batch is dropped as well, when that is asked for
         assert len(loader) == (5 if drop else 6), length
     assert len(loader[-1][0]) == 4
+    assert repr(loader) == f"<DefaultDataLoader: {loader.num_scans()} scans, 5 batches of 4>"
     assert len(build_loader(config(), "slices", **HOW)[-1][0]) == 1
     with pytest.raises(IndexError, match="no batch 5 of 5"):
         loader[5]

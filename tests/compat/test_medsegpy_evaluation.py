@@ -45,6 +45,8 @@ def test_metrics_by_class(catalogs):
     MetadataCatalog.get("made").set(category_ids=(0, 3), categories=("bone", "skin"))
     found = evaluator()
     found.process(*scan())
+    assert "DSC" in repr(found)
+    assert repr(found).endswith("2 rows so far>")
     result = found.evaluate()
     assert list(result) == METRICS
     own = ["dice", "voe", "cv", "assd", "precision", "recall", "hd95"]

@@ -257,6 +257,14 @@ def test_objects_are_words():
     assert "Graph" in chunks[0]._repr_html_()
 
 
+def test_a_batch_that_was_made_on_a_device():
+    chunks = batch(smooth(2))
+    chunks.made = torch.from_numpy(chunks.made)
+    page = chunks._repr_html_()
+    assert "2 small chunks, 16 x 20 x 3" in page
+    assert np.array_equal(pictures(page)[1], smooth(2)[1])
+
+
 def test_what_cannot_be_drawn_has_its_numbers_all_the_same(monkeypatch):
     def fail(*args):
         raise RuntimeError("no")

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 
+import numpy as np
 import pytest
 
 from daskdmed import LightDL
@@ -117,3 +118,61 @@ def test_the_mouse_on_a_cell_shows_whose_it_is(page):
 
     until(lambda: "draws left" in tip())
     assert " / wsi" in text_of(page)
+
+
+#: as JupyterLab has it for whatever a cell shows
+JUPYTER = """
+.jp td, .jp th, .jp tr { text-align: right; padding: .5em; border: none; max-width: none }
+.jp tbody tr:nth-child(even) { background: %s }
+.jp table { table-layout: fixed; margin: 0 auto 1em }
+.jp img { max-width: 100%%; height: auto }
+"""
+LOOKED_AT = """
+const all = [...document.querySelectorAll('.dkm *')];
+const style = e => getComputedStyle(e);
+const words = all.filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim())
+                              && !['STYLE', 'title'].includes(e.tagName) && !e.style.color);
+return {
+  colours: [...new Set(words.map(e => style(e).color))],
+  grounds: [...new Set(all.filter(e => e.tagName == 'TR').map(e => style(e).backgroundColor))],
+  aligned: [...new Set(all.filter(e => e.tagName == 'TD').map(e => style(e).textAlign))],
+  pictures: [...document.images].map(e => [e.complete && e.naturalWidth,
+                                           e.width, e.height, e.style.width, e.style.height]),
+  boxes: [...document.querySelectorAll('rect')].map(e => {
+    const box = e.getBoundingClientRect(), whole = e.closest('.dkm-pic').getBoundingClientRect();
+    return [box.left - whole.left, box.top - whole.top, box.width];
+  }),
+};
+"""
+
+
+@pytest.mark.parametrize(
+    ("ground", "ink", "stripe"),
+    [("#fff", "rgb(33, 33, 33)", "#f5f5f5"), ("#111", "rgb(230, 230, 230)", "#212121")],
+    ids=["light", "dark"],
+)
+def test_a_batch_in_a_notebook_light_or_dark(browser, tmp_path, ground, ink, stripe):
+    """Text has the page's colour, pictures have their size, boxes lie on them."""
+    with LightDL(dataset(), **small()) as loader:
+        chunks = next(loader)[2]
+        shown = [chunks, chunks[0], chunks.patients[0], dataset(), loader.stats()]
+        pages = "".join(one._repr_html_() for one in shown)
+    page = tmp_path / "page.html"
+    style = f"<style>{JUPYTER % stripe}</style>"
+    body = f'<body style="background:{ground};color:{ink}"><div class="jp">{pages}</div>'
+    page.write_text(f'<!doctype html><meta charset="utf-8">{style}{body}', encoding="utf-8")
+    browser.get(page.as_uri())
+    found = browser.execute_script(LOOKED_AT)
+    assert found["colours"] == [ink]
+    assert found["grounds"] == ["rgba(0, 0, 0, 0)"]
+    assert set(found["aligned"]) <= {"left", "right"}
+    assert len(found["pictures"]) > len(chunks)
+    for natural, width, height, wanted_width, wanted_height in found["pictures"]:
+        assert natural
+        assert (f"{width}px", f"{height}px") == (wanted_width, wanted_height)
+    # 64 pixels are shown on 128; boxes of one image stand together
+    places = [2 * np.array(c.location) for c in (*chunks, chunks[0])]
+    for left, top, width in found["boxes"]:
+        assert width == pytest.approx(2 * 16, abs=1)
+        assert min(np.abs(place - (left, top)).max() for place in places) < 1
+    assert len(found["boxes"]) == len(places)

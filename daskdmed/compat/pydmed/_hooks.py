@@ -39,6 +39,9 @@ class BigChunk:
         self.dict_info_of_bigchunk = dict_info_of_bigchunk
         self.patient = patient
 
+    def __repr__(self) -> str:
+        return _told(self)
+
 
 class SmallChunk:
     """What a collector makes: data, what is known of it and of its big chunk, and whose it is."""
@@ -55,6 +58,17 @@ class SmallChunk:
         self.dict_info_of_smallchunk = dict_info_of_smallchunk
         self.dict_info_of_bigchunk = dict_info_of_bigchunk
         self.patient = patient
+
+    def __repr__(self) -> str:
+        return _told(self)
+
+
+def _told(chunk: BigChunk | SmallChunk) -> str:
+    """A chunk without its pixels."""
+    data, shape = chunk.data, getattr(chunk.data, "shape", None)
+    what = type(data).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    whose = f"patient {getattr(chunk.patient, 'int_uniqueid', None)!r}"
+    return f"<{type(chunk).__name__} of {whose}: {what}>"
 
 
 class _Hook:

@@ -427,6 +427,13 @@ class LightDL:
     def flush_log(self) -> None:
         """PyDmed's: lines are in the file as soon as they are written."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.dataset.str_dsname!r}: {self._loader!r}>"
+
+    def _repr_html_(self) -> str:
+        shown: str = self._loader._repr_html_()
+        return shown
+
     def _remember(self, chunks: list[SmallChunk]) -> None:
         for chunk in chunks:
             if chunk.patient is None:

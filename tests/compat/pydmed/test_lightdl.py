@@ -73,6 +73,7 @@ def test_small_chunks_are_what_the_hooks_cropped():
             big, small = chunk.dict_info_of_bigchunk, chunk.dict_info_of_smallchunk
             assert chunk.patient is patient
             assert chunk.data is None
+            assert repr(chunk) == f"<SmallChunk of patient {patient.int_uniqueid}: NoneType>"
             assert (image[0] == patient.int_uniqueid).all()
             assert image[1, 0, 0] == big["y"] + small["y"]
             assert image[2, 0, 0] == big["x"] + small["x"]

@@ -111,6 +111,10 @@ class DataLoader(ABC):
         whole, rest = divmod(self._num_elements(), self._batch_size)
         return whole + (rest > 0 and not self._drop_last)
 
+    def __repr__(self) -> str:
+        batches = f"{len(self)} batches of {self._batch_size}"
+        return f"<{type(self).__name__}: {self.num_scans()} scans, {batches}>"
+
     def __iter__(self) -> Iterator[Any]:
         """The batches of an epoch."""
         return (self[i] for i in range(len(self)))

@@ -84,6 +84,10 @@ class SemSegEvaluator(DatasetEvaluator):
         self._metrics = names_of(cfg.TEST_METRICS)
         self.reset()
 
+    def __repr__(self) -> str:
+        metrics = ", ".join(self._metrics)
+        return f"<SemSegEvaluator: {metrics}; {len(self.rows)} rows so far>"
+
     def reset(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._waiting: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []

@@ -86,6 +86,10 @@ class Model:
         self._loss: Any = None
         self._metrics: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.module.parameters())
+        return f"<Model: {type(self.module).__name__}, {count:,} parameters, on {self.device}>"
+
     # ------------------------------------------------------------------ training
     def compile(
         self, optimizer: Any = "adam", loss: Any = None, metrics: Sequence[Any] | None = None
