@@ -66,9 +66,9 @@ def test_keys_that_nothing_acts_on_say_so(caplog):
     cfg = Config()
     cfg.N_EPOCHS = 3
     assert not caplog.records
-    cfg.USE_EARLY_STOPPING = True
-    assert "USE_EARLY_STOPPING is kept, and nothing here acts on it" in caplog.text
-    assert cfg.USE_EARLY_STOPPING
+    cfg.USE_AMSGRAD = True
+    assert "USE_AMSGRAD is kept, and nothing here acts on it" in caplog.text
+    assert cfg.USE_AMSGRAD
 
 
 # ----------------------------------------------------------------------------- catalogues

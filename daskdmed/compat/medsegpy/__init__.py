@@ -1,10 +1,11 @@
 """MedSegPy's names over daskdmed: ``from daskdmed.compat.medsegpy...`` for ``from medsegpy...``.
 
-Modules as there: `config`, `data`, `modeling`, `losses`, `evaluation`. Scans are lazy arrays of
-daskdmed, ``inference`` is `daskdmed.infer`, metrics are those of `daskdmed.evaluate`; networks are
-torch modules. What each name has become, and what new code writes: ``docs/from-medsegpy.md``.
+Modules as there: `config`, `data`, `modeling`, `losses`, `evaluation`, `engine`. Scans are lazy
+arrays of daskdmed, ``inference`` is `daskdmed.infer`, metrics are those of `daskdmed.evaluate`;
+networks are torch modules. What each name has become, and what new code writes:
+``docs/from-medsegpy.md``.
 
-Not covered: MedSegPy's command line and its trainer, CT and qDESS measurements, networks other
+Not covered: MedSegPy's command line, CT and qDESS measurements, networks other
 than a U-Net (any torch module does).
 """
 

@@ -1,8 +1,8 @@
 """`Config` and `UNetConfig`: what MedSegPy is told, as attributes in capitals.
 
 A container of values. Those that daskdmed acts on are documented at `Config`; those that a script
-reads itself (names of datasets, batch sizes, numbers of epochs) are kept; setting one that
-MedSegPy's own trainer acted on says in the log that nothing here does.
+or `daskdmed.compat.medsegpy.engine.DefaultTrainer` reads (names of datasets, batch sizes, numbers
+of epochs) are kept; setting one that MedSegPy acted on and nothing here does says so in the log.
 
 Not covered: files of configurations and the command line.
 """
@@ -40,7 +40,7 @@ _ACTED_ON: Mapping[str, Any] = {
     "INIT_WEIGHTS": "",
     "TEST_METRICS": ("DSC", "VOE", "ASSD", "CV"),
 }
-#: what scripts read themselves
+#: what scripts read themselves, and `DefaultTrainer`
 _KEPT: Mapping[str, Any] = {
     "TRAIN_DATASET": "",
     "VAL_DATASET": "",
@@ -51,13 +51,17 @@ _KEPT: Mapping[str, Any] = {
     "N_EPOCHS": 100,
     "OUTPUT_DIR": "",
     "TEST_WEIGHT_PATH": "",
+    "USE_EARLY_STOPPING": False,
+    "EARLY_STOPPING_CRITERION": "val_loss",
+    "EARLY_STOPPING_MIN_DELTA": 0.0,
+    "EARLY_STOPPING_PATIENCE": 0,
     "EXP_NAME": "",
     "DESCRIPTION": "",
     "LEARNING_TAG": "",
     "VERSION": 7,
     "STATE": "training",
 }
-#: what only MedSegPy's trainer and networks acted on
+#: what only MedSegPy acted on
 _WITHOUT_EFFECT: Mapping[str, Any] = {
     "ADAM_DECAY": 0.0,
     "AUGMENT_DATA": False,
@@ -68,9 +72,6 @@ _WITHOUT_EFFECT: Mapping[str, Any] = {
     "CV_VALID_BINS": (),
     "DROP_FACTOR": 0.7,
     "DROP_RATE": 1.0,
-    "EARLY_STOPPING_CRITERION": "val_loss",
-    "EARLY_STOPPING_MIN_DELTA": 0.0,
-    "EARLY_STOPPING_PATIENCE": 0,
     "FILE_TYPES": ("im",),
     "FREEZE_LAYERS": (),
     "FREEZE_PRETRAINED": False,
@@ -94,7 +95,6 @@ _WITHOUT_EFFECT: Mapping[str, Any] = {
     "USE_ATTENTION": False,
     "USE_CROSS_VALIDATION": False,
     "USE_DEEP_SUPERVISION": False,
-    "USE_EARLY_STOPPING": False,
     "WEIGHT_STANDARDIZATION": False,
 }
 
@@ -130,7 +130,8 @@ class Config:
         - INIT_WEIGHTS: file of weights that `get_model` loads.
         - TEST_METRICS: see `daskdmed.compat.medsegpy.evaluation.metrics`.
 
-        Others are kept for the script to read: ``cfg.TRAIN_DATASET``, ``cfg.N_EPOCHS``...
+        Others are kept for the script to read, or for `DefaultTrainer`: ``cfg.TRAIN_DATASET``,
+        ``cfg.N_EPOCHS``...
 
     Raises
     ------

@@ -1,0 +1,1 @@
+from .trainer import DefaultTrainer as DefaultTrainer
