@@ -182,7 +182,7 @@ def best_weights(folder: Any) -> Path:
     if not found:
         raise ImageNotFoundError.of(
             str(place),
-            "the folder has no weights.<epoch>-<loss>.pt; train, or set TEST_WEIGHT_PATH",
+            "it has no weights.<epoch>-<loss>.pt; train, or set cfg.TEST_WEIGHT_PATH",
         )
     return min(found)[2]
 
