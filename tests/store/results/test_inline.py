@@ -121,3 +121,29 @@ def test_errors_arrive(tmp_path, monkeypatch):
     monkeypatch.undo()
     inline.write(array, keys()[0], np.ones((3, 16, 16), np.float32))
     assert (array[keys()[0]] == 1).all()
+
+
+def test_whole_chunks_go_to_the_store_without_zarrs_coroutines(tmp_path, monkeypatch):
+    def refused(*args, **keywords):
+        raise AssertionError("zarr was asked")
+
+    values = np.random.default_rng(3).random(SHAPE, np.float32)
+    for store in (MemoryStore(), LocalStore(tmp_path)):
+        array = array_in(store)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(array.async_array), "setitem", refused)
+            for key in keys():
+                inline.write(array, key, values[key])
+            part = (slice(0, 3), slice(3, 16), slice(0, 16))
+            for odd in ((part, values[part]), (keys()[0], np.full(CHUNK, np.nan, "f4"))):
+                with pytest.raises(AssertionError, match="zarr was asked"):
+                    inline.write(array, *odd)
+        np.testing.assert_array_equal(array[...], values)
+
+
+def test_a_codec_pipeline_of_the_users_own_is_used():
+    array = array_in(MemoryStore())
+    key = keys()[0]
+    assert inline._encoded(array, key, np.ones(CHUNK, "f4")) is not None
+    with zarr.config.set({"codec_pipeline.path": "elsewhere.Pipeline"}):
+        assert inline._encoded(array, key, np.ones(CHUNK, "f4")) is None
