@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +34,30 @@ _FITS = 0.6
 LINE = 64
 
 
-class _Pool:
-    """Spare memory by size. Safe to call from finalisers on any thread."""
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
 
-    def __init__(self, limit: int) -> None:
+
+Memory = TypeVar("Memory", bound=_Sized)
+
+
+class Pool(Generic[Memory]):
+    """Spare memory by size, up to `limit` bytes of it; new one is made by `make`, of so many bytes.
+    Safe to call from finalisers on any thread."""
+
+    def __init__(self, limit: int, make: Callable[[int], Memory]) -> None:
         self.limit = limit
+        self._make = make
         # an RLock: the garbage collector may run a finaliser while `take` holds it
         self._lock = threading.RLock()
-        self._spare: dict[int, list[Array]] = {}
+        self._spare: dict[int, list[Memory]] = {}
         self._bytes = 0
+        if hasattr(os, "register_at_fork"):  # a thread that was not copied may have held the lock
+            os.register_at_fork(after_in_child=self._unlock)
 
-    def take(self, nbytes: int) -> Array:
+    def take(self, nbytes: int) -> Memory:
+        """Memory of so many bytes, or somewhat more."""
         with self._lock:
             stack = self._spare.get(nbytes)
             if not stack:
@@ -54,30 +67,35 @@ class _Pool:
                 memory = stack.pop()
                 self._bytes -= memory.nbytes
                 return memory
-        return np.empty(nbytes, np.uint8)
+        return self._make(nbytes)
 
-    def give(self, memory: Array) -> None:
+    def give(self, memory: Memory) -> None:
+        """Nobody uses it any more."""
         with self._lock:
             if self._bytes + memory.nbytes <= self.limit:
                 self._spare.setdefault(memory.nbytes, []).append(memory)
                 self._bytes += memory.nbytes
 
     def clear(self) -> None:
+        """Forget all that is spare."""
         with self._lock:
             self._spare.clear()
             self._bytes = 0
 
-    def unlock(self) -> None:
+    def _unlock(self) -> None:
         self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
+        """Of all that is spare."""
         return self._bytes
 
 
-_pool = _Pool(SPARE_LIMIT)
-if hasattr(os, "register_at_fork"):  # a thread that was not copied may have held the lock
-    os.register_at_fork(after_in_child=_pool.unlock)
+def _fresh(nbytes: int) -> Array:
+    return np.empty(nbytes, np.uint8)
+
+
+_pool = Pool(SPARE_LIMIT, _fresh)
 
 
 class _Lease:

@@ -36,7 +36,15 @@ from daskdmed.inference.models.window import WindowModel
 from daskdmed.store.results import inline
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
-from daskdmed.tiling.strips import STRIP_BYTES, Strip, batches, read_strips
+from daskdmed.tiling.strips import (
+    STRIP_BYTES,
+    Manner,
+    Strip,
+    Where,
+    batches,
+    manner_of,
+    read_strips,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class WindowBlocks:
         pixels = math.prod(block.extent) * channels * self.view.dtype.itemsize
         if self.view.cheap_to_cut:
             pixels = min(pixels, STRIP_BYTES)
+        if self.grid.overlapping:
+            pixels *= 2  # windows that share pixels are given out of a copy
         return pixels + self.batch_size * math.prod(self.grid.kernel_size) * channels * 4
 
     def indexes(self) -> Iterator[Index]:
@@ -119,35 +129,39 @@ class WindowBlocks:
             return self._arranged(result, block)
         with self._context(index):
             inner, offset, keep = self.grid.around(block, kept)
-            strips: Iterable[Strip]
-            if isinstance(source, ImageView):
-                strips = read_strips(source, inner, self.grid, keep)
-            else:
-                strips = [Strip(0, Windows(source, inner, self.grid, keep))]
             total = inner.count if keep is None else int(np.count_nonzero(keep))
             placed = model.get()
+            manner = self._manner(inner, total, placed.is_torch)
+            strips: Iterable[Strip]
+            if isinstance(source, ImageView):
+                lend = manner == "phases"
+                strips = read_strips(source, inner, self.grid, keep, lend=lend)
+            else:
+                strips = [Strip(0, Windows(source, inner, self.grid, keep))]
             with placed.ready(threads_here()):
-                for where, values in self._stream(placed, strips, total):
+                for where, values in self._stream(placed, manner, strips, total):
                     if inner.shape != block.shape:
-                        places = np.unravel_index(where, inner.shape)
+                        numbers = np.arange(inner.count)[where]
+                        places = np.unravel_index(numbers, inner.shape)
                         shifted = tuple(p + o for p, o in zip(places, offset, strict=True))
                         where = np.ravel_multi_index(shifted, block.shape)
                     result[where] = values.reshape(len(values), *result.shape[1:])
             self._check(result, block, kept)
         return self._arranged(result, block)
 
+    def _manner(self, block: WindowBlock, total: int, is_torch: bool) -> Manner:
+        return manner_of(block, self.grid, total, self.batch_size, in_place=not is_torch)
+
     def _stream(
-        self, model: WindowModel, strips: Iterable[Strip], total: int
-    ) -> Iterator[tuple[Array, Array]]:
+        self, model: WindowModel, manner: Manner, strips: Iterable[Strip], total: int
+    ) -> Iterator[tuple[Where, Array]]:
         """Values of the `total` windows of some strips: (flat positions, values)."""
         form = model.form(self.grid.kernel_size, self.view)
 
         def size() -> int:
             return model.limit.of(self.batch_size)
 
-        for where, batch in batches(
-            strips, total, self.grid, size, form.allocate, form.convert, in_place=not model.is_torch
-        ):
+        for where, batch in batches(manner, strips, total, size, form.allocate, form.convert):
             values = model.values(batch, self.grid.ndim)
             del batch  # so that its memory can be used for the next
             if values.shape[1:] != self.layout.shape:

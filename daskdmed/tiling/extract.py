@@ -2,7 +2,8 @@
 
 The pixels of a block are read once, padded with the background, and cut into batches. Where
 windows lie side by side a batch is a strided view, so that nothing is copied; where they
-overlap, were shifted, or a model wants its own layout, they are copied once.
+were shifted, or a model wants its own layout, they are copied once. Where they overlap, those
+that share no pixel make up batches, out of pixels that are each group's own.
 
 Not covered: where windows lie (`daskdmed.tiling.grid`), what models do with batches
 (`daskdmed.inference.models`).
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from daskdmed.core import buffers, lending
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
@@ -62,8 +64,8 @@ class Windows:
     grid: WindowGrid
     keep: Array | None = None
 
-    def row(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
-        """Neighbouring windows along the last axis, (n, *kernel[, c]).
+    def row(self, lead: tuple[int, ...], begin: int, stop: int, step: int = 1) -> Array:
+        """Neighbouring windows along the last axis, or every `step`-th, (n, *kernel[, c]).
 
         A strided view where the windows are regular, else a copy.
         """
@@ -73,18 +75,27 @@ class Windows:
         if not self.block.regular:
             cut = [
                 self.pixels[tuple(slice(a, a + k) for a, k in zip((*at, x), kernel, strict=True))]
-                for x in last[begin:stop]
+                for x in last[begin:stop:step]
             ]
             return np.stack(cut)
         place, steps = (*at, last[begin]), self.pixels.strides
-        shape = (stop - begin, *kernel, *self.pixels.shape[ndim:])
-        strides = (self.grid.stride[-1] * steps[ndim - 1], *steps)
+        shape = (-(-(stop - begin) // step), *kernel, *self.pixels.shape[ndim:])
+        strides = (step * self.grid.stride[-1] * steps[ndim - 1], *steps)
         if not self.pixels.flags.c_contiguous:  # a part of the tiles that were read
             corner = self.pixels[tuple(slice(a, None) for a in place)]
             return np.lib.stride_tricks.as_strided(corner, shape, strides)
         # the same at a tenth of the cost; NumPy checks bounds against the buffer
-        offset = sum(a * s for a, s in zip(place, steps[:ndim], strict=True))
+        offset = sum(a * s for a, s in zip(place, steps, strict=False))
         return np.ndarray(shape, self.pixels.dtype, self.pixels, offset, strides)
+
+    def on_pixels_of_their_own(self, memory: lending.Memory | None) -> Windows:
+        """The same windows over pixels that somebody else may write into: lent by the memory that
+        holds them, or else copied."""
+        if memory is not None:
+            return replace(self, pixels=memory.lend(self.pixels))
+        pixels = buffers.empty(self.pixels.shape, self.pixels.dtype)
+        np.copyto(pixels, self.pixels)
+        return replace(self, pixels=pixels)
 
     def runs(self, longest: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
         """Stretches of kept windows along the last axis: (leading index, begin, stop)."""
@@ -95,7 +106,7 @@ class Windows:
                 for begin in range(a, b, longest):
                     yield lead, begin, min(begin + longest, b)
 
-    def views(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    def views(self, batch_size: int) -> Iterator[tuple[slice, Array]]:
         """Batches without copying: (flat positions in the block, windows).
 
         A batch holds neighbours along the last axis, at most `batch_size` of them.
@@ -103,12 +114,27 @@ class Windows:
         for lead, begin, stop in self.runs(batch_size):
             yield self.positions(lead, begin, stop), self.row(lead, begin, stop)
 
-    def positions(self, lead: tuple[int, ...], begin: int, stop: int) -> Array:
-        """Flat positions in the block of neighbouring windows along the last axis."""
+    def positions(self, lead: tuple[int, ...], begin: int, stop: int, step: int = 1) -> slice:
+        """Flat positions in the block of the windows of a `row`."""
         first = 0
         for i, n in zip(lead, self.block.shape[:-1], strict=True):
             first = first * n + i
-        return np.arange(begin, stop) + first * self.block.shape[-1]
+        first *= self.block.shape[-1]
+        return slice(first + begin, first + stop, step)
+
+    def apart(self, phase: tuple[int, ...], batch_size: int) -> Iterator[tuple[slice, Array]]:
+        """As `views`, of every n-th window along each axis, as many as `WindowGrid.phases` says,
+        from the `phase`-th on: no two of them share a pixel. Of blocks that are regular and kept
+        as a whole."""
+        steps = self.grid.phases
+        *rows, columns = (
+            range(*along) for along in zip(phase, self.block.shape, steps, strict=True)
+        )
+        step, many = columns.step, columns.step * batch_size
+        for lead in itertools.product(*rows):
+            for begin in range(columns.start, columns.stop, many):
+                stop = min(begin + many, columns.stop)
+                yield self.positions(lead, begin, stop, step), self.row(lead, begin, stop, step)
 
 
 def _stretches(keep: Array) -> list[tuple[int, int]]:

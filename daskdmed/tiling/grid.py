@@ -169,6 +169,11 @@ class WindowGrid:
         """Whether windows of the regular grid share pixels."""
         return any(s < k for s, k in zip(self.stride, self.kernel_size, strict=True))
 
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Along each axis, every how many-th window of the regular grid shares no pixel."""
+        return tuple(-(-k // s) for s, k in zip(self.stride, self.kernel_size, strict=True))
+
     def axis_origin(self, axis: int, i: int) -> int:
         """First pixel of window `i` along one axis."""
         origin = i * self.stride[axis]

@@ -16,10 +16,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from daskdmed.core import buffers
+from daskdmed.core import buffers, lending
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
@@ -31,12 +32,20 @@ from daskdmed.tiling.grid import WindowBlock, WindowGrid
 STRIP_BYTES = 12 << 20
 
 
+#: flat positions of windows in a block
+Where: TypeAlias = slice | Array
+#: how windows become batches, see `manner_of`
+Manner = Literal["views", "phases", "copies"]
+
+
 @dataclass(frozen=True)
 class Strip:
-    """Some rows of windows of a block; `first` is the flat position in it of the first window."""
+    """Some rows of windows of a block; `first` is the flat position in it of the first window.
+    `memory` holds the pixels where they can be lent."""
 
     first: int
     windows: Windows
+    memory: lending.Memory | None = None
 
     @property
     def count(self) -> int:
@@ -51,9 +60,11 @@ def read_strips(
     grid: WindowGrid,
     keep: Array | None = None,
     *,
+    lend: bool = False,
     strip_bytes: int = STRIP_BYTES,
 ) -> Iterator[Strip]:
-    """The windows of a block, in order, each once.
+    """The windows of a block, in order, each once; with `lend` in memory that can be lent, if there
+    is some.
 
     Images that are not read by storage tiles (arrays, resampled slides) give one strip.
     """
@@ -61,15 +72,15 @@ def read_strips(
         yield Strip(0, Windows(read_block(view, block, grid, keep), block, grid, keep))
         return
     per_row = math.prod(block.shape[1:])
-    rows = _Rows(view, block, grid, keep, strip_bytes)
+    rows = _Rows(view, block, grid, keep, strip_bytes, lend)
     for begin, stop in _groups(block, keep, rows):
         part = grid.box(
             (block.start[0] + begin, *block.start[1:]), (stop - begin, *block.shape[1:])
         )
-        pixels = rows.read(block.origins[0][begin], part)
+        pixels, memory = rows.read(block.origins[0][begin], part)
         kept = None if keep is None else keep[begin:stop]
-        yield Strip(begin * per_row, Windows(pixels, part, grid, kept))
-        del pixels  # so that the next strip can use this memory
+        yield Strip(begin * per_row, Windows(pixels, part, grid, kept), memory)
+        del pixels, memory  # so that the next strip can use them
 
 
 def _groups(block: WindowBlock, keep: Array | None, rows: _Rows) -> Iterator[tuple[int, int]]:
@@ -99,8 +110,9 @@ class _Rows:
         grid: WindowGrid,
         keep: Array | None,
         strip_bytes: int,
+        lend: bool,
     ) -> None:
-        self._view = view
+        self._view, self._lend = view, lend
         # of the whole block: the rest of a strip is also there for the next one
         self._boxes = kept_boxes(view, block, grid, keep)
         self._origins = block.origins[0]
@@ -135,14 +147,16 @@ class _Rows:
         at = self._top + position
         return (at // self._tile if down else -(-at // self._tile)) * self._tile - self._top
 
-    def read(self, begin: int, part: WindowBlock) -> Array:
+    def read(self, begin: int, part: WindowBlock) -> tuple[Array, lending.Memory | None]:
         """Pixels of a strip, (*extent[, c]): the rest of the last one and new rows."""
         end = begin + part.extent[0]
         stop = min(max(self._aligned(end, down=False), self._stop), self._inside)
         height = max(end, stop) - begin
         if self._stop <= begin:
             self._pixels = None
-        pixels = buffers.empty((height, *part.extent[1:], *self._channels), self._view.dtype)
+        shape = (height, *part.extent[1:], *self._channels)
+        memory = lending.memory(shape, self._view.dtype) if self._lend else None
+        pixels = buffers.empty(shape, self._view.dtype) if memory is None else memory.array
         have = max(min(self._stop, stop), begin)
         if self._pixels is not None and self._stop > begin:
             pixels[: have - begin] = self._pixels[begin - self._begin : have - self._begin]
@@ -156,7 +170,7 @@ class _Rows:
             else:
                 read_parts(self._view, region, self._boxes, out=target)
         self._pixels, self._begin, self._stop = pixels, begin, stop
-        return pixels[: part.extent[0]]
+        return pixels[: part.extent[0]], memory
 
 
 def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:
@@ -169,33 +183,67 @@ def _period(block: WindowBlock, kernel: int, top: int, tile: int) -> int:
     return math.lcm(stride, tile) if regular and stride >= kernel else 0
 
 
+def manner_of(
+    block: WindowBlock, grid: WindowGrid, total: int, batch_size: int, *, in_place: bool
+) -> Manner:
+    """How the windows of a block, `total` of which are kept, become batches.
+
+    `in_place`: strided views of the pixels will do. They are then given where no two windows share
+    a pixel; and by phases where they do, if a row of the block has enough such windows that
+    batches are no less than a quarter of what was asked for. A model may write into all of them.
+    """
+    if not in_place or not block.regular:
+        return "copies"
+    if not grid.overlapping:
+        return "copies" if grid.edge == "shift" else "views"
+    longest = -(-block.shape[-1] // grid.phases[-1])
+    return "phases" if total == block.count and 4 * longest >= batch_size else "copies"
+
+
 def batches(
+    manner: Manner,
     strips: Iterable[Strip],
     total: int,
-    grid: WindowGrid,
     batch_size: Callable[[], int],
     allocate: Allocate,
     convert: Convert,
-    *,
-    in_place: bool,
-) -> Iterator[tuple[Array, Array]]:
-    """Windows of the strips of one block in batches: (flat positions in the block, windows).
-
-    `in_place`: strided views of the pixels will do. They are given where no two windows share
-    a pixel, of at most one row of windows.
-    """
-    if in_place and not grid.overlapping and grid.edge != "shift":
+) -> Iterator[tuple[Where, Array]]:
+    """Windows of the strips of one block in batches: (flat positions in the block, windows)."""
+    if manner == "views":
         return views(strips, batch_size)
+    if manner == "phases":
+        return phases(strips, batch_size)
     return copies(strips, total, batch_size, allocate, convert)
 
 
-def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Array, Array]]:
+def views(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Where, Array]]:
     """Batches without copying: (flat positions in the block, windows)."""
     for strip in strips:
         for where, batch in strip.windows.views(batch_size()):
-            yield where + strip.first, batch
+            yield _moved(where, strip.first), batch
             del batch
         del strip
+
+
+def phases(strips: Iterable[Strip], batch_size: Callable[[], int]) -> Iterator[tuple[Where, Array]]:
+    """Batches of windows that share no pixel, of pixels that others see in their own way: what is
+    written into a batch harms no other. (flat positions in the block, windows)."""
+    lends = True
+    for strip in strips:
+        for phase in itertools.product(*map(range, strip.windows.grid.phases)):
+            memory = strip.memory if lends else None
+            own = strip.windows.on_pixels_of_their_own(memory)
+            for where, batch in own.apart(phase, batch_size()):
+                yield _moved(where, strip.first), batch
+                del batch
+            del own
+            # whoever wrote once will do so again, and what is kept may be written into later
+            lends = lends and (memory is None or memory.is_intact())
+        del strip
+
+
+def _moved(where: slice, by: int) -> slice:
+    return slice(where.start + by, where.stop + by, where.step)
 
 
 def copies(
@@ -204,7 +252,7 @@ def copies(
     batch_size: Callable[[], int],
     allocate: Allocate,
     convert: Convert,
-) -> Iterator[tuple[Array, Array]]:
+) -> Iterator[tuple[Where, Array]]:
     """Full batches across strips (the last may be smaller), each window copied once.
 
     A strip's memory may be used again when the next is asked for. `total` is what all strips
@@ -219,7 +267,8 @@ def copies(
                     batch = allocate(min(batch_size(), total - given))
                 n = min(stop - begin, len(batch) - filled)
                 convert(batch[filled : filled + n], strip.windows.row(lead, begin, begin + n))
-                where.append(strip.windows.positions(lead, begin, begin + n) + strip.first)
+                at = _moved(strip.windows.positions(lead, begin, begin + n), strip.first)
+                where.append(np.arange(at.start, at.stop))
                 begin, filled = begin + n, filled + n
                 if filled == len(batch):
                     yield np.concatenate(where), batch

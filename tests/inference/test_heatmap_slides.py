@@ -57,6 +57,27 @@ def test_every_window_of_a_slide(slide, resolution, kernel, stride):
     np.testing.assert_allclose(found, truth(view, grid), rtol=1e-6)
 
 
+@pytest.mark.parametrize("scribbles", [False, True], ids=["looks", "scribbles"])
+def test_windows_that_share_pixels_are_each_models_own(slide, scribbles):
+    batches = []
+
+    def model(windows):
+        values = weighted(windows)
+        batches.append((len(windows), windows.flags.writeable, windows.flags.c_contiguous))
+        if scribbles:
+            windows[...] = 0
+        return values
+
+    options = {"kernel_size": 96, "stride": 40, "level": 1, "batch_size": 6}
+    found = heatmap(slide, model, **options).compute()
+    view = slide.view(level=1)
+    grid = WindowGrid.of(view.shape[:2], 96, stride=40)
+    np.testing.assert_allclose(found, truth(view, grid), rtol=1e-6)
+    assert all(1 <= n <= 6 and writeable for n, writeable, _ in batches[1:])
+    assert sum(n for n, _, _ in batches[1:]) == len(grid)
+    assert not any(whole for n, _, whole in batches[1:] if n > 1)  # cut out of larger pixels
+
+
 def test_paths_records_and_views_are_the_same_image(slide):
     expected = heatmap(slide, weighted, kernel_size=200).compute()
     for image in (slide.uri, Record(slide.uri), slide.view()):

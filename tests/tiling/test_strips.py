@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskdmed.core import lending
 from daskdmed.core.region import Region
 from daskdmed.core.view import ImageView
+from daskdmed.tiling import extract
 from daskdmed.tiling.extract import Windows, read_block
 from daskdmed.tiling.grid import WindowGrid
-from daskdmed.tiling.strips import copies, read_strips, views
+from daskdmed.tiling.strips import copies, manner_of, phases, read_strips, views
 
 
 class TiledView(ImageView):
@@ -33,7 +35,12 @@ class TiledView(ImageView):
 
 def every_window(windows):
     """All kept windows of one piece, one by one: {flat position: pixels}."""
-    return {int(i): w.copy() for where, batch in windows.views(10**6) for i, w in zip(where, batch)}
+    return {i: w.copy() for at, batch in windows.views(10**6) for i, w in zip(numbers(at), batch)}
+
+
+def numbers(where):
+    """Flat positions, one by one."""
+    return range(where.start, where.stop, where.step)
 
 
 @settings(max_examples=150)
@@ -121,5 +128,89 @@ def test_views_of_strips_stay_what_they_are_when_kept():
     block = grid.box((0, 0), grid.counts)
     kept = list(views(read_strips(view, block, grid, strip_bytes=2 << 20), lambda: 64))
     for where, batch in kept:
-        at = np.array(np.unravel_index(where, block.shape)).T * 40
+        at = np.array(np.unravel_index(numbers(where), block.shape)).T * 40
         np.testing.assert_array_equal(batch[:, 0, 0], view.pixels[tuple(at.T)])
+
+
+# ------------------------------------------------------------- windows that share pixels
+def scribble(batch):
+    batch[...] = 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_by_phases_each_window_comes_once_as_it_is_whatever_is_written(data):
+    shape = tuple(data.draw(st.integers(5, 24)) for _ in range(2))
+    kernel = tuple(data.draw(st.integers(2, 8)) for _ in range(2))
+    stride = tuple(data.draw(st.integers(2, k + 1)) for k in kernel)
+    grid = WindowGrid.of(shape, kernel, stride=stride)
+    view = TiledView(shape, tuple(data.draw(st.integers(1, 9)) for _ in range(2)))
+    block = grid.box((0, 0), grid.counts)
+    strip_bytes, batch_size = data.draw(st.integers(1, 900)), data.draw(st.integers(1, 4))
+    strips = read_strips(view, block, grid, lend=data.draw(st.booleans()), strip_bytes=strip_bytes)
+    scribbles = data.draw(st.booleans())
+    found = np.zeros((block.count, *kernel), int)
+    for where, batch in phases(strips, lambda: batch_size):
+        assert len(batch) == len(numbers(where)) <= batch_size
+        assert not found[where].any()
+        found[where] = batch + 1
+        if scribbles:
+            batch += 1  # a pixel that is in two windows would be raised twice
+            np.testing.assert_array_equal(batch, found[where])
+    whole = Windows(read_block(view, block, grid), block, grid)
+    for where, batch in whole.views(10**6):
+        np.testing.assert_array_equal(found[where], batch + 1)
+
+
+def overlapping():
+    view = TiledView((600, 700), (64, 64))
+    grid = WindowGrid.of(view.shape, 40, stride=20)
+    block = grid.box((0, 0), grid.counts)
+    return block, read_strips(view, block, grid, lend=True, strip_bytes=1 << 17), view
+
+
+@pytest.mark.skipif(not lending.available(), reason="this system cannot lend memory")
+def test_pixels_are_copied_for_models_that_write_and_for_no_others(monkeypatch):
+    copied = []
+
+    def noted(target, source):
+        copied.append(source.shape)
+        target[...] = source
+
+    monkeypatch.setattr(extract.np, "copyto", noted)
+    for model, expected in ((np.sum, 0), (scribble, 1)):
+        copied.clear()
+        _, strips, _ = overlapping()
+        for _, batch in phases(strips, lambda: 64):
+            model(batch)
+            del batch
+        assert bool(copied) == expected
+
+
+def test_what_a_model_keeps_stays_what_it_was_and_may_be_written_into_late():
+    block, strips, view = overlapping()
+    kept, whole = [], []
+    for where, batch in phases(strips, lambda: 64):
+        kept.append((where, batch))
+        whole.append(batch.copy())
+        kept[len(kept) // 2][1][...] = 7  # long after
+    assert sum(len(batch) for _, batch in kept) == block.count
+    firsts = np.concatenate([batch[:, 0, 0] for batch in whole])
+    at = np.concatenate([np.arange(block.count)[where] for where, _ in kept])
+    rows, columns = np.unravel_index(at, block.shape)
+    np.testing.assert_array_equal(firsts, view.pixels[rows * 20, columns * 20])
+    np.testing.assert_array_equal(kept[-1][1], whole[-1])
+
+
+def test_by_phases_where_batches_are_large_enough():
+    grid = WindowGrid.of((3584, 3584), 224, stride=112)
+    block = grid.box((0, 0), grid.counts)
+    total = block.count
+
+    def manner(total=total, batch_size=64, *, in_place=True):
+        return manner_of(block, grid, total, batch_size, in_place=in_place)
+
+    assert manner() == "phases"
+    assert manner(batch_size=65) == "copies"  # of 31 windows 16 share no pixel
+    assert manner(total - 1) == "copies"
+    assert manner(in_place=False) == "copies"
