@@ -72,10 +72,10 @@ def cells(one: ResidentSet, now: float, palette: Palette) -> str:
     side, columns = grid(slots, WIDTH, _HEIGHT)
     rows = -(-slots // columns)
     drawn = "".join(_cell(cell, side, columns, now, palette) for cell in known)
-    return (
-        f'<svg width="{WIDTH}" height="{rows * side + 2:g}" style="display:block;margin:8px 0 2px">'
-        f"{drawn}</svg>{legend()}"
-    )
+    height = f"{rows * side + 2:g}"
+    style = "display:block;margin:8px 0 2px;max-width:100%;height:auto"  # in a narrow page smaller
+    box = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" style="{style}"'
+    return f"<svg {box}>{drawn}</svg>{legend()}"
 
 
 def _cell(cell: Cell, side: float, columns: int, now: float, palette: Palette) -> str:
