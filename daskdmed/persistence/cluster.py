@@ -27,6 +27,7 @@ from daskdmed.core.checks import check_count
 from daskdmed.core.errors import DaskdmedError, LoaderError, MissingExtraError, UsageError
 from daskdmed.core.versions import check_versions
 from daskdmed.core.waiting import explain, workers_of
+from daskdmed.persistence.crew import is_news
 from daskdmed.persistence.host import own_config
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ def _link(dashboard: str, port: int) -> str:
 
 
 class _Quiet(logging.Filter):
-    """Keeps to itself what Dask logs below errors while clusters of loaders are open.
+    """Keeps to itself what Dask logs below errors, and is no news, while loaders have clusters.
 
     Dask itself sets the levels of handlers and restores them, which is right only for clusters
     that are closed in the reverse order.
@@ -343,7 +344,7 @@ class _Quiet(logging.Filter):
             self._open -= 1
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not self._open or record.levelno >= logging.ERROR
+        return not self._open or (record.levelno >= logging.ERROR and is_news(record))
 
 
 _quiet = _Quiet()

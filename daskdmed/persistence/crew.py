@@ -82,7 +82,7 @@ def work(address: str, options: dict[str, Any], config: dict[str, Any]) -> None:
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     dask.config.set(config)
-    logging.getLogger("distributed.worker").addFilter(_is_news)
+    logging.getLogger("distributed.worker").addFilter(is_news)
     try:
         asyncio.run(_work(address, options))
     except Exception:
@@ -91,8 +91,11 @@ def work(address: str, options: dict[str, Any], config: dict[str, Any]) -> None:
         os._exit(0)  # whatever threads are still reading, and however it came to its end
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not so when a heartbeat finds no scheduler: that is closed, and its workers end with it."""
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether to log it: not that a heartbeat found no scheduler.
+
+    That is closed then, on purpose or not, and its workers end with it.
+    """
     return not str(record.msg).startswith("Failed to communicate with scheduler during heartbeat")
 
 
