@@ -322,7 +322,7 @@ def _link(dashboard: str, port: int) -> str:
 
 
 class _Quiet(logging.Filter):
-    """Keeps to itself what Dask logs below errors, and is no news, while loaders have clusters.
+    """Keeps to itself what is below an error, or is no news, while clusters of loaders are open.
 
     Dask itself sets the levels of handlers and restores them, which is right only for clusters
     that are closed in the reverse order.
