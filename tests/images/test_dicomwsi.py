@@ -61,11 +61,12 @@ class DicomFiles(BackendConformance):
         uri, levels = self.make(tmp_path)
         path = tmp_path / "slide" / "level0.dcm"
         reader = self.backend.open(uri)
-        plan = reader._levels[0].plan
+        tiles = reader._levels[0].plan.tiles
+        at, count = (int(numbers[4 + 2]) for numbers in tiles.plane(0, None))
         reader.close()
         with path.open("r+b") as file:
-            file.seek(int(plan.offsets[0, 4 + 2]) + 8)
-            file.write(b"\xff" * (int(plan.counts[0, 4 + 2]) - 8))
+            file.seek(at + 8)
+            file.write(b"\xff" * (count - 8))
         return uri, levels, Region((64, 128), (64, 64))
 
 
@@ -355,6 +356,12 @@ def test_a_folder_beside_other_files(dicomwsi, tmp_path, levels):
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="dicom_enhanced is not in DASKDMED_DATA_DIR")
+def test_a_file_that_ends_within_what_tells_a_slide(tmp_path):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + bytes(20) + b"1.2.840.10008.5.1.4.1.1.77.1.6")
+    assert not DicomSlideBackend().accepts(str(path))
+
+
 def test_volumes_stay_volumes(dicomwsi, tmp_path, levels):
     backend = DicomSlideBackend()
     assert not backend.accepts(str(DATA))

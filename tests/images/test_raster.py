@@ -65,7 +65,7 @@ class TestTiledJpeg2000(BackendConformance):
     def make_damaged(self, tmp_path):
         uri, levels = self.make(tmp_path)
         reader = self.backend.open(uri)
-        at, count = reader._plan.offsets[0, 3 + 1], reader._plan.counts[0, 3 + 1]
+        at, count = (numbers[3 + 1] for numbers in reader._plan.tiles.plane(0, None))
         reader.close()
         with open(uri, "r+b") as file:
             file.seek(at + 12)

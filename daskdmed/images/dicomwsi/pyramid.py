@@ -30,6 +30,7 @@ from daskdmed.images.readers import (
 )
 from daskdmed.images.source import LocalSource
 from daskdmed.images.tiff.decode import LevelPlan
+from daskdmed.images.tiff.tables import TileTable
 
 _log = logging.getLogger("daskdmed.images")
 #: bytes between two files of a level, as its offsets count: never read with one call
@@ -44,7 +45,7 @@ class Level:
     """A level, or an image beside the slide: where its tiles are, in which files."""
 
     plan: LevelPlan
-    #: of each file, and what `plan.offsets` count from
+    #: of each file, and what offsets of tiles count from
     files: tuple[tuple[Instance, int], ...]
 
 
@@ -181,8 +182,7 @@ def make_level(
         shape=(*first.size, decoder.given * len(offsets)),
         tile=first.tile,
         grid=first.grid,
-        offsets=offsets,
-        counts=counts,
+        tiles=TileTable(offsets, counts),
         decoder=decoder,
         dtype=dtype,
     )

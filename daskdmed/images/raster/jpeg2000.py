@@ -23,6 +23,7 @@ from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decode, Decoder, blend_alpha
 from daskdmed.images.tiff.decode import LevelPlan
 from daskdmed.images.tiff.fetch import DecodeError
+from daskdmed.images.tiff.tables import TileTable
 
 JP2_MAGIC = b"\0\0\0\x0cjP  \r\n\x87\n"
 J2K_MAGIC = b"\xff\x4f\xff\x51"
@@ -213,8 +214,7 @@ def _plan(
         shape=(picture.height, picture.width, picture.channels),
         tile=(size.tile[1], size.tile[0]),
         grid=grid,
-        offsets=offsets,
-        counts=counts,
+        tiles=TileTable(offsets, counts),
         decoder=Decoder(decode, convert, picture.samples, picture.channels),
         dtype=dtype,
     )

@@ -4,8 +4,7 @@ Everything that can be known beforehand is in `LevelPlan`; per tile remain slici
 the decoder, and at most one copy. No lock, no file position, no object per tile.
 
 Not covered: how a tile's bytes become pixels (`daskdmed.images.tiff.codecs`), how they are
-read (`daskdmed.images.tiff.fetch`), and where the offsets come from
-(`daskdmed.images.tiff.index`).
+read (`daskdmed.images.tiff.fetch`), and where they lie (`daskdmed.images.tiff.tables`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
@@ -26,6 +24,7 @@ from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch_rows
 from daskdmed.images.tiff.jpeg import Part
+from daskdmed.images.tiff.tables import TileTable
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
@@ -84,21 +83,19 @@ class LevelPlan:
     """Where the tiles of one level lie and how they are decoded.
 
     `shape` is (height, width, channels), `tile` (height, width) of a storage tile, `grid` (rows,
-    columns) of tiles; `offsets` and `counts` are (planes, rows * columns), in bytes. With
-    `short_tiles` the last row of tiles holds only the rows that are left (strips).
+    columns) of tiles, which `tiles` has row by row. With `short_tiles` the last row of tiles holds
+    only the rows that are left (strips).
     """
 
     level: int
     shape: tuple[int, int, int]
     tile: tuple[int, int]
     grid: tuple[int, int]
-    offsets: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    tiles: TileTable
     decoder: Decoder
     dtype: np.dtype[np.generic]
     short_tiles: bool = False
-    #: what tiles without data are rendered from, of a level where such stand for more than
-    #: background
+    #: what tiles without data are rendered from, where such stand for more than background
     finer: LevelPlan | None = None
 
     def stored_rows(self, row: int) -> int:
@@ -134,7 +131,7 @@ def read_level(plan: LevelPlan | Canvas, job: Reading, region: Region, out: Arra
     """Fill `out` with a region of a level; see `read_region`."""
     if isinstance(plan, LevelPlan):
         read_region(plan, job, region, out)
-        if plan.finer is not None:
+        if plan.finer is not None and _has_missing(plan, job.source, region):
             _render_missing(plan, plan.finer, job, region, out)
         return
     out[...] = job.background
@@ -143,6 +140,16 @@ def read_level(plan: LevelPlan | Canvas, job: Reading, region: Region, out: Arra
         if inside.size:
             target = out[inside.local_to(region).slices]
             read_region(part, job, inside.shift((-corner[0], -corner[1])), target)
+
+
+def _has_missing(plan: LevelPlan, source: Source, region: Region) -> bool:
+    """Whether a tile of a region is without data."""
+    cells = region.cells(plan.tile)
+    for plane in range(len(plan.tiles)):
+        for numbers in plan.tiles.plane(plane, source):
+            if not numbers[: plan.grid[0] * plan.grid[1]].reshape(plan.grid)[cells.slices].all():
+                return True
+    return False
 
 
 def _render_missing(
@@ -163,7 +170,7 @@ def _render_missing(
     for box in region.tiles(plan.tile):
         row, column = box.cells(plan.tile).origin
         at = row * plan.grid[1] + column
-        if not (plan.counts[:, at].all() and plan.offsets[:, at].all()):
+        if not plan.tiles.has(at, job.source):
             target = out[box.local_to(region).slices]
             resample_region(box, scale, extent, finer.tile[0], read, target)
 
@@ -182,7 +189,8 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
     pieces = _columns(first, last, tile_w, left, right)
     todo: list[tuple[_Row, Array, bool]] = []
     places: list[tuple[list[int], list[int]]] = []
-    for plane in range(plan.offsets.shape[0]):
+    for plane in range(len(plan.tiles)):
+        table = plan.tiles.plane(plane, job.source)
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
         target = out if given == out.shape[2] else out[:, :, channels]
@@ -191,8 +199,8 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
             y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
             stored, band = plan.stored_rows(row), (y0 - row * tile_h, y1 - row * tile_h)
             begin = row * plan.grid[1] + first
-            offsets = plan.offsets[plane, begin : begin + len(pieces)].tolist()
-            counts = plan.counts[plane, begin : begin + len(pieces)].tolist()
+            run = slice(begin, begin + len(pieces))
+            offsets, counts = table[0][run].tolist(), table[1][run].tolist()
             if plan.decoder.raw:
                 _skip_rows(plan, offsets, counts, stored, band)
                 stored, band = y1 - y0, (0, y1 - y0)

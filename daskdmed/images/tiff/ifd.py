@@ -13,8 +13,11 @@ import struct
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+import numpy as np
+
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
 from daskdmed.images.source import Source
+from daskdmed.images.tiff.tables import LONG, Stretch
 
 #: bytes per value of each TIFF field type
 _TYPE_SIZE = {
@@ -30,7 +33,9 @@ MAX_SEGMENT_BYTES = 2**30
 VIRTUAL_ROWS = 256
 _MAX_SIDE = 2**31 - 1
 _WIDTH, _LENGTH, _SAMPLES, _ROWS, _TILE_W, _TILE_H, _SUBIFD = 256, 257, 277, 278, 322, 323, 330
-_STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS = 273, 324, 279, 325
+_STRIP_OFFSETS, _STRIP_COUNTS = 273, 279
+#: tags of where tiles lie, and of their sizes
+TILE_OFFSETS, TILE_COUNTS = 324, 325
 _PLANAR, _BITS, _COMPRESSION, _NDPI = 284, 258, 259, 65420
 #: tags that say how pixels are stored: sizes, bits, compression, photometric interpretation, order
 #: of bits, samples, planes, predictor, kind of samples; and what they say where they are missing
@@ -47,6 +52,8 @@ class IFD:
     offset: int
     #: tag -> (number of values, first values as far as they are small integers)
     tags: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    #: tag -> where its numbers lie, of long lists of tiles
+    lists: dict[int, Stretch] = field(default_factory=dict)
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -197,7 +204,7 @@ def _read_tag(
 ) -> None:
     width = _TYPE_SIZE.get(kind)
     if width is None:
-        if tag in (_WIDTH, _LENGTH, _STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_COUNTS, _TILE_COUNTS):
+        if tag in (_WIDTH, _LENGTH, _STRIP_OFFSETS, TILE_OFFSETS, _STRIP_COUNTS, TILE_COUNTS):
             _corrupt(source, f"tag {tag} of the directory at {ifd.offset} has type {kind}")
         return
     length, code, wanted, data = width * number, _INTEGER.get(kind), number, raw
@@ -209,6 +216,9 @@ def _read_tag(
                 f"tag {tag} of the directory at offset {ifd.offset} claims {number} values "
                 f"({length} bytes) at offset {where}",
             )
+        if code and number > LONG and tag in (TILE_OFFSETS, TILE_COUNTS) and not layout.ndpi:
+            dtype = np.dtype(f"{layout.order}u{width}")
+            ifd.lists.setdefault(tag, Stretch(where, number, dtype))  # of two the first counts
         # bits per sample is the only other list, and its first value stands for all
         wanted = number if tag == _SUBIFD and number <= 4096 else 1
         data = source.read(where, width * wanted) if code else b""
@@ -222,7 +232,7 @@ def _check_sizes(source: Source, ifd: IFD) -> None:
     """Refuse extents that the number of tiles, or memory, contradicts."""
     width, length = ifd.first(_WIDTH), ifd.first(_LENGTH)
     where = f"the image in the directory at offset {ifd.offset}"
-    tiled = _TILE_OFFSETS in ifd.tags
+    tiled = TILE_OFFSETS in ifd.tags
     if not tiled and _STRIP_OFFSETS not in ifd.tags:
         return  # holds metadata only
     if not (0 < width <= _MAX_SIDE and 0 < length <= _MAX_SIDE):
@@ -236,7 +246,7 @@ def _check_sizes(source: Source, ifd: IFD) -> None:
         _corrupt(source, f"{where} claims tiles of {tile_w} x {tile_h} pixels")
     planes = samples if ifd.first(_PLANAR, 1) == 2 else 1
     expected = -(-width // tile_w) * -(-length // tile_h) * planes
-    offsets = ifd.tags[_TILE_OFFSETS if tiled else _STRIP_OFFSETS][0]
+    offsets = ifd.tags[TILE_OFFSETS if tiled else _STRIP_OFFSETS][0]
     if offsets < expected:
         _corrupt(
             source,

@@ -10,13 +10,12 @@ Not covered: vendor metadata (`daskdmed.images.tiff.vendors`) and decoding.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
 from daskdmed.core.errors import (
@@ -34,9 +33,11 @@ from daskdmed.images.tiff import ifd, leica, metadata, stack, vendors
 from daskdmed.images.tiff.codecs import PageFormat, has_alpha, make_decoder
 from daskdmed.images.tiff.decode import Canvas, LevelPlan
 from daskdmed.images.tiff.metadata import Metadata
+from daskdmed.images.tiff.tables import LONG, SEEN, Numbers, PassingOver, Stretch, TileTable
 
 _log = logging.getLogger("daskdmed.images")
 _DIRECTORIES = "daskdmed_directories"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class PageIndex:
     height: int
     tile: tuple[int, int]
     grid: tuple[int, int]
-    offsets: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    offsets: Numbers
+    counts: Numbers
     format: PageFormat
     short_tiles: bool
 
@@ -72,28 +73,42 @@ class TiffIndex:
 
 def parse(source: Source, options: SlideOptions) -> TiffIndex:
     """Read the structure of a TIFF file; a broken one is found before memory is spent on it."""
-    with opened(source) as tif:
-        return _parse(tif, source, options)
+    return with_pages(source, lambda tif: _parse(tif, source, options))
+
+
+def with_pages(source: Source, use: Callable[[Any], _T]) -> _T:
+    """What is made of a file as tifffile has it; a broken one is found before memory is spent.
+
+    Long lists of tiles are passed over, unless tifffile computes something from them.
+    """
+    with source.scanning():
+        directories = {one.offset: one for one in ifd.walk(source)}
+        try:
+            with _opened(source, directories) as tif:
+                return use(tif)
+        except _ComputedError:
+            for one in directories.values():
+                one.lists.clear()
+            with _opened(source, directories) as tif:
+                return use(tif)
+
+
+class _ComputedError(Exception):
+    """Where tiles lie was computed from lists that were passed over."""
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[Any]:
-    """A file as tifffile has it, for a while; a broken one is found before memory is spent."""
-    with source.scanning():
-        directories = {one.offset: one for one in ifd.walk(source)}
-        with _opened(source) as tif:
+def _opened(source: Source, directories: dict[int, ifd.IFD]) -> Iterator[Any]:
+    handle = source.open_file()
+    lists = [one for directory in directories.values() for one in directory.lists.values()]
+    if lists:
+        handle = PassingOver(handle, lists)
+    try:
+        with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
             # what pages say of themselves: tifffile takes the first page's word for all of a series
             setattr(tif, _DIRECTORIES, directories)
             yield tif
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[Any]:
-    handle = source.open_file()
-    try:
-        with tifffile.TiffFile(handle, name=source.uri.rsplit("/", 1)[-1]) as tif:
-            yield tif
-    except DaskdmedError:
+    except (DaskdmedError, _ComputedError):
         raise
     except (MemoryError, RecursionError, Exception) as exc:
         raise CorruptImageError.of(
@@ -124,7 +139,7 @@ def _parse(tif: Any, source: Source, options: SlideOptions) -> TiffIndex:
         if number and (plan.shape[2] != levels[0].shape[2] or plan.dtype != levels[0].dtype):
             _log.info("%s: level %d has other channels and is left out", source.uri, number)
             continue
-        if main.kind == "svs" and levels and not (plan.counts.all() and plan.offsets.all()):
+        if main.kind == "svs" and levels:
             plan = replace(plan, finer=levels[-1])
         levels.append(plan)
     about = metadata.describe(tif, main)
@@ -239,20 +254,19 @@ def page_planes(page: Any, source: Source, depth: int | None = None) -> list[Pag
     stored_h, stored_w = (key.tags.valueof(code) or 0 for code in (257, 256))
     grid = -(-max(height, int(stored_h)) // tile[0]), -(-max(width, int(stored_w)) // tile[1])
     planes = key.samplesperpixel if fmt.planar else 1
-    offsets, counts = (
-        np.fromiter(v, np.int64, len(v)) for v in (page.dataoffsets, page.databytecounts)
-    )
+    offsets, counts = _lists(page)
     area = grid[0] * grid[1]
     number = planes * within * area
     if not (depth or 0) < within:
         raise CorruptImageError.of(
             source.uri, f"a level has no focal plane {depth}; fetch it again"
         )
-    if len(offsets) < number or len(counts) < number:
+    listed = len(page.dataoffsets), len(page.databytecounts)
+    if min(listed) < number:
         raise CorruptImageError.of(
             source.uri,
             f"an image of {width} x {height} pixels has {number} tiles of "
-            f"{tile[1]} x {tile[0]}, but {len(offsets)} offsets and {len(counts)} sizes are "
+            f"{tile[1]} x {tile[0]}, but {listed[0]} offsets and {listed[1]} sizes are "
             "listed; fetch the file again",
         )
     short = not key.is_tiled and getattr(key, "jpegheader", None) is None
@@ -268,10 +282,42 @@ def page_planes(page: Any, source: Source, depth: int | None = None) -> list[Pag
         )
     return [
         PageIndex(
-            width, height, tile, grid, offsets[i : i + area], counts[i : i + area], fmt, short
+            width, height, tile, grid, _part(offsets, i, area), _part(counts, i, area), fmt, short
         )
         for i in range((depth or 0) * area, number, within * area)
     ]
+
+
+def _lists(page: Any) -> tuple[Numbers, Numbers]:
+    """Offsets and sizes of a page's tiles: those that were passed over are still in the file."""
+    directories: dict[int, ifd.IFD] = getattr(page.parent, _DIRECTORIES, {})
+    own, every = directories.get(page.offset), directories.values()
+    passed_over = own.lists if own else {}
+
+    def numbers(tag: int, values: Sequence[int]) -> Numbers:
+        stretch = passed_over.get(tag)
+        if stretch and stretch.count == len(values) and _is_as_read(page, tag, values):
+            return stretch
+        if page.keyframe.is_tiled and len(values) > LONG and any(one.lists for one in every):
+            raise _ComputedError
+        return np.fromiter(values, np.int64, len(values))
+
+    return numbers(ifd.TILE_OFFSETS, page.dataoffsets), numbers(
+        ifd.TILE_COUNTS, page.databytecounts
+    )
+
+
+def _is_as_read(page: Any, tag: int, values: Sequence[int]) -> bool:
+    """Whether tifffile has made nothing of a list that was passed over."""
+    if hasattr(page, "tags"):
+        return values is page.tags.valueof(tag)
+    return not any(values[SEEN:])
+
+
+def _part(numbers: Numbers, first: int, count: int) -> Numbers:
+    if isinstance(numbers, Stretch):
+        return numbers.part(first, count)
+    return numbers[first : first + count]
 
 
 def page_format(page: Any) -> PageFormat:
@@ -334,34 +380,34 @@ def make_plan(
     if len(kinds) > 1:
         raise _differ(source)
     decoder = make_decoder(first.format, background, source.uri)
-    plan = LevelPlan(
+    dtype = np.dtype(first.format.dtype)
+    tile, grid = first.tile, first.grid
+    tiles = TileTable([p.offsets for p in planes], [p.counts for p in planes])
+    if first.short_tiles and decoder.raw and grid == (1, 1) and tile[0] > ifd.VIRTUAL_ROWS:
+        tile, grid = (ifd.VIRTUAL_ROWS, first.width), (-(-first.height // ifd.VIRTUAL_ROWS), 1)
+        tiles = _cut_strips(planes, first.width * decoder.stored * dtype.itemsize)
+    return LevelPlan(
         level=level,
         shape=(first.height, first.width, decoder.given * len(planes)),
-        tile=first.tile,
-        grid=first.grid,
-        offsets=np.stack([p.offsets for p in planes]),
-        counts=np.stack([p.counts for p in planes]),
+        tile=tile,
+        grid=grid,
+        tiles=tiles,
         decoder=decoder,
-        dtype=np.dtype(first.format.dtype),
+        dtype=dtype,
         short_tiles=first.short_tiles,
     )
-    return _cut_strip(plan) if first.short_tiles and decoder.raw else plan
 
 
-def _cut_strip(plan: LevelPlan) -> LevelPlan:
-    """A single long uncompressed strip as several shorter ones."""
-    height, width, _ = plan.shape
-    if plan.grid != (1, 1) or plan.tile[0] <= ifd.VIRTUAL_ROWS:
-        return plan
-    line = width * plan.decoder.stored * plan.dtype.itemsize
+def _cut_strips(planes: Sequence[PageIndex], line: int) -> TileTable:
+    """Single long uncompressed strips as several shorter ones; `line` is the bytes of a row."""
+    height = planes[0].height
     first = np.arange(0, height, ifd.VIRTUAL_ROWS, dtype=np.int64)
     whole = np.minimum(ifd.VIRTUAL_ROWS, height - first) * line
-    left = np.maximum(0, plan.counts - first * line)
-    return replace(
-        plan,
-        tile=(ifd.VIRTUAL_ROWS, width),
-        grid=(len(first), 1),
-        offsets=np.where(plan.offsets > 0, plan.offsets + first * line, 0),
+    offsets, counts = [], []
+    for plane in planes:
+        at, count = (int(np.asarray(numbers)[0]) for numbers in (plane.offsets, plane.counts))
+        offsets.append(at + first * line if at > 0 else np.zeros_like(first))
         # a strip that is too short stays too short, which its decoder reports
-        counts=np.where(plan.counts > 0, np.maximum(1, np.minimum(whole, left)), 0),
-    )
+        parts = np.maximum(1, np.minimum(whole, np.maximum(0, count - first * line)))
+        counts.append(parts if count > 0 else np.zeros_like(first))
+    return TileTable(offsets, counts)

@@ -50,7 +50,6 @@ def _planes(plan: LevelPlan | Canvas, planes: list[int]) -> LevelPlan | Canvas:
     return replace(
         plan,
         shape=shape,
-        offsets=plan.offsets[planes],
-        counts=plan.counts[planes],
+        tiles=plan.tiles.of(planes),
         finer=None if plan.finer is None else _planes(plan.finer, planes),
     )

@@ -30,7 +30,7 @@ from daskdmed.images.source import Source, explain_os_error, fingerprint, open_s
 from daskdmed.images.tiff import metadata, vendors
 from daskdmed.images.tiff.backend import looks_like_tiff
 from daskdmed.images.tiff.decode import LevelPlan, Reading, read_level
-from daskdmed.images.tiff.index import given_channels, make_plan, opened, page_planes
+from daskdmed.images.tiff.index import given_channels, make_plan, page_planes, with_pages
 from daskdmed.images.tiff.some import read_some
 from daskdmed.images.tiff.stack import axes_of_pages, page_of
 from daskdmed.images.volumes.arrays import Layout, check_options, check_values, layout_by_names
@@ -88,12 +88,14 @@ class TiffVolumeReader(BaseReader):
     def __init__(self, uri: str, source: Source, options: VolumeOptions) -> None:
         super().__init__(uri)
         self._source = source
-        with opened(source) as tif:
+
+        def parse(tif: Any) -> tuple[list[_Level], tuple[float, float, float] | None, str]:
             number, series = _chosen(uri, vendors.all_series(tif), options.series)
             vendors.check_readable(tif, series, uri)
             levels = [_level(uri, one, source, options.time) for one in series.levels]
-            voxel_size = _voxel_size(tif, series, number)
-            kind = str(series.kind or "generic")
+            return levels, _voxel_size(tif, series, number), str(series.kind or "generic")
+
+        levels, voxel_size, kind = with_pages(source, parse)
         levels.sort(key=lambda level: -math.prod(level.layout.shape[:3]))
         first = levels[0]
         same = [
