@@ -49,7 +49,8 @@ def composite(picture: Array, channels: Sequence[ChannelInfo]) -> Array:
 
 def _stretched(plane: Array, window: tuple[float, float] | None, grey: bool = False) -> Array:
     """Values as 0 to 255, float32; of the whole range for `grey`, uint8."""
-    values = plane.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of values that are no number some signal
+        values = plane.astype(np.float64)
     if window is None:
         finite = values[np.isfinite(values)]
         shares = (0, 1) if grey else (_DARKEST, 1 - _BRIGHTEST)

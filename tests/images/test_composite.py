@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import warnings
 
 import imagecodecs
 import numpy as np
@@ -46,6 +47,9 @@ def test_flat_channels_and_what_is_no_number(value):
     assert not composite(flat, []).any()
     flat[0, 0] = np.inf
     assert composite(flat, []).shape == (4, 5, 3)
+    flat[0, 0] = np.array([0x7FA00000], np.uint32).view(np.float32)  # one that signals
+    with warnings.catch_warnings(action="error"):
+        assert not composite(flat, []).any()
 
 
 def test_what_is_what():

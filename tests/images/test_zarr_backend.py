@@ -353,6 +353,16 @@ def test_absurd_sizes_cost_nothing(tmp_path):
         BACKEND.open(str(path))
 
 
+@pytest.mark.parametrize("opened", [open_slide, open_volume])
+def test_extents_that_no_array_has(tmp_path, opened):
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, shape=(9, 9), chunks=(9, 9), dtype="u1", zarr_format=2)
+    document = json.loads((path / ".zarray").read_text()) | {"shape": [9, 2**64]}
+    (path / ".zarray").write_text(json.dumps(document))
+    with pytest.raises(CorruptImageError, match=f"{2**64}.*no axis has over"):
+        opened(path, backend="zarr" if opened is open_slide else "zarr-volume")
+
+
 @pytest.mark.parametrize("dtype", ["bool", "complex64"])
 def test_samples_that_are_no_pixels(tmp_path, dtype):
     zarr.create_array(tmp_path / "a.zarr", shape=(9, 9), chunks=(9, 9), dtype=dtype)
@@ -368,6 +378,31 @@ def test_unknown_codec(tmp_path):
     (path / ".zarray").write_text(json.dumps(document))
     with pytest.raises(UnsupportedImageError, match="codec"):
         BACKEND.open(str(path))
+
+
+@pytest.fixture
+def zipped(tmp_path):
+    store = zarr.storage.ZipStore(tmp_path / "a.ozx", mode="w")
+    zarr.create_array(store, data=np.ones((9, 9), "u1"))
+    store.close()
+    return tmp_path / "a.ozx"
+
+
+def test_a_zip_file_that_begins_too_late(zipped):
+    zipped.write_bytes(zipped.read_bytes()[20:])
+    with pytest.raises(CorruptImageError, match=r"a\.ozx"):
+        BACKEND.open(str(zipped))
+
+
+def test_a_zip_file_with_names_that_are_no_text(zipped):
+    data = bytearray(zipped.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 8 : entry + 10] = (0x800).to_bytes(2, "little")  # names are UTF-8
+    data[entry + 46] = 0x99
+    zipped.write_bytes(data)
+    assert not BACKEND.accepts(str(zipped))
+    with pytest.raises(ImageError, match=r"a\.ozx"):
+        open_slide(zipped)
 
 
 def test_things_that_are_no_zarr(tmp_path):

@@ -26,6 +26,7 @@ from daskdmed.core.files import new_file
 from daskdmed.core.frozen import FrozenMapping, plain
 from daskdmed.core.places import local
 from daskdmed.core.types import PathLike
+from daskdmed.images.volumes.heaps import watched
 
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
@@ -142,9 +143,9 @@ class PatchCoordinates:
             that do not belong together, coordinates outside the slide...
         """
         uri = str(local(path, "patch coordinates", AnnotationError))
-        h5py = extra("h5py", "hdf5", "patch coordinates need")
+        extra("h5py", "hdf5", "patch coordinates need")
         try:
-            with h5py.File(uri, "r") as file:
+            with watched(uri) as file:
                 coords, attributes = _contents(file)
         except FileNotFoundError:
             raise AnnotationNotFoundError(f"{uri}: there is no such file", uri=uri) from None

@@ -113,12 +113,9 @@ def is_slide_file(path: str) -> bool:
     except OSError:
         return False
     at = head.find(WHOLE_SLIDE.encode())
-    # what follows must not be a longer UID
-    return (
-        at >= 0
-        and looks_like_dicom(head[:132])
-        and head[at + len(WHOLE_SLIDE)] not in b".0123456789"
-    )
+    behind = head[at + len(WHOLE_SLIDE) :][:1]
+    # what follows must not be a longer UID, and there is more behind it
+    return at >= 0 and looks_like_dicom(head[:132]) and behind not in b".0123456789"
 
 
 def _instances(uri: str) -> tuple[Instance, ...]:

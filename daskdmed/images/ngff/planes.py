@@ -43,6 +43,7 @@ from daskdmed.images.readers import (
     level_properties,
     say_choice,
 )
+from daskdmed.images.refusals import check_extents
 
 logger = logging.getLogger("daskdmed.images")
 
@@ -388,8 +389,7 @@ def _plane(
                 f"{_AS_VOLUME if name == 'z' else _AS_ARRAY}",
                 uri=uri,
             )
-    if 0 in array.shape:
-        raise CorruptImageError(f"{what}: it is empty", uri=uri)
+    check_extents(uri, array.shape)
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "uif":
         raise UnsupportedImageError(

@@ -7,6 +7,7 @@ server is asked in `daskdmed.images.remote.stores`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -129,6 +130,8 @@ def open_node(uri: str, store: Any) -> Any:
 def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     """The typed error for what Zarr raised while it parsed metadata: it lets through whatever its
     parsers raise (KeyError, TypeError, JSON errors...)."""
+    if isinstance(error, OSError) and error.errno == errno.EINVAL and local_path(uri) is not None:
+        return CorruptImageError.of(uri, f"{where} lies outside the file; copy it again")
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return explain_os_error(error, uri)
     if local_path(uri) is None and not isinstance(error, _PARSING):
@@ -312,8 +315,8 @@ def zip_root(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.rpartition("/") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        logger.debug("%s: %s", path, error)
+    except Exception as error:  # of a damaged directory zipfile raises all sorts
+        logger.debug("%s: %r", path, error)
         return None
     homes = [home for home, _, name in names if name in METADATA_NAMES[:3]]
     return min(homes, key=len, default=None)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, UsageError
+from daskdmed.core.errors import UnsupportedImageError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
 from daskdmed.images.channels import read_groups
 from daskdmed.images.protocols import VolumeInfo, VolumeOptions
 from daskdmed.images.readers import level_infos
+from daskdmed.images.refusals import check_extents
 
 _NAMES = tuple("tczyx")
 #: a last axis of at most so many is taken for channels
@@ -126,8 +127,7 @@ def check_values(uri: str, shape: Sequence[int], dtype: Any, chunks: Any = None)
     dtype = np.dtype(dtype)
     if dtype.kind not in "biuf":
         raise UnsupportedImageError.of(uri, f"voxels are numbers, this has {dtype}")
-    if 0 in shape:
-        raise CorruptImageError.of(uri, f"the array is empty: {tuple(shape)}")
+    check_extents(uri, shape)
     nbytes = math.prod(chunks or ()) * dtype.itemsize
     if nbytes > MAX_CHUNK_BYTES:
         raise UnsupportedImageError.of(

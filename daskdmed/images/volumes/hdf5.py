@@ -42,6 +42,7 @@ from daskdmed.images.volumes.arrays import (
     layout_by_names,
     layout_by_shape,
 )
+from daskdmed.images.volumes.heaps import watched
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: where it may stand, behind a block of the user
@@ -122,9 +123,11 @@ class Hdf5Reader(BaseReader):
         super().__init__(uri)
         self._file = file
         try:
-            array = _chosen(uri, file, options.dataset)
-            self._array, self._layout = array, _layout(uri, array, options.time)
-            size, chunks = array.attrs.get("element_size_um"), array.chunks
+            with watched(uri) as described:
+                array = _chosen(uri, described, options.dataset)
+                self._layout = _layout(uri, array, options.time)
+                name, size = str(array.name), array.attrs.get("element_size_um")
+            self._array = file[name]
         except (RuntimeError, KeyError, OSError) as error:
             if isinstance(error, (UsageError, CorruptImageError, UnsupportedImageError)):
                 raise
@@ -133,11 +136,11 @@ class Hdf5Reader(BaseReader):
             ) from error
         self.info = self._layout.info(
             uri,
-            array.dtype,
-            chunks,
+            self._array.dtype,
+            self._array.chunks,
             vendor="hdf5",
             voxel_size=_voxel_size(size),
-            properties={"hdf5.dataset": str(array.name)},
+            properties={"hdf5.dataset": name},
         )
 
     def _read(self, level: int, region: Region, out: Array, tile_error: OnTileError) -> None:

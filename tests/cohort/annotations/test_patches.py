@@ -205,6 +205,16 @@ def test_damaged_hdf5(tmp_path) -> None:
     assert failed > 5
 
 
+def test_a_heap_of_texts_that_has_no_end(tmp_path) -> None:
+    path = store(tmp_path / "slide.h5", COORDS, TRIDENT)
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    data[heap + 16 : heap + 64] = bytes(48)
+    path.write_bytes(data)
+    with pytest.raises(AnnotationError, match=r"slide\.h5.*object of 0 bytes"):
+        PatchCoordinates.read(path)
+
+
 def test_coordinates_that_are_only_claimed(tmp_path) -> None:
     """Chunks that were never written would be made up."""
     path = tmp_path / "patches.h5"

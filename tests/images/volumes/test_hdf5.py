@@ -23,6 +23,7 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images.registry import get_backend
+from daskdmed.images.volumes.heaps import watched
 from daskdmed.testing import BackendConformance
 
 SHAPE = (12, 20, 24)
@@ -121,6 +122,43 @@ def test_damaged_files(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises((CorruptImageError, UnsupportedImageError), match=name):
             open_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [b"\0", b"\xff"])
+def test_a_heap_in_which_hdf5_would_not_end(tmp_path, value):
+    path = save(tmp_path / "a.h5", scan=VALUES)
+    with h5py.File(path, "a") as file:
+        for axis, name in zip(file["scan"].dims, "zyx", strict=True):
+            axis.label = name
+    assert open_volume(path).shape == SHAPE
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    data[heap + 16 : heap + 64] = 48 * value
+    path.write_bytes(data)
+    with pytest.raises(CorruptImageError, match=rf"a\.h5.*heap at byte {heap} has an object of "):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_heaps_that_are_sound(tmp_path, libver):
+    texts = {f"{n:03d}": "x" * (37 * n % 500) for n in range(60)}
+    with h5py.File(tmp_path / "a.h5", "w", libver=libver) as file:
+        file.create_dataset("scan", data=VALUES).attrs.update(texts)
+        file.attrs.update({name: [text, name] for name, text in texts.items()})
+    with watched(tmp_path / "a.h5") as file:
+        assert dict(file["scan"].attrs) == texts
+        assert {name: list(value) for name, value in file.attrs.items()} == {
+            name: [text, name] for name, text in texts.items()
+        }
+
+
+def test_a_place_that_no_file_reaches(tmp_path):
+    data = bytearray(save(path := tmp_path / "a.h5", scan=VALUES).read_bytes())
+    entry = data.index(b"SNOD") + 8  # of the only member of the root: where its name and it lie
+    data[entry + 8 : entry + 16] = (2**63 + 4096).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(CorruptImageError, match=r"a\.h5"):
+        open_volume(path)
 
 
 def test_damaged_labels_of_axes(tmp_path):
