@@ -20,10 +20,12 @@ class RangeError(FinalError):
     """A server sends other bytes than the range it was asked for, as a rule the whole file."""
 
 
-def check_extents(uri: str, shape: Sequence[int]) -> None:
+def check_extents(uri: str, shape: Sequence[int], chunks: Sequence[int] = ()) -> None:
     """Refuse arrays that are empty, or longer than anything can be that was ever written."""
     if 0 in shape:
         raise CorruptImageError.of(uri, f"the array is empty: {tuple(shape)}")
+    if 0 in chunks:
+        raise CorruptImageError.of(uri, f"the array has empty chunks: {tuple(chunks)}")
     if max(shape, default=1) > MAX_EXTENT:
         raise CorruptImageError.of(
             uri, f"the array claims {tuple(shape)} values, of which no axis has over {MAX_EXTENT}"

@@ -354,12 +354,16 @@ def test_absurd_sizes_cost_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("opened", [open_slide, open_volume])
-def test_extents_that_no_array_has(tmp_path, opened):
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [({"shape": [9, 2**64]}, f"{2**64}.*no axis has over"), ({"chunks": [9, 0]}, "empty chunks")],
+)
+def test_extents_that_no_array_has(tmp_path, opened, odd, said):
     path = tmp_path / "a.zarr"
     zarr.create_array(path, shape=(9, 9), chunks=(9, 9), dtype="u1", zarr_format=2)
-    document = json.loads((path / ".zarray").read_text()) | {"shape": [9, 2**64]}
+    document = json.loads((path / ".zarray").read_text()) | odd
     (path / ".zarray").write_text(json.dumps(document))
-    with pytest.raises(CorruptImageError, match=f"{2**64}.*no axis has over"):
+    with pytest.raises(CorruptImageError, match=said):
         opened(path, backend="zarr" if opened is open_slide else "zarr-volume")
 
 

@@ -389,7 +389,7 @@ def _plane(
                 f"{_AS_VOLUME if name == 'z' else _AS_ARRAY}",
                 uri=uri,
             )
-    check_extents(uri, array.shape)
+    check_extents(uri, array.shape, array.chunks)
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "uif":
         raise UnsupportedImageError(

@@ -127,7 +127,7 @@ def check_values(uri: str, shape: Sequence[int], dtype: Any, chunks: Any = None)
     dtype = np.dtype(dtype)
     if dtype.kind not in "biuf":
         raise UnsupportedImageError.of(uri, f"voxels are numbers, this has {dtype}")
-    check_extents(uri, shape)
+    check_extents(uri, shape, chunks or ())
     nbytes = math.prod(chunks or ()) * dtype.itemsize
     if nbytes > MAX_CHUNK_BYTES:
         raise UnsupportedImageError.of(

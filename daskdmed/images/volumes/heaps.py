@@ -23,11 +23,11 @@ def watched(path: str) -> Any:
     slowly than by its path, and beside that."""
     import h5py
 
-    return h5py.File(_WatchedFile(path), "r")
+    return h5py.File(WatchedFile(path), "r")
 
 
-class _WatchedFile(io.RawIOBase):
-    """A local file; OSError for a read that touches a heap in which HDF5 would not end."""
+class WatchedFile(io.RawIOBase):
+    """A local file for HDF5; OSError for a read that touches a heap in which HDF5 would not end."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
