@@ -59,11 +59,12 @@ _DRAWN_BYTES = 2**20
 @dataclass(frozen=True)
 class Look:
     """What is seen of a record: its picture or outline, what is said of it, what it says of its
-    channels. `plane` is None where not even its size is known."""
+    channels, and how many it has. `plane` is None where not even its size is known."""
 
     plane: Plane | None
     said: tuple[str, ...]
     info: SlideInfo | None = None
+    channels: int | None = None
 
 
 class Onlooker:
@@ -117,7 +118,7 @@ class Onlooker:
         named = opened.channels
         if isinstance(named, tuple):
             said += [f"channels {listing(named)}"]
-        return Look(plane, tuple(said), opened.info)
+        return Look(plane, tuple(said), opened.info, opened.levels[0].shape[-1])
 
     def _array(self, record: Record, orientation: str | None) -> Look:
         array = record.array
@@ -128,7 +129,8 @@ class Onlooker:
         if record.space is None:
             orientation = None
         view = record.view(spatial_ndim=axes, orientation=orientation)
-        return Look(view_plane(view, self._side), (lies,))
+        channels = math.prod(view.channel_shape)
+        return Look(view_plane(view, self._side), (lies,), channels=channels)
 
     def _drawn(self, record: Record) -> Look:
         drawn = record._drawn

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MOST, CHEAP = 2**28, 2**24
 #: channels that are composed; of more, the first
 _CHANNELS = 16
+#: what is drawn on a picture is told from it, whatever its colours
+_HALO = "filter:drop-shadow(0 0 1px #fff) drop-shadow(0 0 1px #fff)"
 #: most blocks of an array that are looked at
 _BLOCKS = 2**12
 
@@ -98,8 +100,8 @@ class Plane:
         if drawn:
             box = f"0 0 {self.extent[1]:g} {self.extent[0]:g}"
             parts.append(
-                f'<svg viewBox="{box}" preserveAspectRatio="none" style="position:absolute;left:0;'
-                f'top:0;width:{width}px;height:{height}px">{drawn}</svg>'
+                f'<svg viewBox="{box}" preserveAspectRatio="none" style="{_HALO};position:absolute;'
+                f'left:0;top:0;width:{width}px;height:{height}px">{drawn}</svg>'
             )
         turned = ",".join("-1" if mirrored else "1" for mirrored in reversed(self.mirrored))
         style = f"width:{width}px;height:{height}px"

@@ -63,6 +63,12 @@ class Source:
         return f"{self.patient.id} / {self.record}"
 
     @property
+    def channels(self) -> int | None:
+        """Of one of its pixels: of records that are stacked those of all."""
+        own = None if self.look is None else self.look.channels
+        return None if own is None else own * (1 + self.record.count("+"))
+
+    @property
     def info(self) -> SlideInfo | None:
         return None if self.look is None else self.look.info
 
@@ -195,7 +201,8 @@ def _cells(
     if is_object(chunks.made):
         return [_object(number, chunk, source) for number, (chunk, source) in together]
     axes, infos = chunks.spatial_ndim, [source.info for source in sources]
-    made = pictures([chunk.data for chunk in shown], axes, _SIDE, infos)
+    data = [_middle(chunk, source, axes) for _, (chunk, source) in together]
+    made = pictures(data, axes, _SIDE, infos)
     cells = []
     for number, (chunk, source) in together:
         said = [labels_text(chunk.patient), _number(chunk.target)]
@@ -207,6 +214,17 @@ def _cells(
         width = max(_plane(chunk, made[number]).size(_SIDE)[0], 48)
         cells.append(_captioned(source, join(shown_parts), ", ".join(filter(None, said)), width))
     return cells
+
+
+def _middle(chunk: SmallChunk, source: Source, axes: int) -> Array:
+    """Its pixels; where the slices around it are channels (``context=``), those of the middle."""
+    data, own = chunk.data, source.channels
+    if len(chunk.origin) < 3 or not own or data.ndim != axes + 1:
+        return data
+    slices, rest = divmod(data.shape[-1], own)
+    if rest or slices % 2 == 0:
+        return data
+    return data[..., slices // 2 * own : (slices // 2 + 1) * own]
 
 
 def _number(target: Any) -> str:
@@ -268,7 +286,8 @@ def _one(chunk: SmallChunk) -> list[Html]:
     where = source_html(source, [chunk], axes)
     if is_object(chunk.data) or chunk.data.ndim < 2:
         return [Html(f"<code>{safe(_brief(chunk.data, 400))}</code>"), where]
-    (picture,) = pictures([chunk.data], axes, _ALONE, [source.info])
+    data = _middle(chunk, source, axes)
+    (picture,) = pictures([data], axes, _ALONE, [source.info])
     mask = None if chunk.target is None else mask_of(chunk.target, axes)
     shown = [picture] if mask is None else [overlaid(picture, mask)]
     planes = [_plane(chunk, p).html(_ALONE, "small chunk", most=10 * _BYTES) for p in shown]

@@ -214,6 +214,20 @@ def test_middle_slices_of_volumes_lie_as_people_look_at_them():
     assert len(pictures(chunks[0]._repr_html_())) == 2
 
 
+def test_of_slices_among_their_neighbours_the_middle_one():
+    space = Space(np.eye(4)[:, [2, 1, 0, 3]], (8, 12, 10))
+    volume = np.arange(8 * 12 * 10, dtype="i2").reshape(8, 12, 10)
+    owner = Patient("v", {"wsi": Record(array=volume, space=space)})
+    around = np.stack([volume[2], volume[3], volume[4]], -1)
+    for data in (around[None], around):  # as it is, and squeezed
+        chunks = batch([data], [owner], origins=[(3, 0, 0)], space=space, downsample=1.0)
+        chunks.spatial_ndim = data.ndim - 1
+        for shown in (chunks, chunks[0]):
+            small, _ = pictures(shown._repr_html_())
+            low, high = volume[3].min(), volume[3].max()
+            assert np.array_equal(small, (volume[3] - low) * (255 / (high - low)) // 1)
+
+
 # -- bounds, and what is odd ---------------------------------------------------------------
 def test_its_size_is_bounded():
     noise = np.random.default_rng(0).integers(0, 256, (64, 100, 100, 3), np.uint8)
