@@ -80,6 +80,19 @@ class Run:
     needs: tuple[str, ...] = ()
 
 
+#: slides with annotations beside them, as QuPath leaves them
+QUPATH = """
+import os
+from daskdmed import samples
+from daskdmed.cohort.annotations import Annotations
+os.makedirs("annotations")
+os.makedirs("project/results")
+names = {1: "Stroma", 2: "Tumor"}
+for n in (1, 2):
+    made = samples.make_slide(f"slides/slide_{n}.svs", 1024, downsample=2, levels=2, seed=n)
+    drawn = Annotations.from_mask(made.class_map, made.cell, names)
+    drawn.to_geojson(f"annotations/slide_{n}.geojson")
+"""
 SHORT = {"epoch_length=500": "epoch_length=2"}
 SMALL_SCANS = {
     "smallchunk_size=(32, 64, 64)": "smallchunk_size=(8, 16, 16), epoch_length=2, batch_size=3",
@@ -123,6 +136,32 @@ RUNS = {
             ", bigchunk_loader=..., policy=...": ", smallchunk_size=64, batch_size=4",
         },
         "assert tuple(next(loader)[0].shape) == (4, 3, 64, 64)\nloader.close()",
+    ),
+    ("docs/qupath.md", 0): Run(
+        QUPATH + "from pathlib import Path",
+        {"target=": "smallchunk_size=64, bigchunk_size=512, batch_size=8, target="},
+        "x, patients, smallchunks = next(loader)\n"
+        "assert tuple(smallchunks.targets.shape) == (8, 64, 64) and smallchunks.targets.any()\n"
+        "loader.close()",
+        ("shapely",),
+    ),
+    ("docs/qupath.md", 1): Run(
+        QUPATH + NETWORK + "from daskdmed import heatmap",
+        {"kernel_size=224": "kernel_size=64"},
+        "assert all(os.path.getsize(f'{results}.{name}') > 100 for name in\n"
+        "           ('regions.geojson', 'tiles.geojson', 'tif'))",
+        ("shapely",),
+    ),
+    ("docs/ecosystem.md", 1): Run(
+        QUPATH + NETWORK + "import daskdmed, shutil\n"
+        "shutil.copy('slides/slide_1.svs', 'slide.svs')\n"
+        "shutil.copy('annotations/slide_1.geojson', 'slide.geojson')\n"
+        "daskdmed.heatmap('slide.svs', network, kernel_size=64, out='scores.ome.zarr')\n"
+        "daskdmed.store.write_labels('scores.ome.zarr', "
+        "daskdmed.store.argmax_labels('scores.ome.zarr'))",
+        {"daskdmed.napari.show(": "found = daskdmed.napari.layers("},
+        "assert [kind for _, _, kind in found] == ['image'] * 3 + ['labels', 'shapes']",
+        ("shapely",),
     ),
     ("docs/index.md", 0): Run(
         SLIDES + NETWORK,

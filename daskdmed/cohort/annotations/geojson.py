@@ -4,9 +4,10 @@ Read: a FeatureCollection, a list of features, one feature or one bare geometry;
 geometry types of RFC 7946; classifications as text, as ``{"name", "color"}`` with
 ``[r, g, b]``, as ``{"name", "colorRGB"}`` with a packed integer (QuPath 0.2 and 0.3), or as
 ``{"names": [...]}``, joined with ": " as QuPath shows them; objects inside objects
-(``childObjects``), which come after, and paint over, the one that holds them. Where no object
-has a classification and none says that QuPath wrote it (``objectType``), the class is the
-property ``type``, as TIAToolbox and LazySlide write it. The nucleus of a cell
+(``childObjects``), which come after, and paint over, the one that holds them. What QuPath before
+0.4 wrote otherwise, kinds as ids and measurements as lists, becomes what it writes since. Where
+no object has a classification and none says that QuPath wrote it (``objectType``), the class is
+the property ``type``, as TIAToolbox and LazySlide write it. The nucleus of a cell
 (``nucleusGeometry``) is not read. Not covered: reading files, checking and repairing
 (`daskdmed.cohort.annotations.reading`, `.drafts`).
 """
@@ -56,6 +57,15 @@ _GEOMETRIES = frozenset(
 )
 #: how integers begin that may have more than 64 bits, when all digits are zeros
 _LONG, _AS_ZEROS = b"0" * 19, bytes.maketrans(b"123456789", b"0" * 9)
+#: what QuPath 0.2 wrote as the id of every object, and the kind that it means
+_KINDS = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tmaCore",
+    "PathRootObject": "root",
+}
 #: properties that have a field of their own
 _OWN = frozenset({"classification", "name", "color", "objectType", "object_type", "childObjects"})
 
@@ -193,7 +203,8 @@ def _features(document: Any, uri: str) -> Iterator[Any]:
         inner = properties.get("childObjects") if isinstance(properties, dict) else None
         if isinstance(inner, list):
             waiting += reversed(inner)
-        if not (isinstance(properties, dict) and properties.get("objectType") == "root"):
+        root = isinstance(properties, dict) and properties.get("objectType") == "root"
+        if not root and entry.get("id") != "PathRootObject":
             yield entry
 
 
@@ -230,15 +241,31 @@ def _facts(
         label = class_name(given)
     else:
         label = label_at(properties, class_property)
-    name = properties.get("name")
+    name, id = properties.get("name"), feature.get("id")
+    kind, identity = "annotation", "" if id is None else str(id)
+    if identity in _KINDS:
+        kind, identity = _KINDS[identity], ""
+    rest = {k: v for k, v in properties.items() if k not in _OWN}
+    if "measurements" in rest:
+        rest["measurements"] = _measurements(rest["measurements"])
     return {
         "label": label,
         "name": "" if name is None else str(name),
         "colour": _colour(colour, flaws),
-        "kind": str(properties.get("objectType", properties.get("object_type", "annotation"))),
-        "id": "" if feature.get("id") is None else str(feature["id"]),
-        "properties": {k: v for k, v in properties.items() if k not in _OWN},
+        "kind": str(properties.get("objectType", properties.get("object_type", kind))),
+        "id": identity,
+        "properties": rest,
     }
+
+
+def _measurements(value: Any) -> Any:
+    """Of QuPath before 0.4, a list of names and values, as the object that it writes since."""
+    if not isinstance(value, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and "value" in entry
+        for entry in value
+    ):
+        return value
+    return {entry["name"]: entry["value"] for entry in value}
 
 
 def _colour(value: Any, flaws: list[str]) -> tuple[int, int, int] | None:
