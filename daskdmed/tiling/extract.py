@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -92,10 +92,11 @@ class Windows:
         """The same windows over pixels that somebody else may write into: lent by the memory that
         holds them, or else copied."""
         if memory is not None:
-            return replace(self, pixels=memory.lend(self.pixels))
-        pixels = buffers.empty(self.pixels.shape, self.pixels.dtype)
-        np.copyto(pixels, self.pixels)
-        return replace(self, pixels=pixels)
+            pixels = memory.lend(self.pixels)
+        else:
+            pixels = buffers.empty(self.pixels.shape, self.pixels.dtype)
+            np.copyto(pixels, self.pixels)
+        return Windows(pixels, self.block, self.grid, self.keep)
 
     def runs(self, longest: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
         """Stretches of kept windows along the last axis: (leading index, begin, stop)."""
@@ -126,15 +127,26 @@ class Windows:
         """As `views`, of every n-th window along each axis, as many as `WindowGrid.phases` says,
         from the `phase`-th on: no two of them share a pixel. Of blocks that are regular and kept
         as a whole."""
-        steps = self.grid.phases
         *rows, columns = (
-            range(*along) for along in zip(phase, self.block.shape, steps, strict=True)
+            range(*along) for along in zip(phase, self.block.shape, self.grid.phases, strict=True)
         )
-        step, many = columns.step, columns.step * batch_size
+        pixels, step, many = self.pixels, columns.step, columns.step * batch_size
+        if not pixels.flags.c_contiguous:
+            for lead, begin in itertools.product(itertools.product(*rows), columns[::batch_size]):
+                span = (lead, begin, min(begin + many, columns.stop), step)
+                yield self.positions(*span), self.row(*span)
+            return
+        # as `row` does, for the many small batches that there are
+        *along, apart = (n * s for n, s in zip(self.grid.stride, pixels.strides, strict=False))
+        inner = (*self.grid.kernel_size, *pixels.shape[self.grid.ndim :])
+        strides = (step * apart, *pixels.strides)
         for lead in itertools.product(*rows):
-            for begin in range(columns.start, columns.stop, many):
-                stop = min(begin + many, columns.stop)
-                yield self.positions(lead, begin, stop, step), self.row(lead, begin, stop, step)
+            offset = sum(i * n for i, n in zip(lead, along, strict=True))
+            for begin in columns[::batch_size]:
+                where = self.positions(lead, begin, min(begin + many, columns.stop), step)
+                shape = (-((where.start - where.stop) // step), *inner)
+                place = offset + begin * apart
+                yield where, np.ndarray(shape, pixels.dtype, pixels, place, strides)
 
 
 def _stretches(keep: Array) -> list[tuple[int, int]]:
