@@ -149,9 +149,9 @@ class WindowBatcher:
     def cut(self, load: Load, loaded: Loaded, skip: int) -> Iterator[WindowBatch]:
         """Copy the windows of a load, but the first `skip`, and give the batches that are full."""
         keep, rank = _deliverable(load, loaded, skip)
-        told = skip
         windows = Windows(loaded.pixels, load.block, load.image.grid, keep)
-        source = (provenance(load), load.image.described)
+        facts = _Facts.of(load, keep, rank)
+        told, noted, copied = skip, 0, 0
         for lead, begin, stop in windows.runs(self.size):
             while begin < stop:
                 n = min(stop - begin, self.size - self._filled)
@@ -160,13 +160,14 @@ class WindowBatcher:
                     self._data = self._empty((self.size, *self._shape), self._dtype)
                 pixels = windows.row(lead, begin, begin + n)
                 self._data[self._filled : self._filled + n] = pixels
-                self._note(load, source, lead, begin, n, rank)
-                begin += n
+                begin, copied, self._filled = begin + n, copied + n, self._filled + n
                 if self._filled == self.size:
-                    behind = int(self._draws[-1][-1]) + 1
+                    self._note(facts, noted, copied)
+                    behind = int(facts.draws[copied - 1]) + 1
                     self._tell(loaded, rank, told, behind)
-                    told = behind
+                    told, noted = behind, copied
                     yield self._batch(load.first + behind)
+        self._note(facts, noted, copied)
         self._tell(loaded, rank, told, load.count)
 
     def _tell(self, loaded: Loaded, rank: Array, first: int, stop: int) -> None:
@@ -183,25 +184,13 @@ class WindowBatcher:
             return None
         return self._batch(position)
 
-    def _note(
-        self,
-        load: Load,
-        source: tuple[Provenance, ImageGrid],
-        lead: tuple[int, ...],
-        begin: int,
-        n: int,
-        rank: Array,
-    ) -> None:
-        block = load.block
-        within = np.empty((n, len(block.shape)), np.int64)
-        within[:, :-1] = lead
-        within[:, -1] = np.arange(begin, begin + n)
-        places = [np.asarray(o)[within[:, axis]] for axis, o in enumerate(block.origins)]
-        self._indices.append(within + np.array(block.start))
-        self._origins.append((np.stack(places, axis=-1) + block.region.origin).astype(np.int64))
-        self._draws.append(rank[lead][begin : begin + n])
-        self._sources += [source] * n
-        self._filled += n
+    def _note(self, facts: _Facts, first: int, stop: int) -> None:
+        """What is known of some windows that were copied."""
+        if first < stop:
+            self._indices.append(facts.indices[first:stop])
+            self._origins.append(facts.origins[first:stop])
+            self._draws.append(facts.draws[first:stop])
+            self._sources += [facts.source] * (stop - first)
 
     def _batch(self, position: int) -> WindowBatch:
         ndim = len(self._indices[0][0]) if self._indices else 1
@@ -219,6 +208,29 @@ class WindowBatcher:
         failures, self._failures = tuple(self._failures), []
         self._reset()
         return WindowBatch(chunks, position, failures)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Facts:
+    """Of the windows of a load that are copied, in order, as `WindowChunks` has them."""
+
+    source: tuple[Provenance, ImageGrid]
+    indices: Array
+    origins: Array
+    draws: Array
+
+    @classmethod
+    def of(cls, load: Load, keep: Array | None, rank: Array) -> _Facts:
+        """`keep`: which are copied, None for all; `rank`: the number of each."""
+        block = load.block
+        within = np.argwhere(np.ones(block.shape, bool) if keep is None else keep)
+        places = [np.asarray(o)[within[:, axis]] for axis, o in enumerate(block.origins)]
+        return cls(
+            (provenance(load), load.image.described),
+            within + np.array(block.start),
+            (np.stack(places, axis=-1) + block.region.origin).astype(np.int64),
+            rank.ravel() if keep is None else rank[keep],
+        )
 
 
 def _deliverable(load: Load, loaded: Loaded, skip: int) -> tuple[Array | None, Array]:
