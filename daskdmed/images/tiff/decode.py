@@ -28,8 +28,9 @@ from daskdmed.images.tiff.tables import TileTable
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
-#: bytes of output from which tiles are decoded to their place at once: libjpeg-turbo writes
-#: there past the cache, which pays only when the output would not have stayed in it
+#: bytes over which the output extends from which tiles are decoded to their place at once:
+#: libjpeg-turbo writes there past the cache, which pays only when the output would not have stayed
+#: in it. Of a part of a larger array the whole width counts: few tiles of many
 IN_PLACE = 2 * 2**20
 #: share of a tile up to which a part of it is decoded alone
 _PART = 7 / 8
@@ -194,7 +195,7 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
         target = out if given == out.shape[2] else out[:, :, channels]
-        in_place = out.nbytes >= IN_PLACE and _rows_apart(target)
+        in_place = _rows_apart(target) and len(target) * target.strides[0] >= IN_PLACE
         for row in rows:
             y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
             stored, band = plan.stored_rows(row), (y0 - row * tile_h, y1 - row * tile_h)
