@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,25 +55,34 @@ class BatchBuilder:
         self._reset()
 
     def _reset(self) -> None:
+        #: whether the batch is complete
+        self.full = False
         self._memory: tuple[Array, Array | None] | None = None
-        self._provenance: list[Provenance] = []
-        self._pieces: list[int] = []
-        self._origins: list[tuple[int, ...]] = []
-        self._draws: list[int] = []
+        #: where each row and its target go
+        self._places: list[tuple[Array, Array | None]] = []
+        #: of each row that was filled, see `commit`
+        self._kept: list[tuple[Provenance, int, tuple[int, ...], int]] = []
 
     def _rows(self) -> tuple[Array, Array | None]:
         """Memory for all rows, and for their targets."""
         if self._memory is None:
-            self._memory = self._crop.rows(self.size, self._empty)
+            data, targets = self._memory = self._crop.rows(self.size, self._empty)
+            none = itertools.repeat(None)
+            self._places = list(zip(data, none if targets is None else targets, strict=False))
         return self._memory
 
     def __len__(self) -> int:
-        return len(self._provenance)
+        return len(self._kept)
 
-    @property
-    def full(self) -> bool:
-        """Whether the batch is complete."""
-        return len(self._provenance) == self.size
+    def add(
+        self, sampler: VisitSampler, provenance: Provenance, draw: int, copier: Copier
+    ) -> Ended | None:
+        """Crop one draw of a visit into the next row, and keep it; or say that it gives none."""
+        taken = self.take(sampler, draw, copier)
+        if isinstance(taken, Ended):
+            return taken
+        self.commit(provenance, *taken, draw)
+        return None
 
     def take(
         self, sampler: VisitSampler, draw: int, copier: Copier
@@ -82,9 +92,9 @@ class BatchBuilder:
 
     def next_row(self) -> tuple[Array, Array | None]:
         """Where the next crop (and its target) goes."""
-        row = len(self._provenance)
-        data, targets = self._rows()
-        return data[row], None if targets is None else targets[row]
+        if not self._places:
+            self._rows()
+        return self._places[len(self._kept)]
 
     def settle(self, gone: Collection[int]) -> None:
         """Be done with some visits, whose pixels go away; those of the host have been copied."""
@@ -93,21 +103,20 @@ class BatchBuilder:
         self, provenance: Provenance, piece: int, origin: tuple[int, ...], draw: int
     ) -> None:
         """Keep the row that was filled."""
-        self._provenance.append(provenance)
-        self._pieces.append(piece)
-        self._origins.append(origin)
-        self._draws.append(draw)
+        self._kept.append((provenance, piece, origin, draw))
+        self.full = len(self._kept) == self.size
 
     def finish(self, cursor: Cursor) -> Batch:
         """The batch so far (short only at the end of a finite plan); begin the next one."""
         rows, crop = len(self), self._crop
         data, targets = self.pixels()
+        provenance, pieces, origins, draws = zip(*self._kept, strict=True) if rows else [()] * 4
         smallchunks = SmallChunks(
             data,
-            self._provenance,
-            np.array(self._pieces, np.int64),
-            np.array(self._origins, np.int64).reshape(rows, len(crop.size)),
-            np.array(self._draws, np.int64),
+            list(provenance),
+            np.array(pieces, np.int64),
+            np.array(origins, np.int64).reshape(rows, len(crop.size)),
+            np.array(draws, np.int64),
             targets,
             self._key,
             len(crop.size) - len(crop.dropped),

@@ -30,7 +30,7 @@ from daskdmed.loading.copying import Copier
 from daskdmed.loading.foreseen import Foresight
 from daskdmed.loading.lattice import Lattice
 from daskdmed.loading.patientstate import StateKeeper, VisitState
-from daskdmed.loading.sampling import CropSpec, Ended, VisitFacts, VisitSampler
+from daskdmed.loading.sampling import CropSpec, VisitFacts, VisitSampler
 from daskdmed.loading.spans import Span, cut
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.labelmaps import Classes
@@ -224,13 +224,11 @@ class Engine(ABC):
 
     def crop(self, visit: Visit, draw: int) -> bool:
         """Put one draw of a visit that is open into the batch; False: it gives none any more."""
-        sampler, provenance = self._samplers[visit.number]
-        taken = self._builder.take(sampler, draw, self._copier)
-        if isinstance(taken, Ended):
-            self.end_visit(visit, draw, taken.error)
+        ended = self._builder.add(*self._samplers[visit.number], draw, self._copier)
+        if ended is not None:
+            self.end_visit(visit, draw, ended.error)
             return False
-        self._builder.commit(provenance, *taken, draw)
-        self.gave()
+        self._barren = 0
         return True
 
     def next_beyond(self, number: int) -> int:

@@ -37,19 +37,20 @@ class LocalEngine(Engine):
         self.begin_turn(span.turn)
         table = self.visits_of(span.turn)
         ended, samplers, builder = self._ended, self._samplers, self._builder
-        position = span.start
-        for number, draw in zip(span.visits.tolist(), span.draws.tolist(), strict=True):
+        composed, crop = self.sampling.composed, self.crop if self.states is None else self._draw
+        rows = zip(span.visits.tolist(), span.draws.tolist(), strict=True)
+        for position, (number, draw) in enumerate(rows, span.start):
             if number not in ended:
                 if number not in samplers:
                     if self.sampling.adaptive:
+                        self._position = position
                         yield from self._fill_in(number, table)
                     self._open(table[number])
-                self._draw(table[number], draw)
-            if self.sampling.composed and number in ended:
+                crop(table[number], draw)
+            if composed and number in ended:
                 self._stand_in(table[number], position, span.turn)
-            position += 1
-            self._position = position
             if builder.full:
+                self._position = position + 1
                 yield self.finish_batch()
         self._position = span.stop
 
@@ -57,13 +58,13 @@ class LocalEngine(Engine):
         states = self.states
         self.open(visit, None if states is None else VisitState(states.state_of(visit.number)))
 
-    def _draw(self, visit: Visit, draw: int) -> None:
+    def _draw(self, visit: Visit, draw: int) -> bool:
         sampler, _ = self._samplers[visit.number]
         if self.states is not None and sampler.state is not None:
             self.states.begin_batch(self._batches)
             sampler.state.tell(self.states.read(visit.number))
             self._touched.add(visit.number)
-        self.crop(visit, draw)
+        return self.crop(visit, draw)
 
     def end_visit(self, visit: Visit, draw: int, error: BaseException | None) -> None:
         self._keep_state(visit.number)

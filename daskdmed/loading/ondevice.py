@@ -230,9 +230,9 @@ class DeviceBuilder(BatchBuilder):
         placed = sampler.place(draw)
         if isinstance(placed, Ended):
             return placed
-        at, start = placed
+        at, start, origin = placed
         self._waiting.append((len(self), number, self._there.piece(number, at), start))
-        return at, sampler.origin(at, start)
+        return at, origin
 
     def settle(self, gone: Collection[int]) -> None:
         if any(number in gone for _, number, *_ in self._waiting):

@@ -15,8 +15,8 @@ from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
 from daskdmed.persistence.areas import Area, Chosen, Draws, Places
 
-#: number of a piece, first pixel in it
-Position = tuple[int, tuple[int, ...]]
+#: number of a piece, first pixel in it, and the same in the frame of the view
+Position = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class Positions:
@@ -51,8 +51,10 @@ class Positions:
         if draw >= len(self._rows):
             if not self._locate(draw):
                 return None
-            starts = map(tuple, self._starts.tolist())
-            self._rows = list(zip(self._pieces.tolist(), starts, strict=True))
+            starts = self._starts
+            origins = starts + np.array([r.origin for r in self._regions])[self._pieces]
+            both = (map(tuple, places.tolist()) for places in (starts, origins))
+            self._rows = list(zip(self._pieces.tolist(), *both, strict=True))
         return self._rows[draw]
 
     def first(self, count: int) -> npt.NDArray[np.int64]:

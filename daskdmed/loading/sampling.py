@@ -24,7 +24,7 @@ from daskdmed.loading.chunks import BigChunk
 from daskdmed.loading.collectors import CollectContext, CollectorFunction
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.patientstate import VisitState
-from daskdmed.loading.positions import Positions
+from daskdmed.loading.positions import Position, Positions
 from daskdmed.persistence.areas import Area, Chosen
 from daskdmed.persistence.reading import Loaded, Piece, ReadFailure, pieces_of
 
@@ -158,8 +158,12 @@ class VisitSampler:
         self._shares: Array | None = None
         if self.failure is None:
             self._check_pieces()
+        #: of the only piece, and of its target, where a small chunk is nothing but a box of it
+        self._boxes: Array | None = None
+        self._target_boxes: Array | None = None
         if self.failure is None:
             self._positions = positions or self._make_positions(expected)
+            self._look_at_boxes()
 
     def _make_positions(self, expected: int) -> Positions:
         facts, crop = self.facts, self._crop
@@ -167,6 +171,17 @@ class VisitSampler:
         regions = [Region(piece.origin, self._extent(piece)) for piece in self.pieces]
         where = (facts.area, facts.key, facts.number, expected)
         return Positions(regions, crop.size, crop.ratio, *where)
+
+    def _look_at_boxes(self) -> None:
+        crop = self._crop
+        if len(self.pieces) != 1 or crop.around is not None or crop.objects:
+            return
+        piece = self.pieces[0]
+        if piece.shape is not None or (piece.target is not None and crop.target_ratio):
+            return
+        self._boxes = _boxes(piece.data, crop.size)
+        if piece.target is not None:
+            self._target_boxes = _boxes(piece.target, crop.size)
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
@@ -234,15 +249,19 @@ class VisitSampler:
         placed = self.place(draw)
         if isinstance(placed, Ended):
             return placed
-        at, start = placed
-        if self._crop.objects:
+        at, start, origin = placed
+        if self._boxes is not None and copier is not None:
+            copier.add(out, self._boxes[start], self.facts.number)
+            if target_out is not None and self._target_boxes is not None:
+                copier.add(target_out, self._target_boxes[start], self.facts.number)
+        elif self._crop.objects:
             out[0] = self.pieces[at].data[self._box(start)].copy()
         else:
             self._copy(at, start, out, target_out, copier)
-        return at, self.origin(at, start)
+        return at, origin
 
-    def place(self, draw: int) -> tuple[int, tuple[int, ...]] | Ended:
-        """Piece of one draw and first pixel in it, where no collector has a say."""
+    def place(self, draw: int) -> Position | Ended:
+        """Where one draw lies, where no collector has a say."""
         if self.failure is not None:
             return Ended(self.failure.error)
         if not self.pieces:  # the big-chunk loader found nothing
@@ -265,6 +284,7 @@ class VisitSampler:
 
     def hollow(self) -> None:
         """Forget the pixels, which are cropped from elsewhere; places stay what they are."""
+        self._boxes = self._target_boxes = None
         self.pieces = [
             replace(
                 piece,
@@ -401,6 +421,16 @@ class VisitSampler:
         out[...] = data
         self._copy(at, start, None, target_out)
         return start
+
+
+def _boxes(data: Array, size: tuple[int, ...]) -> Array:
+    """Every box of a size in an array, by its first pixel, without copying any: one index finds
+    it, where slices would have to be made for each axis."""
+    axes = len(size)
+    rooms = (extent - s + 1 for extent, s in zip(data.shape, size, strict=False))
+    shape = (*rooms, *size, *data.shape[axes:])
+    strides = (*data.strides[:axes], *data.strides)
+    return np.lib.stride_tricks.as_strided(data, shape, strides, writeable=False)
 
 
 def _shape_of(data: Array) -> Array:
