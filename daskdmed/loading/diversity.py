@@ -36,6 +36,8 @@ CELLS = 64
 _VISITS = 65_536
 #: batches that are counted together
 _TOGETHER = 32
+#: corners and centre of a small chunk, its centre in the middle: first, centre or last of each axis
+_ROWS, _COLUMNS = [0, 0, 1, 2, 2], [0, 2, 1, 0, 2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,15 @@ class Diversity:
             return
         sources = [source for provenance, _ in waiting for source in provenance]
         batches = np.repeat(np.arange(len(waiting)), [len(p) for p, _ in waiting])
-        numbers = np.array([self._numbers[str(s.patient.id)] for s in sources])
-        visits = np.array([s.bigchunks[0].visit for s in sources])
+        # visits are far fewer than small chunks: each is looked at once
+        known: dict[int, int] = {}
+        dense = np.array([known.setdefault(id(s), len(known)) for s in sources], np.int64)
+        _, first = np.unique(dense, return_index=True)
+        told = [sources[i] for i in first.tolist()]
+        numbers = np.array([self._numbers[str(s.patient.id)] for s in told])[dense]
+        visits = np.array([s.bigchunks[0].visit for s in told])[dense]
         self._batches += len(waiting)
         self._patients += len(np.unique(batches * len(self._names) + numbers))
-        _, dense = np.unique(visits, return_inverse=True)
         self._bigchunks += len(np.unique(batches * len(sources) + dense))
         self._repeat(visits)
         self._taken += len(sources)
@@ -158,9 +164,11 @@ class Diversity:
             # first corner, centre and last corner, per axis
             steps = np.array([0.0, 0.5, 1.0])[:, None, None] * (self._size - 1)
             at = np.clip(((here + steps) * scale).astype(np.int64), 0, last)
-            np.add.at(counts, (at[1, :, 0], at[1, :, 1]), 1)
-            for i, k in ((0, 0), (0, 2), (1, 1), (2, 0), (2, 2)):
-                self._reached[name][at[i, :, 0], at[k, :, 1]] = True
+            # cells by one number
+            cells = at[_ROWS, :, 0] * counts.shape[1] + at[_COLUMNS, :, 1]
+            more = np.bincount(cells[2], minlength=counts.size).astype(np.uint32)
+            counts += more.reshape(counts.shape)
+            self._reached[name].reshape(-1)[cells] = True
 
     def knows(self, patient: str) -> bool:
         """Whether there is such a patient."""

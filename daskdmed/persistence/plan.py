@@ -151,9 +151,9 @@ class RotationPlan:
         self._last = np.full(len(population.blocks), -1, np.int64)
         self._laps: dict[int, tuple[int, Array]] = {}
         self._resident: list[Visit] = []
-        self._numbers = np.zeros(0, np.int64)
-        self._remaining = np.zeros(0, np.int64)
-        self._whole = np.zeros(0, np.int64)
+        #: of each of them number, record, draws that are left, and draws that it gives in all;
+        #: replaced, never written to, because turns and policies see parts of it
+        self._table = np.zeros((4, 0), np.int64)
         self._exhausted = False
         self._admitted = 0
         self._turn = 0
@@ -205,7 +205,7 @@ class RotationPlan:
             counts=counts,
             blocks=self._blocks,
             ages=ages,
-            resident=np.array([v.record for v in self._resident], np.int64),
+            resident=self._table[1],
             patients=self.population.patients,
             labels=self.population.labels,
         )
@@ -263,12 +263,11 @@ class RotationPlan:
             if visit is None:
                 return
             self._resident.append(visit)
-            self._numbers = np.append(self._numbers, visit.number)
             count = self.draws_per_visit
             if self._draws is not None:
                 count = self._draws(visit.record, visit.block)
-            self._remaining = np.append(self._remaining, count)
-            self._whole = np.append(self._whole, count)
+            row = np.array([[visit.number], [visit.record], [count], [count]])
+            self._table = _fixed(np.concatenate([self._table, row], axis=1))
 
     # -- turns ----------------------------------------------------------------------
 
@@ -278,14 +277,15 @@ class RotationPlan:
     def __next__(self) -> Turn:
         shares, rng = self._step()
         resident = tuple(self._resident)
-        # admitted in order, so these are sorted; kept as an array because there may be many
-        numbers = self._numbers
+        # admitted in order, so that numbers are sorted; in arrays because there may be many
+        numbers, _, remaining, whole = self._table
         order = self._order(shares, rng)
-        given = self._whole - self._remaining
-        draws = np.repeat(given, shares) + _within(shares)
+        givers = shares.nonzero()[0]
+        counts = shares[givers]
+        draws = (whole - remaining)[givers].repeat(counts) + _within(counts)
         # a visit's own draws stay in order however the turn is shuffled
-        owners = np.repeat(np.arange(len(resident)), shares)[order]
-        by_owner = np.argsort(owners, kind="stable")
+        owners = givers.repeat(counts)[order]
+        by_owner = owners.argsort(kind="stable")
         ordered = np.empty_like(draws)
         ordered[by_owner] = draws
         turn = Turn(
@@ -295,7 +295,7 @@ class RotationPlan:
             leaving=resident[:1],
             visits=numbers[owners],
             draws=ordered,
-            left=self._remaining,
+            left=remaining,
         )
         self._finish(shares)
         return turn
@@ -323,11 +323,12 @@ class RotationPlan:
         if not self._resident:
             raise StopIteration
         rng = generator(self._key, Purpose.TURN, self._turn)
-        due = self._remaining / np.arange(1, len(self._resident) + 1)
+        remaining = self._table[2]
+        due = remaining / np.arange(1, remaining.size + 1)
         shares = np.floor(due + rng.random(due.size)).astype(np.int64)
         # only the oldest may leave, so that one visit leaves at a time
-        shares = np.minimum(shares, self._remaining - 1)
-        shares[0] = self._remaining[0]
+        shares = np.minimum(shares, remaining - 1)
+        shares[0] = remaining[0]
         return shares, rng
 
     def _order(self, shares: Array, rng: np.random.Generator) -> Array:
@@ -337,23 +338,22 @@ class RotationPlan:
             late = np.arange(shares.size) - min(FIRST_VISITS, shares.size) + 1
             opens = np.clip(late, 0, None) / shares.size
             when = np.repeat(opens, shares) + when * (1 - np.repeat(opens, shares))
-        return np.argsort(when, kind="stable")
+        order: Array = when.argsort(kind="stable")
+        return order
 
     def _finish(self, shares: Array) -> None:
         """The oldest visit has given all its draws, the others theirs of this turn."""
         self._resident = self._resident[1:]
-        self._numbers = self._numbers[1:]
-        self._remaining = (self._remaining - shares)[1:]
-        self._whole = self._whole[1:]
+        table = self._table[:, 1:].copy()
+        table[2] -= shares[1:]
+        self._table = _fixed(table)
         self._position += int(shares.sum())
         self._turn += 1
 
     def _snapshot(self) -> tuple[Any, ...]:
         return (
             list(self._resident),
-            self._numbers,
-            self._remaining,
-            self._whole,
+            self._table,
             self._counts.copy(),
             self._due.copy(),
             self._last.copy(),
@@ -362,12 +362,17 @@ class RotationPlan:
         )
 
     def _restore(self, saved: tuple[Any, ...]) -> None:
-        self._resident, self._numbers, self._remaining, self._whole = saved[:4]
-        self._counts, self._due, self._last, self._admitted, self._exhausted = saved[4:]
+        self._resident, self._table = saved[:2]
+        self._counts, self._due, self._last, self._admitted, self._exhausted = saved[2:]
+
+
+def _fixed(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
 
 
 def _within(shares: Array) -> Array:
     """0, 1, ..., n - 1 for each share of n, one after the other."""
-    ends = np.cumsum(shares)
-    within: Array = np.arange(int(ends[-1])) - np.repeat(ends - shares, shares)
+    ends = shares.cumsum()
+    within: Array = np.arange(int(ends[-1])) - (ends - shares).repeat(shares)
     return within
