@@ -7,6 +7,7 @@ and queues where it happens.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -54,7 +55,7 @@ class Silence:
         since = self._since
         if self._said or since is None:
             return math.inf
-        after = parse_timedelta(dask.config.get("daskdmed.report-after", REPORT_AFTER), "s")
+        after = _seconds(dask.config.get("daskdmed.report-after", REPORT_AFTER))
         return max(float(since + after - time.monotonic()), 0.0)
 
     def tell(self) -> None:
@@ -76,6 +77,12 @@ def workers_of(client: Client) -> dict[str, Any]:
     """
     found: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
     return found
+
+
+@functools.lru_cache(8)
+def _seconds(text: Any) -> float:
+    """Of "30 s" or a number: asked at every wait."""
+    return float(parse_timedelta(text, "s"))
 
 
 def explain(client: Client, keys: Iterable[Any]) -> str:

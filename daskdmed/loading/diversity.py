@@ -116,9 +116,8 @@ class Diversity:
         sources = [source for provenance, _ in waiting for source in provenance]
         batches = np.repeat(np.arange(len(waiting)), [len(p) for p, _ in waiting])
         # visits are far fewer than small chunks: each is looked at once
-        known: dict[int, int] = {}
-        dense = np.array([known.setdefault(id(s), len(known)) for s in sources], np.int64)
-        _, first = np.unique(dense, return_index=True)
+        own = np.fromiter(map(id, sources), np.int64, len(sources))
+        _, first, dense = np.unique(own, return_index=True, return_inverse=True)
         told = [sources[i] for i in first.tolist()]
         numbers = np.array([self._numbers[str(s.patient.id)] for s in told])[dense]
         visits = np.array([s.bigchunks[0].visit for s in told])[dense]
