@@ -1,4 +1,5 @@
-"""Reading, in seconds of CPU: single patches, blocks of Zarr, windows of slides, opening many.
+"""Reading, in seconds of CPU: single patches, few draws of big chunks, blocks of Zarr, windows of
+slides, opening many.
 
 CPU time holds on a machine that others use too. Each figure is the best of some rounds, and a
 ratio is of the bests of the same rounds.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import imagecodecs
 import inputs
 import numpy as np
 from limits import THREADS, RawTiles
-from scenarios import CROP, grid_mean
+from peers import cucim_patches
+from scenarios import BATCH, CROP, dataset, grid_mean
 
 import daskdmed
 from daskdmed.core.region import Region
@@ -28,6 +31,8 @@ from daskdmed.images.tiff.decode import count_tiles
 MANY = 500
 #: share of a slide that is tissue, where only that is read
 TISSUE = 0.2
+#: draws from each big chunk, where variety matters more than reading it once for many
+FEW = 16
 
 
 def cpu(work: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
@@ -70,6 +75,51 @@ def patches(path: Path, count: int = 200, rounds: int = 3, *, cucim: bool = Fals
 
             work["cucim"] = theirs
         return {name: value / count for name, value in cpu(work, rounds).items()}
+
+
+def few_draws(
+    paths: list[Path], rounds: int = 3, *, patches: int = 2048, cucim: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Seconds per random patch, of CPU and of the clock: of big chunks that give few ("ours"), and
+    of cuCIM's batched reads by two threads ("cucim") where they are wanted.
+
+    They take turns, each from a fresh start whose first patches are not counted; medians of rounds.
+    """
+    works: dict[str, Callable[[], Any]] = {"ours": lambda: _lightdl(paths, FEW)}
+    if cucim:
+        works["cucim"] = lambda: cucim_patches(paths)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, begin in works.items():
+            steps = begin()
+            try:
+                _take(steps, patches // 2)  # until the budget is full once
+                used, began = time.process_time(), time.perf_counter()
+                count = _take(steps, patches)
+                seconds = time.process_time() - used, time.perf_counter() - began
+                found[name].append((seconds[0] / count, seconds[1] / count))
+            finally:
+                steps.close()
+    return {
+        name: (statistics.median(c for c, _ in values), statistics.median(w for _, w in values))
+        for name, values in found.items()
+    }
+
+
+def _lightdl(paths: list[Path], draws: int) -> Iterator[int]:
+    with daskdmed.LightDL(
+        dataset(paths), smallchunk_size=CROP, batch_size=BATCH, smallchunks_per_bigchunk=draws
+    ) as loader:
+        for x, _, _ in loader:
+            yield x.shape[0]
+
+
+def _take(steps: Iterator[int], count: int) -> int:
+    """At least so many patches; how many these were."""
+    taken = 0
+    while taken < count:
+        taken += next(steps)
+    return taken
 
 
 def zarr_copy(kind: str) -> Path:

@@ -224,6 +224,20 @@ def reading(kind: str, rounds: int) -> Iterator[Figure]:
         yield Figure("memory per open slide, MiB", kind, mebibytes, 1.0, False)
 
 
+def few_draws(kind: str, rounds: int) -> Iterator[Figure]:
+    """Few draws of each big chunk against reading each patch for itself, as cuCIM does it best."""
+    found = reads.few_draws(inputs.slides(kind), rounds, cucim=_have("cucim"))
+    cpu, clock = found["ours"]
+    theirs = found.get("cucim", (None, None))
+    what = f"LightDL 4096, {reads.FEW} draws / cuCIM, batched, 2 threads"
+    for name, ours, other in ((f"{what}, by CPU", cpu, theirs[0]), (what, clock, theirs[1])):
+        detail = f"{1e6 * ours:,.0f} us a patch"
+        if other is None:
+            yield Figure(name, kind, None, 1.0, detail=f"{detail}; not installed (cucim)")
+        else:
+            yield Figure(name, kind, other / ours, 1.0, detail=f"{detail} against {1e6 * other:,.0f}")
+
+
 def memory(kind: str, rounds: int) -> Iterator[Figure]:
     """Memory against slide size; one slide and one round tell it."""
     small, large = inputs.side() // 2, inputs.side() * 2
@@ -258,6 +272,8 @@ TOPICS = (
     first_batch,
     sliding_windows,
     remote,
+    reading,
+    few_draws,
     memory,
     hooks,
 )
