@@ -227,15 +227,15 @@ def reading(kind: str, rounds: int) -> Iterator[Figure]:
 def few_draws(kind: str, rounds: int) -> Iterator[Figure]:
     """Few draws of each big chunk against reading each patch for itself, as cuCIM does it best."""
     found = reads.few_draws(inputs.slides(kind), rounds, cucim=_have("cucim"))
-    cpu, clock = found["ours"]
     theirs = found.get("cucim", (None, None))
     what = f"LightDL 4096, {reads.FEW} draws / cuCIM, batched, 2 threads"
-    for name, ours, other in ((f"{what}, by CPU", cpu, theirs[0]), (what, clock, theirs[1])):
+    for name, ours, other in zip((f"{what}, by CPU", what), found["ours"], theirs, strict=True):
         detail = f"{1e6 * ours:,.0f} us a patch"
         if other is None:
             yield Figure(name, kind, None, 1.0, detail=f"{detail}; not installed (cucim)")
         else:
-            yield Figure(name, kind, other / ours, 1.0, detail=f"{detail} against {1e6 * other:,.0f}")
+            detail = f"{detail} against {1e6 * other:,.0f}"
+            yield Figure(name, kind, other / ours, 1.0, detail=detail)
 
 
 def memory(kind: str, rounds: int) -> Iterator[Figure]:

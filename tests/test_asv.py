@@ -163,6 +163,35 @@ def test_report_of_trainers_and_of_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "| NO |" in promise
 
 
+def test_report_of_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, reads = (importlib.import_module(n) for n in ("report", "reads"))
+    found = {"ours": (8e-4, 4e-4), "cucim": (1e-3, 2e-4)}
+    monkeypatch.setattr(reads, "few_draws", lambda *_, **__: found)
+    by_cpu, by_clock = [figure.row() for figure in report.few_draws("mixed", 1)]
+    assert "by CPU | mixed | 1.25 | >= 1 | yes | 800 us a patch against 1,000 |" in by_cpu
+    assert "| mixed | 0.5 | >= 1 | NO | 400 us a patch against 200 |" in by_clock
+    del found["cucim"]
+    assert all("not measured" in figure.row() for figure in report.few_draws("mixed", 1))
+    assert report.reading in report.TOPICS
+    assert report.few_draws in report.TOPICS
+
+
+def test_few_draws_take_turns_with_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, reads = (importlib.import_module(n) for n in ("inputs", "reads"))
+    began = []
+
+    def steps(paths: list[Path]) -> Iterator[int]:
+        began.append(len(paths))
+        while True:
+            yield 8
+
+    monkeypatch.setattr(reads, "cucim_patches", steps)
+    found = reads.few_draws(inputs.slides("mixed", 2), 2, patches=16, cucim=True)
+    assert began == [2, 2]
+    assert set(found) == {"ours", "cucim"}
+    assert min(found["ours"]) > 0
+
+
 def test_a_training_process_that_fails_says_why() -> None:
     trainers = importlib.import_module("trainers")
     job = trainers.Job(("/nowhere/slide.tif",), "threads", 0.05)

@@ -38,6 +38,35 @@ class PatchesAgainstCuCim(Patches):
     track_ratio_to_cucim.unit = "ratio"
 
 
+class FewDraws(Once):
+    """Random patches of which each big chunk gives few: microseconds of CPU of each."""
+
+    params = ["mixed", "dense"]
+    param_names = ["slide"]
+
+    def setup(self, kind: str) -> None:
+        self.paths = inputs.slides(kind)
+
+    def track_cpu(self, kind: str) -> float:
+        return 1e6 * reads.few_draws(self.paths)["ours"][0]
+
+    track_cpu.unit = "us"
+
+
+class FewDrawsAgainstCuCim(FewDraws):
+    """Of cuCIM's batched reads, in units of ours."""
+
+    def setup(self, kind: str) -> None:
+        requires("cucim")
+        super().setup(kind)
+
+    def track_ratio_to_cucim(self, kind: str) -> float:
+        found = reads.few_draws(self.paths, cucim=True)
+        return found["cucim"][0] / found["ours"][0]
+
+    track_ratio_to_cucim.unit = "ratio"
+
+
 class ZarrBlock(Once):
     """A block of what `to_ome_zarr` writes."""
 
