@@ -44,6 +44,8 @@ def data_uri(picture: Array, most: int | None = None) -> str:
     bytes."""
     import imagecodecs
 
+    if picture.size == picture.shape[2]:  # no encoder takes a single pixel
+        picture = picture.repeat(2, axis=0).repeat(2, axis=1)
     grey = picture.shape[2] == 3 and bool((picture == picture[..., :1]).all())
     coded = imagecodecs.png_encode(np.ascontiguousarray(picture[..., 0] if grey else picture))
     kind = "png"

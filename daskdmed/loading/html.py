@@ -228,8 +228,12 @@ def _middle(chunk: SmallChunk, source: Source, axes: int) -> Array:
 
 
 def _number(target: Any) -> str:
-    """A target that is one number."""
-    return "" if target is None or np.ndim(target) else f"target {float(target):.4g}"
+    """A target that is one value."""
+    if target is None or np.ndim(target):
+        return ""
+    value = target.item() if hasattr(target, "item") else target
+    told = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)[:40]
+    return f"target {told}"
 
 
 def _with_target(target: Any, picture: Array, axes: int, moved: bool) -> list[Array]:

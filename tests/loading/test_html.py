@@ -83,13 +83,19 @@ def test_large_ones_are_averaged():
         np.full((2, 16, 16, 1), np.nan, "f8"),
         np.arange(2 * 16 * 16).reshape(2, 16, 16) % 3 == 0,
         np.arange(2 * 16 * 16 * 40).reshape(2, 16, 16, 40).astype("i4"),
+        np.full((2, 16, 16), 2**64 - 1, "u8"),
     ],
-    ids=["float", "uint16 x 5", "nan", "bool", "int32 x 40"],
+    ids=["float", "uint16 x 5", "nan", "bool", "int32 x 40", "uint64"],
 )
 def test_any_type_and_any_number_of_channels(data):
     shown = pictures(batch(data)._repr_html_())
     assert [p.shape[:2] for p in shown[:2]] == [(16, 16), (16, 16)]
     assert len(shown) == 3
+
+
+def test_of_one_pixel():
+    one, _ = pictures(batch(np.full((1, 1, 1, 3), 9, np.uint8))._repr_html_())
+    assert (one == 9).all()
 
 
 def test_all_of_a_batch_are_brightened_alike():
@@ -169,6 +175,8 @@ def test_numbers_are_captions():
     page = batch(smooth(1), [patient("p", grade=3, site="A")], targets=np.array([0.25]))
     page = page._repr_html_()
     assert "grade: 3, site: A, target 0.25" in page
+    page = batch(smooth(1), targets=np.array(["<benign>"]))._repr_html_()
+    assert "&lt;benign&gt;" in page
 
 
 # -- where they came from ------------------------------------------------------------------
