@@ -197,6 +197,18 @@ def test_absurd_sizes(make, tmp_path, tag, value):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [2, 5, 12, 99])
+@pytest.mark.parametrize("tag", [257, 324, 325])
+def test_sizes_and_places_that_are_no_whole_numbers(make, tmp_path, tag, kind):
+    path = tmp_path / "odd.tif"
+    make.write_pyramid(path, (512, 640), levels=1, tile=(128, 128), compression="deflate")
+    with tifffile.TiffFile(path) as tif:
+        entry = tif.pages[0].tags[tag].offset
+    make.damage(path, entry + 2, struct.pack("<H", kind))
+    with pytest.raises(CorruptImageError, match=rf"odd\.tif.*tag {tag} .* has type {kind}"):
+        open_slide(path)
+
+
 def test_absurd_image_in_one_tile(make, tmp_path):
     """The number of tiles agrees, but no tile can be that large."""
     path = tmp_path / "absurd.tif"

@@ -24,6 +24,8 @@ _TYPE_SIZE = {
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
     16: 8, 17: 8, 18: 8,
 }  # fmt: skip
+#: those of whole numbers
+_WHOLE = {1, 3, 4, 6, 8, 9, 13, 16, 17, 18}
 _INTEGER = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 #: directories in one file; a Z-stack of a thousand planes with pyramids stays far below
 MAX_IFDS = 50_000
@@ -36,6 +38,8 @@ _WIDTH, _LENGTH, _SAMPLES, _ROWS, _TILE_W, _TILE_H, _SUBIFD = 256, 257, 277, 278
 _STRIP_OFFSETS, _STRIP_COUNTS = 273, 279
 #: tags of where tiles lie, and of their sizes
 TILE_OFFSETS, TILE_COUNTS = 324, 325
+#: tags of whole numbers, without which nothing can be found
+_PLACED = (_WIDTH, _LENGTH, _STRIP_OFFSETS, TILE_OFFSETS, _STRIP_COUNTS, TILE_COUNTS)
 _PLANAR, _BITS, _COMPRESSION, _NDPI = 284, 258, 259, 65420
 #: tags that say how pixels are stored: sizes, bits, compression, photometric interpretation, order
 #: of bits, samples, planes, predictor, kind of samples; and what they say where they are missing
@@ -203,9 +207,9 @@ def _read_tag(
     source: Source, layout: _Layout, ifd: IFD, tag: int, kind: int, number: int, raw: bytes, up: int
 ) -> None:
     width = _TYPE_SIZE.get(kind)
+    if tag in _PLACED and kind not in _WHOLE:
+        _corrupt(source, f"tag {tag} of the directory at {ifd.offset} has type {kind}")
     if width is None:
-        if tag in (_WIDTH, _LENGTH, _STRIP_OFFSETS, TILE_OFFSETS, _STRIP_COUNTS, TILE_COUNTS):
-            _corrupt(source, f"tag {tag} of the directory at {ifd.offset} has type {kind}")
         return
     length, code, wanted, data = width * number, _INTEGER.get(kind), number, raw
     if length > layout.inline:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from daskdmed.core.errors import (
+    CorruptImageError,
     DaskdmedError,
     UnsupportedImageError,
     UsageError,
@@ -260,6 +261,10 @@ def _in_one_piece(uri: str, level: Any, source: Source, time: int | str | None) 
     names = [plane.get(letter, name) for letter, name in zip(letters, names, strict=True)]
     layout = layout_by_names(uri, names, shape, time)
     dtype = np.dtype(level.dtype).newbyteorder(level.keyframe.parent.byteorder)
+    if not 0 < level.dataoffset < source.size:
+        raise CorruptImageError.of(
+            uri, f"its voxels begin at byte {level.dataoffset} of {source.size}; fetch it again"
+        )
     raw = RawArray(source, level.dataoffset, shape, dtype)
     return _Level(layout, layout.row, dtype, raw=raw)
 

@@ -49,4 +49,6 @@ class Rescale:
             values += self.dtype.type(self.intercept)
             out[...] = values
         else:
-            out[...] = stored * np.float64(self.slope) + np.float64(self.intercept)
+            # no numbers stay so, though some signal that they are used; what is too large is inf
+            with np.errstate(invalid="ignore", over="ignore"):
+                out[...] = stored * np.float64(self.slope) + np.float64(self.intercept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import fsspec
 import numpy as np
 import pytest
@@ -101,6 +103,16 @@ def test_whole_slopes_are_exact_in_the_smallest_type(stored, slope, intercept):
         np.testing.assert_allclose(out, np.array(exact, "f8"), rtol=1e-6)
     else:
         assert out.tolist() == exact
+
+
+def test_values_that_are_no_number_or_too_large_give_no_warning():
+    signals = np.array([0x7FA00000, 0x3F800000, 0x7F700000], np.uint32).view(np.float32)
+    rescale = Rescale.of("f4", 2.5, 1.0)
+    out = np.empty(3, rescale.dtype)
+    with warnings.catch_warnings(action="error"):
+        rescale.into(signals, out)
+    assert np.isnan(out[0])
+    assert out[1:].tolist() == [3.5, np.inf]
 
 
 def test_remote_files(tmp_path):

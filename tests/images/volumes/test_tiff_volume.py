@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -156,6 +158,18 @@ def test_files_without_a_hint_are_slides(tmp_path):
     tifffile.imwrite(tmp_path / "page.tif", VALUES[0])
     assert Record(tmp_path / "page.tif").view().spatial_ndim == 2
     assert open_slide(tmp_path / "page.tif").dimensions == (52, 40)
+
+
+def test_voxels_that_begin_outside_the_file(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 16, 20), "u2"), imagej=True)
+    with tifffile.TiffFile(path) as tif:
+        tag = tif.pages[0].tags[273].offset
+    with path.open("r+b") as file:
+        file.seek(tag + 2)
+        file.write(struct.pack(f"{tif.byteorder}HIi", 9, 1, -256))
+    with pytest.raises(CorruptImageError, match=r"a\.tif.* begin at byte -256 of"):
+        open_volume(path)
 
 
 def test_damaged_files(tmp_path):
