@@ -97,7 +97,8 @@ class Plane:
             crisp = "image-rendering:pixelated;" * (max(self.pixels.shape[:2]) < side)
             parts.append(
                 f'<img alt="{safe(alt)}" src="{data_uri(self.pixels, most)}" '
-                f'style="{crisp}width:{width}px;height:{height}px">'
+                # pages have rules for pictures of their own; what is drawn over it must meet it
+                f'style="{crisp}width:{width}px;height:{height}px;padding:0;max-width:none">'
             )
         if drawn:
             box = f"0 0 {self.extent[1]:g} {self.extent[0]:g}"

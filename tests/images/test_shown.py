@@ -124,6 +124,8 @@ def test_a_view_and_a_space_in_a_notebook(pyramid):
     page = view._repr_html_()
     assert "8 x 8" in page
     assert len(pictures(page)) == 1
+    # rules of a page for its own pictures do not move it below what is drawn over it
+    assert "padding:0;max-width:none" in page
     assert repr(view).startswith(f"<SlideView of {pyramid}: shape=(64, 64, 3)")
     space = Space(np.diag([2.0, 1.0, 0.5, 1.0]), (12, 16, 18))
     shown = space._repr_html_()
