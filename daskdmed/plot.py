@@ -1,4 +1,4 @@
-"""Pictures: a result laid over its slide.
+"""Pictures: a result, or what was drawn, laid over its slide.
 
 Needs the extra ``plot`` (matplotlib). Not covered: computing results
 (`daskdmed.inference.heatmap`), interactive viewers (the stores open in napari and QuPath).
@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from daskdmed.cohort.annotations.html import label_colours
+from daskdmed.cohort.annotations.reading import read_annotations
+from daskdmed.cohort.annotations.table import Annotations
 from daskdmed.cohort.sources import ImageLike, Request, images_of
 from daskdmed.cohort.tissue.source import Source, source_of
+from daskdmed.core.errors import UsageError
 from daskdmed.core.extras import extra
+from daskdmed.core.figures import new_figure
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.composite import display
@@ -89,7 +94,6 @@ def overlay(
         registered with pyplot: save it with ``figure.savefig(...)``; notebooks show it.
     """
     colormaps = extra("matplotlib", "plot", "drawing needs").colormaps
-    figure_class = extra("matplotlib.figure", "plot", "drawing needs").Figure
     source = source_of(images_of(slide, Request(spatial_ndim=2)).only("overlay"))
     height, width = source.shape0
     given = None
@@ -100,20 +104,10 @@ def overlay(
     # what is drawn of a large result are means of squares, the last of them cut by the axes
     counts = [n * factor for n in values.shape]
     edges = plane.georeference.extent(counts)
-    shrunk = max(1.0, width / max_size, height / max_size)
-    thumbnail = source.read((max(1, round(height / shrunk)), max(1, round(width / shrunk))))
-    figure: Any
-    if ax is None:
-        figure = _figure(figure_class, width / height)
-        ax = figure.add_subplot()
-    else:
-        figure = ax.figure
-    picture = thumbnail if thumbnail.ndim == 3 else thumbnail[..., None]
-    shown = display(picture, source.info)
-    ax.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
+    axes = _slide_drawn(source, max_size, ax)
     colours = colormaps[cmap].with_extremes(bad=(0, 0, 0, 0))
     (top, bottom), (left, right) = edges
-    cells = ax.imshow(
+    cells = axes.imshow(
         np.ma.masked_invalid(values),
         extent=(left, right, bottom, top),
         cmap=colours,
@@ -122,11 +116,114 @@ def overlay(
         vmax=vmax,
         interpolation="nearest",
     )
-    ax.set_xlim(0, width)
-    ax.set_ylim(height, 0)
-    _decorate(figure, ax, cells, source, title, label)
-    whole: Figure = figure
+    _colour_bar(axes, cells, label)
+    _decorate(axes, source, title)
+    whole: Figure = axes.figure
     return whole
+
+
+def outlines(
+    slide: ImageLike | None,
+    annotations: Annotations | PathLike,
+    *,
+    fill: float = 0.15,
+    linewidth: float = 1.5,
+    max_size: int = 1024,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw annotations over the thumbnail of their slide, in the colours of their labels.
+
+    Parameters
+    ----------
+    slide : Slide, Patient, Record, view, path, URL, array or None
+        The image, as for `overlay`. None: they are drawn over what `ax` shows, for instance what
+        `overlay` has drawn there.
+    annotations : Annotations or path
+        In the level-0 frame of the slide. Labels without a colour get one.
+    fill : float
+        Opacity of the inside of polygons, 0 to 1.
+    linewidth : float
+        In points.
+    max_size : int
+        Longer side of the thumbnail, in pixels.
+    ax : matplotlib.axes.Axes, optional
+        Draw here instead of in a new figure.
+    title : str, optional
+        Default the file's name.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        As of `overlay`, with a legend of the labels.
+
+    Raises
+    ------
+    UsageError
+        Neither a slide nor axes.
+    """
+    patches = extra("matplotlib.patches", "plot", "drawing needs")
+    table = annotations if isinstance(annotations, Annotations) else read_annotations(annotations)
+    axes: Any = ax
+    if slide is not None:
+        source = source_of(images_of(slide, Request(spatial_ndim=2)).only("outlines"))
+        axes = _slide_drawn(source, max_size, ax)
+        _decorate(axes, source, title)
+    elif ax is None:
+        raise UsageError("outlines are drawn over a slide, or over what ax= shows: give either")
+    handles = []
+    for label, colour in label_colours(table).items():
+        ink = tuple(c / 255 for c in colour)
+        polygons, lines, points = _paths([item.geometry for item in table if item.label == label])
+        if polygons is not None:
+            inside = (*ink, fill)
+            axes.add_patch(patches.PathPatch(polygons, fc=inside, ec=ink, lw=linewidth))
+        if lines is not None:
+            axes.add_patch(patches.PathPatch(lines, fill=False, ec=ink, lw=linewidth))
+        if len(points):
+            axes.plot(*points.T, "o", color=ink, markersize=4)
+        handles.append(patches.Patch(fc=(*ink, 0.4), ec=ink, label=label or "without a label"))
+    if handles:
+        axes.legend(handles=handles, loc="upper right", fontsize=8)
+    whole: Figure = axes.figure
+    return whole
+
+
+def _paths(shapes: list[Any]) -> tuple[Any, Any, Array]:
+    """Polygons and lines as one path each, None where there are none; points as (n, 2)."""
+    import shapely
+    from matplotlib.path import Path
+
+    parts = shapely.get_parts(shapely.get_parts(shapes))  # of a collection in a collection
+    # outlines turn one way and holes the other, so that holes stay empty
+    parts = shapely.normalize(parts[~shapely.is_empty(parts)])
+    kinds = shapely.get_type_id(parts)
+    rings = shapely.get_rings(parts[kinds == shapely.GeometryType.POLYGON])
+    lines = parts[
+        np.isin(kinds, (shapely.GeometryType.LINESTRING, shapely.GeometryType.LINEARRING))
+    ]
+    made = [
+        Path.make_compound_path(
+            *(Path(shapely.get_coordinates(one), closed=closed) for one in each)
+        )
+        if len(each)
+        else None
+        for each, closed in ((rings, True), (lines, False))
+    ]
+    return *made, shapely.get_coordinates(parts[kinds == shapely.GeometryType.POINT])
+
+
+def _slide_drawn(source: Source, max_size: int, ax: Axes | None) -> Any:
+    """Axes in level-0 pixels, in a figure of their own where none are given, with the thumbnail."""
+    height, width = source.shape0
+    shrunk = max(1.0, width / max_size, height / max_size)
+    thumbnail = source.read((max(1, round(height / shrunk)), max(1, round(width / shrunk))))
+    if ax is None:
+        ax = _figure(width / height).add_subplot()
+    picture = thumbnail if thumbnail.ndim == 3 else thumbnail[..., None]
+    shown = display(picture, source.info)
+    ax.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased")
+    return ax
 
 
 def _values(plane: Heatmap, most: int) -> tuple[Array, int]:
@@ -152,23 +249,28 @@ def _place(kernel_size: PerAxis | None, stride: PerAxis | None, downsample: floa
     return Georeference(*sizes, (downsample, downsample))
 
 
-def _figure(figure: Any, ratio: float) -> Any:
+def _figure(ratio: float) -> Figure:
     """A figure as wide as the slide asks for, with room for the colour bar."""
     long = 7.0
     width, height = (long, long / ratio) if ratio >= 1 else (long * ratio, long)
-    return figure(figsize=(max(width, 2.5) + 1.6, max(height, 2.0) + 0.7), layout="constrained")
+    size = max(width, 2.5) + 1.6, max(height, 2.0) + 0.7
+    return new_figure("drawing", figsize=size, layout="constrained")
 
 
-def _decorate(
-    figure: Any, ax: Any, cells: Any, source: Source, title: str | None, label: str
-) -> None:
+def _colour_bar(ax: Any, cells: Any, label: str) -> None:
     beside = ax.inset_axes((1.02, 0.0, 0.035, 1.0))
-    bar = figure.colorbar(cells, cax=beside, label=label)
+    bar = ax.figure.colorbar(cells, cax=beside, label=label)
     bar.solids.set_alpha(1.0)
     bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _decorate(ax: Any, source: Source, title: str | None) -> None:
+    height, width = source.shape0
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
     ax.set_title(os.path.basename(source.name) if title is None else title, fontsize=10)
     ax.tick_params(labelsize=7, color="0.6", labelcolor="0.35")
-    bar.ax.tick_params(labelsize=8)
     for spine in ax.spines.values():
         spine.set_color("0.8")
     ax.set_xlabel("x, level-0 pixels", fontsize=8, color="0.35")

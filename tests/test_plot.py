@@ -1,4 +1,4 @@
-"""Overlays lie where the windows lie."""
+"""Overlays lie where the windows lie, and outlines where they were drawn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from daskdmed import heatmap, open_slide
+from daskdmed import Annotations, heatmap, open_slide
+from daskdmed.cohort.annotations import Annotation
 from daskdmed.errors import GeometryError, MissingExtraError, UsageError
-from daskdmed.plot import overlay
+from daskdmed.plot import outlines, overlay
 from daskdmed.samples import make_slide
 
 pytest.importorskip("matplotlib")
@@ -113,7 +114,77 @@ def test_the_figure_is_saved_and_drawn_on_given_axes(slide, tmp_path):
     assert overlay(slide.uri, np.eye(4), ax=ax) is mine
 
 
+def test_a_notebook_that_has_drawn_nothing_before_shows_the_picture(slide):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    found, _ = formatters.DisplayFormatter().format(overlay(slide, np.eye(4)))
+    assert found["image/png"].startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_the_extra_is_named(slide, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"daskdmed\[plot\]"):
-        overlay(slide, np.eye(4))
+    for draw, what in ((overlay, np.eye(4)), (outlines, Annotations())):
+        with pytest.raises(MissingExtraError, match=r"daskdmed\[plot\]"):
+            draw(slide, what)
+
+
+def pixels(figure):
+    """What a figure looks like, (y, x, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def bare_axes(size):
+    """Axes that fill their figure, one of its pixels for each of the slide's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size / 50, size / 50), dpi=50)
+    return figure.add_axes((0, 0, 1, 1))
+
+
+def test_outlines_lie_where_they_were_drawn_and_holes_stay_empty():
+    shapely = pytest.importorskip("shapely")
+    red, blue = (200, 0, 0), (0, 0, 200)
+    outer = [(10, 10), (70, 20), (60, 80), (15, 70)]
+    hole = [(30, 30), (50, 35), (45, 55), (28, 50)]
+    parts = shapely.MultiPolygon([shapely.box(75, 5, 95, 25), shapely.box(70, 75, 95, 95)])
+    # rings may turn either way in files
+    for ring in (hole, hole[::-1]):
+        holed = shapely.Polygon(outer, [ring])
+        table = Annotations(
+            [Annotation(holed, "a", colour=red), Annotation(parts, "b", colour=blue)]
+        )
+        ax = bare_axes(100)
+        outlines(np.full((100, 100, 3), 255, np.uint8), table, fill=1, linewidth=0, ax=ax, title="")
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+        ax.get_legend().remove()
+        ax.axis("off")
+        found = pixels(ax.figure)
+        columns, rows = np.meshgrid(np.arange(100) + 0.5, np.arange(100) + 0.5)
+        expected = np.full((100, 100, 3), 255)
+        edge = np.zeros((100, 100), bool)
+        for shape, colour in ((holed, red), (parts, blue)):
+            expected[shapely.contains_xy(shape, columns, rows)] = colour
+            edge |= shapely.contains_xy(shape.boundary.buffer(1.5), columns, rows)
+        np.testing.assert_array_equal(found[~edge], expected[~edge])
+
+
+def test_outlines_of_lines_points_and_unknown_labels_over_what_axes_show(slide, tmp_path):
+    shapely = pytest.importorskip("shapely")
+    line, point = shapely.LineString([(0, 0), (900, 900)]), shapely.Point(1000, 300)
+    table = Annotations([Annotation(line), Annotation(point, "cell")])
+    table.to_geojson(tmp_path / "drawn.geojson")
+    figure = overlay(slide, np.eye(4), title="a heatmap")
+    (ax,) = figure.axes
+    shown = len(ax.images)
+    marks = len(ax.lines)
+    assert outlines(None, tmp_path / "drawn.geojson", ax=ax) is figure
+    assert (len(ax.images), ax.get_title()) == (shown, "a heatmap")
+    np.testing.assert_array_equal(ax.patches[-1].get_path().vertices, [(0, 0), (900, 900)])
+    np.testing.assert_array_equal(ax.lines[marks].get_xydata(), [(1000, 300)])
+    assert {t.get_text() for t in ax.get_legend().get_texts()} == {"without a label", "cell"}
+    assert outlines(slide, Annotations()).axes[0].get_legend() is None
+    with pytest.raises(UsageError, match="give either"):
+        outlines(None, table)

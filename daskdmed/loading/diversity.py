@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from daskdmed.cohort.record import Record
 from daskdmed.core import html
-from daskdmed.core.errors import MissingExtraError, UsageError
+from daskdmed.core.errors import UsageError
+from daskdmed.core.figures import new_figure
 from daskdmed.core.types import Array
 from daskdmed.images.slide import Slide
 from daskdmed.loading.chunks import Provenance, SmallChunks
@@ -245,25 +246,20 @@ def cells_of(extent: Array) -> tuple[int, int]:
 
 
 def plot_counts(entry: Entry, counts: Array, *, ax: Axes | None, alpha: float) -> Figure:
-    """A count map over the thumbnail of its image."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            'plot_coverage needs matplotlib; pip install "daskdmed[plot]"'
-        ) from error
+    """A count map over the thumbnail of its image, in its level-0 pixels."""
     if ax is None:
         height = min(12.0, 6.5 * counts.shape[0] / counts.shape[1] + 0.5)
-        figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
+        figure = new_figure("plot_coverage", figsize=(8, height), dpi=100, layout="constrained")
         ax = figure.add_subplot()
     top = ax.get_figure(root=True)
     assert top is not None
-    rows, columns = counts.shape
+    height0, width0 = _extent(entry) * entry.view.downsample[-2:]
+    extent = (0.0, float(width0), float(height0), 0.0)
     picture = _thumbnail(entry)
     if picture is not None:
-        ax.imshow(picture, extent=(0, columns, rows, 0))
+        ax.imshow(picture, extent=extent)
     shown = np.ma.masked_equal(counts, 0)
-    image = ax.imshow(shown, extent=(0, columns, rows, 0), alpha=alpha, cmap="viridis")
+    image = ax.imshow(shown, extent=extent, alpha=alpha, cmap="viridis")
     top.colorbar(image, ax=ax, label="small chunks centred here", shrink=0.7)
     ax.set_title(f"{entry.patient.id}: {int(counts.sum()):,} small chunks")
     ax.set_axis_off()

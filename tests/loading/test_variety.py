@@ -168,6 +168,8 @@ def test_a_picture_of_where_small_chunks_came_from(tmp_path):
         figure = loader.plot_coverage("a")
         figure.savefig(tmp_path / "coverage.png")
         assert "160 small chunks" in figure.axes[0].get_title()
+        # of the slide, so that annotations can be drawn over it
+        assert [i.get_extent() for i in figure.axes[0].images] == [[0, 2048, 2048, 0]] * 2
         with pytest.raises(UsageError, match="no patient 'b'"):
             loader.plot_coverage("b")
     import matplotlib.image
