@@ -121,7 +121,8 @@ def test_a_notebook_that_has_drawn_nothing_before_shows_the_picture(slide):
 
 
 def test_without_matplotlib_the_extra_is_named(slide, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("matplotlib", "matplotlib.patches"):
+        monkeypatch.setitem(sys.modules, module, None)
     for draw, what in ((overlay, np.eye(4)), (outlines, Annotations())):
         with pytest.raises(MissingExtraError, match=r"daskdmed\[plot\]"):
             draw(slide, what)

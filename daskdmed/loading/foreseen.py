@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from daskdmed.core.errors import DaskdmedError
 from daskdmed.core.randomness import Purpose, generator
 from daskdmed.core.region import Region
@@ -116,4 +118,15 @@ def _reach(area: Area | Chosen | None, region: Region, size: tuple[int, ...]) ->
     if not isinstance(area, Area):
         return None
     first, last = area.cover(region, size)
-    return Boxes(first, Boxes.at(last, size).stop)
+    return _in_runs(Boxes(first, Boxes.at(last, size).stop))
+
+
+def _in_runs(boxes: Boxes) -> Boxes:
+    """The same pixels in fewer boxes: those that meet along the last axis become one. `Area.cover`
+    gives a box for each pixel of its mask, which of outlines may be a million, row by row.
+    """
+    first, stop = boxes.first, boxes.stop
+    others = [(end[1:, :-1] == end[:-1, :-1]).all(axis=1) for end in (first, stop)]
+    meets = others[0] & others[1] & (first[1:, -1] <= stop[:-1, -1])
+    begins = np.flatnonzero(np.append(True, ~meets)[: len(first)])
+    return Boxes(first[begins], stop[np.append(begins[1:], len(first))[: len(begins)] - 1])
