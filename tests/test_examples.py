@@ -240,3 +240,14 @@ def test_the_notebook_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert f'href="{link[1]}"' in picture
     assert "the same batches, bit for bit: True" in written(outputs, "stdout")
     assert "Traceback" not in written(outputs, "stderr")
+
+
+def test_the_notebook_of_qupath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = run_notebook("qupath.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/png")) == 5
+    assert len(of_kind(outputs, "text/html")) >= 3
+    text = "".join(o.get("text", "") for o in outputs)
+    assert re.search(r'\d+ tiles, the first: .*"objectType": "tile".*"Tumor": 0\.\d', text)
+    found = re.search(r"with the truth (0\.\d+)", text)
+    assert found is not None
+    assert float(found[1]) > 0.8
