@@ -244,10 +244,40 @@ def test_the_notebook_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_notebook_of_qupath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = run_notebook("qupath.ipynb", tmp_path, monkeypatch)
-    assert len(of_kind(outputs, "image/png")) == 5
-    assert len(of_kind(outputs, "text/html")) >= 3
-    text = "".join(o.get("text", "") for o in outputs)
-    assert re.search(r'\d+ tiles, the first: .*"objectType": "tile".*"Tumor": 0\.\d', text)
+    assert len(of_kind(outputs, "image/jpeg")) == 5
+    assert kilobytes(outputs) < 700
+    text = written(outputs, "stdout")
+    assert re.search(r'\d+ tiles, the first: .*"objectType": "tile".*"Tumor": [01]\.\d', text)
     found = re.search(r"with the truth (0\.\d+)", text)
     assert found is not None
     assert float(found[1]) > 0.8
+    regions = of_kind(outputs, "text/html")[-1]["data"]["text/html"]
+    assert re.search(r"Tumor</td><td>[1-9]", regions)
+
+
+def test_the_notebook_from_pydmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openslide")
+    outputs = run_notebook("from_pydmed.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/jpeg")) == 3
+    assert kilobytes(outputs) < 700
+    found = re.search(r"\(2, 16, 16\), largest difference (\S+)", written(outputs, "stdout"))
+    assert found is not None
+    assert float(found[1]) < 1e-5
+
+
+def test_the_notebook_from_medsegpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nilearn")
+    outputs = run_notebook("from_medsegpy.ipynb", tmp_path, monkeypatch)
+    assert len(of_kind(outputs, "image/jpeg")) == 3
+    assert kilobytes(outputs) < 600
+    text = written(outputs, "stdout")
+    differences = re.findall(r"900000[56]_V00-Aug00: largest difference (\S+)", text)
+    assert len(differences) == 2
+    assert max(map(float, differences)) < 1e-5
+    table, result = (o["data"]["text/plain"] for o in of_kind(outputs, "text/html"))
+    theirs = re.search(r"DSC +(\S+) +(\S+)", table)
+    ours = re.search(r"dice (\S+?),", result)
+    assert theirs is not None
+    assert ours is not None
+    # eight epochs are few
+    assert min(float(v) for v in (*theirs.groups(), ours[1])) > 0.55
