@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from daskdmed.images.volumes.volume import Volume
 
 #: samples that may be decoded for the picture of what a user looks at, and for one of many
-MOST, CHEAP = 2**28, 2**24
+MOST, CHEAP = 2**28, 2**25
 #: channels that are composed; of more, the first
 _CHANNELS = 16
 #: what is drawn on a picture is told from it, whatever its colours
-_HALO = "filter:drop-shadow(0 0 1px #fff) drop-shadow(0 0 1px #fff)"
+_HALO = "filter:drop-shadow(0 0 1px #fff)"
 #: most blocks of an array that are looked at
 _BLOCKS = 2**12
 

@@ -161,7 +161,8 @@ def smallchunks_html(chunks: SmallChunks) -> str:
 def _title(chunks: SmallChunks) -> str:
     names = len({p.key for p in chunks.patients})
     kind = "objects" if is_object(chunks.made) else times(chunks.made.shape[1:])
-    return f"{len(chunks):,} small chunks, {kind}, of {names:,} patients"
+    people = f"{names:,} patient{'s' if names != 1 else ''}"
+    return f"{len(chunks):,} small chunks, {kind}, of {people}"
 
 
 def _sheet(chunks: SmallChunks) -> list[Html]:
