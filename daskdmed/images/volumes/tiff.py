@@ -30,6 +30,7 @@ from daskdmed.images.readers import BaseReader, level_infos
 from daskdmed.images.source import Source, explain_os_error, fingerprint, open_source
 from daskdmed.images.tiff import metadata, vendors
 from daskdmed.images.tiff.backend import looks_like_tiff
+from daskdmed.images.tiff.channels import holds_labels
 from daskdmed.images.tiff.decode import LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import given_channels, make_plan, page_planes, with_pages
 from daskdmed.images.tiff.some import read_some
@@ -81,6 +82,16 @@ class _Level:
     raw: RawArray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """What is kept of a file beside its bytes."""
+
+    levels: list[_Level]
+    voxel_size: tuple[float, float, float] | None
+    kind: str
+    is_labels: bool
+
+
 class TiffVolumeReader(BaseReader):
     """An open stack. Thread-safe; holds a descriptor and plain arrays."""
 
@@ -90,13 +101,16 @@ class TiffVolumeReader(BaseReader):
         super().__init__(uri)
         self._source = source
 
-        def parse(tif: Any) -> tuple[list[_Level], tuple[float, float, float] | None, str]:
+        def parse(tif: Any) -> _Parsed:
             number, series = _chosen(uri, vendors.all_series(tif), options.series)
             vendors.check_readable(tif, series, uri)
             levels = [_level(uri, one, source, options.time) for one in series.levels]
-            return levels, _voxel_size(tif, series, number), str(series.kind or "generic")
+            voxel_size = _voxel_size(tif, series, number)
+            kind = str(series.kind or "generic")
+            return _Parsed(levels, voxel_size, kind, holds_labels(series))
 
-        levels, voxel_size, kind = with_pages(source, parse)
+        parsed = with_pages(source, parse)
+        levels = parsed.levels
         levels.sort(key=lambda level: -math.prod(level.layout.shape[:3]))
         first = levels[0]
         same = [
@@ -110,8 +124,9 @@ class TiffVolumeReader(BaseReader):
             level_infos([level.layout.shape for level in same], [level.tile for level in same]),
             first.dtype.newbyteorder("=").name,
             (),
-            vendor=f"tiff-{kind}",
-            voxel_size=voxel_size,
+            vendor=f"tiff-{parsed.kind}",
+            voxel_size=parsed.voxel_size,
+            is_labels=parsed.is_labels,
             has_channels=first.layout.has_channels,
         )
 

@@ -160,6 +160,17 @@ def test_files_without_a_hint_are_slides(tmp_path):
     assert open_slide(tmp_path / "page.tif").dimensions == (52, 40)
 
 
+def test_stacks_of_one_bit_are_labels(tmp_path):
+    mask = VALUES > 450
+    tifffile.imwrite(path := tmp_path / "a.tif", mask, bitspersample=1, photometric="minisblack")
+    volume = open_volume(path)
+    assert volume.info.is_labels
+    assert volume.view(level=0).labels
+    assert np.array_equal(volume.read((0, 0, 0), SHAPE), mask)
+    tifffile.imwrite(path := tmp_path / "b.tif", VALUES, metadata=None)
+    assert not open_volume(path).info.is_labels
+
+
 def test_voxels_that_begin_outside_the_file(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((3, 16, 20), "u2"), imagej=True)
