@@ -392,6 +392,16 @@ def zipped(tmp_path):
     return tmp_path / "a.ozx"
 
 
+def test_a_level_whose_name_no_file_can_have(tmp_path):
+    uri, group = write_ome(tmp_path / "a.zarr", [np.ones((1, 9, 9), "u1")], zarr_format=2)
+    multiscale = group.attrs.asdict()["multiscales"][0]
+    multiscale["datasets"][0]["path"] = "x" * 5000
+    group.attrs["multiscales"] = [multiscale]
+    with pytest.raises(CorruptImageError, match=r"a\.zarr.*xxx.* place that cannot be") as caught:
+        BACKEND.open(uri)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_zip_file_that_begins_too_late(zipped):
     zipped.write_bytes(zipped.read_bytes()[20:])
     with pytest.raises(CorruptImageError, match=r"a\.ozx"):

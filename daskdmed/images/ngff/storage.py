@@ -35,6 +35,8 @@ from daskdmed.images.source import explain_os_error
 
 logger = logging.getLogger("daskdmed.images")
 
+#: what a system says of places before the begin of a file, and of names that no file can have
+_NOWHERE = {errno.EINVAL, errno.ENAMETOOLONG}
 #: files that hold metadata of a node, Zarr v3 first
 METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 #: of these, what says what an image is
@@ -130,8 +132,10 @@ def open_node(uri: str, store: Any) -> Any:
 def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     """The typed error for what Zarr raised while it parsed metadata: it lets through whatever its
     parsers raise (KeyError, TypeError, JSON errors...)."""
-    if isinstance(error, OSError) and error.errno == errno.EINVAL and local_path(uri) is not None:
-        return CorruptImageError.of(uri, f"{where} lies outside the file; copy it again")
+    if isinstance(error, OSError) and error.errno in _NOWHERE and local_path(uri) is not None:
+        return CorruptImageError.of(
+            uri, f"{where:.200} is at a place that cannot be ({error.strerror}); copy it again"
+        )
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return explain_os_error(error, uri)
     if local_path(uri) is None and not isinstance(error, _PARSING):
