@@ -2,8 +2,13 @@
 
 Makes an environment in a temporary folder (or the one that is named), installs what
 constraints-oldest.txt says with every extra but torch, and runs the tests that need no more. torch
-is the one of constraints.txt: those of the age of its bound come with gigabytes of CUDA. About ten
-minutes, and packages are downloaded, so that it is not part of .ci/run.
+is the one of constraints.txt: those of the age of its bound come with gigabytes of CUDA.
+
+    python tests/oldest.py --newest --python python3.13
+
+does the same with another Python and with the dependencies of today. Packages are downloaded (with
+a torch for CUDA, where pip finds none for the CPU) and it takes half an hour, so that neither is
+part of .ci/run.
 """
 
 from __future__ import annotations
@@ -33,24 +38,40 @@ def run(*command: str) -> None:
         sys.exit(done.returncode)
 
 
+def extras() -> str:
+    """Those that are tested here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return ",".join(e for e in project["optional-dependencies"] if e not in LEFT_OUT)
+
+
+def torch() -> str:
+    """The requirement that is in constraints.txt."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (found,) = [line for line in pins if line.startswith("torch==")]
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--environment", help="a folder; made where there is none, and kept")
+    parser.add_argument("--python", default=sys.executable, help="that makes the environment")
+    parser.add_argument("--newest", action="store_true", help="with constraints.txt, all of [test]")
     parser.add_argument("tests", nargs="*", default=TESTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="daskdmed-oldest-") as temporary:
         folder = Path(given.environment or temporary)
         python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         if not python.exists():
-            run(sys.executable, "-m", "venv", str(folder))
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = ",".join(e for e in project["optional-dependencies"] if e not in LEFT_OUT)
-        pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        (torch,) = [line for line in pins if line.startswith("torch==")]
-        oldest = ("-c", "constraints-oldest.txt")
-        run(str(python), "-m", "pip", "install", "-q", *oldest, f".[{extras}]", torch, *TOOLS)
-        run(str(python), "-m", "pip", "uninstall", "-q", "-y", "daskdmed")
-        run(str(python), "-m", "pip", "install", "-q", "--no-deps", "-e", ".")
+            run(given.python, "-m", "venv", str(folder))
+        install = (str(python), "-m", "pip", "install", "-q")
+        if given.newest:
+            run(*install, "-c", "constraints.txt", "-e", ".[test]")
+        else:
+            run(*install, "-c", "constraints-oldest.txt", f".[{extras()}]", torch(), *TOOLS)
+            run(str(python), "-m", "pip", "uninstall", "-q", "-y", "daskdmed")
+            run(*install, "--no-deps", "-e", ".")
         run(str(python), "-m", "daskdmed")
         run(str(python), "-m", "pytest", *given.tests)
 
