@@ -56,7 +56,7 @@ def save_tiny_vit(folder: Path) -> None:
     sizes = {"img_size": 56, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
     cfg = {"input_size": (3, 56, 56), "interpolation": "bicubic", "crop_pct": 1.0,
            "mean": MEAN, "std": STD, "num_classes": 0}  # fmt: skip
-    model = timm.create_model("vit_tiny_patch14_dinov2", pretrained_cfg_overlay=cfg, **sizes)
+    model = timm.create_model("vit_small_patch14_dinov2", pretrained_cfg_overlay=cfg, **sizes)
     timm.models.save_for_hf(model, folder, model_args=sizes)
 
 
