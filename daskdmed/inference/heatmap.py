@@ -117,8 +117,11 @@ def heatmap(
         function of the patient.
     batch_size : int
         Windows per call of the model, at most. Callables get strided views of one row of
-        windows where windows lie side by side, which may be fewer. When torch says that the
-        memory of the device is full, the batch is halved and the new size kept.
+        windows, which may be fewer: of neighbours where windows lie side by side, of every n-th
+        one where they overlap, so that no two of a batch share a pixel (if such a row has a
+        quarter of a batch, and without a mask's gaps; else full batches are copied). They may
+        write into them. When torch says that the memory of the device is full, the batch is
+        halved and the new size kept.
     resume, overwrite : bool
         Go on with what an interrupted run left in `out`; parameters and model must be the
         same, and the result is bit-identical to that of an uninterrupted run. Or replace a
