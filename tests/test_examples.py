@@ -251,8 +251,9 @@ def test_the_notebook_of_qupath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = re.search(r"with the truth (0\.\d+)", text)
     assert found is not None
     assert float(found[1]) > 0.8
-    regions = of_kind(outputs, "text/html")[-1]["data"]["text/html"]
-    assert re.search(r"Tumor</td><td>[1-9]", regions)
+    drawn, _, regions = (o["data"]["text/plain"] for o in of_kind(outputs, "text/html"))
+    assert re.search(r"Stroma: 1, Tumor: [2-9]", drawn)
+    assert re.search(r"^Annotations\([1-9]; Tumor: [1-9]\)", regions)
 
 
 def test_the_notebook_from_pydmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
