@@ -439,6 +439,25 @@ def test_tiles_are_decoded_where_they_belong(make, tmp_path, places):
 
 
 @needs_library
+def test_a_small_part_of_a_large_array_is_decoded_to_its_place(make, tmp_path, places, monkeypatch):
+    """A big chunk of which few tiles are wanted does not stay in the cache, as small arrays do."""
+    height, width = make.TILE
+    make.write_format(tmp_path / "image.tif", "jpeg-420", 2 * height, 2 * width)
+    part = Region((0, 0), (2 * height, 2 * width))
+    block = np.zeros((2 * height, 6 * width, 3), np.uint8)
+    monkeypatch.setattr(decode, "IN_PLACE", block.nbytes)
+    with open_slide(tmp_path / "image.tif") as slide:
+        alone = slide.view().read(part)
+        before = len(places)
+        slide.view().read(part, block[:, width : 3 * width])
+    assert alone.strides[0] not in {pitch for _, pitch, _ in places[:before]}
+    assert [pitch for _, pitch, _ in places[before:]] == [block.strides[0]] * 4
+    assert np.array_equal(block[:, width : 3 * width], alone)
+    assert not block[:, :width].any()
+    assert not block[:, 3 * width :].any()
+
+
+@needs_library
 def test_strips_are_decoded_where_they_belong(make, tmp_path, places):
     make.write_format(tmp_path / "image.tif", "strips-jpeg", 200, 611)
     out = np.empty((200, 611, 3), np.uint8)
