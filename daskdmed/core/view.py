@@ -133,6 +133,11 @@ class ImageView:
         """Whether some storage tiles of a region cost that part of what the region costs."""
         return self.cheap_to_cut
 
+    @property
+    def cheap_in_tiles(self) -> bool:
+        """Whether a part of a storage tile may cost less than the tile."""
+        return False
+
     def kept(self, region: Region) -> Region:
         """What is worth to be read and kept for a region: whole tiles, or just the region.
 

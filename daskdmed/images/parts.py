@@ -3,7 +3,8 @@
 `read_parts` reads, `parts_of` says before what would be read, and how much of the region that is.
 Tiles side by side are read together, in as few rectangles as joining rows and then rows of rows
 gives. Of views whose storage has another grid than their pixels (resampled ones), nothing beside
-the boxes is read, so that no tile is decoded which no box needs.
+the boxes is read, so that no tile is decoded which no box needs; nor where few boxes leave most of
+each tile alone, and a part of a tile costs less than the tile.
 
 Not covered: which boxes are wanted (`daskdmed.loading.foreseen`).
 """
@@ -11,6 +12,7 @@ Not covered: which boxes are wanted (`daskdmed.loading.foreseen`).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from daskdmed.core.view import ImageView, paint
 
 #: cells that a region has at most: rows of an uncompressed file are joined before they are marked
 _MOST_CELLS = 1 << 16
+#: part of the tiles that are touched which boxes have at most where tiles are read no further
+_FEW = 0.4
 #: rectangles that are read at once of an image behind a URL
 _AT_ONCE = 8
 
@@ -76,7 +80,8 @@ class Parts:
 
     `inside`: the part of the region that lies in the image; it is divided into cells of `cell`
     pixels, beginning at `corner`, of which those that are `wanted` (an array of bool) are read.
-    `boxes`: of a view that is read no further than these; else None.
+    `boxes`: of a view that is read no further than these, and where they are few; else None.
+    `by_tiles`: storage tiles count as a whole, though parts of them may be left alone.
     """
 
     inside: Region
@@ -84,6 +89,7 @@ class Parts:
     corner: tuple[int, ...]
     wanted: npt.NDArray[np.bool_]
     boxes: Boxes | None = None
+    by_tiles: bool = True
 
     @property
     def share(self) -> float:
@@ -98,7 +104,7 @@ class Parts:
     @property
     def pixels(self) -> int:
         """Pixels of the region that are read."""
-        if self.boxes is not None:
+        if not self.by_tiles:
             return sum(rectangle.size for rectangle in self.rectangles())
         held: Array = self.wanted
         for axis, (first, cell, corner) in enumerate(
@@ -186,8 +192,12 @@ def parts_of(view: ImageView, region: Region, boxes: Boxes) -> Parts:
     at = np.array(corner) + np.array(cell) * np.array(cells.origin)
     touched = Boxes(boxes.first - at, boxes.stop - at).cells(cell)
     begins = tuple(int(a) for a in at)
-    tight = None if view.cheap_to_cut else boxes
-    return Parts(inside, cell, begins, _marked(touched, cells.shape), tight)
+    wanted = _marked(touched, cells.shape)
+    tight = not view.cheap_to_cut
+    if view.cheap_in_tiles and not tight:
+        drawn = int((boxes.stop - boxes.first).prod(axis=1).sum())
+        tight = drawn < _FEW * math.prod(cell) * int(np.count_nonzero(wanted))
+    return Parts(inside, cell, begins, wanted, boxes if tight else None, view.cheap_to_cut)
 
 
 def read_parts(

@@ -100,6 +100,10 @@ class SlideView(OfFile, ImageView):
     def cheap_in_parts(self) -> bool:
         return True
 
+    @property
+    def cheap_in_tiles(self) -> bool:
+        return True  # of JPEG no more is decoded
+
     def as_labels(self) -> SlideView:
         """The same as a map of labels: never blended, outside of it there is 0."""
         return replace(self, labels=True, background_value=(0,) * self.shape[-1])
