@@ -321,7 +321,9 @@ def _plain_levels(uri: str, group: Any) -> tuple[Plane, ...]:
             f"array in it",
             uri=uri,
         ) from error
-    except (*MALFORMED, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr lets through whatever its parsers raise
         raise metadata_error(uri, "one of its arrays", error) from error
     arrays = [(name, a) for name, a in arrays if name not in ASSOCIATED_NAMES]
     if not arrays:

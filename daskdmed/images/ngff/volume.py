@@ -303,7 +303,9 @@ def _only_array(uri: str, group: Any) -> Any:
             uri,
             "it has no OME-Zarr metadata and its server cannot list it; name an array, dataset=",
         ) from error
-    except (*MALFORMED, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr lets through whatever its parsers raise
         raise metadata_error(uri, "one of its arrays", error) from error
     if len(arrays) == 1:
         return arrays[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import zarr
 from zarr.storage import ZipStore
 
-from daskdmed import Record, Space, heatmap, open_volume, predict
+from daskdmed import Record, Space, heatmap, open_slide, open_volume, predict
 from daskdmed.core.region import Region
 from daskdmed.errors import CorruptImageError, TileError, UnsupportedImageError, UsageError
 from daskdmed.images.ngff.metadata import Axis, LevelPlace, Multiscale
@@ -238,6 +239,17 @@ def test_metadata_that_cannot_be_true(tmp_path):
     zarr.create_array(tmp_path / "huge.zarr", shape=(4096,) * 3, chunks=(4096,) * 3, dtype="u1")
     with pytest.raises(UnsupportedImageError, match=r"takes 64.0 GiB"):
         open_volume(tmp_path / "huge.zarr")
+
+
+def test_a_fill_value_that_the_type_cannot_hold(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    group.create_array("scan", data=VALUES)
+    place = tmp_path / "a.zarr" / "scan" / ".zarray"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"fill_value": -(2**31)}))
+    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out of bounds"):
+        open_volume(tmp_path / "a.zarr")
+    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out of bounds"):
+        open_slide(tmp_path / "a.zarr", backend="zarr")
 
 
 def test_a_volume_opened_as_a_slide_is_its_first_plane_and_says_how(tmp_path, caplog):
