@@ -264,7 +264,8 @@ class ArrayView(ImageView):
             # a persisted array: its blocks live on a cluster, which has to deliver them
             with _aside():
                 return np.asarray(self.remote.compute(array, sync=True))
-        return np.asarray(array.compute(scheduler="synchronous"))
+        # by its function: of a name older Dask warns where there is a client
+        return np.asarray(array.compute(scheduler=dask.get))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "remote"}

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import dask
 import numpy as np
 from dask.highlevelgraph import MaterializedLayer
 
@@ -219,7 +220,7 @@ def middle(view: ImageView, side: int, most: int = CHEAP) -> Array | None:
     if isinstance(view, ArrayView):
         step = -(-max(height, width) // side)
         part = view.array[(*lead, slice(None, None, step), slice(None, None, step))]
-        return flat(np.asarray(part.compute(scheduler="synchronous")), 2)
+        return flat(np.asarray(part.compute(scheduler=dask.get)), 2)
     region = Region((*lead, 0, 0), (*(1 for _ in lead), height, width))
     if cost(view, region) > most:
         return None

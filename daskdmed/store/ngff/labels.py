@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 import zarr
@@ -272,7 +273,7 @@ class _CopyLabels:
     def __call__(self, unit: Region) -> int:
         part = self.labels[unit.slices]
         if isinstance(part, da.Array):
-            part = part.compute(scheduler="synchronous")
+            part = part.compute(scheduler=dask.get)
         values = np.asarray(part).astype(self.target.dtype)
         if values.size and values.min() < 0:
             raise UsageError(f"labels are 0 or larger, got {values.min()} in {unit}")

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import zarr
@@ -75,7 +76,7 @@ class Heatmap:
         with damage_named(self.array.store_path) if named else nullcontext():
             part = self.array[(*lead, *region.slices)]
         if isinstance(part, da.Array):
-            part = part.compute(scheduler="synchronous")
+            part = part.compute(scheduler=dask.get)
         values = np.asarray(part)
         return values if self.has_channels else values[None]
 
