@@ -355,13 +355,13 @@ def test_a_folder_beside_other_files(dicomwsi, tmp_path, levels):
         assert slide.level_count == 2
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="dicom_enhanced is not in DASKDMED_DATA_DIR")
 def test_a_file_that_ends_within_what_tells_a_slide(tmp_path):
     path = tmp_path / "a.dcm"
     path.write_bytes(bytes(128) + b"DICM" + bytes(20) + b"1.2.840.10008.5.1.4.1.1.77.1.6")
     assert not DicomSlideBackend().accepts(str(path))
 
 
+@pytest.mark.skipif(not DATA.exists(), reason="dicom_enhanced is not in DASKDMED_DATA_DIR")
 def test_volumes_stay_volumes(dicomwsi, tmp_path, levels):
     backend = DicomSlideBackend()
     assert not backend.accepts(str(DATA))
