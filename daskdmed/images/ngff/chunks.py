@@ -49,6 +49,16 @@ class _OddError(Exception):
     """Something that zarr has to look at."""
 
 
+def named(option: Any) -> Any:
+    """An option of a codec: an enumeration to zarr before 3.4, a text to later ones."""
+    return getattr(option, "value", option)
+
+
+def in_own_order(codec: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether zarr's BytesCodec leaves the bytes of numbers as this machine has them."""
+    return dtype.itemsize == 1 or named(codec.endian) in (None, sys.byteorder)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the chunks of an array lie and how they are encoded.
@@ -87,14 +97,13 @@ class Layout:
         if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
             sharding = codecs[0]
             chunk, shard = tuple(sharding.chunk_shape), outer
-            first = sharding.index_location.value == "start"
+            first = named(sharding.index_location) == "start"
             if not _plain_index(sharding.index_codecs):
                 return None
             codecs = list(sharding.codecs)
         if not codecs or not isinstance(codecs[0], BytesCodec) or len(codecs) > 2:
             return None
-        endian = getattr(codecs[0].endian, "value", sys.byteorder)
-        if endian != sys.byteorder and array.dtype.itemsize > 1:
+        if not in_own_order(codecs[0], array.dtype):
             return None
         unpack = None
         if len(codecs) == 2:
@@ -247,4 +256,4 @@ def _plain_index(codecs: Sequence[Any]) -> bool:
 
     if len(codecs) != 2 or not isinstance(codecs[0], BytesCodec):
         return False
-    return codecs[0].endian.value == "little" and isinstance(codecs[1], Crc32cCodec)
+    return named(codecs[0].endian) == "little" and isinstance(codecs[1], Crc32cCodec)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from daskdmed.core.types import Array
-from daskdmed.images.ngff.chunks import ordinary_pipeline
+from daskdmed.images.ngff.chunks import in_own_order, ordinary_pipeline
 
 T = TypeVar("T")
 
@@ -117,7 +116,7 @@ def _unit(array: zarr.Array[Any], values: Array) -> bytes | None:
         return None
     if [type(codec) for codec in codecs] not in ([BytesCodec], [BytesCodec, ZstdCodec]):
         return None
-    if getattr(codecs[0].endian, "value", sys.byteorder) != sys.byteorder:
+    if not in_own_order(codecs[0], dtype):
         return None
     fill, whole = metadata.fill_value, np.asarray(values, dtype, order="C")
     if (whole == fill).all() or (fill != fill and np.isnan(whole).all()):
