@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -358,11 +359,14 @@ class Workers:
         self._given: dict[str, int] = {}
         self._asked = float("-inf")
         self._last_seen = time.monotonic()
+        #: a restart of the cluster makes the client's next: all that was computed is forgotten
+        self._generation = client.generation
         #: those that were there when the loader began have been looked at
         self._checked: set[str] | None = None
 
     def there(self) -> set[str]:
         """Addresses of the workers; LoaderError: the connection to the scheduler is lost."""
+        self.check_same()
         now = time.monotonic()
         if now - self._asked >= LOOK_EVERY:
             self._asked = now
@@ -396,6 +400,12 @@ class Workers:
         """The worker for a read, the same for all who see the same workers."""
         there = sorted(self.there())
         return there[number % len(there)] if there else None
+
+    def check_same(self) -> None:
+        """LoaderError: the cluster was restarted, which is no mere loss of workers; also when no
+        task was under way that would be told."""
+        if self._client.generation != self._generation:
+            raise lost_connection(CancelledError("all tasks were forgotten"))
 
     def check_alive(self) -> None:
         """LoaderError: there has been no worker for `WORKERLESS_LIMIT`, or no connection is."""

@@ -195,3 +195,14 @@ def test_a_restart_of_the_cluster_is_an_error_at_once(kind):
         client.restart(wait_for_workers=False)
         with pytest.raises(LoaderError, match=r"(?s)it was restarted .*state_dict\(\)"):
             collect(loader, 1000)
+
+
+def test_a_restart_between_two_reads_is_an_error_too():
+    """No task is under way then, which could be cancelled."""
+    with tcp_cluster(1) as (_, client):
+        workers = clusters.Workers(client)
+        workers.check_alive()
+        client.restart(wait_for_workers=False)
+        until(lambda: client.generation == 1)  # the client hears of it as of any task
+        with pytest.raises(LoaderError, match=r"(?s)it was restarted .*state_dict\(\)"):
+            workers.check_alive()

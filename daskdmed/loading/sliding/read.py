@@ -223,6 +223,8 @@ class LoadReader:
 
     def _on_cluster(self, load: Load, jobs: tuple[Job, ...]) -> Any:
         assert self.cluster is not None
+        assert self._workers is not None
+        self._workers.check_same()
         client = self.cluster.client
         key = ("window-block", self._label, load.number, next(self._serial))
         ticket = None
