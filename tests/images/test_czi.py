@@ -18,8 +18,8 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images.czi import CziBackend
+from daskdmed.images.opening import open_slide
 from daskdmed.images.registry import choose_backend
-from daskdmed.images.slide import open_slide
 from daskdmed.testing import BackendConformance
 
 pytest.importorskip("pylibCZIrw")
@@ -268,3 +268,17 @@ def test_a_block_whose_size_no_memory_holds(czi, tmp_path):
     path.write_bytes(data)
     with pytest.raises((TileError, CorruptImageError), match=r"a\.czi"):
         whole(open_slide(path, backend="czi"))
+
+
+def test_there_is_no_colour_profile_and_the_cameras_is_named(czi, tmp_path):
+    told = "<Camera Id='AxioCam'><CameraProfile Status='Valid'>*srgb</CameraProfile></Camera>"
+    whole = f"<Metadata><HardwareSetting>{told}</HardwareSetting></Metadata>"
+    xml = f"<ImageDocument>{whole}</ImageDocument>"
+    czi.write(tmp_path / "a.czi", czi.mosaic(noise(64, 64), 32), xml=xml)
+    # no attachment that might be one is taken for one
+    czi.attach(tmp_path / "a.czi", {"Profile": ("Zip-Comp", b"settings of a scan")})
+    with open_slide(tmp_path / "a.czi") as slide:
+        assert slide.icc_profile is None
+        assert slide.properties["zeiss.HardwareSetting.AxioCam.CameraProfile"] == "*srgb"
+        with pytest.raises(UnsupportedImageError, match=r"a\.czi.*holds no colour profile"):
+            slide.to_srgb()

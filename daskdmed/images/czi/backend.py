@@ -11,7 +11,8 @@ What is read:
 - label, preview ("macro") and thumbnail; micrometers, objective, and the XML by OpenSlide's names.
 
 Any number of threads read one document: libCZI allows it. Not covered: URLs, files in several
-parts, channels of different types, pictures of phase and view together.
+parts, channels of different types, pictures of phase and view together; colour profiles, for which
+the format has no place.
 """
 
 from __future__ import annotations
