@@ -29,6 +29,8 @@ from daskdmed.core.extras import extra
 from daskdmed.core.places import local
 from daskdmed.core.types import Array, PathLike
 from daskdmed.images.source import fingerprint
+from daskdmed.images.volumes.hdf5 import arrays_in, open_unlocked
+from daskdmed.images.volumes.heaps import watched
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
@@ -130,17 +132,20 @@ def _decode(path: str, dataset: str | None) -> Array:
 
 
 def _decode_hdf5(path: str, dataset: str | None) -> Array:
-    h5py = extra("h5py", "volumes", f"{path} is HDF5, which needs")
-    with h5py.File(path, "r") as file:
-        names: list[str] = []
-        file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
-        if dataset is None and len(names) != 1:
-            raise DatasetError(
-                f"{path} holds {len(names)} datasets: {listing(names)}; say which with dataset="
-            )
-        chosen = (dataset or names[0]).strip("/")
-        if chosen not in names:
-            raise DatasetError(f"{path} has no dataset {chosen!r}; it has {listing(names)}")
+    extra("h5py", "volumes", f"{path} is HDF5, which needs")
+    # looking is what HDF5 would not come back from where the file is damaged
+    with watched(path) as file:
+        names = [str(array.name).strip("/") for array in arrays_in(file)]
+    if not names:
+        raise UnsupportedImageError.of(path, "it has no array of numbers, (y, x) at least")
+    if dataset is None and len(names) > 1:
+        raise DatasetError(
+            f"{path} holds {len(names)} arrays: {listing(names)}; say which with dataset="
+        )
+    chosen = (dataset or names[0]).strip("/")
+    if chosen not in names:
+        raise DatasetError(f"{path} has no array {chosen!r}; it has {listing(names)}")
+    with open_unlocked(path) as file:
         return np.asarray(file[chosen][()])
 
 

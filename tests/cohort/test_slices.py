@@ -147,6 +147,8 @@ def test_what_is_no_slice(tmp_path):
     hdf5(tmp_path / "two.h5", VOLUME[0], "a")
     with h5py.File(tmp_path / "two.h5", "a") as file:
         file["g/b"] = VOLUME[1]
+        file["who"] = "no picture, and not looked at as one"
+    hdf5(tmp_path / "line.h5", VOLUME[0, 0])
     for name, kind, words in (
         ("text.png", UnsupportedImageError, "slices are HDF5, .npy, TIFF, PNG"),
         ("cut.npy", CorruptImageError, "ValueError|EOFError"),
@@ -154,16 +156,33 @@ def test_what_is_no_slice(tmp_path):
         ("volume.npy", UnsupportedImageError, r"a slice is numbers .* shape \(2, 3, 4, 5\)"),
         ("text.npy", UnsupportedImageError, "a slice is numbers"),
         ("gone.npy", ImageNotFoundError, "gone.npy"),
-        ("two.h5", DatasetError, "holds 2 datasets: 'a', 'g/b'; say which with dataset="),
+        ("two.h5", DatasetError, "holds 2 arrays: 'a', 'g/b'; say which with dataset="),
+        ("line.h5", UnsupportedImageError, "no array of numbers"),
     ):
         with pytest.raises(kind, match=words) as caught:
             Record.stack([tmp_path / name])
         assert name in str(caught.value)
     assert Record.stack([tmp_path / "two.h5"], dataset="/g/b").array.shape == (1, 8, 12)
-    with pytest.raises(DatasetError, match="has no dataset 'c'; it has 'a', 'g/b'"):
+    with pytest.raises(DatasetError, match="has no array 'c'; it has 'a', 'g/b'"):
         Record.stack([tmp_path / "two.h5"], dataset="c")
     with pytest.raises(UnsupportedImageError, match="dataset='a' is for HDF5"):
         Record.stack([tmp_path / "a.npy"], dataset="a")
+
+
+def test_a_heap_in_which_hdf5_would_not_end(tmp_path):
+    path = tmp_path / "a.h5"
+    layout = h5py.VirtualLayout(VOLUME.shape[1:], "u1")
+    layout[...] = h5py.VirtualSource(".", "raw", VOLUME.shape[1:])
+    with h5py.File(path, "w") as file:
+        file["raw"] = VOLUME[0]
+        file.create_virtual_dataset("same", layout)  # which is told in a heap
+    np.testing.assert_array_equal(Record.stack([path], dataset="same").array[0], VOLUME[0])
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    data[heap + 16 : heap + 64] = bytes(48)
+    path.write_bytes(data)
+    with pytest.raises(CorruptImageError, match=rf"a\.h5.*heap at byte {heap} has an object of "):
+        Record.stack([path], dataset="same")
 
 
 def test_what_is_no_list_of_files(tmp_path):

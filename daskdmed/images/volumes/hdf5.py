@@ -189,10 +189,10 @@ def _chosen(uri: str, file: Any, name: str | None) -> Any:
         node = file.get(name)
         if isinstance(node, h5py.Dataset):
             return node
-        there = _listed(_arrays(node if isinstance(node, h5py.Group) else file))
+        there = _listed(arrays_in(node if isinstance(node, h5py.Group) else file))
         what = "is a group" if isinstance(node, h5py.Group) else "is not there"
         raise UsageError(f"{uri}: dataset={name!r} {what}; there are {there}")
-    arrays = _arrays(file)
+    arrays = arrays_in(file)
     if len(arrays) == 1:
         return arrays[0]
     if not arrays:
@@ -202,8 +202,8 @@ def _chosen(uri: str, file: Any, name: str | None) -> Any:
     raise UsageError(f"{uri} has {len(arrays)} arrays; say which, dataset=: {_listed(arrays)}")
 
 
-def _arrays(group: Any) -> list[Any]:
-    """What could be volumes below a group; links to other files are not followed."""
+def arrays_in(group: Any) -> list[Any]:
+    """What could be images below a group; links to other files are not followed."""
     import h5py
 
     found: list[Any] = []
