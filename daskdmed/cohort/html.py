@@ -1,8 +1,9 @@
 """What records, patients and datasets look like in a notebook.
 
 Short whatever their size, and quick: a picture is drawn where it costs next to nothing, a word
-says why where it is not. Not covered: slides and volumes (`daskdmed.images.html`), annotations
-(`daskdmed.cohort.annotations.html`).
+says why where it is not. What is drawn is a matter of what there is and not of the clock, so that
+a page is the same on any machine. Not covered: slides and volumes (`daskdmed.images.html`),
+annotations (`daskdmed.cohort.annotations.html`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import math
 import os
 import statistics
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ from daskdmed.images.shown import Plane, slide_plane, view_plane, volume_plane
 if TYPE_CHECKING:
     from daskdmed.cohort.annotations.table import Annotations
     from daskdmed.cohort.dataset import Dataset
-    from daskdmed.cohort.record import Patient, Record
+    from daskdmed.cohort.patient import Patient
+    from daskdmed.cohort.record import Record
     from daskdmed.images.protocols import SlideInfo
 
 logger = logging.getLogger("daskdmed.cohort")
@@ -49,8 +50,8 @@ _EDGE_ROWS, _VALUES, _BINS = 5, 8, 16
 _RECORDS = 12
 #: longer side of a record's picture, and of one in a dataset; bytes that it takes at most
 _SIDE, _SMALL, _BYTES = 150, 64, 8000
-#: seconds that opening files may take before no more are opened
-_PATIENCE = 2.0
+#: files that are opened for a page; the picture of each costs `daskdmed.images.shown.CHEAP` at most
+_FILES = 12
 #: bytes of a file of annotations that is read for a picture
 _DRAWN_BYTES = 2**20
 
@@ -68,11 +69,11 @@ class Look:
 
 
 class Onlooker:
-    """Looks at records until its patience is over; then they are no longer opened."""
+    """Looks at the records of a page; after so many files no more are opened."""
 
     def __init__(self, side: int, *, folders: bool = False) -> None:
         self._side, self._folders = side, folders
-        self._until = time.monotonic() + _PATIENCE
+        self._left = _FILES
 
     def look(self, record: Record, orientation: str | None = None) -> Look:
         """What a record looks like; of volumes in an orientation. Never an error."""
@@ -95,8 +96,9 @@ class Onlooker:
             return Look(None, ("there is no such file",))
         if os.path.isdir(path) and not self._folders and not path.rstrip("/").endswith(".zarr"):
             return Look(None, ("a folder, not opened here",))
-        if time.monotonic() > self._until:
+        if not self._left:
             return Look(None, ("not opened here",))
+        self._left -= 1
         return self._file(record, orientation)
 
     def _file(self, record: Record, orientation: str | None) -> Look:

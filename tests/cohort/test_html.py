@@ -9,19 +9,12 @@ import pytest
 import shapely
 import tifffile
 
-import daskdmed.cohort.html as shown_by
 from daskdmed import Annotations, Dataset, Patient, Record
 from daskdmed.cohort.annotations import Annotation
 from daskdmed.cohort.sources import Failure, Results
 from tests.shown import pictures
 
 PIXELS = np.indices((48, 60)).sum(0)[..., None].astype(np.uint8) * np.array([1, 2, 2], np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def patient_eyes(monkeypatch):
-    """However slow the machine is."""
-    monkeypatch.setattr(shown_by, "_PATIENCE", float("inf"))
 
 
 @pytest.fixture
@@ -167,11 +160,12 @@ def test_few_files_are_opened_however_many_there_are(slide, opened):
     assert len(page) < 100_000
 
 
-def test_it_looks_no_longer_than_its_patience(slide, opened, monkeypatch):
-    monkeypatch.setattr(shown_by, "_PATIENCE", -1.0)
-    page = Dataset("d", lots(3, wsi=Record(slide)))._repr_html_()
-    assert not opened
-    assert "slide.tif" in page
+def test_a_page_opens_twelve_files_and_names_the_others(slide, opened):
+    dataset = Dataset("d", lots(11, wsi=Record(slide), seg=Record(slide)))
+    page = dataset._repr_html_()
+    assert len(opened) == len(pictures(page)) == 12
+    assert page.count(">&lt;b&gt;slide.tif<") == 22
+    assert dataset._repr_html_() == page
 
 
 def test_the_picture_in_a_dataset_is_of_its_own_size(slide):
