@@ -21,7 +21,7 @@ from .cohort.annotations.categories import Categories as Categories
 from .cohort.annotations.reading import read_annotations as read_annotations
 from .cohort.annotations.table import Annotations as Annotations
 from .cohort.dataset import Dataset as Dataset
-from .cohort.record import Patient as Patient
+from .cohort.patient import Patient as Patient
 from .cohort.record import Record as Record
 from .cohort.tissue.find import tissue_mask as tissue_mask
 from .cohort.tissue.find import tissue_masks as tissue_masks
@@ -29,9 +29,9 @@ from .cohort.tissue.mask import TissueMask as TissueMask
 from .core.errors import DaskdmedError as DaskdmedError
 from .core.region import Region as Region
 from .core.space import Space as Space
+from .images.opening import open_slide as open_slide
+from .images.opening import open_slides as open_slides
 from .images.slide import Slide as Slide
-from .images.slide import open_slide as open_slide
-from .images.slide import open_slides as open_slides
 from .images.volumes.volume import Volume as Volume
 from .images.volumes.volume import open_volume as open_volume
 from .inference.dense.predict import predict as predict

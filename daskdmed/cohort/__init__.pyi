@@ -4,7 +4,7 @@ from .annotations import read_annotations as read_annotations
 from .annotations import target_view as target_view
 from .annotations.categories import Categories as Categories
 from .dataset import Dataset as Dataset
-from .record import Patient as Patient
+from .patient import Patient as Patient
 from .record import Record as Record
 from .tissue.find import tissue_mask as tissue_mask
 from .tissue.find import tissue_masks as tissue_masks

@@ -15,7 +15,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.splits import check_fractions, fold_indices, split_indices
 from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.frozen import missing, plain

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from daskdmed.cohort.record import Patient, Record, view_of
+from daskdmed.cohort.opening import view_of
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.stacked import StackedView
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.resolution import Resolution

@@ -1,32 +1,36 @@
-"""`Record` (one image) and `Patient` (an id, named records, labels).
+"""`Record`: one image of a patient, or what was drawn on one.
 
-Values without handles: they pickle, hash, compare by what they name, and open their image
-only when asked to. Not covered: collections of patients (`daskdmed.cohort.dataset`), and
-how pixels are read (`daskdmed.images`).
+A value without handles: it pickles, hashes, compares by what it names, and opens its image only
+when asked to. Not covered: whose it is (`daskdmed.cohort.patient`), and how it is opened
+(`daskdmed.cohort.opening`).
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import math
-import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from daskdmed.cohort.opening import open_file, view_of
+from daskdmed.cohort.options import (
+    IMAGE_OPTIONS,
+    as_annotations,
+    as_background,
+    as_options,
+    as_spacing,
+)
 from daskdmed.core.errors import DaskdmedError, DatasetError, ImageError, ResolutionError
-from daskdmed.core.frozen import FrozenMapping, missing, plain
-from daskdmed.core.places import StorageOptions, using
+from daskdmed.core.frozen import FrozenMapping, plain
+from daskdmed.core.places import StorageOptions
 from daskdmed.core.resolution import Resolution
 from daskdmed.core.space import Space
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.view import ImageView
-from daskdmed.images.channels import ChannelsLike, as_channels, with_channels
+from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.wrapping import as_dask
 
 if TYPE_CHECKING:
@@ -34,18 +38,10 @@ if TYPE_CHECKING:
     from daskdmed.images.slide import Slide
     from daskdmed.images.volumes.volume import Volume
 
-#: the record that `Patient.record` takes when a patient has several and none is named
-DEFAULT_RECORD = "wsi"
 #: files of these names hold annotations, not an image
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml", ".geojson.gz", ".json.gz", ".xml.gz", ".ndpa")
 #: what a record says of its image beside what it is; None or "" when it does not
 _OPTIONAL = ("name", "mpp", "backend", "spatial_ndim", "spacing", "background", "space", "options")
-#: what a record tells `daskdmed.open_volume`
-VOLUME_OPTIONS = ("series", "dataset", "time", "form", "on_gap")
-#: what it tells `daskdmed.open_slide`, and of its colours
-SLIDE_OPTIONS = ("image", "plane", "color")
-#: all that it may say of which image of a file is meant, and what of it
-IMAGE_OPTIONS = (*VOLUME_OPTIONS, *SLIDE_OPTIONS, "channels")
 _NO_GRID = (
     "{!r} holds annotations, which have no pixels of their own; paint them on an image's grid: "
     "daskdmed.cohort.annotations.target_view(record, image.view(...), classes=...)"
@@ -151,7 +147,7 @@ class Record:
         unknown = [name for name in options if name not in IMAGE_OPTIONS]
         if unknown:
             raise TypeError(f"Record() got an unexpected keyword argument {unknown[0]!r}")
-        options = _as_options(options)
+        options = as_options(options)
         given = {"uri": uri, "array": array, "annotations": annotations}
         named = [key for key, value in given.items() if value is not None]
         if len(named) != 1:
@@ -173,7 +169,7 @@ class Record:
             raise DatasetError(f"storage_options= are for URLs, this record has {named[0]}=")
         told = None if path is None else StorageOptions.of(path, storage_options)
         pair = None if mpp is None else Resolution.of(mpp=mpp).mpp
-        steps = None if spacing is None else _as_spacing(spacing, mpp)
+        steps = None if spacing is None else as_spacing(spacing, mpp)
         if steps is not None and len(steps) > 1:
             spatial_ndim = spatial_ndim or len(steps)
         if space is not None:
@@ -188,11 +184,11 @@ class Record:
         of_files = options.keys() - {"channels"}
         if odd and (annotations is not None or (lazy is not None and of_files)):
             raise DatasetError(f"{', '.join(odd)} mean nothing beside {named[0]}=")
-        drawn = None if annotations is None else _as_annotations(annotations, backend)
+        drawn = None if annotations is None else as_annotations(annotations, backend)
         self.__dict__.update(uri=path, array=lazy, name=name or "", mpp=pair, backend=backend)
         self.__dict__.update(spatial_ndim=spatial_ndim, spacing=steps, _drawn=drawn)
         known = FrozenMapping({str(k): plain(v) for k, v in (facts or {}).items()})
-        self.__dict__.update(background=_as_background(background), space=space, facts=known)
+        self.__dict__.update(background=as_background(background), space=space, facts=known)
         self.__dict__.update(options=FrozenMapping(options), storage_options=told)
 
     @classmethod
@@ -303,48 +299,13 @@ class Record:
                 "which works for both"
             )
         try:
-            return self._open(spatial_ndim)
+            return open_file(self, spatial_ndim)
         except DaskdmedError:
             raise
         except Exception as error:
             raise ImageError(
                 f"{self.uri}: cannot be opened: {type(error).__name__}: {error}", uri=self.uri
             ) from error
-
-    def _open(self, spatial_ndim: int | None) -> Slide | Volume:
-        from daskdmed.images.registry import get_backend, holds_volume, kind_of
-        from daskdmed.images.slide import open_slide
-        from daskdmed.images.source import normalize_uri
-        from daskdmed.images.volumes.volume import open_volume
-
-        uri = str(self.uri)
-        if self.backend is not None:
-            volume = kind_of(get_backend(self.backend)) == "volume"
-        else:
-            asked = spatial_ndim or self.spatial_ndim
-            told = any(name in VOLUME_OPTIONS for name in self.options)
-            told = told or self.space is not None or self.spacing is not None
-            with using(self.storage_options):
-                volume = told or asked == 3 or holds_volume(normalize_uri(uri))
-        plain, channels = {**self.options}, self.options.get("channels")
-        plain.pop("channels", None)
-        access: dict[str, Any] = {"backend": self.backend, "storage_options": self.storage_options}
-        color = plain.pop("color", None)
-        if not volume:
-            slide = open_slide(uri, **access, **plain)
-            slide = slide if self.mpp is None else slide.with_mpp(self.mpp)
-            slide = slide if color is None else slide.to_srgb()
-            return slide if channels is None else slide.with_channels(channels)
-        if self.mpp is not None:
-            raise ResolutionError(f"{uri}: mpp= is for slides; volumes take spacing=")
-        odd = [name for name in SLIDE_OPTIONS if name in self.options]
-        if odd:
-            raise DatasetError(f"{uri}: {odd[0]}= is for slides, this is opened as a volume")
-        opened = open_volume(uri, **access, **plain)
-        if channels is not None:
-            opened = opened.with_channels(channels)
-        steps = self.spacing if self.spacing is None or len(self.spacing) > 1 else self.spacing * 3
-        return opened.with_space(self.space, spacing=steps, background=self.background)
 
     def view(
         self,
@@ -396,37 +357,6 @@ class Record:
             tile_error=tile_error,
         )
 
-    def _array_view(self, wanted: Resolution, spatial_ndim: int | None) -> ImageView:
-        if wanted.level not in (None, 0):
-            raise ResolutionError(f"{self!r} is an array and has level 0 only, asked for {wanted}")
-        if wanted.power is not None:
-            raise ResolutionError(
-                f"{self!r} is an array and has no objective power, asked for {wanted}; use level=0"
-            )
-        if self.spatial_ndim and spatial_ndim and self.spatial_ndim != spatial_ndim:
-            raise DatasetError(
-                f"{self!r} says spatial_ndim={self.spatial_ndim}, asked for {spatial_ndim}; "
-                "give sizes with one number per spatial axis"
-            )
-        from daskdmed.images.arrayview import ArrayView
-
-        view = ArrayView(
-            self.array,
-            spatial_ndim or self.spatial_ndim or 2,
-            self.mpp,
-            spacing=self.spacing,
-            space=self.space,
-            background=self.background,
-        )
-        if wanted.mpp is not None and not _same_mpp(wanted.mpp, view.mpp):
-            has = "no mpp" if view.mpp is None else f"mpp={view.mpp}"
-            raise ResolutionError(
-                f"{self!r} is an array with {has}, asked for {wanted}; arrays are not resampled: "
-                "use level=0, give Record(array=..., mpp=...), or resample it with Dask first"
-            )
-        some = self.options.get("channels")
-        return view if some is None else with_channels(view, some)
-
     def __eq__(self, other: object) -> bool:
         return self.token == other.token if isinstance(other, Record) else NotImplemented
 
@@ -453,205 +383,3 @@ class Record:
         from daskdmed.cohort.html import record_html
 
         return record_html(self)
-
-
-def view_of(
-    image: Slide | Volume | Record,
-    wanted: Resolution,
-    *,
-    spatial_ndim: int | None,
-    orientation: str | None,
-    tile_error: OnTileError,
-    channels: ChannelsLike | None = None,
-) -> ImageView:
-    """What is open, or a record of an array, at a resolution; an error for what it has not."""
-    from daskdmed.images.slide import Slide
-    from daskdmed.images.volumes.view import view_of_array
-
-    if isinstance(image, Record):
-        asked = Resolution(level=0) if wanted.spacing is not None else wanted
-        view = image._array_view(asked, spatial_ndim)
-        view = view if channels is None else with_channels(view, channels)
-        return view_of_array(view, wanted.spacing, orientation)
-    if channels is not None:
-        image = image.with_channels(channels)
-    has = 2 if isinstance(image, Slide) else 3
-    if spatial_ndim not in (None, has):
-        raise DatasetError(
-            f"{image.uri}: a {'slide' if has == 2 else 'volume'} has {has} spatial axes, asked for "
-            f"{spatial_ndim}; give sizes with one number per axis"
-        )
-    if isinstance(image, Slide):
-        if wanted.spacing is not None or orientation is not None:
-            raise ResolutionError(
-                f"{image.uri} is a slide: spacing= and orientation= are for volumes, slides take "
-                "level=, mpp= or power="
-            )
-        level = wanted.level or 0
-        return image.view(level=level, mpp=wanted.mpp, power=wanted.power, tile_error=tile_error)
-    if wanted.mpp is not None or wanted.power is not None:
-        raise ResolutionError(
-            f"{image.uri} is a volume, asked for {wanted}; use spacing= or level="
-        )
-    return image.view(
-        level=wanted.level or 0,
-        spacing=wanted.spacing,
-        orientation=orientation,
-        tile_error=tile_error,
-    )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Patient:
-    """An id, named records and labels.
-
-    Parameters
-    ----------
-    id : str or int
-        Unique within a dataset (compared as text: 1 and "1" are the same id).
-    records : mapping of str to Record
-        At least one. Each record's `name` becomes its key here.
-    labels : mapping, optional
-        What is known of the patient: {"grade": 2, "site": "A"}. A value that is missing
-        (None, NaN, pandas' NA) is no label.
-
-    Raises
-    ------
-    DatasetError
-        The id is neither text nor an integer, there is no record, or one is not a `Record`.
-    """
-
-    id: str | int
-    records: Mapping[str, Record]
-    labels: Mapping[str, Any] = field(default_factory=FrozenMapping)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "id", _clean_id(self.id))
-        given: Any = self.records
-        if not isinstance(given, Mapping) or not given:
-            raise DatasetError(
-                f"patient {self.id!r} has no records; give a mapping that is not empty: "
-                "Patient(id, {'wsi': Record('slide.svs')})"
-            )
-        for name, record in given.items():
-            if not isinstance(record, Record):
-                raise DatasetError(
-                    f"patient {self.id!r}: record {name!r} is a {type(record).__name__}; "
-                    "wrap it as Record(uri) or Record(array=x)"
-                )
-            if not isinstance(name, str) or not name:
-                raise DatasetError(f"patient {self.id!r}: the record name {name!r} is not a text")
-        named = {k: r if r.name == k else r.renamed(k) for k, r in given.items()}
-        object.__setattr__(self, "records", FrozenMapping(named))
-        labels = {str(k): plain(v) for k, v in self.labels.items() if not missing(v)}
-        object.__setattr__(self, "labels", FrozenMapping(labels))
-
-    @property
-    def key(self) -> str:
-        """The id as text, which is what uniqueness and equality go by."""
-        return str(self.id)
-
-    @functools.cached_property
-    def token(self) -> str:
-        """Deterministic name of id, records and labels; patients are equal when it is."""
-        from dask.base import tokenize
-
-        return str(tokenize(self.key, [r.token for r in self.records.values()], self.labels))
-
-    def record(self, name: str | None = None) -> Record:
-        """One of the records; without a name the only image, or of several that named "wsi"."""
-        names = list(self.records)
-        if name is None:
-            # what was drawn on an image is no image: it does not count where one is asked for
-            names = [n for n, r in self.records.items() if not r.is_annotations] or names
-            if len(names) > 1 and DEFAULT_RECORD not in self.records:
-                raise DatasetError(
-                    f"patient {self.id!r} has {len(names)} records and none is named "
-                    f"{DEFAULT_RECORD!r}; say which with record=, one of {names}"
-                )
-            name = names[0] if len(names) == 1 else DEFAULT_RECORD
-        if name not in self.records:
-            raise DatasetError(f"patient {self.id!r} has no record {name!r}; it has {names}")
-        return self.records[name]
-
-    def __eq__(self, other: object) -> bool:
-        return self.token == other.token if isinstance(other, Patient) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return "Patient", self.token
-
-    def __repr__(self) -> str:
-        return f"Patient({self.id!r}, records={list(self.records)}, labels={dict(self.labels)})"
-
-    def _repr_html_(self) -> str:
-        from daskdmed.cohort.html import patient_html
-
-        return patient_html(self)
-
-
-# every batch holds patients, and training frameworks (Lightning) take the dataclasses in a batch
-# apart to look for tensors, and refuse frozen ones: to them a patient is one plain object
-del Patient.__dataclass_fields__
-
-
-def _as_options(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of an image, one text or tuple for what can be said in several ways."""
-    options = {name: value for name, value in said.items() if value is not None}
-    for name in {"image", "plane"} & options.keys():
-        options[name] = str(options[name])
-    if options.get("color", "srgb") != "srgb":
-        raise DatasetError(f"color is 'srgb' or None, got {options['color']!r}")
-    if "channels" in options:
-        options["channels"] = as_channels(options["channels"])
-    return options
-
-
-def _clean_id(value: Any) -> str | int:
-    if isinstance(value, str) and value:
-        return str(value)
-    if not isinstance(value, (bool, np.bool_)) and hasattr(value, "__index__"):
-        return operator.index(value)
-    raise DatasetError(f"a patient's id is a text that is not empty, or an integer; got {value!r}")
-
-
-def _same_mpp(a: tuple[float, float], b: tuple[float, float] | None) -> bool:
-    return b is not None and all(
-        math.isclose(x, y, rel_tol=1e-6) for x, y in zip(a, b, strict=True)
-    )
-
-
-def _as_spacing(spacing: Any, mpp: Any) -> tuple[float, ...]:
-    try:
-        values = tuple(float(v) for v in np.ravel(spacing))
-    except (TypeError, ValueError):
-        values = ()
-    if not values or not all(0 < v < math.inf for v in values):
-        raise ResolutionError(
-            "spacing must be positive numbers, millimeters along each spatial axis in array "
-            f"order, got {spacing!r}"
-        )
-    if mpp is not None:
-        raise ResolutionError("mpp and spacing say the same thing in other units; give one")
-    return values
-
-
-def _as_background(given: Any) -> Any:
-    """One value, or one per channel; as Python's own numbers, so that equal ones compare so."""
-    values = [] if given is None else np.ravel(given).tolist()
-    return tuple(values) if len(values) > 1 else (values or [None])[0]
-
-
-def _as_annotations(value: Any, backend: str | None) -> Annotations:
-    from daskdmed.cohort.annotations.table import Annotations
-
-    if not isinstance(value, Annotations):
-        raise DatasetError(
-            f"annotations= takes Annotations, got {type(value).__name__}; write "
-            "Record('slide.geojson') or Record(annotations=read_annotations(...))"
-        )
-    if backend is not None:
-        raise DatasetError(f"backend={backend!r} is for images, this record is annotations")
-    return value

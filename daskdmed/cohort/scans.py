@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from daskdmed.cohort.folder import find_images, image_id, walk
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.slices import natural
 from daskdmed.core.errors import DatasetError, listing
 from daskdmed.core.places import local

@@ -24,7 +24,8 @@ from daskdmed.cohort.dataset import Dataset
 from daskdmed.cohort.folder import image_id
 from daskdmed.cohort.image import Image as Image
 from daskdmed.cohort.image import Request as Request
-from daskdmed.cohort.record import DEFAULT_RECORD, Patient, Record
+from daskdmed.cohort.patient import DEFAULT_RECORD, Patient
+from daskdmed.cohort.record import Record
 from daskdmed.core import events, html
 from daskdmed.core.errors import (
     BudgetError,
@@ -247,7 +248,7 @@ class Results(dict[str, T]):
 
     def _repr_html_(self) -> str:
         shown = list(self.items())[:_SHOWN]
-        rows = [(name, _in_a_word(value)) for name, value in shown]
+        rows = [(name, html.in_a_word(value)) for name, value in shown]
         left = len(self) - len(shown)
         said = [f"{len(self):,} patients"]
         said += [f"{len(self.failures):,} left out: {self.failures[0]}"] if self.failures else []
@@ -255,14 +256,6 @@ class Results(dict[str, T]):
         return html.page(
             html.title("Results", *said), html.table(("patient", "result"), rows), more
         )
-
-
-def _in_a_word(value: Any) -> str:
-    """An array by what it is, anything else shortened."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{type(value).__name__} {html.times(value.shape)}, {value.dtype}"
-    told = repr(value)
-    return told if len(told) <= 120 else told[:120] + "..."
 
 
 class LeftOut:

@@ -7,9 +7,12 @@ colour, lines are a translucent grey. Not covered: pictures (`daskdmed.images.ht
 from __future__ import annotations
 
 import html
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+logger = logging.getLogger("daskdmed")
 
 #: strong and light colour of things that are told apart, in order of appearance
 COLOURS = (
@@ -127,6 +130,24 @@ def swatch(colour: str) -> Html:
 def times(extent: Iterable[Any]) -> str:
     """Extents as people write them: 3 x 4."""
     return " x ".join(map(str, extent))
+
+
+def in_a_word(value: Any, most: int = 120) -> str:
+    """An array by what it is, anything else shortened."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {times(value.shape)}, {value.dtype}"
+    told = value if isinstance(value, str) else repr(value)
+    return told if len(told) <= most else told[:most] + "..."
+
+
+def whole_or(whole: Callable[[], str], less: Callable[[], str]) -> str:
+    """A page, or less of it where a picture fails: that hides no facts, for what objects hold is
+    the user's, whatever it is."""
+    try:
+        return whole()
+    except Exception as error:
+        logger.debug("no picture: %s", error, exc_info=True)
+        return less()
 
 
 def file_name(uri: str | None) -> Html:

@@ -1,9 +1,9 @@
 from .arrayview import ArrayView as ArrayView
+from .opening import open_slide as open_slide
+from .opening import open_slides as open_slides
 from .protocols import Backend as Backend
 from .protocols import LevelInfo as LevelInfo
 from .protocols import Reader as Reader
 from .protocols import SlideInfo as SlideInfo
 from .slide import Slide as Slide
-from .slide import open_slide as open_slide
-from .slide import open_slides as open_slides
 from .view import SlideView as SlideView

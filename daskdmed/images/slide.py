@@ -1,36 +1,32 @@
-"""Slides: `open_slide`, and a value object with OpenSlide's names.
+"""`Slide`: a value object with OpenSlide's names.
 
 A `location` is (x, y) in the level-0 frame and a `size` is (width, height) at the level, as
 in OpenSlide; arrays are (y, x, c).
 
-Not covered: reading at a resolution between levels (`daskdmed.images.view`), choosing a
-backend (`daskdmed.images.registry`).
+Not covered: making one of a file (`daskdmed.images.opening`), reading at a resolution between
+levels (`daskdmed.images.view`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType, MethodType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskdmed.core.errors import GeometryError, ImageError, UsageError, listing
-from daskdmed.core.places import StorageOptions, using
+from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region
 from daskdmed.core.resolution import Resolution
-from daskdmed.core.types import Array, OnTileError, PathLike
+from daskdmed.core.types import Array, OnTileError
+from daskdmed.images.associated import Associated
 from daskdmed.images.channels import ChannelsLike, channel_numbers, composed
 from daskdmed.images.composite import display
 from daskdmed.images.filecache import FileKey, OfFile, cache
-from daskdmed.images.protocols import ChannelInfo, LevelInfo, SlideInfo, SlideOptions
-from daskdmed.images.registry import get_backend, open_with
-from daskdmed.images.source import normalize_uri
+from daskdmed.images.protocols import ChannelInfo, LevelInfo, SlideInfo
 from daskdmed.images.srgb import convert, transform_of
 from daskdmed.images.view import SlideView, make_view
 
@@ -39,136 +35,8 @@ if TYPE_CHECKING:
 
     from daskdmed.store.export.slides import slide_to_ome_zarr
 
-_log = logging.getLogger("daskdmed.images")
 #: most bytes that one `read_region` gives; larger areas are what `to_dask` is for
 MAX_REGION_BYTES = 2**34
-
-
-def open_slide(
-    uri: PathLike,
-    *,
-    backend: str | None = None,
-    image: int | str | None = None,
-    plane: int | str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Slide:
-    """Open a slide.
-
-    Parameters
-    ----------
-    uri : str or path-like
-        Local path (``~`` allowed), ``file://`` or any fsspec URL.
-    backend : str, optional
-        "tiff", "openslide", "zarr" or a registered one; default: the first that reads the file.
-    image : int or str, optional
-        Number or name of one of several images in the file, see `Slide.images`. Default: the
-        scan, which is the one with most pixels unless that is an overview.
-    plane : int or str, optional
-        A focal plane or time point of a stack: its number among `Slide.planes`, or "z=3", "t=2",
-        "z=3,t=2", counted from 0. Default: the plane in focus where the file says it, else the
-        first; which one is in the log (``daskdmed.images``).
-    storage_options : mapping, optional
-        For the file system of a URL: credentials, endpoint, headers, as fsspec's of that protocol
-        takes them. They travel to the workers of a cluster with what reads, and are in no repr,
-        token, log or message.
-
-    Returns
-    -------
-    Slide
-        A light value; the open file is kept in a bounded per-process cache.
-
-    Raises
-    ------
-    ImageNotFoundError, ImagePermissionError, UnsupportedImageError, CorruptImageError
-        Naming the file and a remedy.
-
-    Notes
-    -----
-    JPEG tiles of TIFF slides are decoded by the TurboJPEG library where it is found, which
-    reads blocks a tenth faster, to the same pixels. The environment variable
-    ``DASKDMED_TURBOJPEG`` names its file, or is ``off``; every process that reads goes by
-    its own.
-
-    Examples
-    --------
-    >>> slide = open_slide("slide.svs")  # doctest: +SKIP
-    >>> slide.dimensions  # doctest: +SKIP
-    (2220, 2967)
-    """
-    path = normalize_uri(uri)
-    options = SlideOptions(*("" if said is None else str(said) for said in (image, plane)))
-    told = StorageOptions.of(path, storage_options)
-    with using(told):
-        return _open(path, backend, options, told)
-
-
-def _open(
-    path: str, backend: str | None, options: SlideOptions, told: StorageOptions | None
-) -> Slide:
-    asked = options.plane
-    name, reader = open_with(path, backend, options)
-    try:
-        info = reader.info
-        if options.plane and info.plane:  # one name for what can be said in several ways
-            options = replace(options, plane=info.plane)
-        key = FileKey(path, name, get_backend(name).fingerprint(path), options.text, told)
-    except BaseException:
-        reader.close()
-        raise
-    cache.put(key, reader)
-    _say_plane(path, info, asked)
-    return Slide(key, info)
-
-
-def _say_plane(uri: str, info: SlideInfo, said: str) -> None:
-    """Tell which plane of a stack is read, where the user did not say it, or in part."""
-    axes = info.plane.count("=")
-    if info.plane and not (said.isdecimal() or said.count("=") == axes):
-        whole = "; open_volume, or Record(..., spatial_ndim=3), reads all z" * ("z=" in info.plane)
-        named = listing(info.planes) + whole
-        _log.warning("%s: reads the plane %r; plane= chooses, of %s", uri, info.plane, named)
-
-
-def open_slides(
-    uris: Iterable[PathLike],
-    *,
-    backend: str | None = None,
-    max_workers: int | None = None,
-    on_error: Literal["raise", "skip"] = "raise",
-    storage_options: Mapping[str, Any] | None = None,
-) -> list[Slide]:
-    """Open many slides in parallel threads, with a bounded number of open files.
-
-    Parameters
-    ----------
-    uris, backend
-        Of each slide, as in `open_slide`.
-    max_workers : int, optional
-        Threads; default 8.
-    on_error : {"raise", "skip"}
-        Raise the first error, or leave out the slides that cannot be opened and log them.
-    storage_options : mapping, optional
-        Of all of them, as in `open_slide`.
-
-    Returns
-    -------
-    list of Slide
-        In the order of `uris`, without those skipped.
-    """
-    if on_error not in ("raise", "skip"):
-        raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-
-    def attempt(uri: PathLike) -> Slide | None:
-        try:
-            return open_slide(uri, backend=backend, storage_options=storage_options)
-        except ImageError as exc:
-            if on_error == "raise":
-                raise
-            _log.warning("skipped: %s", exc)
-            return None
-
-    with ThreadPoolExecutor(max_workers or 8, thread_name_prefix="open-slides") as pool:
-        return [slide for slide in pool.map(attempt, uris) if slide is not None]
 
 
 class _FromAbove:
@@ -188,8 +56,8 @@ class _FromAbove:
 class Slide(OfFile):
     """A whole-slide image: facts, and ways to its pixels. Picklable, without open handles.
 
-    Made by `open_slide`. Equal when file, backend, fingerprint, image, plane, mpp, channels and
-    colours are equal.
+    Made by `daskdmed.open_slide`. Equal when file, backend, fingerprint, image, plane, mpp,
+    channels and colours are equal.
     """
 
     __slots__ = ("_mpp", "info", "is_srgb", "key", "picked")
@@ -274,7 +142,7 @@ class Slide(OfFile):
     @property
     def associated_images(self) -> Mapping[str, Array]:
         """Label, macro, thumbnail as (h, w, c) arrays, read when they are looked up."""
-        return _Associated(self.key, self.info.associated)
+        return Associated(self.key, self.info.associated)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -557,28 +425,6 @@ class Slide(OfFile):
         from daskdmed.images.html import slide_html
 
         return slide_html(self)
-
-
-class _Associated(Mapping[str, Array]):
-    """Associated images, read on access."""
-
-    def __init__(self, key: FileKey, names: tuple[str, ...]) -> None:
-        self._key, self._names = key, names
-
-    def __getitem__(self, name: str) -> Array:
-        if name not in self._names:
-            raise KeyError(name)
-        with cache.lease(self._key) as reader:
-            return reader.read_associated(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __repr__(self) -> str:
-        return f"<associated images {list(self._names)}>"
 
 
 def _nearest(value: float) -> int:

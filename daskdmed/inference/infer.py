@@ -24,7 +24,8 @@ import dask.array as da
 import zarr
 
 from daskdmed.cohort.annotations.undrawn import stand_in
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.sources import Image, Images, ImagesLike, LeftOut, Request, images_of
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import DatasetError, UsageError

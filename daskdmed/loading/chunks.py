@@ -17,7 +17,7 @@ from daskdmed.core.space import Space
 from daskdmed.core.types import Array
 
 if TYPE_CHECKING:
-    from daskdmed.cohort.record import Patient
+    from daskdmed.cohort.patient import Patient
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

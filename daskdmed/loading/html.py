@@ -6,8 +6,7 @@ At most `SHOWN` of them, in at most 300 kB. Not covered: what an image looks lik
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +25,17 @@ from daskdmed.core.html import (
     soft,
     times,
     title,
+    whole_or,
 )
 from daskdmed.core.types import Array
 from daskdmed.images.shown import Plane, upright
 from daskdmed.loading.pictured import mask_of, overlaid, pictures, target_picture
 
 if TYPE_CHECKING:
-    from daskdmed.cohort.record import Patient
+    from daskdmed.cohort.patient import Patient
     from daskdmed.images.protocols import SlideInfo
     from daskdmed.loading.chunks import BigChunk, SmallChunk, SmallChunks
 
-logger = logging.getLogger("daskdmed.loading")
 #: small chunks that are shown, and images that they came from
 SHOWN, _IMAGES = 32, 8
 #: longer side of a small chunk, of one alone, and of the image that it came from
@@ -155,7 +154,7 @@ def _mpp(chunk: SmallChunk | BigChunk) -> str:
 def smallchunks_html(chunks: SmallChunks) -> str:
     """The first small chunks of a batch, and the images that they came from."""
     heading = title(_title(chunks))
-    return _whole_or(lambda: page(heading, *_sheet(chunks)), lambda: page(heading))
+    return whole_or(lambda: page(heading, *_sheet(chunks)), lambda: page(heading))
 
 
 def _title(chunks: SmallChunks) -> str:
@@ -282,7 +281,7 @@ def _brief(value: Any, most: int = 120) -> str:
 def smallchunk_html(chunk: SmallChunk) -> str:
     """One small chunk: its picture, where it came from and what is known of it."""
     heading, told = title("Small chunk"), _facts(chunk)
-    return _whole_or(lambda: page(heading, beside(*_one(chunk), told)), lambda: page(heading, told))
+    return whole_or(lambda: page(heading, beside(*_one(chunk), told)), lambda: page(heading, told))
 
 
 def _one(chunk: SmallChunk) -> list[Html]:
@@ -347,7 +346,7 @@ def bigchunk_html(chunk: BigChunk) -> str:
         ]
     )
     heading = title("Big chunk")
-    return _whole_or(
+    return whole_or(
         lambda: page(heading, beside(_big_picture(chunk), said)), lambda: page(heading, said)
     )
 
@@ -360,12 +359,3 @@ def _big_picture(chunk: BigChunk) -> Html:
     mask = None if chunk.target is None else mask_of(chunk.target, axes)
     plane = _plane(chunk, picture if mask is None else overlaid(picture, mask))
     return below(plane.html(_ALONE, "big chunk", most=10 * _BYTES), soft(plane.words))
-
-
-def _whole_or(whole: Callable[[], str], less: Callable[[], str]) -> str:
-    """A picture that fails hides no facts: what is in a batch is the user's, whatever it is."""
-    try:
-        return whole()
-    except Exception as error:
-        logger.debug("no picture: %s", error, exc_info=True)
-        return less()

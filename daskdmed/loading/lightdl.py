@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.patient import Patient
 from daskdmed.cohort.sources import Failure, ImagesLike, Request, check_on_error, images_of
 from daskdmed.core import live
 from daskdmed.core.checks import check_choice, check_count, check_seed

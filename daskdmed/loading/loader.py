@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.patient import Patient
 from daskdmed.core import buffers, html, live, memory, processes
 from daskdmed.core.checks import check_count
 from daskdmed.core.errors import LoaderClosedError, UsageError

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.patient import Patient
 from daskdmed.core.errors import MissingExtraError, UsageError
 from daskdmed.loading import torchbridge
 from daskdmed.loading.chunks import SmallChunks

@@ -22,7 +22,7 @@ from daskdmed.persistence.strata import Stratum
 from daskdmed.persistence.where import ANYWHERE, AreaSource
 
 if TYPE_CHECKING:
-    from daskdmed.cohort.record import Patient
+    from daskdmed.cohort.patient import Patient
 
 #: classes of annotations by name, or of a label map by number
 Labels: TypeAlias = "str | int | Sequence[str] | Sequence[int]"

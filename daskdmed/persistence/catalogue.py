@@ -17,7 +17,8 @@ from daskdmed.cohort.alike import REMEDY, check_alike
 from daskdmed.cohort.annotations.categories import Categories
 from daskdmed.cohort.annotations.undrawn import stand_in
 from daskdmed.cohort.annotations.view import CollatedView, target_view
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.cohort.sources import Failure, Image, Images, open_all
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.region import Region

@@ -174,7 +174,7 @@ def textures_from_slide(source: Any, seed: int, period: int, tile: int) -> Array
     not; tissue with more haematoxylin (bluer) counts as class 2.
     """
     if not hasattr(source, "read_region"):
-        from daskdmed.images.slide import open_slide
+        from daskdmed.images.opening import open_slide
 
         with open_slide(source) as slide:
             return textures_from_slide(slide, seed, period, tile)

@@ -28,9 +28,10 @@ from daskdmed.core.errors import (
 )
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import Backend, Reader, VolumeInfo
 from daskdmed.images.registry import kind_of
-from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.slide import Slide
 from daskdmed.images.volumes.volume import Volume, open_volume
 from daskdmed.testing.arrays import assert_same_pixels
 

@@ -22,7 +22,7 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images import readers
-from daskdmed.images.slide import open_slide, open_slides
+from daskdmed.images.opening import open_slide, open_slides
 from daskdmed.images.tiff import TiffBackend
 
 PLACES = 50

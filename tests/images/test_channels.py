@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from daskdmed.core.region import Region
 from daskdmed.errors import UnsupportedImageError
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 
 NAMES = ["DAPI", "CD3", "CD8", "PanCK"]
 

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 
 from daskdmed.images.composite import composite, display
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import ChannelInfo, SlideInfo
 from daskdmed.images.readers import level_infos
-from daskdmed.images.slide import open_slide
 
 
 def info(channels=(), count=3, dtype="uint8", **more):

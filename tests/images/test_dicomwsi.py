@@ -19,7 +19,7 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images.dicomwsi import DicomSlideBackend, places
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.images.volumes.volume import open_volume
 from daskdmed.testing import BackendConformance

@@ -10,7 +10,7 @@ import tifffile
 
 from daskdmed.errors import MissingExtraError, UnsupportedImageError
 from daskdmed.images.fastslide import FastSlideBackend
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.testing import BackendConformance, coordinate_image
 
 pytest.importorskip("fastslide")

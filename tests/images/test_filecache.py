@@ -124,7 +124,7 @@ def test_many_threads(fake):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_starts_empty(make, tmp_path):
-    from daskdmed.images.slide import open_slide
+    from daskdmed.images.opening import open_slide
 
     make.write_format(tmp_path / "a.tif", "lzw")
     slide = open_slide(tmp_path / "a.tif")

@@ -14,7 +14,7 @@ from daskdmed.core.region import Region
 from daskdmed.errors import TileError, UsageError
 from daskdmed.images.filecache import cache
 from daskdmed.images.lazy import align_chunk, to_dask
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.images.tiff import count_tiles
 
 

@@ -14,8 +14,9 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from daskdmed.errors import CorruptImageError, TileError, UnsupportedImageError, UsageError
+from daskdmed.images.opening import open_slide
 from daskdmed.images.remote.blocks import blocks
-from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.slide import Slide
 from daskdmed.images.tiff import codecs, ifd, jpeg
 
 SVS = "Aperio Image Library v11.2.1 \r\n{w}x{h} (128x128) J2K|AppMag = 20|MPP = {mpp}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 
 openslide = pytest.importorskip("openslide")
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from daskdmed.errors import UnsupportedImageError
 from daskdmed.images import registry
 from daskdmed.images.filecache import FileKey, cache
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import ChannelInfo, SlideInfo, SlideOptions
 from daskdmed.images.readers import level_infos
-from daskdmed.images.slide import open_slide
 
 NAMES = st.text(max_size=8) | st.sampled_from(["{", '{"image": "a"}', "macro", "3", "z=1"])
 

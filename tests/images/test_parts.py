@@ -14,8 +14,8 @@ from daskdmed.core.space import Space
 from daskdmed.core.view import ImageView
 from daskdmed.errors import GeometryError
 from daskdmed.images.arrayview import ArrayView
+from daskdmed.images.opening import open_slide
 from daskdmed.images.parts import Boxes, joined, parts_of, read_parts
-from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff import count_tiles
 from daskdmed.images.volumes.view import VolumeView, view_of_array
 

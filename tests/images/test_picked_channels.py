@@ -22,8 +22,8 @@ from daskdmed.images.arrayview import ArrayView
 from daskdmed.images.channels import PickedView, channel_numbers, pick
 from daskdmed.images.context import with_context
 from daskdmed.images.filecache import cache
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import ChannelInfo
-from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff import count_tiles
 from daskdmed.images.volumes.volume import open_volume
 

@@ -10,8 +10,8 @@ import tifffile
 import zarr
 
 from daskdmed.errors import UsageError
+from daskdmed.images.opening import open_slide
 from daskdmed.images.readers import choose_planes
-from daskdmed.images.slide import open_slide
 
 SAID = "reads the plane"
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageCms, ImageOps
 from daskdmed.core.region import Region
 from daskdmed.errors import CorruptImageError, TileError, UnsupportedImageError
 from daskdmed.images.filecache import cache
+from daskdmed.images.opening import open_slide
 from daskdmed.images.raster import RasterBackend
-from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.testing import BackendConformance, coordinate_image
 

@@ -18,8 +18,8 @@ from daskdmed.errors import (
     UsageError,
 )
 from daskdmed.images import registry
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import Backend
-from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff import TiffBackend
 
 

@@ -16,7 +16,7 @@ from daskdmed.cohort.record import Record
 from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, ImageError, ResolutionError, UsageError
 from daskdmed.images.filecache import cache
-from daskdmed.images.slide import open_slide, open_slides
+from daskdmed.images.opening import open_slide, open_slides
 from daskdmed.images.tiff import count_tiles
 
 

@@ -9,7 +9,7 @@ import zarr
 from daskdmed.core.region import Region
 from daskdmed.errors import UnsupportedImageError, UsageError
 from daskdmed.images.ngff import ZarrBackend
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.testing import BackendConformance
 
 

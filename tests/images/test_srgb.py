@@ -15,7 +15,7 @@ from daskdmed.core.region import Region
 from daskdmed.errors import MissingExtraError, UnsupportedImageError, UsageError
 from daskdmed.images import srgb
 from daskdmed.images.filecache import cache
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from daskdmed.errors import CorruptImageError, UnsupportedImageError
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 
 openslide = pytest.importorskip("openslide")
 pytestmark = pytest.mark.filterwarnings("ignore:.*not stitched")

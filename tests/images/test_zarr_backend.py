@@ -23,7 +23,7 @@ from daskdmed.errors import (
 )
 from daskdmed.images.filecache import cache
 from daskdmed.images.ngff import ZarrBackend, planes
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.images.volumes.volume import open_volume
 
 BACKEND = ZarrBackend()

@@ -21,7 +21,7 @@ from daskdmed.core.region import Region
 from daskdmed.errors import TileError
 from daskdmed.images.ngff import planes
 from daskdmed.images.ngff.chunks import Layout
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 
 SHAPE = (3, 50, 70)
 COMPRESSORS = {

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import daskdmed
 from daskdmed import heatmap
 from daskdmed.cohort.dataset import Dataset
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.errors import GeometryError, StoreError, UsageError
 from daskdmed.samples import make_slide
 from daskdmed.store.results.finished import open_heatmap

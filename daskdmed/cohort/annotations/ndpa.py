@@ -43,7 +43,7 @@ def frame_of(uri: str, offset: Any, mpp: Any) -> tuple[_Pair, _Pair, Any]:
     where = uri or "annotations"
     beside = os.path.splitext(uri)[0]
     if offset is None and uri.lower().endswith(".ndpa") and os.path.isfile(beside):
-        from daskdmed.images.slide import open_slide
+        from daskdmed.images.opening import open_slide
 
         offset = open_slide(beside)
     if offset is None:

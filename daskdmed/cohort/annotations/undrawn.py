@@ -14,7 +14,8 @@ import numpy as np
 
 from daskdmed.cohort.annotations.shapes import require_shapely
 from daskdmed.cohort.annotations.table import Annotations
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.core.errors import UsageError, meant
 
 #: [low, high) in level-0 pixels

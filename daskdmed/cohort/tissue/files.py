@@ -117,7 +117,7 @@ def _read_png(place: str, head: bytes) -> Array:
 
 def _read_image(place: str, name: str, shape0: tuple[int, ...]) -> Array:
     """Any image that a backend reads, from its coarsest level that is fine enough."""
-    from daskdmed.images.slide import open_slide
+    from daskdmed.images.opening import open_slide
 
     try:
         slide = open_slide(place)

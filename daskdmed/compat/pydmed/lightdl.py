@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from daskdmed.cohort.dataset import Dataset as OurDataset
-from daskdmed.cohort.record import Patient as OurPatient
+from daskdmed.cohort.patient import Patient as OurPatient
 from daskdmed.cohort.record import Record as OurRecord
 from daskdmed.compat.pydmed._calls import Book, Collect, Load
 from daskdmed.compat.pydmed._collate import batch_of

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.patient import Patient
 from daskdmed.cohort.sources import Image, Images, open_all
 from daskdmed.core.errors import GeometryError, UsageError
 from daskdmed.core.types import Array, OnError

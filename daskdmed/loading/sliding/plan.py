@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from dask.utils import format_bytes
 
-from daskdmed.cohort.record import Patient
+from daskdmed.cohort.patient import Patient
 from daskdmed.core.errors import BudgetError, StateError
 from daskdmed.core.region import Region
 from daskdmed.core.types import Array

@@ -27,8 +27,9 @@ from daskdmed.core.region import Region
 from daskdmed.core.types import OnTileError, PathLike
 from daskdmed.core.work import Index, Job, call_graph, run
 from daskdmed.images.ngff.metadata import ZARR_FORMATS, Axis, Channel, Multiscale, check_version
+from daskdmed.images.opening import open_slide
 from daskdmed.images.protocols import RGB_COLORS, ChannelInfo
-from daskdmed.images.slide import Slide, open_slide
+from daskdmed.images.slide import Slide
 from daskdmed.store.export.slideplan import Extent, PlannedLevel, Pyramid, plan_levels
 from daskdmed.store.location import Location, damage_named
 from daskdmed.store.ngff.levels import Compressor, compressors_for, create_level

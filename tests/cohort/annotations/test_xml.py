@@ -200,7 +200,7 @@ def test_ndpa_beside_its_slide(tmp_path, monkeypatch):
         opened.append(path)
         return SLIDE
 
-    monkeypatch.setattr("daskdmed.images.slide.open_slide", open_slide)
+    monkeypatch.setattr("daskdmed.images.opening.open_slide", open_slide)
     (tmp_path / "a.ndpi").write_bytes(b"")
     path = tmp_path / "a.ndpi.ndpa"
     path.write_text(ndpa(state("pin", "<x>10000</x><y>-20000</y>")))

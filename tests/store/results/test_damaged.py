@@ -10,7 +10,7 @@ import pytest
 from daskdmed import heatmap
 from daskdmed.core.region import Region
 from daskdmed.errors import StoreError
-from daskdmed.images.slide import open_slide
+from daskdmed.images.opening import open_slide
 from daskdmed.samples import make_slide
 from daskdmed.store import open_heatmap, slide_to_ome_zarr
 

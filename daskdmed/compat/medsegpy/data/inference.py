@@ -16,7 +16,8 @@ import dask.array as da
 import numpy as np
 
 from daskdmed.cohort.dataset import Dataset
-from daskdmed.cohort.record import Patient, Record
+from daskdmed.cohort.patient import Patient
+from daskdmed.cohort.record import Record
 from daskdmed.compat.medsegpy.data.data_utils import PatchGrid
 from daskdmed.compat.medsegpy.data.scans import Classes, Scan
 from daskdmed.compat.medsegpy.data.transforms.transform import TransformList

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskdmed.cohort.dataset import Dataset
-from daskdmed.cohort.record import Patient as OurPatient
+from daskdmed.cohort.patient import Patient as OurPatient
 from daskdmed.cohort.record import Record
 from daskdmed.compat.pydmed.lightdl import (
     BigChunkLoader,
