@@ -15,6 +15,7 @@ from typing import Any
 import dask
 import inputs
 import numpy as np
+import scenarios
 
 import daskdmed
 from benchmarks import Once, requires
@@ -33,8 +34,10 @@ def best_device() -> str:
     return next((k for k in kinds if getattr(torch, k).is_available()), "cpu")
 
 
-def dataset() -> daskdmed.Dataset:
-    """Slides of noise in memory: what is measured is neither a disk nor a decoder."""
+def dataset(source: str) -> daskdmed.Dataset:
+    """ "arrays" of noise in memory, where neither a disk nor a decoder is measured, or "slides"."""
+    if source == "slides":
+        return scenarios.dataset(inputs.slides("dense"))
     side = min(4096, inputs.side())
     rng = np.random.default_rng(0)
     patients = []
@@ -45,12 +48,14 @@ def dataset() -> daskdmed.Dataset:
 
 
 @contextmanager
-def loader(batch: int, draws: int, **options: Any) -> Iterator[daskdmed.LightDL]:
+def loader(
+    batch: int, draws: int, source: str = "arrays", **options: Any
+) -> Iterator[daskdmed.LightDL]:
     """Gives batches on the device, from 48 big chunks there."""
     with (
         dask.config.set({"daskdmed.device-residents": True}),
         daskdmed.LightDL(
-            dataset(),
+            dataset(source),
             smallchunk_size=CROP,
             batch_size=batch,
             bigchunk_size=BIGCHUNK,
@@ -128,17 +133,17 @@ class Gathering(Once):
 class Training(Once):
     """A training step, beside the same with one batch again and again: 1, nothing is waited for."""
 
-    params = BATCHES
-    param_names = ["batch"]
+    params = [BATCHES, ["arrays", "slides"]]
+    param_names = ["batch", "source"]
 
-    def setup(self, batch: int) -> None:
+    def setup(self, batch: int, source: str) -> None:
         requires("torch")
         if best_device() != "cpu":
             requires("torchvision")
 
-    def track_ratio_to_step_alone(self, batch: int) -> float:
+    def track_ratio_to_step_alone(self, batch: int, source: str) -> float:
         step = training_step()
-        with loader(batch, 512) as loading:
+        with loader(batch, 512, source) as loading:
             x, _, _ = next(loading)
             alone = rate(itertools.repeat((x, None, None)), step)
             return rate(loading, step) / alone

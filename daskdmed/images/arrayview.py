@@ -216,39 +216,41 @@ class ArrayView(ImageView):
     def _read(self, region: Region, out: Array | None) -> Array:
         """Compute a region in the calling thread; never a view of memory that the array holds."""
         local = self._local(region)
-        value = self._of_one_block(local)
-        if value is None:
+        parts = self._parts(local)
+        if parts is None:
             value = self._compute(self.array[local.slices])
-        if out is not None:
-            np.copyto(out, value)
-            return out
-        return value if value.base is None and value.flags.writeable else value.copy()
+            if out is None:
+                return value if value.base is None and value.flags.writeable else value.copy()
+            parts = [(..., value)]
+        if out is None:
+            out = np.empty((*region.shape, *self.channel_shape), self.dtype)
+        for where, values in parts:
+            out[where] = values
+        return out
 
-    def _of_one_block(self, local: Region) -> Array | None:
-        """A region inside of one block that needs no other task, as a slice in a file: without the
-        graph that Dask would make, optimise and walk for it, which takes longer than the slice."""
+    def _parts(self, local: Region) -> list[tuple[Any, Array]] | None:
+        """The places within a region, and their values as slices of blocks that need no other
+        task: without the graph that Dask would make, optimise and walk for them, which takes
+        longer than to copy them. None: some block does need one."""
         layer = self.array.dask.layers.get(self.array.name)
         if not isinstance(layer, MaterializedLayer):  # others make all their tasks to give one
             return None
-        ends_of = [list(itertools.accumulate(c)) for c in self.array.chunks[: self.spatial_ndim]]
-        index = []
-        for ends, a, b in zip(ends_of, local.origin, local.stop, strict=True):
-            block = bisect.bisect_right(ends, a)
-            if not a < b <= ends[block]:
+        axes = self.array.chunks[: self.spatial_ndim]
+        if any(len(c) > 1 for c in self.array.chunks[len(axes) :]):
+            return None
+        behind = [0] * (self.array.ndim - len(axes))
+        crossed = list(itertools.product(*map(_crossed, axes, local.origin, local.stop)))
+        found = []
+        for spans in crossed:
+            node: Any = layer.mapping.get((self.array.name, *(s[0] for s in spans), *behind))
+            # a task may have to read all of its block for a corner
+            kinds = (Task, DataNode) if len(crossed) == 1 else DataNode
+            values = node() if isinstance(node, kinds) and not node.dependencies else node
+            # a future, of an array that is persisted; or what its maker did not promise
+            if not isinstance(values, np.ndarray) or values.dtype != self.dtype:
                 return None
-            index.append(block)
-        lead = [*index, *[0] * (self.array.ndim - len(index))]
-        if any(len(c) > 1 for c in self.array.chunks[len(index) :]):
-            return None
-        node: Any = layer.mapping.get((self.array.name, *lead))
-        block_values = node
-        if isinstance(node, (Task, DataNode)) and not node.dependencies:
-            block_values = node()
-        if not isinstance(block_values, np.ndarray):  # a future, of an array that is persisted
-            return None
-        starts = [ends[i - 1] if i else 0 for ends, i in zip(ends_of, index, strict=True)]
-        inner = zip(starts, local.origin, local.stop, strict=True)
-        return block_values[tuple(slice(a - s, b - s) for s, a, b in inner)]
+            found.append((tuple(s[2] for s in spans), values[tuple(s[1] for s in spans)]))
+        return found
 
     @functools.cached_property
     def remote(self) -> Any:
@@ -286,6 +288,18 @@ def _aside() -> Iterator[None]:
         yield
     finally:
         rejoin()
+
+
+def _crossed(chunks: Sequence[int], start: int, stop: int) -> list[tuple[int, slice, slice]]:
+    """Of each chunk along an axis that pixels lie in: its number, where they are in it, and where
+    it is in them."""
+    ends = list(itertools.accumulate(chunks))
+    found = []
+    for number in range(bisect.bisect_right(ends, start), bisect.bisect_left(ends, stop) + 1):
+        begin = ends[number] - chunks[number]
+        a, b = max(start, begin), min(stop, ends[number])
+        found.append((number, slice(a - begin, b - begin), slice(a - start, b - start)))
+    return found
 
 
 def _per_axis(spacing: float | Sequence[float], ndim: int) -> tuple[float, ...]:

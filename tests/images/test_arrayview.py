@@ -10,6 +10,8 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask.task_spec import Task
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from daskdmed import Dataset, LightDL, Patient, Record, SlidingWindowDL, predict, read_annotations
 from daskdmed.core.region import Region
@@ -168,6 +170,24 @@ class TestHDF5:
         first = predict(self.record(path), lambda w: w, **options).compute()
         again = predict(self.record(path), lambda w: w, **options, resume=True).compute()
         np.testing.assert_array_equal(first, again)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_blocks_in_memory_are_copied_from_without_a_graph(data):
+    shape = data.draw(st.tuples(*[st.integers(1, 9)] * 2, st.integers(1, 3)))
+    chunks = tuple(data.draw(st.integers(1, n)) for n in shape[:2])
+    values = np.arange(np.prod(shape), dtype="i4").reshape(shape)
+    view = ArrayView(da.from_array(values, chunks=(*chunks, shape[2])), 2)
+    first = tuple(data.draw(st.integers(0, n)) for n in shape[:2])
+    extent = tuple(data.draw(st.integers(0, n - a)) for n, a in zip(shape, first, strict=False))
+    region = Region(first, extent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArrayView, "_compute", None)
+        found = view.read(region)
+        np.testing.assert_array_equal(found, values[region.slices])
+        found[:] = -1  # it is nobody else's
+        np.testing.assert_array_equal(view.read(region), values[region.slices])
 
 
 def test_a_region_of_one_block_needs_no_graph(monkeypatch):
