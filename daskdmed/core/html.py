@@ -29,7 +29,8 @@ color:inherit;text-align:left}
 .dkm .dkm-row{display:flex;gap:8px 16px;align-items:flex-start;flex-wrap:wrap}
 .dkm .dkm-title{font-weight:600;overflow-wrap:anywhere}
 .dkm .dkm-soft{opacity:.7;font-weight:400;overflow-wrap:anywhere}
-.dkm.dkm table{border-collapse:collapse;border:0;margin:5px 0;width:auto;font-size:12px}
+.dkm.dkm table{border-collapse:collapse;border:0;margin:5px 0;width:auto;font-size:12px;
+color:inherit}
 .dkm.dkm tbody tr:nth-child(n){background:none;border:0}
 .dkm.dkm th,.dkm.dkm td{text-align:left;vertical-align:top;padding:2px 14px 2px 0;border:0;
 color:inherit;background:none;overflow-wrap:anywhere}

@@ -212,6 +212,11 @@ class Config:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.summary().splitlines())})"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import config_html
+
+        return config_html(self, _WITHOUT_EFFECT)
+
 
 class UNetConfig(Config):
     """Of a U-Net over planes.

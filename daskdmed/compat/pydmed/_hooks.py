@@ -42,6 +42,11 @@ class BigChunk:
     def __repr__(self) -> str:
         return _told(self)
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import bigchunk_html
+
+        return bigchunk_html(self)
+
 
 class SmallChunk:
     """What a collector makes: data, what is known of it and of its big chunk, and whose it is."""
@@ -61,6 +66,11 @@ class SmallChunk:
 
     def __repr__(self) -> str:
         return _told(self)
+
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import smallchunk_html
+
+        return smallchunk_html(self)
 
 
 def _told(chunk: BigChunk | SmallChunk) -> str:

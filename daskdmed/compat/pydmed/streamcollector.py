@@ -160,6 +160,11 @@ class StreamCollector:
             raise UsageError("nothing was collected yet; call start_collecting() first")
         return self._final
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import collector_html
+
+        return collector_html(self)
+
 
 StatCollector = StreamCollector
 Statistic = ProcessedPiece

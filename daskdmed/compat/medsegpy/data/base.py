@@ -115,6 +115,11 @@ class DataLoader(ABC):
         batches = f"{len(self)} batches of {self._batch_size}"
         return f"<{type(self).__name__}: {self.num_scans()} scans, {batches}>"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import loader_html
+
+        return loader_html(self)
+
     def __iter__(self) -> Iterator[Any]:
         """The batches of an epoch."""
         return (self[i] for i in range(len(self)))

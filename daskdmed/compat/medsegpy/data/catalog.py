@@ -136,6 +136,11 @@ class Metadata:
     def __repr__(self) -> str:
         return f"Metadata({', '.join(f'{k}={v!r}' for k, v in self.__dict__.items())})"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import metadata_html
+
+        return metadata_html(self)
+
 
 class MetadataCatalog:
     """`Metadata` of datasets by name; made when they are first asked for."""

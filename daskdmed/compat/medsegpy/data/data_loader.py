@@ -102,6 +102,11 @@ class WindowLoader(DataLoader):
     def num_scans(self) -> int:
         return len(self._scans)
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import loader_html
+
+        return loader_html(self, self._scans, self._classes)
+
     def clear_cached_data(self) -> None:
         """Let go of scans that ``cfg.PRELOAD_DATA`` keeps in memory; they are read again."""
         self._scans = self._make_scans()

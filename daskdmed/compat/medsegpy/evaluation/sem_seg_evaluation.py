@@ -88,6 +88,11 @@ class SemSegEvaluator(DatasetEvaluator):
         metrics = ", ".join(self._metrics)
         return f"<SemSegEvaluator: {metrics}; {len(self.rows)} rows so far>"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import evaluator_html
+
+        return evaluator_html(self, self._means())
+
     def reset(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._waiting: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
@@ -173,14 +178,21 @@ class SemSegEvaluator(DatasetEvaluator):
         self._waiting = []
         if not self.rows:
             raise DatasetError("no scans were evaluated: process() them first")
-        classes = list(dict.fromkeys(row["class"] for row in self.rows))
-        found: dict[str, Any] = {}
-        for metric in self._metrics:
-            each = {c: _mean([r for r in self.rows if r["class"] == c], metric) for c in classes}
-            found[metric] = {**each, "mean": _finite_mean(list(each.values()))}
+        found: dict[str, Any] = {
+            metric: {**each, "mean": _finite_mean(list(each.values()))}
+            for metric, each in self._means().items()
+        }
         if self._folder is not None:
             self._report(found)
         return found
+
+    def _means(self) -> dict[str, dict[Any, float]]:
+        """Of each metric by class, over the scans so far."""
+        classes = list(dict.fromkeys(row["class"] for row in self.rows))
+        return {
+            metric: {c: _mean([r for r in self.rows if r["class"] == c], metric) for c in classes}
+            for metric in self._metrics
+        }
 
     # ----------------------------------------------------------------- what a class is
     def _labels(self, y_pred: da.Array) -> Callable[[int], da.Array]:

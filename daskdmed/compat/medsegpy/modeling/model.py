@@ -58,6 +58,11 @@ class History:
         last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in self.history.items())
         return f"<History of {len(self.epoch)} epochs: {last}>"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import history_html
+
+        return history_html(self)
+
 
 class Model:
     """A network, and how it is trained.
@@ -89,6 +94,11 @@ class Model:
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.module.parameters())
         return f"<Model: {type(self.module).__name__}, {count:,} parameters, on {self.device}>"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import model_html
+
+        return model_html(self)
 
     # ------------------------------------------------------------------ training
     def compile(

@@ -49,6 +49,11 @@ class Patient:
     def __repr__(self) -> str:
         return f"Patient({self.int_uniqueid!r}, {sorted(map(str, self.dict_records))})"
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import patient_html
+
+        return patient_html(self)
+
 
 class Record:
     """A file, ``rootdir + relativedir``, and a dict of facts about it."""
@@ -60,6 +65,11 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record({self.rootdir!r}, {self.relativedir!r})"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import record_html
+
+        return record_html(self)
 
 
 class Dataset:
@@ -87,6 +97,11 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.str_dsname!r}, {len(self.list_patients)} patients)"
+
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.pydmed._html import dataset_html
+
+        return dataset_html(self)
 
     @staticmethod
     def balance_by_repeat(
