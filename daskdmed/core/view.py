@@ -249,6 +249,12 @@ class ImageView:
         self._read(inside, shrinking)
         return out
 
+    def read_boxes(self, first: Array, out: Array) -> bool:
+        """Boxes of one size at their `first` pixels (boxes, axes), all inside the image, into `out`
+        of shape (boxes, *size[, c]), where that is cheaper than regions are; False: it is not, and
+        nothing was read."""
+        return False
+
     def check_out(self, region: Region, out: Array) -> None:
         """GeometryError where an array does not fit a region."""
         needed = (*region.shape, *self.channel_shape)

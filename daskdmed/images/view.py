@@ -132,6 +132,17 @@ class SlideView(OfFile, ImageView):
                 convert(out, transform_of(self.key, reader))
         return out
 
+    def read_boxes(self, first: Array, out: Array) -> bool:
+        if self.scale is not None or self.channels is not None:
+            return False
+        with cache.lease(self.key) as reader:
+            read = getattr(reader, "read_boxes", None)
+            if read is None or not read(self.level, first, out, self.tile_error):
+                return False
+            if self.srgb:
+                convert(out, transform_of(self.key, reader))
+        return True
+
     def _read_stored(self, reader: Reader, region: Region, out: Array | None = None) -> Array:
         """A region of the level, of the channels that are wanted."""
         if self.channels is None:

@@ -77,7 +77,7 @@ class Assembly:
             cluster.client,
             plan,
             JobFactory(catalogue, self.chooser, size, key, around, foresight.drawn),
-            planning.allotment,
+            planning.allotment.keeping(foresight.most_bytes),
             in_process=cluster.in_process,
             tally=tally,
             ranks=ranks,

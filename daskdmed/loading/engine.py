@@ -198,6 +198,7 @@ class Engine(ABC):
             area=foreseen.area,
             space=entry.view.space,
             held=foreseen.held,
+            apart=foreseen.apart,
         )
 
     def remember(self, visit: Visit, bigchunks: tuple[BigChunk, ...]) -> Provenance:

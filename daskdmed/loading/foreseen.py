@@ -10,6 +10,7 @@ Not covered: what a position is a function of (`daskdmed.loading.positions`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,16 @@ from daskdmed.core.region import Region
 from daskdmed.images.parts import Boxes
 from daskdmed.loading.positions import Positions
 from daskdmed.persistence.areas import Area, Chosen
-from daskdmed.persistence.catalogue import Catalogue
-from daskdmed.persistence.drawn import touches_all
+from daskdmed.persistence.catalogue import Catalogue, Entry
+from daskdmed.persistence.drawn import Drawn, most_held, reads_parts, touches_all, worth_apart
 from daskdmed.persistence.plan import Visit
 from daskdmed.persistence.reading import ReadFailure
 
 if TYPE_CHECKING:
     from daskdmed.loading.engine import Sampling
+
+#: what is kept of a region and its target may be so much more than their pixels: up to whole tiles
+_ROUNDED = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,12 @@ class Foreseen:
     area: Area | Chosen | ReadFailure | None
     positions: Positions | None = None
     held: int | None = None
-    drawn: Boxes | None = None
+    drawn: Drawn | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether small chunks are kept one by one."""
+        return self.drawn is not None and self.drawn.apart
 
 
 class Foresight:
@@ -61,6 +70,21 @@ class Foresight:
         self._most = s.draws_per_visit * (1 + (s.composed and fails))
         self._known: dict[int, Foreseen] = {}
 
+    @property
+    def most_bytes(self) -> int:
+        """What is kept of a big chunk at most."""
+        return max(map(self._most_bytes, self._catalogue.entries))
+
+    def _most_bytes(self, entry: Entry) -> int:
+        s = self._sampling
+        if self._blind or self._stays or s.lattice is not None or s.crop.around is not None:
+            return entry.block_bytes
+        pixels = most_held(entry.view, s.crop.size, self._most)
+        if entry.target is not None and not reads_parts(entry.target):
+            return entry.block_bytes
+        share = min(1.0, _ROUNDED * pixels / math.prod(entry.grid.largest))
+        return math.ceil(share * entry.block_bytes)
+
     def of(self, visit: Visit) -> Foreseen:
         """What is known of a visit."""
         found = self._known.get(visit.number)
@@ -68,7 +92,7 @@ class Foresight:
             found = self._known[visit.number] = self._look(visit)
         return found
 
-    def drawn(self, visit: Visit) -> Boxes | None:
+    def drawn(self, visit: Visit) -> Drawn | None:
         """What of a visit's big chunk is read; None for all of it."""
         return self.of(visit).drawn
 
@@ -89,13 +113,17 @@ class Foresight:
         where = (area, s.key, visit.number, s.draws_per_visit)
         positions = Positions([region], size, s.crop.ratio, *where)
         if self._stays:
-            return Foreseen(area, positions, None, _reach(area, region, size))
+            reach = _reach(area, region, size)
+            return Foreseen(area, positions, None, None if reach is None else Drawn(reach))
         most = self._most
         if s.lattice is not None and isinstance(area, Chosen):
             most = len(area.places)
         if area is None and touches_all(entry.view, region, size, most):
             return Foreseen(area, positions)
-        return Foreseen(area, positions, most, Boxes.at(positions.first(most), size))
+        boxes = Boxes.at(positions.first(most), size)
+        apart = s.crop.around is None and worth_apart(entry.view, region, size, len(boxes))
+        apart = apart and (entry.target is None or reads_parts(entry.target))
+        return Foreseen(area, positions, most, Drawn(boxes, apart))
 
     def _area(self, visit: Visit, region: Region) -> Area | Chosen | None:
         s = self._sampling

@@ -85,11 +85,11 @@ class OnDevice:
         slot, firsts = put
         lies = (lying(f, a, self._axes) for f, a in zip(firsts, arrays, strict=True))
         pieces = []
-        for piece in sampler.pieces:
+        for at, piece in enumerate(sampler.pieces):
             image = target = next(lies)
             if piece.target is not None:
                 target = next(lies)
-            pieces.append((*_flat(image), *_flat(target), *piece.origin))
+            pieces.append((*_flat(image), *_flat(target), *sampler.frame(at)))
         self._visits[sampler.facts.number] = slot, pieces
         sampler.hollow()
         return True

@@ -103,7 +103,7 @@ class VisitFacts:
     `nth`: how many visits its record had before; `key`: from the loader's seed; `region`: the
     grid's big chunk; `area`: where small chunks may lie, or do, or why nobody knows; None for
     anywhere; `space`: of the whole image; `held`: of how many draws all pixels are there, None for
-    any.
+    any; `apart`: and nothing else is, these lie one behind the other along the first axis.
     """
 
     number: int
@@ -119,6 +119,7 @@ class VisitFacts:
     area: Area | Chosen | ReadFailure | None = None
     space: Space | None = None
     held: int | None = None
+    apart: bool = False
 
 
 class Ended(NamedTuple):
@@ -208,6 +209,8 @@ class VisitSampler:
 
     def _extent(self, piece: Piece) -> tuple[int, ...]:
         """Of a piece, without what lies around it."""
+        if self.facts.apart:
+            return self.facts.region.shape
         if piece.shape is not None:
             return piece.shape
         extent: tuple[int, ...] = piece.data.shape[: self._axes]
@@ -261,7 +264,8 @@ class VisitSampler:
         return at, origin
 
     def place(self, draw: int) -> Position | Ended:
-        """Where one draw lies, where no collector has a say."""
+        """Where one draw lies, where no collector has a say: number of the piece, first pixel in
+        its array, and the same in the frame of the view."""
         if self.failure is not None:
             return Ended(self.failure.error)
         if not self.pieces:  # the big-chunk loader found nothing
@@ -276,11 +280,17 @@ class VisitSampler:
                     "of daskdmed's, please report it"
                 )
             )
+        if self.facts.apart:
+            return 0, (draw * self._crop.size[0], *(0,) * (self._axes - 1)), found[2]
         return found
 
     def origin(self, at: int, start: tuple[int, ...]) -> tuple[int, ...]:
         """A pixel of a piece in the frame of the view."""
         return tuple(map(add, self.pieces[at].origin, start))
+
+    def frame(self, at: int) -> tuple[int, ...]:
+        """Where the pixels of a piece begin, as those of its target are counted."""
+        return (0,) * self._axes if self.facts.apart else self.pieces[at].origin
 
     def hollow(self) -> None:
         """Forget the pixels, which are cropped from elsewhere; places stay what they are."""
@@ -305,7 +315,7 @@ class VisitSampler:
         piece = self.pieces[at]
         copies = [] if out is None else self._image_copies(piece.data, start, out)
         if target_out is not None and piece.target is not None:
-            copies.append((target_out, piece.target[self._target_box(piece, start)]))
+            copies.append((target_out, piece.target[self._target_box(at, start)]))
         for target, source in copies:
             if copier is None:
                 target[...] = source
@@ -325,14 +335,14 @@ class VisitSampler:
     def _box(self, start: tuple[int, ...]) -> tuple[slice, ...]:
         return tuple(slice(o, o + s) for o, s in zip(start, self._crop.size, strict=True))
 
-    def _target_box(self, piece: Piece, start: tuple[int, ...]) -> tuple[slice, ...]:
+    def _target_box(self, at: int, start: tuple[int, ...]) -> tuple[slice, ...]:
         """The same pixels in the target; its own are whole where `start` allows it."""
         crop = self._crop
         if not crop.target_ratio:
             return self._box(start)
         first = (
-            (o + at) // r - o // r
-            for o, at, r in zip(piece.origin, start, crop.target_ratio, strict=True)
+            (o + s) // r - o // r
+            for o, s, r in zip(self.frame(at), start, crop.target_ratio, strict=True)
         )
         return tuple(slice(f, f + s) for f, s in zip(first, crop.target_size, strict=True))
 

@@ -18,6 +18,8 @@ from daskdmed.core.errors import BudgetError, UsageError
 #: one read task handles about this many bytes: a task costs milliseconds end to end, so
 #: small big chunks share one
 BYTES_PER_READ = 96 << 20
+#: big chunks that one task reads few pixels of, at most: the first batch waits for a task
+MOST_PER_READ = 8
 #: what a worker process takes that holds nothing: interpreter, libraries (torch too, which scripts
 #: import), event loop, caches
 BASELINE = 256 << 20
@@ -29,7 +31,7 @@ class Allotment:
 
     `capacity`: big chunks that may be in memory at a time, resident or being read. `slots`: visits
     that are drawn from at a time. `group`: big chunks that one task reads. `block_bytes`: of the
-    largest.
+    largest, or what is kept of it at most.
     """
 
     capacity: int
@@ -41,6 +43,16 @@ class Allotment:
     def nbytes(self) -> int:
         """Bytes that are never exceeded."""
         return self.capacity * self.block_bytes
+
+    def keeping(self, nbytes: int) -> Allotment:
+        """The same where no more than so many bytes of a big chunk are kept: as many are drawn
+        from, but there is room for more that are read ahead, by fewer tasks.
+        """
+        each = max(1, min(nbytes, self.block_bytes))
+        room = self.nbytes // each - self.slots
+        group = max(self.group, min(MOST_PER_READ, BYTES_PER_READ // each, room // 4))
+        spare = min(max(self.capacity - self.slots, 4 * group), room)
+        return Allotment(self.slots + spare, self.slots, group, each)
 
     def within(self, slots: int) -> Allotment:
         """What of it a plan can use that draws from fewer visits at a time.

@@ -24,9 +24,9 @@ from daskdmed.core.shared import segments
 from daskdmed.core.types import Array
 from daskdmed.core.view import ImageView
 from daskdmed.images.context import Context
-from daskdmed.images.parts import Boxes, Parts, read_some
+from daskdmed.images.parts import Boxes, Parts, parts_of, read_some
 from daskdmed.persistence.content import Content, Part, choose
-from daskdmed.persistence.drawn import parts_drawn
+from daskdmed.persistence.drawn import Drawn, parts_drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ class Job:
     With a `chooser`, the user's loader, `context` is given too, and `rng_place`: key and place of
     its random numbers. `target_ratio`: pixels of the image per pixel of the target, empty for one.
     `around`: what of the image around each region is read with it. `parts`, `target_parts`: what of
-    both is read, where that is not all of it.
+    both is read, where that is not all of it. `apart`: boxes of the image that are kept, one behind
+    the other along the first axis, in the place of the region.
     """
 
     view: ImageView
@@ -111,6 +112,7 @@ class Job:
     around: Context | None = None
     parts: Parts | None = None
     target_parts: Parts | None = None
+    apart: Boxes | None = None
 
     @property
     def pixels(self) -> int:
@@ -126,6 +128,9 @@ class Job:
         )
 
     def _parts(self) -> list[tuple[ImageView, Region]]:
+        if self.apart is not None:
+            held = [(self.view, self.apart), (self.target, self.target_boxes(self.apart))]
+            return [(view, _strip(boxes)) for view, boxes in held if view is not None]
         parts = [(self.view, self.image_region)]
         if self.target is not None:
             parts.append((self.target, self.target_region(self.region)))
@@ -142,21 +147,33 @@ class Job:
         """The target's pixels that a region of the image touches."""
         return region.cells(self.target_ratio or (1,) * len(region.origin))
 
-    def drawn(self, drawn: Boxes | None) -> Job:
+    def target_boxes(self, boxes: Boxes) -> Boxes:
+        """The target's pixels that boxes of the image touch."""
+        return boxes.cells(self.target_ratio or (1,) * len(self.region.origin))
+
+    def drawn(self, drawn: Drawn | None) -> Job:
         """The same, reading no more than is drawn, where that is worth it."""
         if drawn is None:
             return self
-        grown = drawn if self.around is None else drawn.padded(self.around.around)
+        boxes, target = drawn.boxes, None
+        if drawn.apart:
+            parts: Parts | None = parts_of(self.view, self.region, boxes)
+            if self.target is not None:
+                region = self.target_region(self.region)
+                target = parts_of(self.target, region, self.target_boxes(boxes))
+            return replace(self, parts=parts, target_parts=target, apart=boxes)
+        grown = boxes if self.around is None else boxes.padded(self.around.around)
         parts = parts_drawn(self.view, self.image_region, grown)
-        target = None
         if self.target is not None:
-            ratio = self.target_ratio or (1,) * len(self.region.origin)
-            target = parts_drawn(self.target, self.target_region(self.region), drawn.cells(ratio))
+            region = self.target_region(self.region)
+            target = parts_drawn(self.target, region, self.target_boxes(boxes))
         return replace(self, parts=parts, target_parts=target)
 
     @property
     def digest(self) -> str:
         """Names what is read of the region; empty for all of it."""
+        if self.apart is not None:
+            return f"|{self.apart.digest}"
         named = [("", self.parts), ("+", self.target_parts)]
         return "".join(name + parts.digest for name, parts in named if parts is not None)
 
@@ -189,6 +206,12 @@ def _travelling(view: ImageView, region: Region, job: Job, client: Any) -> tuple
             "persist()"
         )
     return view.detached(inside), client.compute(view.delivery(inside))
+
+
+def _strip(boxes: Boxes) -> Region:
+    """The shape of boxes of one size that lie one behind the other along the first axis."""
+    size = boxes.size
+    return Region.of((len(boxes) * size[0], *size[1:]))
 
 
 class ReadFailure:
@@ -331,6 +354,8 @@ def pieces_of(loaded: Loaded, job_region: Region) -> list[Piece] | ReadFailure:
 
 def _read_job(job: Job, memory: segments.Allocator | None) -> Loaded:
     try:
+        if job.apart is not None:
+            return _read_apart(job, job.apart, memory)
         parts = [job.region] if job.chooser is None else choose(job)
         if isinstance(parts, Content):
             return parts
@@ -340,6 +365,24 @@ def _read_job(job: Job, memory: segments.Allocator | None) -> Loaded:
     if job.chooser is None and job.target is None:
         return blocks[0][1]
     return blocks
+
+
+def _read_apart(job: Job, boxes: Boxes, memory: segments.Allocator | None) -> Loaded:
+    data = _boxes(job.view, job.parts, boxes, memory)
+    if job.target is None:
+        return data
+    target = _boxes(job.target, job.target_parts, job.target_boxes(boxes), memory)
+    return [(job.region.origin, data, target)]
+
+
+def _boxes(
+    view: ImageView, parts: Parts | None, boxes: Boxes, memory: segments.Allocator | None
+) -> Array:
+    assert parts is not None
+    empty = buffers.empty if memory is None else memory.empty
+    strip = empty((*_strip(boxes).shape, *view.channel_shape), view.dtype)
+    parts.read_apart(view, boxes, strip.reshape(len(boxes), *boxes.size, *view.channel_shape))
+    return strip
 
 
 def _block(

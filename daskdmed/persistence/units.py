@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dask.base import tokenize
 
 from daskdmed.images.context import Context
-from daskdmed.images.parts import Boxes
 from daskdmed.persistence.catalogue import Catalogue
 from daskdmed.persistence.cluster import BIG_CHUNK
+from daskdmed.persistence.drawn import Drawn
 from daskdmed.persistence.plan import Visit
 from daskdmed.persistence.reading import Job, LoadContext, Loaded, RegionChooser, Ticket
 from daskdmed.persistence.tally import Place
@@ -82,7 +82,7 @@ class JobFactory:
         bigchunk_size: tuple[int, ...],
         key: int,
         around: Context | None = None,
-        foresee: Callable[[Visit], Boxes | None] | None = None,
+        foresee: Callable[[Visit], Drawn | None] | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._around = around

@@ -115,6 +115,7 @@ def whole():
     """Big chunks are read whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawn, "NEAR", 0.0)
+        patch.setattr(drawn, "APART", 0.0)
         yield
 
 

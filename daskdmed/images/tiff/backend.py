@@ -19,6 +19,7 @@ from daskdmed.images.protocols import SlideInfo, SlideOptions
 from daskdmed.images.readers import BaseReader, level_infos, level_properties, number_text
 from daskdmed.images.refusals import RangeError
 from daskdmed.images.source import Source
+from daskdmed.images.tiff.boxes import can_read_boxes, read_boxes
 from daskdmed.images.tiff.decode import Canvas, LevelPlan, Reading, read_level
 from daskdmed.images.tiff.index import TiffIndex, parse
 from daskdmed.images.tiff.some import read_some
@@ -52,6 +53,16 @@ class TiffReader(BaseReader):
     ) -> None:
         job = self._job(self._background, tile_error)
         read_some(self._plans[level], channels, job, region, out)
+
+    def read_boxes(self, level: int, first: Array, out: Array, tile_error: OnTileError) -> bool:
+        """Boxes of one size at their `first` pixels (boxes, 2) into `out`, (boxes, height, width,
+        channels), each tile decoded once; all lie inside the level. False: read them as regions."""
+        self._check_open()
+        plan = self._plans[level]
+        if not can_read_boxes(plan):
+            return False
+        read_boxes(plan, self._job(self._background, tile_error), first, out)
+        return True
 
     def read_associated(self, name: str) -> Array:
         self._check_open()

@@ -33,7 +33,7 @@ GROUP = 4
 #: in it. Of a part of a larger array the whole width counts: few tiles of many
 IN_PLACE = 2 * 2**20
 #: share of a tile up to which a part of it is decoded alone
-_PART = 7 / 8
+WORTH_PART = 7 / 8
 #: scratch arrays up to this size stay with their thread
 _KEPT_SCRATCH = 16 * 2**20
 
@@ -77,6 +77,12 @@ def count_tiles() -> Iterator[TileCount]:
     finally:
         with _counters_lock:
             _counters = tuple(c for c in _counters if c is not count)
+
+
+def count_decoded(level: int, tiles: int) -> None:
+    """Tell those who count."""
+    for counter in _counters:
+        counter.add(level, tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +254,14 @@ def _read_row(job: _Row, parts: Parts, pieces: list[Piece], target: Array, in_pl
         decoded = _decode_grouped(job, parts, pieces, target, done)
     else:
         decoded = _decode_singly(job, parts, pieces, target)
-    for counter in _counters:
-        counter.add(job.plan.level, decoded)
+    count_decoded(job.plan.level, decoded)
 
 
 def _decode_singly(job: _Row, parts: Parts, pieces: list[Piece], target: Array) -> int:
     """Tile by tile; the number of tiles decoded."""
     decoder, tile_w, (ty0, ty1) = job.plan.decoder, job.plan.tile[1], job.band
     direct = decoder.direct and decoder.convert is None and ty1 - ty0 == job.stored
-    scratch = _scratch((1, job.stored, tile_w, decoder.stored), job.plan.dtype)[0]
+    scratch = scratch_tiles((1, job.stored, tile_w, decoder.stored), job.plan.dtype)[0]
     decoded = 0
     for index, (data, (tx0, tx1, x0, x1)) in enumerate(zip(parts, pieces, strict=True)):
         destination = target[:, x0:x1]
@@ -274,7 +279,7 @@ def _decode_singly(job: _Row, parts: Parts, pieces: list[Piece], target: Array) 
                 continue
             if decoder.convert is not None:
                 tile = decoder.convert(tile)
-            _check_extent(tile, ty1, tx1, job)
+            check_extent(job.plan, tile, ty1, tx1, job.stored)
         except Exception as exc:
             job.fail(job.plan.level, job.row, job.first + index, exc)
             destination[...] = job.ground
@@ -313,13 +318,15 @@ def _decode_parts(
 ) -> None:
     """Tiles of which enough is not wanted, as far as that; notes which were `done`."""
     tile_w, rows = job.plan.tile[1], job.band[1] - job.band[0]
-    widest = _PART * job.stored * tile_w / max(rows, 1)
+    widest = WORTH_PART * job.stored * tile_w / max(rows, 1)
     scratch: Array | None = None
     for index, (data, (tx0, tx1, x0, x1)) in enumerate(zip(parts, pieces, strict=True)):
         if tx1 - tx0 > widest or done[index] or not isinstance(data, bytes):
             continue
         if scratch is None:
-            scratch = _scratch((1, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)[0]
+            scratch = scratch_tiles(
+                (1, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype
+            )[0]
         found = part(data, scratch, job.band, (tx0, tx1))
         if found is not None:
             target[:, x0:x1] = found
@@ -332,7 +339,7 @@ def _decode_grouped(
     """Some tiles at a time, then one copy with long runs of memory for all of them; those that are
     done already are only counted."""
     decode, tile_w, (ty0, ty1) = job.plan.decoder.decode, job.plan.tile[1], job.band
-    slots = _scratch((GROUP, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)
+    slots = scratch_tiles((GROUP, job.stored, tile_w, job.plan.decoder.stored), job.plan.dtype)
     rows, channels = ty1 - ty0, slots.shape[3]
     decoded = sum(done)
     for begin in range(0, len(pieces), GROUP):
@@ -352,7 +359,7 @@ def _decode_grouped(
                     raise data
                 tile = decode(data, slot)
                 if tile is not slot:
-                    _check_extent(tile, ty1, tx1, job)
+                    check_extent(job.plan, tile, ty1, tx1, job.stored)
                     slot[: tile.shape[0], : tile.shape[1]] = tile
             except Exception as exc:
                 job.fail(job.plan.level, job.row, job.first + index, exc)
@@ -369,15 +376,16 @@ def _decode_grouped(
     return decoded
 
 
-def _check_extent(tile: Array, rows: int, columns: int, job: _Row) -> None:
-    if tile.shape[2] != job.plan.decoder.given:
+def check_extent(plan: LevelPlan, tile: Array, rows: int, columns: int, stored: int) -> None:
+    """DecodeError for a tile of other samples, or that lacks pixels which are needed of it."""
+    if tile.shape[2] != plan.decoder.given:
         raise DecodeError(
-            f"the tile decodes to {tile.shape[2]} samples, expected {job.plan.decoder.given}"
+            f"the tile decodes to {tile.shape[2]} samples, expected {plan.decoder.given}"
         )
     if tile.shape[0] < rows or tile.shape[1] < columns:
         raise DecodeError(
             f"the tile decodes to {tile.shape[1]} x {tile.shape[0]} pixels, "
-            f"expected {job.plan.tile[1]} x {job.stored}"
+            f"expected {plan.tile[1]} x {stored}"
         )
 
 
@@ -401,7 +409,7 @@ def _skip_rows(
             counts[i] = 1
 
 
-def _scratch(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> Array:
+def scratch_tiles(shape: tuple[int, int, int, int], dtype: np.dtype[np.generic]) -> Array:
     """Scratch tiles of the calling thread: (tiles, rows, width, samples)."""
     kept: dict[object, Array] | None = getattr(_local, "scratch", None)
     if kept is None:
