@@ -168,7 +168,8 @@ class Parts:
             low = np.maximum(boxes.first, rectangle.origin)
             high = np.minimum(boxes.stop, rectangle.stop)
             some = np.flatnonzero((low < high).all(axis=1))
-            values = view.read(rectangle)
+            held = buffers.empty((*rectangle.shape, *view.channel_shape), view.dtype)
+            values = view.read(rectangle, held)
             for box, a, b in zip(some.tolist(), low[some], high[some], strict=True):
                 target = Region.between(*((at - boxes.first[box]).tolist() for at in (a, b)))
                 source = Region.between(a.tolist(), b.tolist()).local_to(rectangle)

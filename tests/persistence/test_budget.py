@@ -76,3 +76,21 @@ def test_what_a_plan_can_use(visits, block, slots):
     assert part.group == 1 or 4 * part.group <= part.capacity - part.slots
     if slots >= whole.slots:
         assert part == whole
+
+
+@given(st.integers(2, 10**4), st.integers(1, 1 << 30), st.integers(1, 1 << 30))
+def test_of_few_bytes_of_each_big_chunk_more_are_held_for_as_many_bytes(visits, block, kept):
+    whole = allot(visits * block, block)
+    part = whole.keeping(kept)
+    assert part.slots == whole.slots
+    assert part.block_bytes == min(kept, block)
+    assert part.capacity >= whole.capacity
+    assert part.nbytes <= whole.nbytes
+    assert part.group >= whole.group
+    assert part.group == 1 or 4 * part.group <= part.capacity - part.slots
+    assert whole.keeping(block) == whole
+
+
+def test_big_chunks_of_which_little_is_kept_are_read_together():
+    assert allot(2048 * MIB, 48 * MIB).keeping(7 * MIB).group == 8
+    assert allot(192 * MIB, 48 * MIB).keeping(7 * MIB).group == 6

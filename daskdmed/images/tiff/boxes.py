@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class _Touched:
     pieces: list[tuple[int, ...]]
 
 
-def can_read_boxes(plan: LevelPlan | Canvas) -> bool:
+def can_read_boxes(plan: LevelPlan | Canvas) -> TypeGuard[LevelPlan]:
     """Whether `read_boxes` reads this level."""
     return (
         isinstance(plan, LevelPlan)
