@@ -119,7 +119,7 @@ def _tiff_level(level: Any) -> tuple[Any, Any] | None:
         return None  # cut at the right, as libtiff does it; there rows are joined
     if any(0 in p.databytecounts or 0 in p.dataoffsets for p in pages) or level.size > 1 << 21:
         return None
-    axes = level.get_axes(True)
+    axes = level.get_axes(True) if hasattr(level, "get_axes") else level.axes
     found = level.asarray()
     if found.ndim != len(axes):
         return None

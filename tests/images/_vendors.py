@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tifffile
 from PIL import Image
 
@@ -39,6 +40,8 @@ def _ndpi_page(
     options = {"restart_marker_blocks": blocks} if blocks else {}
     Image.fromarray(image).save(file, "JPEG", quality=85, subsampling=0, **options)
     jpeg = file.getvalue()
+    if blocks and b"\xff\xdd" not in jpeg:
+        pytest.skip("Pillow before 10.2 writes no restart markers")
     facts = b"Objective.Lens.Magnificant=20\r\nCreated=2020/01/02\r\n\0"
     height, width = image.shape[:2]
     lens_bits = struct.unpack("<I", struct.pack("<f", lens))[0]

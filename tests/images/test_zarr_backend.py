@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -80,12 +81,15 @@ def test_images_written_by_ome_zarr_py_and_validated_by_ome_zarr_models(tmp_path
     steps = [
         [{"type": "scale", "scale": [1.0, 0.5 * 2**i, 0.25 * 2**i]}] for i in range(len(levels))
     ]
+    units = {"y": "micrometer", "x": "micrometer"}
+    told_apart = "axes_units" in inspect.signature(writer.write_multiscale).parameters
     writer.write_multiscale(
         [da.from_array(a, chunks=(3, 128, 128)) for a in levels],
         group,
         fmt=fmt,
         axes=axes_of("cyx"),
         coordinate_transformations=steps,
+        **({"axes_units": units} if told_apart else {}),  # of newer versions
     )
     models.Image.from_zarr(zarr.open_group(path, mode="r"))
 
@@ -353,6 +357,7 @@ def test_absurd_sizes_cost_nothing(tmp_path):
         BACKEND.open(str(path))
 
 
+@pytest.mark.filterwarnings("ignore:.*stored chunk shape .9, 0. is invalid")  # zarr from 3.4 on
 @pytest.mark.parametrize("opened", [open_slide, open_volume])
 @pytest.mark.parametrize(
     ("odd", "said"),
@@ -365,6 +370,23 @@ def test_extents_that_no_array_has(tmp_path, opened, odd, said):
     (path / ".zarray").write_text(json.dumps(document))
     with pytest.raises(CorruptImageError, match=said):
         opened(path, backend="zarr" if opened is open_slide else "zarr-volume")
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental")
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("opened", [open_slide, open_volume])
+def test_chunks_of_several_sizes(tmp_path, opened, allowed):
+    """Newer versions of zarr read them, where its configuration allows it."""
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, shape=(9, 9), chunks=(9, 9), dtype="u1")
+    document = json.loads((path / "zarr.json").read_text())
+    sizes = {"kind": "inline", "chunk_shapes": [[4, 5], [9]]}
+    document["chunk_grid"] = {"name": "rectilinear", "configuration": sizes}
+    (path / "zarr.json").write_text(json.dumps(document))
+    backend = "zarr" if opened is open_slide else "zarr-volume"
+    with zarr.config.set({"array.rectilinear_chunks": allowed}):
+        with pytest.raises(UnsupportedImageError, match=r"differ in size .*write it anew"):
+            opened(path, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "complex64"])

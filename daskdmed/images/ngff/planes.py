@@ -35,7 +35,7 @@ from daskdmed.images.ngff.metadata import (
     ome_of,
 )
 from daskdmed.images.ngff.stack import Stack
-from daskdmed.images.ngff.storage import metadata_error
+from daskdmed.images.ngff.storage import metadata_error, stored_chunks
 from daskdmed.images.protocols import LevelInfo, SlideInfo, SlideOptions
 from daskdmed.images.readers import (
     choose_image,
@@ -391,7 +391,7 @@ def _plane(
                 f"{_AS_VOLUME if name == 'z' else _AS_ARRAY}",
                 uri=uri,
             )
-    check_extents(uri, array.shape, array.chunks)
+    check_extents(uri, array.shape, stored_chunks(uri, array))
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "uif":
         raise UnsupportedImageError(
@@ -491,7 +491,7 @@ def with_fill(array: Any, background: float) -> Any:
 
     dtype = np.dtype(array.dtype)
     metadata = replace(metadata, fill_value=dtype.type(background))
-    inner = type(array._async_array)(metadata=metadata, store_path=array.store_path)
+    inner = type(array.async_array)(metadata=metadata, store_path=array.store_path)
     return zarr.Array(inner)
 
 

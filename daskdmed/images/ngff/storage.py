@@ -129,6 +129,25 @@ def open_node(uri: str, store: Any) -> Any:
         raise metadata_error(uri, "its root", error) from error
 
 
+def stored_chunks(uri: str, array: Any) -> tuple[int, ...]:
+    """Extents of the chunks of an array, as its metadata have them: zarr from 3.4 on takes an
+    extent of 0 for 1."""
+    try:
+        chunks = tuple(array.chunks)
+    except NotImplementedError as error:
+        raise _unequal_chunks(uri, array.path or "its root") from error
+    document = getattr(array.metadata, "_stored_document", None) or {}
+    grid = document.get("chunk_grid", {}).get("configuration", {})
+    return tuple(document.get("chunks", grid.get("chunk_shape", chunks)))
+
+
+def _unequal_chunks(uri: str, where: str) -> UnsupportedImageError:
+    return UnsupportedImageError.of(
+        uri,
+        f"the chunks of {where} differ in size (a rectilinear grid); write it anew in equal chunks",
+    )
+
+
 def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     """The typed error for what Zarr raised while it parsed metadata: it lets through whatever its
     parsers raise (KeyError, TypeError, JSON errors...)."""
@@ -143,6 +162,8 @@ def metadata_error(uri: str, where: str, error: Exception) -> ImageError:
     if isinstance(error, zipfile.BadZipFile):
         return CorruptImageError.of(uri, f"the zip file is damaged: {error}")
     text = f"{type(error).__name__}: {error}"
+    if "rectilinear" in text.lower():
+        return _unequal_chunks(uri, where)
     if "codec" in text.lower():
         return UnsupportedImageError.of(
             uri,

@@ -46,6 +46,7 @@ from daskdmed.images.ngff.storage import (
     metadata_error,
     open_node,
     open_store,
+    stored_chunks,
     zip_root,
 )
 from daskdmed.images.protocols import Reader, VolumeInfo, VolumeOptions
@@ -263,7 +264,7 @@ def _levels(uri: str, node: Any, image: Multiscale | None, options: VolumeOption
             layout = _layout(uri, names, array, options)
         else:
             layout = layout_by_shape(uri, array.shape, options.time)
-        check_values(uri, array.shape, array.dtype, array.chunks)
+        check_values(uri, array.shape, array.dtype, stored_chunks(uri, array))
         return [_Level(array, array.path, layout)]
     # the type counts more than the name
     kinds = {"channel": "c", "time": "t"}
@@ -291,7 +292,8 @@ def _levels(uri: str, node: Any, image: Multiscale | None, options: VolumeOption
                 f"{first.array.dtype}",
             )
     for level in levels:
-        check_values(uri, level.array.shape, level.array.dtype, level.array.chunks)
+        array = level.array
+        check_values(uri, array.shape, array.dtype, stored_chunks(uri, array))
     return levels
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daskdmed.core.errors import CorruptImageError, UnsupportedImageError
+from daskdmed.images.tiff.series import arranged
 from daskdmed.images.tiff.vendors import xml_root
 
 _MAX_SIDE = 2**31
@@ -51,7 +52,7 @@ class Layout:
 def slide_layout(tif: Any, main: Any, uri: str) -> Layout:
     """Read the layout from the file's XML; `main` is the series of the largest area."""
     root = xml_root(tif.pages.first.description)
-    series = [s for s in tif.series if s.kind == "scn"]
+    series = [s for s in arranged(tif) if s.kind == "scn"]
     images = [] if root is None else list(_images(root))
     if len(images) != len(series):
         raise CorruptImageError.of(

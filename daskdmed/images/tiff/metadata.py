@@ -16,6 +16,7 @@ from typing import Any
 
 from daskdmed.core.resolution import micrometers_per
 from daskdmed.images.readers import number_text
+from daskdmed.images.tiff.series import arranged
 from daskdmed.images.tiff.vendors import named, xml_root, xmp_texts
 
 _TEXT_TAGS = {
@@ -273,7 +274,7 @@ def ome_image(tif: Any, main: Any) -> Any | None:
         sides = () if pixels is None else (as_float(pixels.attrib.get(f"Size{a}")) for a in "XY")
         return tuple(sides) == size
 
-    series = list(tif.series)
+    series = arranged(tif)
     if main in series and len(series) == len(images) and fits(images[series.index(main)]):
         return images[series.index(main)]
     return next(filter(fits, images), None)

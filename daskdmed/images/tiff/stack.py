@@ -20,7 +20,7 @@ from daskdmed.core.errors import CorruptImageError, UnsupportedImageError, listi
 from daskdmed.images.readers import Planes, choose_planes
 from daskdmed.images.refusals import FinalError
 from daskdmed.images.source import Source
-from daskdmed.images.tiff import vendors
+from daskdmed.images.tiff import series, vendors
 
 #: planes along an axis without a name that are channels; a stack of more is none of channels
 MAX_CHANNELS = 256
@@ -84,13 +84,13 @@ def stacked_axes(level: Any) -> list[int]:
 
 def axes_of_pages(level: Any) -> tuple[str, tuple[int, ...]]:
     """Letters and extents of the axes along which a level has pages."""
-    axes, shape = level.get_axes(False), level.get_shape(False)
+    axes, shape = series.axes(level), series.extents(level)
     keyframe = level.keyframe
     lead = len(axes) - len(keyframe.shape)
     if axes[lead:] != keyframe.axes:
         # grey pages of generic series have a sample axis appended
         lead = len(axes) - len(keyframe.shape) - (1 if axes.endswith("S") else 0)
-    return axes[:lead], tuple(shape[:lead])
+    return axes[:lead], shape[:lead]
 
 
 def page_of(level: Any, number: int, source: Source) -> Any:

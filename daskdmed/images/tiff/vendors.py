@@ -17,6 +17,7 @@ import numpy as np
 
 from daskdmed.core.errors import UnsupportedImageError
 from daskdmed.images.readers import ASSOCIATED_NAMES, choose_image
+from daskdmed.images.tiff.series import arranged, plain
 
 #: nanometres from the plane of best focus, in NDPI
 _Z_OFFSET = 65424
@@ -30,16 +31,16 @@ def all_series(tif: Any) -> list[Any]:
     A pyramid keeps the text of ImageJ, ScanImage or a vendor that its first page came with.
     """
     try:
-        series = list(tif.series)
+        series = arranged(tif)
     except Exception:
         series = []
         if len(tif.pages) < 2:
             raise
     believed = not series or series[0].kind in ("imagej", "scanimage", "qpi")
     if believed and len(tif.pages) > 1 and all(len(s.levels) == 1 for s in series):
-        plain = tif._series_generic() or []
-        if not series or any(len(s.levels) > 1 for s in plain):
-            return list(plain)
+        alike = plain(tif)
+        if not series or any(len(s.levels) > 1 for s in alike):
+            return alike
     return series
 
 

@@ -29,6 +29,7 @@ from daskdmed.images.protocols import Reader, VolumeInfo, VolumeOptions
 from daskdmed.images.readers import BaseReader, level_infos
 from daskdmed.images.source import Source, explain_os_error, fingerprint, open_source
 from daskdmed.images.tiff import metadata, vendors
+from daskdmed.images.tiff import series as arranging
 from daskdmed.images.tiff.backend import looks_like_tiff
 from daskdmed.images.tiff.channels import holds_labels
 from daskdmed.images.tiff.decode import LevelPlan, Reading, read_level
@@ -183,7 +184,7 @@ def _chosen(uri: str, series: Sequence[Any], wanted: str | None) -> tuple[int, A
     names = [vendors.name_of(one) for one in series]
     shown = listing(
         [
-            f"{i} {n!r} {one.axes} {one.shape}"
+            f"{i} {n!r} {arranging.shown(one)}"
             for i, (n, one) in enumerate(zip(names, series, strict=True))
         ]
     )
@@ -267,12 +268,11 @@ def _in_one_piece(uri: str, level: Any, source: Source, time: int | str | None) 
     if not _is_raw(level):
         raise UnsupportedImageError.of(
             uri,
-            f"{level.shape} {level.axes} are behind {len(level._pages)} directories; save it with "
+            f"{arranging.shown(level)} are behind {len(level._pages)} directories; save it with "
             "one directory per plane",
         )
-    shape = tuple(level.get_shape(False))
-    names = _roles(uri, level.get_axes(False), shape)
-    plane, letters = {"Y": "y", "X": "x"}, level.get_axes(False)
+    letters, shape = arranging.axes(level), arranging.extents(level)
+    names, plane = _roles(uri, letters, shape), {"Y": "y", "X": "x"}
     names = [plane.get(letter, name) for letter, name in zip(letters, names, strict=True)]
     layout = layout_by_names(uri, names, shape, time)
     dtype = np.dtype(level.dtype).newbyteorder(level.keyframe.parent.byteorder)

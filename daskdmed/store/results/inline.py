@@ -61,8 +61,7 @@ _local = threading.local()
 def write(array: zarr.Array[Any], key: tuple[slice, ...], values: Array) -> None:
     """``array[key] = values``, in this thread where the store allows it (local and in-memory
     ones)."""
-    inner = getattr(array, "async_array", None)  # older versions of zarr have none
-    if inner is None or not isinstance(array.store, (LocalStore, MemoryStore)) or _in_loop():
+    if not isinstance(array.store, (LocalStore, MemoryStore)) or _in_loop():
         array[key] = values
         return
     if not hasattr(_local, "own"):
@@ -70,7 +69,7 @@ def write(array: zarr.Array[Any], key: tuple[slice, ...], values: Array) -> None
     loop = _local.own.loop
     encoded = _encoded(array, key, values)
     if encoded is None:
-        loop.run_until_complete(inner.setitem(key, values))
+        loop.run_until_complete(array.async_array.setitem(key, values))
     else:
         loop.run_until_complete(array.store.set(*encoded))
 

@@ -65,19 +65,6 @@ def test_the_calling_threads_do_it_all(monkeypatch):
     np.testing.assert_array_equal(array[...], values)
 
 
-def test_a_zarr_that_offers_no_coroutines():
-    array = array_in(MemoryStore())
-
-    class Older:
-        store = array.store
-
-        def __setitem__(self, key, values):
-            array[key] = values
-
-    inline.write(Older(), keys()[0], np.ones((3, 16, 16), np.float32))
-    assert (array[keys()[0]] == 1).all()
-
-
 def test_in_a_thread_that_runs_a_loop():
     """A notebook's, or an async server's."""
     array = array_in(MemoryStore())
