@@ -166,19 +166,42 @@ def resample_labels(
     if not region.size:
         return out
     needed = source_region(region, scale, source_shape, offset)
-    source = read(needed)
+    columns = Region.between((0, *needed.origin[1:]), (source_shape[0], *needed.stop[1:]))
+    band = _Band(read, columns, tile_rows)
+    channels = math.prod(out.shape[len(region.shape) :])
+    line = math.prod(needed.shape[1:]) * channels * np.dtype(np.float32).itemsize
+    step = max(1, int(max(tile_rows, _BAND_BYTES // line) / max(scale[0], 1)))
+    for begin in range(0, region.shape[0], step):
+        end = min(begin + step, region.shape[0])
+        origin = (region.origin[0] + begin, *region.origin[1:])
+        part = Region(origin, (end - begin, *region.shape[1:]))
+        under = source_region(part, scale, source_shape, offset)
+        source = band.rows(under.origin[0], under.stop[0])
+        _most_of_each(part, scale, source_shape, under, source, out[begin:end], offset)
+    return out
+
+
+def _most_of_each(
+    region: Region,
+    scale: Sequence[float],
+    source_shape: Sequence[int],
+    under: Region,
+    source: Array,
+    out: Array,
+    offset: Sequence[float] | None,
+) -> None:
+    """Of each pixel the label with the largest area, of a part whose source is there."""
     best = np.full(out.shape, -1, np.float32)
     share = np.empty(out.shape, np.float32)
     for label in np.unique(source):
 
         def one(part: Region, label: Any = label) -> Array:
-            return np.asarray(source[part.local_to(needed).slices] == label, np.float32)
+            return np.asarray(source[part.local_to(under).slices] == label, np.float32)
 
-        resample_region(region, scale, source_shape, needed.shape[0], one, share, offset)
+        resample_region(region, scale, source_shape, under.shape[0], one, share, offset)
         # sums of weights differ in their last bits; of equal areas the smaller label stays
         wins = share > best + 1e-4
         out[wins], best[wins] = label, share[wins]
-    return out
 
 
 def resample_nearest(

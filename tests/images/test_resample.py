@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskdmed.core.region import Region
-from daskdmed.images.resample import resample_region
+from daskdmed.images.resample import resample_labels, resample_region
 
 
 def weights(length, scale, count):
@@ -137,6 +137,33 @@ def test_source_rows_are_read_once(image, scale, monkeypatch):
     resample_region(Region((0, 0), shape), scale, image.shape[:-1], 16, read, out)
     assert seen.max() == 1
     assert seen[:-2, :-2].min() == 1
+
+
+@pytest.mark.parametrize("scale", [(1.7, 2, 1.3), (0.6, 1, 2)])
+@pytest.mark.parametrize("offset", [None, (0.4, 0, 0)])
+def test_labels_are_read_in_bands_each_row_once(scale, offset, monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 5, (60, 11, 9)).astype(np.uint8)
+    rows, *across = (round(n / s) for n, s in zip(labels.shape, scale))
+    region = Region((2, 0, 0), (rows - 3, *across))
+    reads = []
+
+    def read(part):
+        reads.append(part)
+        return labels[part.slices]
+
+    def found():
+        reads.clear()
+        out = np.empty(region.shape, np.uint8)
+        return resample_labels(region, scale, labels.shape, 4, read, out, offset)
+
+    at_once = found()
+    assert len(reads) == 1
+    monkeypatch.setattr("daskdmed.images.resample._BAND_BYTES", 4 * 11 * 9 * 8)
+    assert np.array_equal(found(), at_once)
+    assert max(part.shape[0] for part in reads) <= 8 + 4
+    rows = [row for part in reads for row in range(part.origin[0], part.stop[0])]
+    assert len(reads) > 4
+    assert len(rows) == len(set(rows))
 
 
 def test_enlarging_is_linear_between_centres():
