@@ -1,8 +1,8 @@
-"""One range of one file: over HTTP, from S3, or from any file system of fsspec.
+"""One range of one file: over HTTP, from S3, from Google, or from any file system of fsspec.
 
-Over HTTP and from S3 every answer says of which version of the file it is, and the answer to
-the first range says size and version of the file, so that nothing else is asked: a server that
-refuses HEAD, or lies in its answer, does as well. Elsewhere fsspec's `info` is asked.
+Over HTTP, from S3 and from Google every answer says of which version of the file it is, and the
+answer to the first range says size and version of the file, so that nothing else is asked: a
+server that refuses HEAD, or lies in its answer, does as well. Elsewhere fsspec's `info` is asked.
 
 Not covered: attempts (`daskdmed.images.remote.retry`), which ranges (`daskdmed.images.remote.
 source`).
@@ -106,13 +106,16 @@ class HttpFile:
     async def range(self, start: int, stop: int, known: Facts) -> bytes:
         return (await self._get(start, stop, known))[0]
 
+    async def _session(self) -> tuple[Any, dict[str, str], dict[str, Any]]:
+        """Of the client, with the headers and what else it sends with each request."""
+        session, more = await self._fs.set_session(), dict(self._fs.kwargs)
+        return session, more.pop("headers", None) or {}, more
+
     async def _get(self, start: int, stop: int, known: Facts | None) -> tuple[bytes, Facts]:
-        session = await self._fs.set_session()
-        more = dict(self._fs.kwargs)
-        headers = {**(more.pop("headers", None) or {}), "Range": f"bytes={start}-{stop - 1}"}
+        session, own, more = await self._session()
         # compressed on their way, ranges would be of other bytes
-        headers["Accept-Encoding"] = "identity"
-        async with session.get(self._address, headers=headers, **more) as answer:
+        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        async with session.get(self._address, headers={**own, **asked}, **more) as answer:
             if answer.status >= 400 and answer.status != 416:
                 self._refused(answer)
             if self._bare:
@@ -200,13 +203,35 @@ def _content_range(text: str) -> tuple[int | None, int | None, int | None]:
 
 
 def _facts(size: int, headers: Mapping[str, str]) -> Facts:
-    found = (headers.get(name) for name in ("ETag", "Last-Modified"))
-    return Facts(size, tuple(fact for fact in found if fact))
+    generation = headers.get("x-goog-generation")  # Google's ETag is of the metadata, too
+    names = ("ETag", "Last-Modified") if generation is None else ("x-goog-generation",)
+    return Facts(size, tuple(fact for name in names if (fact := headers.get(name))))
 
 
 def _seconds(text: str | None) -> float | None:
     """Of ``Retry-After``; a date in its place is not looked at."""
     return float(text) if text and text.strip().isdecimal() else None
+
+
+class GcsFile(HttpFile):
+    """An object of Google's storage, over HTTP with gcsfs's credentials.
+
+    What gcsfs reads by itself says no version, and is asked for several times before we hear of a
+    failure.
+    """
+
+    def __init__(self, uri: str, fs: Any, path: str) -> None:
+        self.uri, self._fs = uri, fs
+        if not fs.split_path(path)[1]:
+            raise UnsupportedImageError.of(uri, "this is a bucket, not a slide; name a file in it")
+        self._url = self._address = fs.url(path)
+        self._bare = False
+
+    async def _session(self) -> tuple[Any, dict[str, str], dict[str, Any]]:
+        await self._fs._set_session()
+        # who pays for the request, where users say that they do
+        more = {"params": params} if (params := self._fs._get_params({})) else {}
+        return self._fs.session, self._fs._get_headers(None), more
 
 
 class S3File:
@@ -345,6 +370,8 @@ class AnyFile:
 
 
 _Kind: TypeAlias = type[HttpFile] | type[S3File] | type[AnyFile]
+#: kinds of URLs that need a package of an extra
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 def remote_file(uri: str) -> tuple[Remote, Any]:
@@ -355,7 +382,8 @@ def remote_file(uri: str) -> tuple[Remote, Any]:
     try:
         fs, path = _s3(uri) if protocol in ("s3", "s3a") else filesystem(uri)
     except ImportError as error:
-        extra = "install 'daskdmed[s3]'" if protocol in ("s3", "s3a") else "install it"
+        named = _EXTRAS.get(protocol)
+        extra = "install it" if named is None else f"install 'daskdmed[{named}]'"
         raise MissingExtraError(
             f"{uri}: this kind of URL needs a package, {extra}: {error}"
         ) from error
@@ -366,6 +394,8 @@ def remote_file(uri: str) -> tuple[Remote, Any]:
         kind = HttpFile
     elif protocol in ("s3", "s3a") and hasattr(fs, "_get_s3_method_kwargs"):
         kind = S3File
+    elif protocol in ("gs", "gcs") and hasattr(fs, "_get_headers"):
+        kind = GcsFile
     loop = getattr(fs, "loop", None) if fs.async_impl else None
     return kind(uri, fs, path), loop or get_loop()
 

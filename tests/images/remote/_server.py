@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 import threading
+import zlib
 from collections import deque
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = how.get("ranges", True)
         self.head = how.get("head", True)
         self.etag = how.get("etag", True)
+        #: whether versions are told as Google does
+        self.generation = how.get("generation", False)
         self.gzip = how.get("gzip", False)
         self.shift = how.get("shift", 0)
         #: what is done to the next requests: a status, "cut", "short" or None
@@ -109,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if server.etag:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
+        if server.generation:
+            self.send_header("x-goog-generation", str(zlib.crc32(data)))
         body = data[begin:stop]
         if server.gzip:
             body = gzip.compress(body)
