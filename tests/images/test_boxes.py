@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from daskdmed.core.region import Region
 from daskdmed.errors import TileError, UsageError
+from daskdmed.images.opening import open_slide
 from daskdmed.images.parts import Boxes, parts_of
-from daskdmed.images.slide import open_slide
 from daskdmed.images.tiff import count_tiles
 from tests.images.test_parts import Tiled, cases
 
