@@ -2,8 +2,7 @@
 
 An `Arena` is one flat piece of memory in slots. A box is a number of rows of contiguous bytes in
 it (its pixels along the last spatial axis), so that a batch of boxes from any arrays is one gather
-of rows at computed places: a `Gather` computes them on the host, and the device reads nothing
-else.
+of rows at places that a `Gather` computes there from where each box begins.
 
 Needs torch. Not covered: whose arrays these are, and for how long (`daskdmed.loading.ondevice`),
 and the order of work on a device (`daskdmed.loading.delivery`).
@@ -14,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,6 +163,10 @@ class Gather:
     channels: tuple[int, ...]
     dtype: np.dtype[Any]
     around: Context | None = None
+    #: of each device, what is the same for all boxes
+    _made: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def _each(self) -> int:
@@ -181,37 +184,47 @@ class Gather:
         """Bytes that lie side by side in a box."""
         return self.size[-1] * self._each * self.dtype.itemsize
 
-    def index(
-        self,
-        firsts: npt.NDArray[np.int64],
-        steps: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-    ) -> Array:
-        """Where the rows of boxes begin, in words: (boxes, [offsets,] rows).
+    def places(self, lies: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Array:
+        """Where boxes begin and how they lie, in words: (boxes, 1 + axes).
 
-        `firsts` (boxes,) and `steps` (boxes, axes): where their arrays lie, see `Lying`; `starts`
-        (boxes, axes): first pixel of each (with `around`: of what lies around it).
+        `lies` (boxes, 1 + axes): where their arrays lie, see `Lying`; `starts` (boxes, axes):
+        first pixel of each (with `around`: of what lies around it).
         """
-        firsts = firsts + (starts * steps).sum(axis=1)
-        rows = _grid(self.size[:-1])
-        places = firsts[:, None] + steps[:, :-1] @ rows
-        if self.around is not None:
-            shifts = steps @ _grid([2 * k + 1 for k in self.around.around])
-            places = places[:, None, :] + shifts[:, :, None]
-        words: Array = places // self._word
-        return words
+        places = lies // self._word
+        places[:, 0] += (starts * places[:, 1:]).sum(axis=1)
+        return places
 
-    def take(self, flat: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Boxes (n, *size, *channels) from the bytes of an arena; `index` lies beside it."""
+    def take(self, flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Boxes (n, *size, *channels) from the bytes of an arena; `places` lie beside it."""
         words = flat.view(_WORDS[self._word])
         wide = self.row // self._word
         # every place where a row may begin, one value apart: rows overlap, nothing is copied
         every = words.as_strided((words.numel() - wide + 1, wide), (1, 1))
+        index = self._index(places)
         values = every.index_select(0, index.reshape(-1)).view(torch_dtype(self.dtype))
         boxes = values.view(*index.shape[:-1], *self.size, self._each)
         if self.around is not None:
             boxes = boxes.movedim(1, -2).contiguous()
         return boxes.view(len(index), *self.size, *self.channels)
+
+    def _index(self, places: torch.Tensor) -> torch.Tensor:
+        """Where the rows of boxes begin, in words: (boxes, [offsets,] rows)."""
+        firsts, steps = places[:, 0], places[:, 1:]
+        rows, shifts = self._grids(places.device)
+        index = firsts[:, None] + (steps[:, :-1, None] * rows).sum(1)
+        if shifts is None:
+            return index
+        return index[:, None, :] + (steps[:, :, None] * shifts).sum(1)[:, :, None]
+
+    def _grids(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of the rows of a box, (axes - 1, rows), and of what lies around it, on a device."""
+        if device not in self._made:
+            rows = torch.from_numpy(_grid(self.size[:-1])).to(device)
+            around = None
+            if self.around is not None:
+                around = torch.from_numpy(_grid([2 * k + 1 for k in self.around.around])).to(device)
+            self._made[device] = rows, around
+        return self._made[device]
 
 
 def _grid(shape: Sequence[int]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,11 @@ class BatchBuilder:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def room(self) -> int:
+        """Rows that are still to be filled."""
+        return self.size - len(self)
+
     def add(
         self, sampler: VisitSampler, provenance: Provenance, draw: int, copier: Copier
     ) -> Ended | None:
@@ -89,6 +94,11 @@ class BatchBuilder:
     ) -> tuple[int, tuple[int, ...]] | Ended:
         """Crop one draw into the next row, see `VisitSampler.take`; `commit` keeps it."""
         return sampler.take(draw, *self.next_row(), copier)
+
+    def add_all(self, provenances: Sequence[Provenance], visits: Array, draws: Array) -> bool:
+        """`add` for so many draws as the batch has room for, where they need not be asked one by
+        one; False: none was added."""
+        return False
 
     def next_row(self) -> tuple[Array, Array | None]:
         """Where the next crop (and its target) goes."""

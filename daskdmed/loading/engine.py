@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +23,7 @@ from dask.system import CPU_COUNT
 from daskdmed.cohort.sources import Failure
 from daskdmed.core import live
 from daskdmed.core.errors import LoaderError
+from daskdmed.core.types import Array
 from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import BigChunk, Provenance
 from daskdmed.loading.collectors import CollectorFunction
@@ -228,6 +229,20 @@ class Engine(ABC):
         ended = self._builder.add(*self._samplers[visit.number], draw, self._copier)
         if ended is not None:
             self.end_visit(visit, draw, ended.error)
+            return False
+        self._barren = 0
+        return True
+
+    def crop_all(self, table: Mapping[int, Visit], visits: Array, draws: Array) -> bool:
+        """`crop` for so many draws as the batch has room for, of visits that need not be open;
+        False: they have to be cropped one by one."""
+        numbers = visits.tolist()
+        for number in dict.fromkeys(numbers):
+            if number in self._ended:
+                return False
+            self.open(table[number])
+        provenances = [self._samplers[number][1] for number in numbers]
+        if not self._builder.add_all(provenances, visits, draws):
             return False
         self._barren = 0
         return True

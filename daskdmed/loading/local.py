@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from daskdmed.core.types import Array
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.engine import Engine
 from daskdmed.loading.patientstate import VisitState
@@ -36,10 +37,29 @@ class LocalEngine(Engine):
     def _sample(self, span: Span) -> Iterator[Batch]:
         self.begin_turn(span.turn)
         table = self.visits_of(span.turn)
+        at_once = self._elsewhere is not None and self.states is None and not self.sampling.adaptive
+        at = span.start
+        while at < span.stop:
+            stop = min(span.stop, at + self._builder.room) if at_once else span.stop
+            visits, draws = (
+                a[at - span.start : stop - span.start] for a in (span.visits, span.draws)
+            )
+            if not (at_once and self.crop_all(table, visits, draws)):
+                yield from self._one_by_one(at, visits, draws, table, span.turn)
+            elif self._builder.full:
+                self._position = stop
+                yield self.finish_batch()
+            at = stop
+        self._position = span.stop
+
+    def _one_by_one(
+        self, start: int, visits: Array, draws: Array, table: dict[int, Visit], turn: Turn
+    ) -> Iterator[Batch]:
+        """Of draws from a `start` in the plan."""
         ended, samplers, builder = self._ended, self._samplers, self._builder
         composed, crop = self.sampling.composed, self.crop if self.states is None else self._draw
-        rows = zip(span.visits.tolist(), span.draws.tolist(), strict=True)
-        for position, (number, draw) in enumerate(rows, span.start):
+        rows = zip(visits.tolist(), draws.tolist(), strict=True)
+        for position, (number, draw) in enumerate(rows, start):
             if number not in ended:
                 if number not in samplers:
                     if self.sampling.adaptive:
@@ -48,11 +68,10 @@ class LocalEngine(Engine):
                     self._open(table[number])
                 crop(table[number], draw)
             if composed and number in ended:
-                self._stand_in(table[number], position, span.turn)
+                self._stand_in(table[number], position, turn)
             if builder.full:
                 self._position = position + 1
                 yield self.finish_batch()
-        self._position = span.stop
 
     def _open(self, visit: Visit) -> None:
         states = self.states

@@ -9,8 +9,9 @@ are drawn from (`daskdmed.loading.engine`).
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
@@ -22,8 +23,10 @@ from dask.utils import format_bytes
 from daskdmed.core.types import Array
 from daskdmed.loading.arena import ALIGN, Arena, Gather, Lying, Stage, aligned, lying
 from daskdmed.loading.batch import BatchBuilder
+from daskdmed.loading.chunks import Provenance
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.delivery import Delivery, StreamLane
+from daskdmed.loading.drawtable import DrawTable
 from daskdmed.loading.sampling import CropSpec, Ended, VisitSampler
 from daskdmed.persistence.budget import Allotment
 
@@ -46,7 +49,9 @@ def _flat(lies: Lying) -> tuple[int, ...]:
 class OnDevice:
     """Visits whose pixels lie in an arena, and batches of small chunks gathered from them."""
 
-    def __init__(self, arena: Arena, delivery: Delivery, crop: CropSpec) -> None:
+    def __init__(
+        self, arena: Arena, delivery: Delivery, crop: CropSpec, slots: int, draws: int
+    ) -> None:
         self.delivery = delivery
         self._arena = arena
         self._axes = len(crop.size)
@@ -57,6 +62,7 @@ class OnDevice:
         self._ratio = crop.ratio
         #: of each visit its slot, and of each piece where it lies
         self._visits: dict[int, tuple[int, list[_Piece]]] = {}
+        self.table = DrawTable(slots, draws, self._axes, 3 * self._axes + 2)
 
     def __contains__(self, number: int) -> bool:
         return number in self._visits
@@ -90,7 +96,10 @@ class OnDevice:
             if piece.target is not None:
                 target = next(lies)
             pieces.append((*_flat(image), *_flat(target), *sampler.frame(at)))
-        self._visits[sampler.facts.number] = slot, pieces
+        number = sampler.facts.number
+        self._visits[number] = slot, pieces
+        if len(pieces) == 1:
+            self.table.note(slot, number, pieces[0], *sampler.places(self.table.draws))
         sampler.hollow()
         return True
 
@@ -98,29 +107,29 @@ class OnDevice:
         """Have the slot of a visit filled anew. Idempotent."""
         slot, _ = self._visits.pop(number, (None, []))
         if slot is not None:
+            self.table.forget(slot)
             self._arena.free(slot)
 
     def piece(self, number: int, at: int) -> _Piece:
         """Where a piece of a visit lies."""
         return self._visits[number][1][at]
 
-    def gather(self, pieces: list[_Piece], starts: list[tuple[int, ...]]) -> tuple[Any, Any]:
+    def gather(self, pieces: Array, starts: Array) -> tuple[Any, Any]:
         """Small chunks (n, *size, *channels) and targets, in the lane's work.
 
-        `starts`: the first pixel of each in its piece.
+        `pieces` (n, facts): where the pieces lie; `starts` (n, axes): the first pixel in each.
         """
         n = self._axes
-        table, at = np.array(pieces, np.int64), np.array(starts, np.int64)
-        images = self._boxes(self._image, table[:, : n + 1], at)
+        images = self._boxes(self._image, pieces[:, : n + 1], starts)
         if self._target is None:
             return images, None
-        origins = table[:, 2 * n + 2 :]
-        at = (origins + at) // self._ratio - origins // self._ratio
-        return images, self._boxes(self._target, table[:, n + 1 : 2 * n + 2], at)
+        origins = pieces[:, 2 * n + 2 :]
+        at = (origins + starts) // self._ratio - origins // self._ratio
+        return images, self._boxes(self._target, pieces[:, n + 1 : 2 * n + 2], at)
 
     def _boxes(self, gather: Gather, lies: Array, starts: Array) -> torch.Tensor:
-        index = torch.from_numpy(gather.index(lies[:, 0], lies[:, 1:], starts))
-        return gather.take(self._arena.flat, self.delivery.bring(index))
+        places = torch.from_numpy(gather.places(lies, starts))
+        return gather.take(self._arena.flat, self.delivery.bring(places))
 
     def close(self) -> None:
         """Let go of the device's memory. Idempotent."""
@@ -167,12 +176,13 @@ def _free_bytes(device: torch.device) -> int | None:
     return int(free + kept)
 
 
-def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment) -> OnDevice:
-    """Room for the visits that are drawn from at a time."""
+def on_device(delivery: Delivery, crop: CropSpec, allotment: Allotment, draws: int) -> OnDevice:
+    """Room for the visits that are drawn from at a time, of so many draws each."""
     lane, each = delivery.lane, slot_bytes(allotment)
     assert lane is not None
     stage = Stage(lane, min(each, STAGE_BYTES), pin=delivery.pins, copier=Copier(CPU_COUNT))
-    return OnDevice(Arena(lane, allotment.slots, each, stage), delivery, crop)
+    arena = Arena(lane, allotment.slots, each, stage)
+    return OnDevice(arena, delivery, crop, allotment.slots, draws)
 
 
 def furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
@@ -197,7 +207,7 @@ def _furnish(engine: Engine, delivery: Delivery, *, tfms: bool) -> str:
     why = why_not(delivery, allotment, tfms=on_host, collector=made.collect is not None)
     if not why:
         try:
-            there = on_device(delivery, made.crop, allotment)
+            there = on_device(delivery, made.crop, allotment, made.draws_per_visit)
         except torch.cuda.OutOfMemoryError as error:  # of any accelerator, whatever its name says
             why = str(error).splitlines()[0]
         else:
@@ -216,10 +226,12 @@ class DeviceBuilder(BatchBuilder):
 
     def _reset(self) -> None:
         super()._reset()
-        #: rows that are to be gathered: number, visit, piece, first pixel in it
-        self._waiting: list[tuple[int, int, _Piece, tuple[int, ...]]] = []
+        #: rows that are to be gathered: number, visit, piece, first pixel in it; one by one, and
+        #: those before them together
+        self._single: list[tuple[int, int, _Piece, tuple[int, ...]]] = []
+        self._waiting: list[tuple[Array, Array, Array, Array]] = []
         #: rows that were, with their targets
-        self._gathered: list[tuple[list[int], torch.Tensor, torch.Tensor | None]] = []
+        self._gathered: list[tuple[Array, torch.Tensor, torch.Tensor | None]] = []
 
     def take(
         self, sampler: VisitSampler, draw: int, copier: Copier
@@ -231,17 +243,37 @@ class DeviceBuilder(BatchBuilder):
         if isinstance(placed, Ended):
             return placed
         at, start, origin = placed
-        self._waiting.append((len(self), number, self._there.piece(number, at), start))
+        self._single.append((len(self), number, self._there.piece(number, at), start))
         return at, origin
 
+    def add_all(self, provenances: Sequence[Provenance], visits: Array, draws: Array) -> bool:
+        found = self._there.table.find(visits, draws)
+        if found is None:
+            return False
+        self._put_together()
+        rows = np.arange(len(self), len(self) + len(visits))
+        self._waiting.append((rows, visits, found.facts, found.starts))
+        origins = map(tuple, found.origins.tolist())
+        self._kept += zip(provenances, itertools.repeat(0), origins, draws.tolist(), strict=False)
+        self.full = len(self._kept) == self.size
+        return True
+
+    def _put_together(self) -> None:
+        if self._single:
+            rows, visits, pieces, starts = (np.array(c) for c in zip(*self._single, strict=True))
+            self._waiting.append((rows, visits, pieces, starts))
+            self._single.clear()
+
     def settle(self, gone: Collection[int]) -> None:
-        if any(number in gone for _, number, *_ in self._waiting):
+        self._put_together()
+        if any(np.isin(visits, list(gone)).any() for _, visits, *_ in self._waiting):
             with self._there.delivery.work():
                 self._gather()
 
     def _gather(self) -> None:
+        self._put_together()
         if self._waiting:
-            rows, _, pieces, starts = map(list, zip(*self._waiting, strict=True))
+            rows, _, pieces, starts = map(np.concatenate, zip(*self._waiting, strict=True))
             self._gathered.append((rows, *self._there.gather(pieces, starts)))
             self._waiting.clear()
 
@@ -257,7 +289,9 @@ class DeviceBuilder(BatchBuilder):
 
     def _together(self, count: int) -> list[torch.Tensor | None]:
         """What was gathered and what is brought, in the order of rows."""
-        rows = [row for part, *_ in self._gathered for row in part]
+        rows: Array = np.concatenate(
+            [np.zeros(0, np.int64), *(part for part, *_ in self._gathered)]
+        )
         parts = zip(*((data, targets) for _, data, targets in self._gathered), strict=True)
         gathered = [None if p[0] is None else p[0] if len(p) == 1 else torch.cat(p) for p in parts]
         if len(rows) == count:
@@ -266,7 +300,7 @@ class DeviceBuilder(BatchBuilder):
         brought = [None if a is None else bring(torch.from_numpy(a[:count])) for a in self._rows()]
         for whole, some in zip(brought, gathered, strict=False):
             if whole is not None and some is not None:
-                _bytes(whole).index_copy_(0, bring(torch.tensor(rows, device="cpu")), _bytes(some))
+                _bytes(whole).index_copy_(0, bring(torch.from_numpy(rows)), _bytes(some))
         return brought
 
 

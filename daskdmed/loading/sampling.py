@@ -284,6 +284,20 @@ class VisitSampler:
             return 0, (draw * self._crop.size[0], *(0,) * (self._axes - 1)), found[2]
         return found
 
+    def places(self, count: int) -> tuple[Array, Array]:
+        """Of the first draws, so many at most, what `place` says of them: first pixel in the array
+        of the only piece and in the frame of the view, (draws, axes); none where draws have to be
+        asked for one by one."""
+        facts = self.facts
+        if self.failure is not None or len(self.pieces) != 1:
+            count = 0
+        origins = self._positions.first(count if facts.held is None else min(count, facts.held))
+        if not facts.apart:
+            return origins - np.array(self.pieces[0].origin), origins
+        starts = np.zeros_like(origins)
+        starts[:, 0] = np.arange(len(origins)) * self._crop.size[0]
+        return starts, origins
+
     def origin(self, at: int, start: tuple[int, ...]) -> tuple[int, ...]:
         """A pixel of a piece in the frame of the view."""
         return tuple(map(add, self.pieces[at].origin, start))

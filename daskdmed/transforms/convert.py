@@ -42,9 +42,13 @@ class ToFloat(Transform):
         scale = self.scale if self.scale is not None else full_scale(x.dtype) or 1.0
         if scale == 1.0:
             return x.to(self.dtype)
+        by: float | Tensor = scale
+        if x.device.type != "cpu" and self.dtype in (torch.float32, torch.float64):
+            # by a number GPUs multiply with its reciprocal, and are off by the last bit
+            by = torch.full((), scale, dtype=self.dtype, device=x.device)
         out = torch.empty_like(x, dtype=self.dtype)
         for part in blocks_of(x):
-            out[part].copy_(x[part]).div_(scale)
+            out[part].copy_(x[part]).div_(by)
         return out
 
 

@@ -98,7 +98,8 @@ class TestHeatmap:
             found = heatmap(IMAGE, Greedy(), kernel_size=16, device=GPU, batch_size=32)
         assert_close(found, here)
         assert "going on with 2" in caplog.text
-        assert torch.cuda.memory_reserved() < free // 2  # what the model took was given back
+        torch.cuda.empty_cache()  # what torch keeps for the next is its own affair
+        assert torch.cuda.mem_get_info()[0] > free // 2
 
 
 def test_predictions_are_those_of_the_cpu(tmp_path):

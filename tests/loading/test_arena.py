@@ -64,9 +64,8 @@ def test_boxes_are_slices(copier, case, dtype, seed):
     if around is not None:
         made = (around.count * int(np.prod(channels)),)
     gather = Gather(size, made, np.dtype(dtype), around)
-    places = [(a.first, a.steps, start) for a, start in zip(lies, starts, strict=True)]
-    index = gather.index(*map(np.array, zip(*places, strict=True)))
-    found = gather.take(arena.flat, torch.from_numpy(index)).numpy()
+    places = gather.places(np.array([(a.first, *a.steps) for a in lies]), np.array(starts))
+    found = gather.take(arena.flat, torch.from_numpy(places)).numpy()
     assert found.dtype == dtype
     for row, array, start in zip(found, arrays, starts, strict=True):
         reach = around.around if around else (0,) * len(size)

@@ -77,6 +77,7 @@ def pinning(monkeypatch):
         copy = pinned_bytes(tensor.numel() * tensor.element_size()).view(tensor.dtype)
         return copy.view(tensor.shape).copy_(tensor)
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # whatever ran before
     monkeypatch.setattr(delivery, "_can_pin", lambda: True)
     monkeypatch.setattr(delivery, "pinned_bytes", pinned_bytes)
     monkeypatch.setattr(delivery, "pinned", pinned)

@@ -215,6 +215,14 @@ class TestTheSame:
             assert_nothing_is_left(cluster)
         assert bool(taken) == shared
 
+    def test_no_row_is_asked_for_by_itself(self, flat, client, monkeypatch):
+        """Where each visit has one piece and gives all its draws."""
+        monkeypatch.setattr(ondevice.DeviceBuilder, "take", None)
+        quotas = [Quota(0.5, patients={"grade": 1})]
+        for options in ({"target": "labels"}, {"quotas": quotas}):
+            with LightDL(flat, **FLAT, **options, device=DEVICE, client=client) as loader:
+                assert len(list(itertools.islice(loader, 12))) == 12
+
     def test_drawn_beyond_the_plan(self, client):
         options = {**FLAT, "rotation": "adaptive", "device": DEVICE, "client": client}
         with LightDL(coordinate_dataset(3, height=130, width=150, chunks=64), **options) as loader:
