@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Batch:
     cursor: Cursor
 
 
+#: of rows: where each comes from, its piece, first pixel in the frame of the view, draw
+_Run: TypeAlias = tuple[Sequence[Provenance], Array, Array, Array]
+
+
 class BatchBuilder:
     """Fills batches of `size` rows row by row; `key` is that of `SmallChunks.keys`.
 
@@ -60,8 +64,10 @@ class BatchBuilder:
         self._memory: tuple[Array, Array | None] | None = None
         #: where each row and its target go
         self._places: list[tuple[Array, Array | None]] = []
-        #: of each row that was filled, see `commit`
+        #: of rows that were filled, see `commit`: those of the latest, and in runs before them
         self._kept: list[tuple[Provenance, int, tuple[int, ...], int]] = []
+        self._runs: list[_Run] = []
+        self._before = 0
 
     def _rows(self) -> tuple[Array, Array | None]:
         """Memory for all rows, and for their targets."""
@@ -72,7 +78,7 @@ class BatchBuilder:
         return self._memory
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self._before + len(self._kept)
 
     @property
     def room(self) -> int:
@@ -104,7 +110,7 @@ class BatchBuilder:
         """Where the next crop (and its target) goes."""
         if not self._places:
             self._rows()
-        return self._places[len(self._kept)]
+        return self._places[len(self)]
 
     def settle(self, gone: Collection[int]) -> None:
         """Be done with some visits, whose pixels go away; those of the host have been copied."""
@@ -114,19 +120,39 @@ class BatchBuilder:
     ) -> None:
         """Keep the row that was filled."""
         self._kept.append((provenance, piece, origin, draw))
-        self.full = len(self._kept) == self.size
+        self.full = len(self) == self.size
+
+    def commit_all(
+        self, provenances: Sequence[Provenance], pieces: Array, origins: Array, draws: Array
+    ) -> None:
+        """Keep as many rows as were filled."""
+        self._put_by()
+        self._runs.append((provenances, pieces, origins, draws))
+        self._before += len(draws)
+        self.full = self._before == self.size
+
+    def _put_by(self) -> None:
+        if self._kept:
+            provenances, *numbers = zip(*self._kept, strict=True)
+            pieces, origins, draws = (np.array(n, np.int64) for n in numbers)
+            self._runs.append((provenances, pieces, origins, draws))
+            self._before += len(self._kept)
+            self._kept = []
 
     def finish(self, cursor: Cursor) -> Batch:
         """The batch so far (short only at the end of a finite plan); begin the next one."""
-        rows, crop = len(self), self._crop
+        crop = self._crop
         data, targets = self.pixels()
-        provenance, pieces, origins, draws = zip(*self._kept, strict=True) if rows else [()] * 4
+        self._put_by()
+        none = np.zeros(0, np.int64)
+        runs = [((), none, none.reshape(0, len(crop.size)), none), *self._runs]
+        provenances, pieces, origins, draws = zip(*runs, strict=True)
         smallchunks = SmallChunks(
             data,
-            list(provenance),
-            np.array(pieces, np.int64),
-            np.array(origins, np.int64).reshape(rows, len(crop.size)),
-            np.array(draws, np.int64),
+            [source for run in provenances for source in run],
+            np.concatenate(pieces),
+            np.concatenate(origins),
+            np.concatenate(draws),
             targets,
             self._key,
             len(crop.size) - len(crop.dropped),

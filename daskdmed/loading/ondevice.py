@@ -9,7 +9,6 @@ are drawn from (`daskdmed.loading.engine`).
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -253,9 +252,7 @@ class DeviceBuilder(BatchBuilder):
         self._put_together()
         rows = np.arange(len(self), len(self) + len(visits))
         self._waiting.append((rows, visits, found.facts, found.starts))
-        origins = map(tuple, found.origins.tolist())
-        self._kept += zip(provenances, itertools.repeat(0), origins, draws.tolist(), strict=False)
-        self.full = len(self._kept) == self.size
+        self.commit_all(provenances, np.zeros_like(draws), found.origins, draws)
         return True
 
     def _put_together(self) -> None:
