@@ -50,7 +50,7 @@ class Figures:
 
 def side() -> int:
     """Side of the image: 4096, less where slides are made small."""
-    return min(4096, inputs.side())
+    return min(4096, max(1024, inputs.side() // 4))
 
 
 def network() -> Any:

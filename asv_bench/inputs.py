@@ -1,8 +1,9 @@
 """Slides that benchmarks read: made once, kept in a folder, the same for every run.
 
-`DASKDMED_BENCH_SIZE` is the side of the slides (51200; 12800 in CI), `DASKDMED_BENCH_DIR`
-where they are kept, `DASKDMED_BENCH_SECONDS` how long a rate is measured. They are read at
-every call, so that tests can make everything tiny.
+`DASKDMED_BENCH_SIZE` is the side of the slides (51200; 5120 in CI), `DASKDMED_BENCH_DIR`
+where they are kept, `DASKDMED_BENCH_SECONDS` how long a rate is measured, and
+`DASKDMED_BENCH_ROUNDS` in how many rounds. They are read at every call, so that tests can make
+everything tiny.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def side() -> int:
 def seconds() -> float:
     """How long one rate is measured."""
     return float(os.environ.get("DASKDMED_BENCH_SECONDS") or 8.0)
+
+
+def rounds(usual: int) -> int:
+    """In how many rounds a figure is measured, where so many are usual."""
+    return int(os.environ.get("DASKDMED_BENCH_ROUNDS") or usual)
 
 
 def folder() -> Path:

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,31 @@ def test_every_benchmark_runs(topic: str, monkeypatch: pytest.MonkeyPatch) -> No
         if name.startswith("track_"):
             assert result > 0 or name == "track_cores"
             assert getattr(suite, name).unit
+
+
+FORKS = """
+import os
+from benchmarks import once_a_run
+
+@once_a_run
+def measure(what, *, how="much"):
+    return os.getpid(), what, how
+
+for _ in range(2):
+    if not os.fork():
+        measure("a"), measure("b", how="long")
+        os._exit(0)
+    os.wait()
+assert measure("a")[0] == measure("b", how="long")[0] != os.getpid()
+assert measure("a")[1:] == ("a", "much")
+assert measure("b", how="long")[1:] == ("b", "long")
+assert measure("b")[0] == os.getpid()
+"""
+
+
+def test_what_one_fork_has_measured_the_others_know() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_cost_model() -> None:

@@ -1,33 +1,55 @@
 """asv benchmarks of daskdmed. One file per topic; the work itself is in ``scenarios.py``.
 
-Sizes and durations come from the environment, see ``inputs.py``.
+Sizes and durations come from the environment, see ``inputs.py``. asv measures each figure, with
+each of its parameters, in a process of its own; with ``--launch-method=forkserver`` these are forks
+of one that has imported all of this.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
+import mmap
+import os
+import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: what was measured, pickled: memory that a fork server has in common with all that it forks
+_MEASURED = mmap.mmap(-1, 1 << 20)
 
 # asv imports this package alone; the modules that scripts share lie beside it
 _HERE = str(Path(__file__).resolve().parents[1])
 if _HERE not in sys.path:
     sys.path.append(_HERE)
 
+# at the sizes of CI most benchmarks take less time than importing torch does
+for _name in os.environ.get("DASKDMED_BENCH_IMPORT", "").split():
+    importlib.import_module(_name)
 
-def parameterized(names: Sequence[str], params: Sequence[Sequence[Any]]) -> Callable[[F], F]:
-    """Give a benchmark function its asv parameters."""
 
-    def decorate(function: F) -> F:
-        function.param_names = list(names)  # type: ignore[attr-defined]
-        function.params = [list(p) for p in params]  # type: ignore[attr-defined]
-        return function
+def once_a_run(measure: F) -> F:
+    """Measure once, with the same arguments, for all figures that come of it.
 
-    return decorate
+    In a run of asv with a fork server; in each process otherwise.
+    """
+
+    @functools.wraps(measure)
+    def kept(*args: Any, **options: Any) -> Any:
+        what = repr((measure.__module__, measure.__qualname__, args, options))
+        _MEASURED.seek(0)
+        measured = pickle.load(_MEASURED) if _MEASURED[0] else {}
+        if what not in measured:
+            measured[what] = measure(*args, **options)
+            _MEASURED[:] = pickle.dumps(measured).ljust(len(_MEASURED), b"\0")
+        return measured[what]
+
+    return kept  # type: ignore[return-value]
 
 
 def requires(module: str) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import inputs
 import scenarios
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 from daskdmed.images import turbojpeg
+
+
+@once_a_run
+def measure(kind: str, *, openslide: bool = False) -> scenarios.BlockRead:
+    """For all figures of it."""
+    path, rounds = inputs.slide(kind), inputs.rounds(3)
+    return scenarios.block_read(path, rounds=rounds, openslide=openslide)
 
 
 class BlockRead(Once):
@@ -16,13 +23,13 @@ class BlockRead(Once):
     param_names = ["slide"]
 
     def setup(self, kind: str) -> None:
-        self.path = inputs.slide(kind)
+        inputs.slide(kind)
 
     def track_megapixels(self, kind: str) -> float:
-        return scenarios.block_read(self.path, openslide=False).rate / 1e6
+        return measure(kind).rate / 1e6
 
     def track_ratio_to_raw_decode(self, kind: str) -> float:
-        return scenarios.block_read(self.path, openslide=False).to_limit
+        return measure(kind).to_limit
 
     track_megapixels.unit = "Mpix/s"
     track_ratio_to_raw_decode.unit = "ratio"
@@ -37,10 +44,10 @@ class AgainstTurboJpeg(Once):
     def setup(self, kind: str) -> None:
         if turbojpeg.library() is None:
             raise NotImplementedError("the TurboJPEG library is not installed")
-        self.path = inputs.slide(kind)
+        inputs.slide(kind)
 
     def track_ratio(self, kind: str) -> float:
-        return scenarios.block_read(self.path, openslide=False).to_turbo or 0.0
+        return measure(kind).to_turbo or 0.0
 
     track_ratio.unit = "ratio"
 
@@ -53,9 +60,9 @@ class AgainstOpenSlide(Once):
 
     def setup(self, kind: str) -> None:
         requires("openslide")
-        self.path = inputs.slide(kind)
+        inputs.slide(kind)
 
     def track_ratio(self, kind: str) -> float:
-        return scenarios.block_read(self.path).to_openslide or 0.0
+        return measure(kind, openslide=True).to_openslide or 0.0
 
     track_ratio.unit = "ratio"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,30 @@ import numpy as np
 from limits import THREADS, RawTiles, fast_scratch
 
 import daskdmed
-from benchmarks import Once
+from benchmarks import Once, once_a_run
 
 #: pixels a side at most: a lossless copy of a slide is ten times as large as its JPEG
 _LARGEST = 12_800
 _ZSTD_LEVEL = 3
+
+
+@once_a_run
+def measure(kind: str) -> tuple[float, float]:
+    """Pixels per second, and seconds in units of those of what bounds it."""
+    slide = daskdmed.open_slide(_slide(kind))
+    width, height = slide.dimensions
+    with (
+        tempfile.TemporaryDirectory(dir=inputs.folder()) as folder,
+        dask.config.set(num_workers=THREADS),
+    ):
+        began = time.perf_counter()
+        slide.to_ome_zarr(Path(folder) / "a.zarr", pyramid="none")
+        seconds = time.perf_counter() - began
+    return width * height / seconds, seconds / _limit(_slide(kind))
+
+
+def _slide(kind: str) -> Path:
+    return inputs.slide(kind, min(inputs.side(), _LARGEST))
 
 
 class Convert(Once):
@@ -29,26 +47,14 @@ class Convert(Once):
     param_names = ["slide"]
 
     def setup(self, kind: str) -> None:
-        self.path = inputs.slide(kind, min(inputs.side(), _LARGEST))
-        self.folder = Path(tempfile.mkdtemp(dir=inputs.folder()))
-
-    def teardown(self, kind: str) -> None:
-        shutil.rmtree(self.folder)
-
-    def _seconds(self) -> float:
-        slide = daskdmed.open_slide(self.path)
-        with dask.config.set(num_workers=THREADS):
-            began = time.perf_counter()
-            slide.to_ome_zarr(self.folder / "a.zarr", pyramid="none", overwrite=True)
-            return time.perf_counter() - began
+        _slide(kind)
 
     def track_megapixels(self, kind: str) -> float:
-        width, height = daskdmed.open_slide(self.path).dimensions
-        return width * height / self._seconds() / 1e6
+        return measure(kind)[0] / 1e6
 
     def track_ratio_to_limit(self, kind: str) -> float:
         """Time over that of decoding and compressing the same tiles in memory."""
-        return self._seconds() / _limit(self.path)
+        return measure(kind)[1]
 
     track_megapixels.unit = "Mpix/s"
     track_ratio_to_limit.unit = "ratio"

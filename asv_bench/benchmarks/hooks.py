@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import hooks
 import inputs
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 
-@cache
+@once_a_run
 def measure() -> hooks.Hooks:
-    """Once in a process, for all figures of it."""
-    return hooks.measure(inputs.seconds())
+    """For all figures of it."""
+    return hooks.measure(inputs.seconds(), inputs.rounds(3))
 
 
 class Hooks(Once):

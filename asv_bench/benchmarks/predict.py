@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import dense
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
+
+
+@once_a_run
+def measure(who: str) -> dense.Figures:
+    """For all figures of it."""
+    return dense.measure(who, dense.side())
 
 
 class Predict(Once):
@@ -12,17 +18,16 @@ class Predict(Once):
 
     def setup(self) -> None:
         requires("torch")
-        self.pixels = dense.side()
 
     def track_seconds(self) -> float:
-        return dense.measure("daskdmed", self.pixels).seconds
+        return measure("daskdmed").seconds
 
     def track_ratio_to_bare_model(self) -> float:
-        found = dense.measure("daskdmed", self.pixels)
+        found = measure("daskdmed")
         return found.seconds / found.model_seconds
 
     def track_peak_mib(self) -> float:
-        return dense.measure("daskdmed", self.pixels).peak_mib
+        return measure("daskdmed").peak_mib
 
     track_seconds.unit = "s"
     track_ratio_to_bare_model.unit = "ratio"
@@ -35,8 +40,7 @@ class AgainstMonai(Once):
     def setup(self) -> None:
         requires("torch")
         requires("monai")
-        self.pixels = dense.side()
-        self.own, self.monai = (dense.measure(who, self.pixels) for who in ("daskdmed", "monai"))
+        self.own, self.monai = measure("daskdmed"), measure("monai")
 
     def track_ratio_of_time(self) -> float:
         return self.own.seconds / self.monai.seconds

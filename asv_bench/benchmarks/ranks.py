@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 
 import inputs
 import trainers
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 #: reading processes / training processes; `report.py` measures more of them
 WAYS = {"2/2": (2, 2)}
 
 
-@cache
+@once_a_run
 def measure(name: str) -> trainers.Trained:
-    """Once in a process, for all figures of it."""
+    """For all figures of it."""
     way = WAYS[name]
     return trainers.compared(inputs.slides("mixed"), [way], seconds=inputs.seconds())[way]
 

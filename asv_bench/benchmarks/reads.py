@@ -5,7 +5,13 @@ from __future__ import annotations
 import inputs
 import reads
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
+
+# each for all figures of it
+opening = once_a_run(reads.opening)
+tissue_only = once_a_run(reads.tissue_only)
+windows = once_a_run(reads.windows)
+zarr_block = once_a_run(reads.zarr_block)
 
 
 class Patches(Once):
@@ -18,7 +24,7 @@ class Patches(Once):
         self.path = inputs.slide(kind)
 
     def track_ratio_to_raw_decode(self, kind: str) -> float:
-        found = reads.patches(self.path)
+        found = reads.patches(self.path, rounds=inputs.rounds(3))
         return found["ours"] / found["raw"]
 
     track_ratio_to_raw_decode.unit = "ratio"
@@ -32,7 +38,7 @@ class PatchesAgainstCuCim(Patches):
         super().setup(kind)
 
     def track_ratio_to_cucim(self, kind: str) -> float:
-        found = reads.patches(self.path, cucim=True)
+        found = reads.patches(self.path, rounds=inputs.rounds(3), cucim=True)
         return found["cucim"] / found["ours"]
 
     track_ratio_to_cucim.unit = "ratio"
@@ -48,7 +54,7 @@ class FewDraws(Once):
         self.paths = inputs.slides(kind)
 
     def track_cpu(self, kind: str) -> float:
-        return 1e6 * reads.few_draws(self.paths)["ours"][0]
+        return 1e6 * reads.few_draws(self.paths, inputs.rounds(3))["ours"][0]
 
     track_cpu.unit = "us"
 
@@ -61,7 +67,7 @@ class FewDrawsAgainstCuCim(FewDraws):
         super().setup(kind)
 
     def track_ratio_to_cucim(self, kind: str) -> float:
-        found = reads.few_draws(self.paths, cucim=True)
+        found = reads.few_draws(self.paths, inputs.rounds(3), cucim=True)
         return found["cucim"][0] / found["ours"][0]
 
     track_ratio_to_cucim.unit = "ratio"
@@ -77,10 +83,10 @@ class ZarrBlock(Once):
         reads.zarr_copy(kind)
 
     def track_megapixels(self, kind: str) -> float:
-        return reads.zarr_block(kind)[0] / 1e6
+        return zarr_block(kind, inputs.rounds(4))[0] / 1e6
 
     def track_ratio_to_limit(self, kind: str) -> float:
-        return reads.zarr_block(kind)[1]
+        return zarr_block(kind, inputs.rounds(4))[1]
 
     track_megapixels.unit = "Mpix/CPU-s"
     track_ratio_to_limit.unit = "ratio"
@@ -97,7 +103,7 @@ class Windows(Once):
         self.path = inputs.slide(kind)
 
     def track_ratio_to_raw_decode(self, kind: str, stride: int, by: str) -> float:
-        return reads.windows(self.path, stride)[by]
+        return windows(self.path, stride, inputs.rounds(2))[by]
 
     track_ratio_to_raw_decode.unit = "ratio"
 
@@ -113,7 +119,7 @@ class TissueOnly(Once):
         self.path = inputs.slide("dense")
 
     def track_decodes_per_tile_with_tissue(self, by: str) -> float:
-        return reads.tissue_only(self.path)[by]
+        return tissue_only(self.path)[by]
 
     track_decodes_per_tile_with_tissue.unit = "decodes"
 
@@ -125,10 +131,10 @@ class Opening(Once):
         requires("psutil")
 
     def track_seconds(self) -> float:
-        return reads.opening()[0]
+        return opening()[0]
 
     def track_mebibytes_per_slide(self) -> float:
-        return reads.opening()[1]
+        return opening()[1]
 
     track_seconds.unit = "CPU-s"
     track_mebibytes_per_slide.unit = "MiB"

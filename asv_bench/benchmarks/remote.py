@@ -5,7 +5,13 @@ from __future__ import annotations
 import inputs
 import remote
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
+
+
+@once_a_run
+def measure(kind: str) -> remote.Remote:
+    """For all figures of it."""
+    return remote.blocks(inputs.slide(kind), inputs.seconds(), 1)
 
 
 class Blocks(Once):
@@ -16,16 +22,16 @@ class Blocks(Once):
 
     def setup(self, kind: str) -> None:
         requires("aiohttp")
-        self.path = inputs.slide(kind)
+        inputs.slide(kind)
 
     def track_ratio_to_tile_by_tile(self, kind: str) -> float:
-        return remote.blocks(self.path, inputs.seconds(), 1).to_tiles
+        return measure(kind).to_tiles
 
     def track_bytes_fetched_per_byte_needed(self, kind: str) -> float:
-        return remote.blocks(self.path, inputs.seconds(), 1).fetched
+        return measure(kind).fetched
 
     def track_requests_per_block(self, kind: str) -> float:
-        return remote.blocks(self.path, inputs.seconds(), 1).requests
+        return measure(kind).requests
 
     track_ratio_to_tile_by_tile.unit = "ratio"
     track_bytes_fetched_per_byte_needed.unit = "ratio"

@@ -11,13 +11,50 @@ import numpy as np
 from limits import RawTiles
 from scenarios import THREADS, median_of
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 from daskdmed import SlidingWindowDL
 from daskdmed.images.tiff.decode import count_tiles
 from daskdmed.tables import ProcessedPiece, StreamWriter
 
 #: kernel/stride
 GEOMETRIES = ["224/224", "224/112", "300/300"]
+
+
+@once_a_run
+def measure(kind: str, geometry: str) -> tuple[float, ...]:
+    """Windows per second, the ratio to the limit, decodes per tile."""
+    path = inputs.slide(kind)
+    kernel, stride = map(int, geometry.split("/"))
+
+    def once(_: int) -> tuple[float, ...]:
+        with RawTiles(path) as tiles:
+            everything = np.arange(len(tiles.offsets))
+            decoding = tiles.decode_seconds(everything)
+        with (
+            count_tiles() as counted,
+            dask.config.set(num_workers=THREADS),
+            SlidingWindowDL(path, kernel_size=kernel, stride=stride) as loader,
+        ):
+            began = time.perf_counter()
+            for x, _, _ in loader:
+                x[0, 0, 0, 0].item()
+            seconds = time.perf_counter() - began
+            windows = loader.windows
+        limit = decoding + windows * _copy_seconds(kernel)
+        return windows / seconds, seconds / limit, counted.tiles / len(everything)
+
+    return median_of(inputs.rounds(3), once)
+
+
+def _copy_seconds(k: int) -> float:
+    """Of one window, out of memory that is not in the cache."""
+    source = np.zeros((4096, 4096, 3), np.uint8)
+    places = range(0, 4096 - k, k)
+    out = np.empty((64, k, k, 3), np.uint8)
+    began = time.perf_counter()
+    for n, (y, x) in enumerate((y, x) for y in places for x in places):
+        out[n % 64] = source[y : y + k, x : x + k]
+    return (time.perf_counter() - began) / len(places) ** 2
 
 
 class SlidingLoader(Once):
@@ -31,45 +68,16 @@ class SlidingLoader(Once):
 
     def setup(self, kind: str, geometry: str) -> None:
         requires("torch")
-        self.path = inputs.slide(kind)
-        self.kernel, self.stride = map(int, geometry.split("/"))
-
-    def _once(self, _: int) -> tuple[float, ...]:
-        with RawTiles(self.path) as tiles:
-            everything = np.arange(len(tiles.offsets))
-            decoding = tiles.decode_seconds(everything)
-        with (
-            count_tiles() as counted,
-            dask.config.set(num_workers=THREADS),
-            SlidingWindowDL(self.path, kernel_size=self.kernel, stride=self.stride) as loader,
-        ):
-            began = time.perf_counter()
-            for x, _, _ in loader:
-                x[0, 0, 0, 0].item()
-            seconds = time.perf_counter() - began
-            windows = loader.windows
-        limit = decoding + windows * self._copy_seconds()
-        return windows / seconds, seconds / limit, counted.tiles / len(everything)
-
-    def _copy_seconds(self) -> float:
-        """Of one window, out of memory that is not in the cache."""
-        source = np.zeros((4096, 4096, 3), np.uint8)
-        k = self.kernel
-        places = range(0, 4096 - k, k)
-        out = np.empty((64, k, k, 3), np.uint8)
-        began = time.perf_counter()
-        for n, (y, x) in enumerate((y, x) for y in places for x in places):
-            out[n % 64] = source[y : y + k, x : x + k]
-        return (time.perf_counter() - began) / len(places) ** 2
+        inputs.slide(kind)
 
     def track_windows_per_second(self, kind: str, geometry: str) -> float:
-        return median_of(3, self._once)[0]
+        return measure(kind, geometry)[0]
 
     def track_ratio_to_limit(self, kind: str, geometry: str) -> float:
-        return median_of(3, self._once)[1]
+        return measure(kind, geometry)[1]
 
     def track_decodes_per_tile(self, kind: str, geometry: str) -> float:
-        return self._once(0)[2]
+        return measure(kind, geometry)[2]
 
     track_windows_per_second.unit = "windows/s"
     track_ratio_to_limit.unit = "ratio"

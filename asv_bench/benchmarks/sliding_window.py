@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import inputs
 import scenarios
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 #: kernel/stride
 GEOMETRIES = ["224/224", "224/112", "300/300"]
 
 
-# once in a process, for all figures of it
-windows = cache(scenarios.sliding_window)
-network = cache(scenarios.network_heatmap)
+@once_a_run
+def windows(kind: str, geometry: str) -> scenarios.SlidingWindow:
+    """For all figures of it."""
+    kernel, stride = map(int, geometry.split("/"))
+    path, rounds = inputs.slide(kind), inputs.rounds(3)
+    return scenarios.sliding_window(path, kernel=kernel, stride=stride, rounds=rounds)
+
+
+@once_a_run
+def network() -> scenarios.NetworkHeatmap:
+    """For all figures of it."""
+    path = inputs.slide("mixed", min(inputs.side(), 12_800))
+    return scenarios.network_heatmap(path, rounds=inputs.rounds(3))
 
 
 class SlidingWindow(Once):
@@ -25,20 +33,16 @@ class SlidingWindow(Once):
     param_names = ["slide", "kernel/stride"]
 
     def setup(self, kind: str, geometry: str) -> None:
-        self.path = inputs.slide(kind)
-        self.kernel, self.stride = map(int, geometry.split("/"))
-
-    def _measure(self) -> scenarios.SlidingWindow:
-        return windows(self.path, kernel=self.kernel, stride=self.stride)
+        inputs.slide(kind)
 
     def track_seconds(self, kind: str, geometry: str) -> float:
-        return self._measure().seconds
+        return windows(kind, geometry).seconds
 
     def track_ratio_to_raw_decode(self, kind: str, geometry: str) -> float:
-        return self._measure().to_limit
+        return windows(kind, geometry).to_limit
 
     def track_decodes_per_tile(self, kind: str, geometry: str) -> float:
-        return self._measure().decodes_per_tile
+        return windows(kind, geometry).decodes_per_tile
 
     track_seconds.unit = "s"
     track_ratio_to_raw_decode.unit = "ratio"
@@ -50,16 +54,15 @@ class Network(Once):
 
     def setup(self) -> None:
         requires("torch")
-        self.path = inputs.slide("mixed", min(inputs.side(), 12_800))
 
     def track_seconds(self) -> float:
-        return network(self.path).seconds
+        return network().seconds
 
     def track_ratio_to_network_on_all_cores(self) -> float:
-        return network(self.path).to_all_threads
+        return network().to_all_threads
 
     def track_ratio_to_network_one_core_each(self) -> float:
-        return network(self.path).to_one_thread_each
+        return network().to_one_thread_each
 
     track_seconds.unit = "s"
     track_ratio_to_network_on_all_cores.unit = "ratio"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import cache
 
 import inputs
 import scenarios
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 #: (big chunk in pixels, small chunks drawn from each)
 ROTATIONS = ["4096/16", "4096/32", "4096/128", "4096/512", "4096/2048", "1024/32"]
 
 
-@cache
+@once_a_run
 def measure(kind: str, name: str) -> scenarios.SmallChunks:
-    """A rotation on slides of a kind; once in a process, for all figures of it."""
+    """A rotation on slides of a kind, for all figures of it."""
     bigchunk, draws = map(int, name.split("/"))
     return scenarios.small_chunks(
         inputs.slides(kind), seconds=inputs.seconds(), bigchunk=bigchunk, draws=draws

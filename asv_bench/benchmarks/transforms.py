@@ -8,7 +8,7 @@ from collections.abc import Callable
 import inputs
 import numpy as np
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 SIZE = 224
 BATCH = 64
@@ -58,6 +58,13 @@ def rate(step: Callable[[], object]) -> float:
     return n * BATCH / (time.perf_counter() - began)
 
 
+@once_a_run
+def measure(name: str) -> tuple[float, float]:
+    """Patches per second of a transform, and of copying the batch."""
+    x, keys, transform = batch(), np.arange(3 * BATCH).reshape(BATCH, 3), transforms()[name]
+    return rate(lambda: transform(x, keys)), rate(lambda: x.clone())
+
+
 class Transforms(Once):
     """Each by itself."""
 
@@ -66,19 +73,14 @@ class Transforms(Once):
 
     def setup(self, name: str) -> None:
         requires("torch")
-        self.x = batch()
-        self.keys = np.arange(3 * BATCH).reshape(BATCH, 3)
-        self.transform = transforms()[name]
-
-    def _rate(self) -> float:
-        return rate(lambda: self.transform(self.x, self.keys))
 
     def track_patches(self, name: str) -> float:
-        return self._rate()
+        return measure(name)[0]
 
     def track_ratio_to_copy(self, name: str) -> float:
         """How many copies of the batch take as long."""
-        return rate(lambda: self.x.clone()) / self._rate()
+        ours, copies = measure(name)
+        return copies / ours
 
     track_patches.unit = "patches/s"
     track_ratio_to_copy.unit = "copies"

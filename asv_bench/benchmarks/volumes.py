@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import inputs
 import volumes
 
-from benchmarks import Once, requires
+from benchmarks import Once, once_a_run, requires
 
 
-@cache
+@once_a_run
 def measure() -> volumes.Patches:
-    """Once in a process, for both figures of it."""
+    """For both figures of it."""
     return volumes.patches(inputs.scans(), seconds=inputs.seconds())
 
 
