@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 
 import fsspec
 import numpy as np
@@ -14,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from daskdmed import Dataset, Patient, Record, open_slide, open_slides, open_volume
 from daskdmed.core.places import StorageOptions, filesystem, using
-from daskdmed.errors import DatasetError, UsageError
+from daskdmed.errors import DatasetError, MissingExtraError, UsageError
 from daskdmed.images.filecache import cache
 
 SECRET = "very-secret-0123"
@@ -174,3 +175,19 @@ def test_options_are_of_one_thread_and_one_call():
         with using(None):
             assert not filesystem("memory://a")[0].storage_options
     assert not filesystem("memory://a")[0].storage_options
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "remedy"),
+    [
+        ("s3://b/a.tif", "s3fs", r"install 'daskdmed\[s3\]'"),
+        ("gs://b/a.tif", "gcsfs", r"install 'daskdmed\[gcs\]'"),
+        ("abfs://b/a.tif", "adlfs", "install it"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(url, package, remedy, monkeypatch):
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=f"{remedy}.*{package}"):
+        open_slide(url)
