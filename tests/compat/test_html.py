@@ -203,6 +203,25 @@ def test_a_model_shows_its_parts():
     assert ["metrics", "dice"] in rows
 
 
+def test_a_trainer_shows_its_configuration_network_and_history(registered, tmp_path):
+    pytest.importorskip("torch")
+    from daskdmed.compat.medsegpy.engine import DefaultTrainer
+    from daskdmed.compat.medsegpy.modeling.model import History
+
+    cfg = config(OUTPUT_DIR=str(tmp_path), TRAIN_DATASET="slices", TRAIN_BATCH_SIZE=7)
+    trainer = DefaultTrainer(cfg)
+    page = trainer._repr_html_()
+    said = "&lt;DefaultDataLoader: 3 scans, 3 batches of 7&gt;"
+    assert ["trains on", said] in cells(page)
+    assert "validates on" not in page
+    assert ["TRAIN_BATCH_SIZE", "7", "35", ""] in cells(page)
+    assert "Model: UNet" in page
+    assert "History" not in page
+    trainer.history = History()
+    trainer.history.add(0, {"loss": 0.25})
+    assert "loss 0.25" in trainer._repr_html_()
+
+
 def test_an_evaluator_shows_means_and_scans(catalogs):
     cfg = config(CATEGORIES=(0, 3), TEST_METRICS=["DSC", "VOE"])
     evaluator = SemSegEvaluator("made", cfg)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from daskdmed.compat.medsegpy.data.base import DataLoader
     from daskdmed.compat.medsegpy.data.catalog import Metadata
     from daskdmed.compat.medsegpy.data.scans import Classes, Scan
+    from daskdmed.compat.medsegpy.engine.trainer import DefaultTrainer
     from daskdmed.compat.medsegpy.evaluation.sem_seg_evaluation import SemSegEvaluator
     from daskdmed.compat.medsegpy.modeling.model import History, Model
     from daskdmed.core.view import ImageView
@@ -213,6 +214,15 @@ def model_html(model: Model) -> str:
     shown = table(("part", "kind", "parameters"), parts[:_PARTS]) if parts else ""
     said = f"{count:,} parameters, on {model.device}"
     return page(title(f"Model: {type(module).__name__}", said), facts(trained), shown, more)
+
+
+def trainer_html(trainer: DefaultTrainer) -> str:
+    """What it trains, on what, and how that went."""
+    loaders = {"trains on": trainer._train_loader, "validates on": trainer._val_loader}
+    said = [(name, None if one is None else repr(one)) for name, one in loaders.items()]
+    parts: list[Any] = [trainer._cfg, trainer._model, trainer.history]
+    shown = [Html(one._repr_html_()) for one in parts if one is not None]
+    return page(title(type(trainer).__name__), facts(said), *shown)
 
 
 # ------------------------------------------------------------------------- evaluation

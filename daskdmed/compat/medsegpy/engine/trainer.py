@@ -66,6 +66,11 @@ class DefaultTrainer:
         #: of the training, once there was one
         self.history: History | None = None
 
+    def _repr_html_(self) -> str:
+        from daskdmed.compat.medsegpy._html import trainer_html
+
+        return trainer_html(self)
+
     @classmethod
     def build_model(cls, cfg: Config) -> Model:
         """The network, by default that of `get_model`."""
