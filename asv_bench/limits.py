@@ -127,9 +127,8 @@ def gather_rate(
 ) -> float:
     """Crops per second that NumPy copies out of resident blocks, one thread."""
     rng = np.random.default_rng(0)
-    sources = [np.zeros((block, block, 3), np.uint8) for _ in range(blocks)]
-    for source in sources:
-        source[...] = 1  # what was never written is one page of zeros, which stays in the cache
+    # written all over: pages that never were are one page of zeros, which stays in the cache
+    sources = [np.full((block, block, 3), 1, np.uint8) for _ in range(blocks)]
     out = np.empty((batch, size, size, 3), np.uint8)
     which = rng.integers(blocks, size=(batches, batch))
     at = rng.integers(block - size + 1, size=(batches, batch, 2))
