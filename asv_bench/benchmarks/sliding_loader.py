@@ -48,7 +48,7 @@ def measure(kind: str, geometry: str) -> tuple[float, ...]:
 
 def _copy_seconds(k: int) -> float:
     """Of one window, out of memory that is not in the cache."""
-    source = np.full((4096, 4096, 3), 1, np.uint8)  # zeros are one page, which is
+    source = np.full((4096, 4096, 3), 1, np.uint8)  # zeros would be one page
     places = range(0, 4096 - k, k)
     out = np.empty((64, k, k, 3), np.uint8)
     began = time.perf_counter()
