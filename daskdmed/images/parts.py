@@ -31,6 +31,8 @@ from daskdmed.core.view import ImageView, paint
 _MOST_CELLS = 1 << 16
 #: part of the tiles that are touched which boxes have at most where tiles are read no further
 _FEW = 0.4
+#: boxes that are marked one by one, at most
+_SOME = 64
 #: rectangles that are read at once of an image behind a URL
 _AT_ONCE = 8
 
@@ -83,6 +85,9 @@ class Boxes:
 
     def clip(self, region: Region) -> Boxes:
         """What of them lies in a region; without those of which nothing does."""
+        inside = (self.first >= region.origin) & (self.stop <= region.stop)
+        if (inside & (self.first < self.stop)).all():
+            return self
         first, stop = np.maximum(self.first, region.origin), np.minimum(self.stop, region.stop)
         there = (first < stop).all(axis=1)
         return Boxes(first[there], stop[there])
@@ -221,7 +226,8 @@ def parts_of(view: ImageView, region: Region, boxes: Boxes) -> Parts:
             f"{view.name}: the image has {view.spatial_ndim} axes, {region} has "
             f"{len(region.shape)} and the boxes that are wanted have {boxes.first.shape[1]}"
         )
-    inside = region.clip(view.spatial_shape)
+    shape = view.spatial_shape
+    inside = region if region.within(shape) else region.clip(shape)
     boxes = boxes.clip(inside)
     cell, corner = view.tile_shape, view.tile_origin
     shifted = inside.shift([-c for c in corner])
@@ -310,7 +316,13 @@ def joined(wanted: npt.NDArray[np.bool_]) -> tuple[_Ints, _Ints]:
 
 
 def _marked(boxes: Boxes, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Cells of a grid that boxes of cells hold: corners are counted, then summed up."""
+    """Cells of a grid that boxes of cells hold: of many boxes corners are counted, then summed
+    up."""
+    if len(boxes) <= _SOME:
+        wanted = np.zeros(shape, bool)
+        for first, stop in zip(boxes.first.tolist(), boxes.stop.tolist(), strict=True):
+            wanted[tuple(map(slice, first, stop))] = True
+        return wanted
     counts: Array = np.zeros([n + 1 for n in shape], np.int32)
     for corner in np.ndindex(*(2,) * len(shape)):
         at = np.where(np.array(corner, bool), boxes.stop, boxes.first)

@@ -69,7 +69,7 @@ class TurboJpeg:
         self._decompress.argtypes = [pointer, *stream, pointer, *[number] * 5]
         self.path = path
         self._local = threading.local()
-        self._part = _PartDecoder.of(library)
+        self._part = _PartDecoder.of(library, ctypes.PyDLL(path))
 
     @property
     def has_parts(self) -> bool:
@@ -107,11 +107,14 @@ class TurboJpeg:
 
 
 class _PartDecoder:
-    """The functions of version 3 that decode a part of a picture. For any thread."""
+    """The functions of version 3 that decode a part of a picture. For any thread.
 
-    def __init__(self, library: Any) -> None:
+    `quick`: the same library, for what is over before the GIL could be of use to another thread.
+    """
+
+    def __init__(self, library: Any, quick: Any) -> None:
         self._init, self._destroy = library.tj3Init, library.tj3Destroy
-        self._header, self._crop = library.tj3DecompressHeader, library.tj3SetCroppingRegion
+        self._header, self._crop = library.tj3DecompressHeader, quick.tj3SetCroppingRegion
         self._decompress = library.tj3Decompress8
         pointer: Any = ctypes.c_void_p
         number: Any = ctypes.c_int
@@ -125,10 +128,10 @@ class _PartDecoder:
         self._local = threading.local()
 
     @classmethod
-    def of(cls, library: Any) -> _PartDecoder | None:
+    def of(cls, library: Any, quick: Any) -> _PartDecoder | None:
         """None for a library of an earlier version."""
         try:
-            return cls(library)
+            return cls(library, quick)
         except AttributeError:
             return None
 
@@ -144,7 +147,10 @@ class _PartDecoder:
                 return False
             handle.picture = picture
         top, left, rows, columns = box
-        place, pitch = out.__array_interface__["data"][0], out.strides[0]
+        if handle.out is not out:  # mostly scratch memory of the thread
+            handle.out = out
+            handle.place = out.__array_interface__["data"][0], out.strides[0]
+        place, pitch = handle.place
         failed = self._crop(pointer, _Crop(left, top, columns, rows))
         failed = failed or self._decompress(pointer, stream, len(stream), place, pitch, _RGB)
         if failed:
@@ -159,13 +165,16 @@ class _Crop(ctypes.Structure):
 
 
 class _Handle:
-    """A decompressor of one thread, freed with it; `picture` is what it knows the header of."""
+    """A decompressor of one thread, freed with it; `picture` is what it knows the header of, `out`
+    the array that it has last decoded into, and `place` where that is."""
 
-    __slots__ = ("_destroy", "picture", "pointer")
+    __slots__ = ("_destroy", "out", "picture", "place", "pointer")
 
     def __init__(self, pointer: int | None, destroy: Callable[[int], Any]) -> None:
         self.pointer = pointer
         self.picture: Picture | None = None
+        self.out: Array | None = None
+        self.place = (0, 0)
         self._destroy = destroy
 
     def __del__(self) -> None:

@@ -92,7 +92,9 @@ class BatchBuilder:
         taken = self.take(sampler, draw, copier)
         if isinstance(taken, Ended):
             return taken
-        self.commit(provenance, *taken, draw)
+        kept = self._kept  # as `commit` does: it is done for every small chunk
+        kept.append((provenance, *taken, draw))
+        self.full = len(kept) == self.size
         return None
 
     def take(

@@ -57,6 +57,11 @@ class Positions:
             self._rows = list(zip(self._pieces.tolist(), *both, strict=True))
         return self._rows[draw]
 
+    def known(self) -> list[Position]:
+        """Of the first draws, as many as have been made."""
+        self.of(0)
+        return self._rows
+
     def first(self, count: int) -> npt.NDArray[np.int64]:
         """Of the first draws in the only piece, (count, axes) in the frame of the view; (0, axes)
         where there is no place at all."""

@@ -162,6 +162,8 @@ class VisitSampler:
         #: of the only piece, and of its target, where a small chunk is nothing but a box of it
         self._boxes: Array | None = None
         self._target_boxes: Array | None = None
+        #: positions of the first draws, where these are boxes, see `place`
+        self._quick: list[Position] = []
         if self.failure is None:
             self._positions = positions or self._make_positions(expected)
             self._look_at_boxes()
@@ -183,6 +185,11 @@ class VisitSampler:
         self._boxes = _boxes(piece.data, crop.size)
         if piece.target is not None:
             self._target_boxes = _boxes(piece.target, crop.size)
+        if self._collect is None:
+            self._quick = self._positions.known()[: self.facts.held]
+            if self.facts.apart:
+                starts = (self._apart(draw) for draw in range(len(self._quick)))
+                self._quick = [(0, a, p[2]) for a, p in zip(starts, self._quick, strict=True)]
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
@@ -247,17 +254,19 @@ class VisitSampler:
 
         Gives piece and first pixel in the frame of the view; or the end of the visit.
         """
+        if copier is not None and draw < len(self._quick) and self._boxes is not None:
+            at, start, origin = self._quick[draw]
+            copier.add(out, self._boxes[start], self.facts.number)
+            if target_out is not None and self._target_boxes is not None:
+                copier.add(target_out, self._target_boxes[start], self.facts.number)
+            return at, origin
         if self._collect is not None and self.failure is None and self.pieces:
             return self._take_collected(draw, out, target_out)
         placed = self.place(draw)
         if isinstance(placed, Ended):
             return placed
         at, start, origin = placed
-        if self._boxes is not None and copier is not None:
-            copier.add(out, self._boxes[start], self.facts.number)
-            if target_out is not None and self._target_boxes is not None:
-                copier.add(target_out, self._target_boxes[start], self.facts.number)
-        elif self._crop.objects:
+        if self._crop.objects:
             out[0] = self.pieces[at].data[self._box(start)].copy()
         else:
             self._copy(at, start, out, target_out, copier)
@@ -280,9 +289,11 @@ class VisitSampler:
                     "of daskdmed's, please report it"
                 )
             )
-        if self.facts.apart:
-            return 0, (draw * self._crop.size[0], *(0,) * (self._axes - 1)), found[2]
-        return found
+        return (0, self._apart(draw), found[2]) if self.facts.apart else found
+
+    def _apart(self, draw: int) -> tuple[int, ...]:
+        """First pixel of a draw among those that are kept one behind the other."""
+        return draw * self._crop.size[0], *(0,) * (self._axes - 1)
 
     def places(self, count: int) -> tuple[Array, Array]:
         """Of the first draws, so many at most, what `place` says of them: first pixel in the array

@@ -121,8 +121,12 @@ class BlockGrid:
         return tuple(reversed(position))
 
     def region(self, flat: int) -> Region:
-        spans = [spans[at] for spans, at in zip(self.axes, self.index(flat), strict=True)]
-        return Region(tuple(s.start for s in spans), tuple(s.length for s in spans))
+        origin, shape = [], []
+        for spans in reversed(self.axes):
+            flat, at = divmod(flat, len(spans))
+            origin.append(spans[at].start)
+            shape.append(spans[at].length)
+        return Region(tuple(origin[::-1]), tuple(shape[::-1]))
 
     def places(self, multiple: tuple[int, ...]) -> npt.NDArray[np.float64]:
         """Number of places in each big chunk: first pixels that are whole multiples."""

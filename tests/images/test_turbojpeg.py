@@ -330,7 +330,7 @@ def test_a_library_without_parts(make, tmp_path, monkeypatch):
     class Early:
         pass
 
-    assert turbojpeg._PartDecoder.of(Early()) is None
+    assert turbojpeg._PartDecoder.of(Early(), Early()) is None
     make.write_format(tmp_path / "image.tif", "jpeg-420")
     expected, tiles = everywhere(tmp_path / "image.tif")
     early = turbojpeg.TurboJpeg(LIBRARY.path)

@@ -72,7 +72,7 @@ def read_boxes(plan: LevelPlan, job: Reading, first: _Ints, out: Array) -> None:
         (offsets[some].tolist(), counts[some].tolist())
         for some in np.split(numbers, range(_AT_ONCE, len(numbers), _AT_ONCE))
     ]
-    decoded = 0
+    scratch, decoded = scratch_tiles((1, *plan.tile, plan.decoder.stored), plan.dtype)[0], 0
     fetched = (data for some in fetch_rows(job.source, rows, plan_limit(plan)) for data in some)
     for tile, data in zip(touched.tiles, fetched, strict=True):
         pieces = touched.pieces[tile[5] : tile[6]]
@@ -82,7 +82,7 @@ def read_boxes(plan: LevelPlan, job: Reading, first: _Ints, out: Array) -> None:
             try:
                 if isinstance(data, Exception):
                     raise data
-                values, top, left = _decoded(plan, data, tile[1:5])
+                values, top, left = _decoded(plan, data, tile[1:5], scratch)
             except Exception as error:
                 job.fail(plan.level, *divmod(tile[0], plan.grid[1]), error)
         for box, y, x, y0, x0, y1, x1 in pieces:
@@ -94,11 +94,12 @@ def read_boxes(plan: LevelPlan, job: Reading, first: _Ints, out: Array) -> None:
     count_decoded(plan.level, decoded)
 
 
-def _decoded(plan: LevelPlan, data: bytes, needed: Sequence[int]) -> tuple[Array, int, int]:
+def _decoded(
+    plan: LevelPlan, data: bytes, needed: Sequence[int], scratch: Array
+) -> tuple[Array, int, int]:
     """Pixels of a tile, and which row and column of it they begin with."""
     top, bottom, left, right = needed
     decoder = plan.decoder
-    scratch = scratch_tiles((1, *plan.tile, decoder.stored), plan.dtype)[0]
     few = (bottom - top) * (right - left) <= WORTH_PART * plan.tile[0] * plan.tile[1]
     if few and decoder.part is not None and decoder.convert is None:
         part = decoder.part(data, scratch, (top, bottom), (left, right))
