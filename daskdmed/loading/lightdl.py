@@ -1,7 +1,7 @@
 """`LightDL`, random small chunks of rotating big chunks as batches.
 
-It checks what it is given, opens the dataset, plans the rotation, and knows epochs and
-feedback; what all loaders have in common is in `daskdmed.loading.loader`. Not covered:
+It begins and ends what makes them, and knows epochs and feedback; what all loaders have in common
+is in `daskdmed.loading.loader`. Not covered: its arguments (`daskdmed.loading.arguments`),
 sampling (`daskdmed.loading.local`, `daskdmed.loading.remote`), the rotation
 (`daskdmed.persistence`).
 """
@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from daskdmed.cohort.patient import Patient
-from daskdmed.cohort.sources import Failure, ImagesLike, Request, check_on_error, images_of
+from daskdmed.cohort.sources import Failure, ImagesLike
 from daskdmed.core import live
-from daskdmed.core.checks import check_choice, check_count, check_seed
+from daskdmed.core.checks import check_count
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import (
     LevelLike,
@@ -29,37 +29,24 @@ from daskdmed.core.types import (
 )
 from daskdmed.images.channels import ChannelsLike
 from daskdmed.images.context import ContextEdge, ContextLike
-from daskdmed.loading import torchbridge
-from daskdmed.loading.assembly import Assembly, crop_of
+from daskdmed.loading.arguments import Arguments
 from daskdmed.loading.batch import Batch
 from daskdmed.loading.chunks import SmallChunks
-from daskdmed.loading.collectors import (
-    ChooserLike,
-    CollectorLike,
-    as_chooser,
-    as_collector,
-    is_stateful,
-)
+from daskdmed.loading.collectors import ChooserLike, CollectorLike, is_stateful
 from daskdmed.loading.delivery import Delivery, DeviceLike
 from daskdmed.loading.diversity import Diversity
-from daskdmed.loading.engine import Engine, Sampling
-from daskdmed.loading.lattice import lattice_of
+from daskdmed.loading.engine import Engine
 from daskdmed.loading.loader import Loader
 from daskdmed.loading.ondevice import furnish
-from daskdmed.loading.planning import Planning
 from daskdmed.loading.prefetch import Prefetcher
 from daskdmed.loading.progress import DrawProgress
-from daskdmed.loading.quotas import Labels, Quota, as_quotas, asked_classes
+from daskdmed.loading.quotas import Labels, Quota
 from daskdmed.loading.ranks import RankLike
 from daskdmed.loading.stats import LoaderStats
 from daskdmed.loading.torchbridge import Preparation
-from daskdmed.persistence import catalogue as catalogues
-from daskdmed.persistence.asked import check_asked
-from daskdmed.persistence.budget import allot, to_bytes
-from daskdmed.persistence.catalogue import Geometry, Target
 from daskdmed.persistence.cluster import ClientLike, WorkersLike
-from daskdmed.persistence.policy import EachOnce, PolicyLike, as_policy
-from daskdmed.persistence.where import AreaSource, TissueLike, Wish
+from daskdmed.persistence.policy import PolicyLike
+from daskdmed.persistence.where import TissueLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -324,6 +311,7 @@ class LightDL(Loader[SmallChunks]):
         squeeze: bool = False,
         tile_error: OnTileError = "raise",
     ) -> None:
+        said = dict(locals())
         delivery = Delivery(device, pin_memory)
         super().__init__(
             batch_size,
@@ -337,87 +325,15 @@ class LightDL(Loader[SmallChunks]):
             dashboard,
             collate,
         )
-        torchbridge.check_collate(collate, target=target, squeeze=squeeze)
-        check_choice("rotation", rotation, ("deterministic", "adaptive"))
-        check_on_error(on_error)
-        draws = check_count("smallchunks_per_bigchunk", smallchunks_per_bigchunk)
-        axes = None  # those of the small chunks, see the catalogue
-        request = Request(
-            record, level, mpp, power, axes, tile_error, spacing, orientation, channels
-        )
-        images = images_of(dataset, request)
-        self.dataset = images.dataset
+        told = Arguments(said)
+        self.dataset = told.images.dataset
         self.epoch_length = epoch_length
         self.restart = restart
         self._drop_last = drop_last
-        chooser = as_chooser(bigchunk_loader)
-        policy = as_policy(policy)
-        once = isinstance(policy, EachOnce)
-        geometry = Geometry.of(
-            smallchunk_size,
-            bigchunk_size,
-            pad=pad,
-            # in a pass each pixel lies in one big chunk; else any small chunk can be drawn
-            by_places=chooser is None and (once or not getattr(policy, "each_once", False)),
-            context=context,
-            context_edge=context_edge,
-        )
-        labelled = None
-        if target is not None:
-            labelled = Target(target, target_level, target_mpp, target_classes, target_channels)
-        shares, classes = as_quotas(quotas, labels, annotations)
-        budget = to_bytes(resident)
-        collect = as_collector(smallchunk_collector)
-        wanted = (classes, *(quota.classes for quota in shares))
-        wish = Wish(tissue, min_tissue, annotations)
-        maps = [name for name in (wish.map, *(c.of for c in wanted)) if name is not None]
-        catalogue = catalogues.build(
-            images, geometry, target=labelled, maps=maps, on_error=on_error
-        )
-        anywhere = chooser is not None
-        areas = AreaSource(catalogue, wish, geometry, on_error=on_error, anywhere=anywhere)
-        check_asked(areas, asked_classes(shares, catalogue, classes))
-        lattice = lattice_of(
-            policy,
-            areas,
-            geometry.smallchunk,
-            classes,
-            bigchunk_loader=chooser,
-            smallchunk_collector=collect,
-            quotas=shares,
-            rotation=rotation == "adaptive",
-        )
-        planning = Planning(
-            catalogue,
-            allot(budget, catalogue.block_bytes),
-            wish,
-            areas,
-            shares,
-            classes,
-            policy,
-            batch_size=self.batch_size,
-            draws_per_visit=draws,
-            seed=check_seed(seed),
-            lattice=lattice,
-        )
-        sampling = Sampling(
-            crop=crop_of(catalogue, geometry, squeeze=squeeze, objects=collate is not None),
-            batch_size=self.batch_size,
-            draws_per_visit=draws,
-            collect=collect,
-            adaptive=rotation == "adaptive",
-            on_error=on_error,
-            rank=self._share[0],
-            world_size=self._share[1],
-            even=drop_last,
-            free_regions=chooser is not None,
-            composed=bool(shares),
-            lattice=lattice,
-        )
-        self._assembly = Assembly(budget, geometry, planning, sampling, chooser)
-        self._catalogue, self._areas = catalogue, areas
-        self._diversity = Diversity(catalogue, geometry.smallchunk)
-        self._progress: DrawProgress = DrawProgress(is_stateful(collect), feedback_lag)
+        self._assembly = told.assembly(self.batch_size, *self._share)
+        self._catalogue, self._areas = told.catalogue, told.areas
+        self._diversity = Diversity(told.catalogue, told.geometry.smallchunk)
+        self._progress: DrawProgress = DrawProgress(is_stateful(told.collect), feedback_lag)
         self._engine: Engine | None = None
         #: draws of the plan of an epoch
         self._draws: dict[int, int | None] = {}
