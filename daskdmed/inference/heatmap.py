@@ -141,7 +141,8 @@ def heatmap(
         Least covered share of a window to be computed.
     block_windows : int or sequence of int, optional
         Windows per block and chunk. Default: about 4096 pixels, on the storage tiles where
-        the geometry allows, so that each tile is decoded once.
+        the geometry allows, so that each tile is decoded once; where it does not, up to 8192
+        pixels of large images.
     device : str or torch.device, or several of them
         Where a module runs (as a copy when it has to move, once per worker). Of several
         devices the threads of each process take one after the other.

@@ -169,4 +169,9 @@ def windows_per_block(
             raise GeometryError(f"block_windows must be at least 1, got {wanted}")
         return tuple(min(n, c) for n, c in zip(wanted, grid.counts, strict=True))
     channels = int(np.prod(view.shape[grid.ndim :], dtype=int))
-    return choose_block(grid, view.tile_shape, bytes_per_pixel=channels * view.dtype.itemsize)
+    return choose_block(
+        grid,
+        view.tile_shape,
+        bytes_per_pixel=channels * view.dtype.itemsize,
+        in_strips=view.cheap_to_cut and grid.ndim > 1,
+    )

@@ -17,10 +17,13 @@ from daskdmed.tiling.grid import WindowGrid
 
 #: pixels along an axis that a block aims at, at least and at most
 _SMALLEST, _USUAL, _LARGEST = 1024, 4096, 8192
-#: bytes of input that a block may need; each thread holds one block
+#: bytes of input that a block may need; each thread holds one block, or strips of it
 _MAX_BYTES = 192 * 2**20
-#: reads per storage tile that are good enough not to look for larger blocks
-_GOOD_RATIO = 1.15
+#: reads per storage tile that are good enough not to look for larger blocks: of blocks that are
+#: held in memory, and of those that are read strip by strip, which cost no more when they are large
+_GOOD_RATIO, _GOOD_IN_STRIPS = 1.15, 1.08
+#: blocks along the longest axis that the larger ones leave at least, for parallel work
+_FEWEST = 3
 
 
 def tile_reads(grid: WindowGrid, tile_shape: Sequence[int], block_shape: Sequence[int]) -> float:
@@ -44,22 +47,29 @@ def tile_reads(grid: WindowGrid, tile_shape: Sequence[int], block_shape: Sequenc
 
 
 def choose_block(
-    grid: WindowGrid, tile_shape: Sequence[int], *, bytes_per_pixel: int = 3
+    grid: WindowGrid,
+    tile_shape: Sequence[int],
+    *,
+    bytes_per_pixel: int = 3,
+    in_strips: bool = False,
 ) -> tuple[int, ...]:
     """Windows per output block along each axis.
 
     Blocks begin on storage tiles where the geometry allows it: 224-pixel windows side by
     side over 256-pixel tiles meet every 1792 pixels. Otherwise blocks grow until tiles are
-    read at most 1.15 times on average, or the memory for one block is used up.
+    read at most 1.15 times on average, or the memory for one block is used up. Blocks that are
+    read `in_strips`, so that a large one takes no more memory than a small one, go on to 1.08 where
+    the image leaves enough of them to be computed side by side.
     """
     budget = max(_MAX_BYTES // max(bytes_per_pixel, 1), 1)
     best: tuple[float, tuple[int, ...]] | None = None
+    enough = max(grid.shape) // _FEWEST
     for target in _targets(grid):
         block = _fit(grid, tile_shape, target, budget)
         ratio = tile_reads(grid, tile_shape, block)
         if best is None or ratio < best[0] - 1e-9:
             best = ratio, block
-        if ratio <= _GOOD_RATIO:
+        if ratio <= (_GOOD_IN_STRIPS if in_strips and 2 * target <= enough else _GOOD_RATIO):
             break
     assert best is not None
     return best[1]

@@ -29,7 +29,7 @@ from daskdmed.tiling.extract import Allocate, Convert, Windows, kept_boxes, read
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
 #: bytes of pixels that a strip aims at
-STRIP_BYTES = 12 << 20
+STRIP_BYTES = 24 << 20
 
 
 #: flat positions of windows in a block

@@ -214,6 +214,21 @@ def test_other_blocks_read_little_twice(kernel, stride):
     assert math.prod(grid.block((0, 0), block).extent) * 3 <= 210 * 2**20
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(224, 112), (224, 64), (300, 300), (512, 384)])
+def test_blocks_that_are_read_in_strips_are_larger_where_that_leaves_enough(kernel, stride):
+    reads = {}
+    for side in (6_000, 12_800, 25_600, 51_200):
+        grid = WindowGrid.of((side, side), kernel, stride=stride)
+        held, strips = (choose_block(grid, (256, 256), in_strips=s) for s in (False, True))
+        reads[side] = [tile_reads(grid, (256, 256), block) for block in (held, strips)]
+        assert reads[side][1] <= reads[side][0]
+        if strips != held:
+            assert min(grid.block_counts(strips)) >= 3
+            assert math.prod(grid.block((0, 0), strips).extent) * 3 <= 210 * 2**20
+    for side in (25_600, 51_200):
+        assert reads[side][1] <= 1.08 < reads[side][0]
+
+
 def test_strips_are_read_whole():
     grid = WindowGrid.of((20_000, 30_000), 224)
     block = choose_block(grid, (8, 30_000))
