@@ -28,8 +28,11 @@ from daskdmed.core.types import Array
 
 #: bytes of spare memory that are kept; the rest goes back to the operating system
 SPARE_LIMIT = 128 << 20
-#: of an entry of the page table: in memory, in swap, of a file (and nobody's own copy)
-_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
+#: where an entry of the page table, of eight bytes, has its highest one
+_HIGHEST = 7 if sys.byteorder == "little" else 0
+#: what that byte may be of a page that nobody wrote into: neither in memory (bit 7) nor in swap
+#: (bit 6), or of a file (bit 5) and nobody's own copy
+_UNTOUCHED = bytes(byte for byte in range(256) if not byte & 0xC0 or byte & 0x20)
 
 
 class _Pages:
@@ -58,9 +61,7 @@ class _Pages:
             os.close(table)
         if len(content) != size:
             raise OSError(f"the page table has {len(content)} bytes, not {size}")
-        entries = np.frombuffer(content, np.uint64)
-        there = (entries & (_PRESENT | _SWAPPED)) != 0
-        return bool((there & ((entries & _OF_FILE) == 0)).any())
+        return bool(content[_HIGHEST::8].translate(None, _UNTOUCHED))
 
     def restore(self) -> None:
         """Forget what was written where they are lent."""
@@ -73,12 +74,13 @@ if hasattr(os, "register_at_fork"):  # a child would write into the memory of it
 
 
 class _Lease:
-    """Owner of pages while anybody uses them."""
+    """Owner of pages while anybody uses them; `lent`: since they were last found intact."""
 
-    __slots__ = ("pages",)
+    __slots__ = ("lent", "pages")
 
     def __init__(self, pages: _Pages) -> None:
         self.pages = pages
+        self.lent = False
 
     # the default arguments outlive the module's globals at interpreter exit
     def __del__(
@@ -89,7 +91,7 @@ class _Lease:
         if _ends():
             return
         try:
-            if self.pages.written():
+            if self.lent and self.pages.written():
                 self.pages.restore()
         except OSError:  # such pages are not used again
             return
@@ -115,6 +117,7 @@ class Memory:
     def __init__(self, pages: _Pages, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._lease = _Lease(pages)
         self._borrowed = _Borrowed(self._lease)
+        self._kept = False
         self.array: Array = buffers.over(self._lease, pages.own, shape, dtype.str)
 
     def lend(self, part: Array) -> Array:
@@ -122,6 +125,7 @@ class Memory:
         pages, interface = self._lease.pages, part.__array_interface__
         first = interface["data"][0] - pages.own + pages.lent
         kind, strides = interface["typestr"], part.strides
+        self._lease.lent = True
         return buffers.over(self._borrowed, first, part.shape, kind, strides)
 
     def is_intact(self) -> bool:
@@ -130,9 +134,13 @@ class Memory:
         last = weakref.ref(self._borrowed)
         self._borrowed = _Borrowed(self._lease)
         try:
-            return last() is None and not self._lease.pages.written()
+            intact = last() is None and not self._lease.pages.written()
         except OSError:
             return False
+        # what was held once may still be, and be written into at any time
+        self._kept |= not intact
+        self._lease.lent = self._kept
+        return intact
 
 
 def memory(shape: Sequence[int], dtype: npt.DTypeLike) -> Memory | None:

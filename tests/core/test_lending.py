@@ -88,6 +88,33 @@ def test_memory_is_not_used_again_while_anything_of_it_is_held():
     assert (kept == 1).all()
 
 
+def test_what_is_written_late_by_who_kept_it_is_gone_when_the_memory_is_used_again():
+    lending._pool.clear()
+    memory = lending.memory(SHAPE, np.uint8)
+    memory.array[...] = 1
+    kept = memory.lend(memory.array)
+    assert not memory.is_intact()
+    memory.is_intact()
+    del memory
+    kept[...] = 9
+    del kept
+    again = lending.memory(SHAPE, np.uint8)
+    again.array[...] = 4
+    assert (again.lend(again.array) == 4).all()
+
+
+def test_memory_that_was_found_intact_is_not_looked_through_once_more(monkeypatch):
+    lending._pool.clear()
+    memory = lending.memory(SHAPE, np.uint8)
+    assert memory.lend(memory.array).size
+    assert memory.is_intact()
+    looked = []
+    monkeypatch.setattr(lending._Pages, "written", lambda self: looked.append(1))
+    del memory
+    assert lending.spare_bytes() > 0
+    assert not looked
+
+
 @pytest.mark.parametrize("missing", ["memfd_create", "pread"])
 def test_a_system_that_cannot_lend_says_so(monkeypatch, missing):
     def refused(*args):
