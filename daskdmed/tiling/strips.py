@@ -1,10 +1,8 @@
-"""Reading a block strip by strip, so that pixels are used while they are in the cache.
+"""Reading a block strip by strip, so that its memory is that of a strip.
 
-A block of windows spans tens of megabytes. Written in one go they leave the processor's
-cache and come back for the model; read some rows of tiles at a time they do not, and the memory
-of a block is a few megabytes. Rows of windows that a mask leaves out are not read, nor storage
-tiles under no window that it keeps. What two strips share is copied, so
-that each storage tile of the block is decoded once.
+A block of windows spans up to 200 megabytes, and may be large without more being held at once.
+Rows of windows that a mask leaves out are not read, nor storage tiles under no window that it
+keeps. What two strips share is copied, so that each storage tile of the block is decoded once.
 
 Not covered: which windows make a block (`daskdmed.tiling.blocks`), cutting pixels into
 windows (`daskdmed.tiling.extract`).
@@ -28,7 +26,7 @@ from daskdmed.images.parts import read_parts
 from daskdmed.tiling.extract import Allocate, Convert, Windows, kept_boxes, read_block
 from daskdmed.tiling.grid import WindowBlock, WindowGrid
 
-#: bytes of pixels that a strip aims at
+#: bytes of pixels that a strip aims at: of smaller ones more is copied from one to the next
 STRIP_BYTES = 24 << 20
 
 

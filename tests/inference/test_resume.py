@@ -47,7 +47,7 @@ def contents(path):
 
 
 def run(image, model, out, **keywords):
-    return heatmap(image, model, kernel_size=16, block_windows=3, out=out, **keywords)
+    return heatmap(image, model, **{"kernel_size": 16, "block_windows": 3, "out": out, **keywords})
 
 
 def test_a_failed_run_resumes_to_the_identical_store(image, tmp_path):
@@ -124,6 +124,7 @@ def test_what_is_there_is_not_touched_without_being_asked(image, tmp_path):
     [
         ({"stride": 8}, "stride"),
         ({"edge": "shift"}, "edge"),
+        ({"block_windows": (5, 4)}, "block_windows"),
         ({"mask": np.eye(4)}, "mask"),
         ({"model": lambda w: w.mean(axis=(1, 2)) + 1}, "model"),
         ({"image": da.ones((300, 200), dtype=int)}, "image"),
