@@ -33,7 +33,13 @@ _folder = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache folder for this session, before any test module copies the environment."""
+    """A cache folder for this session, before any test module copies the environment.
+
+    Where several processes test, as many as there are cores, torch has one thread in each, and what
+    they start: more would take turns, and burn time while they wait for each other.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     config.stash[_folder] = tempfile.TemporaryDirectory(prefix="daskdmed-tests-")
     os.environ["DASKDMED_CACHE_DIR"] = config.stash[_folder].name
 
