@@ -87,8 +87,11 @@ def test_a_script_that_closes_nothing_ends_in_silence(script, end, status):
     assert ran.stdout == "taken\n"
     lines = ran.stderr.splitlines()
     if "raise" in end:
-        assert lines[-1] == "SystemError: of the user"
-        lines = lines[4:] if "^" in lines[-2] else lines[3:]
+        assert (lines[0], lines[-1]) == (
+            "Traceback (most recent call last):",
+            "SystemError: of the user",
+        )
+        lines = [line for line in lines[1:-1] if not line.startswith("  ")]
     assert not lines, ran.stderr
 
 
@@ -156,4 +159,6 @@ def test_a_forked_child_works_or_is_refused_with_the_remedy():
     assert "is used in process" in found["open"]
     assert int(found["state"]) > 3
     assert ran.stdout.splitlines()[-1] == "exit 5"
-    assert not ran.stderr
+    # Python from 3.12 on says so of any fork beside threads
+    lines = [line for line in ran.stderr.splitlines() if "use of fork() may lead to" not in line]
+    assert not lines, ran.stderr

@@ -246,9 +246,9 @@ def test_a_fill_value_that_the_type_cannot_hold(tmp_path):
     group.create_array("scan", data=VALUES)
     place = tmp_path / "a.zarr" / "scan" / ".zarray"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"fill_value": -(2**31)}))
-    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out of bounds"):
+    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out.of.bound"):
         open_volume(tmp_path / "a.zarr")
-    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out of bounds"):
+    with pytest.raises(CorruptImageError, match=r"a\.zarr.*out.of.bound"):
         open_slide(tmp_path / "a.zarr", backend="zarr")
 
 
