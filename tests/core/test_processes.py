@@ -48,7 +48,10 @@ print("taken")
 
 CLUSTER = """
 if __name__ == "__main__":
+    import logging
     from distributed import Client, LocalCluster
+    # that a worker of the user's finds no scheduler while both end is Dask's to say
+    logging.getLogger("distributed.worker").addFilter(lambda r: "heartbeat" not in str(r.msg))
     cluster = LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, protocol="tcp", dashboard_address=":0"
     )
