@@ -251,7 +251,7 @@ class ImageView:
 
     def read_boxes(self, first: Array, out: Array) -> bool:
         """Boxes of one size at their `first` pixels (boxes, axes), all inside the image, into `out`
-        of shape (boxes, *size[, c]), where that is cheaper than regions are; False: it is not, and
+        of shape ``(boxes, *size[, c])``, where that is cheaper than regions are; False: it is not, and
         nothing was read."""
         return False
 
