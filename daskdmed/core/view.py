@@ -251,8 +251,8 @@ class ImageView:
 
     def read_boxes(self, first: Array, out: Array) -> bool:
         """Boxes of one size at their `first` pixels (boxes, axes), all inside the image, into `out`
-        of shape ``(boxes, *size[, c])``, where that is cheaper than regions are; False: it is not, and
-        nothing was read."""
+        of shape ``(boxes, *size[, c])``, where that is cheaper than regions are; False: it is not,
+        and nothing was read."""
         return False
 
     def check_out(self, region: Region, out: Array) -> None:
