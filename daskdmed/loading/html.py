@@ -19,6 +19,7 @@ from daskdmed.core.html import (
     below,
     beside,
     facts,
+    in_a_word,
     join,
     page,
     safe,
@@ -264,18 +265,9 @@ def _captioned(source: Source, shown: Html, said: str, width: int) -> Html:
 def _object(number: int, chunk: SmallChunk, source: Source) -> Html:
     told = Html(
         f'<div style="font:11px monospace;overflow-wrap:anywhere" title="{_hint(number, chunk)}">'
-        f"{safe(_brief(chunk.data))}</div>"
+        f"{safe(in_a_word(chunk.data))}</div>"
     )
     return _captioned(source, told, labels_text(chunk.patient), 2 * _SIDE)
-
-
-def _brief(value: Any, most: int = 120) -> str:
-    """An object in a few words; arrays by what they are."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and hasattr(value, "dtype"):
-        return f"{type(value).__name__} {tuple(shape)} {value.dtype}"
-    told = repr(value)
-    return told if len(told) <= most else told[:most] + "..."
 
 
 def smallchunk_html(chunk: SmallChunk) -> str:
@@ -289,7 +281,7 @@ def _one(chunk: SmallChunk) -> list[Html]:
     (source,) = sources_of([chunk], Onlooker(_SLIDE)).values()
     where = source_html(source, [chunk], axes)
     if is_object(chunk.data) or chunk.data.ndim < 2:
-        return [Html(f"<code>{safe(_brief(chunk.data, 400))}</code>"), where]
+        return [Html(f"<code>{safe(in_a_word(chunk.data, 400))}</code>"), where]
     data = _middle(chunk, source, axes)
     (picture,) = pictures([data], axes, _ALONE, [source.info])
     mask = None if chunk.target is None else mask_of(chunk.target, axes)
@@ -328,7 +320,7 @@ def _facts(chunk: SmallChunk) -> Html:
 
 def _brief_target(target: Any) -> str:
     shape = tuple(getattr(target, "shape", ()))
-    return f"{times(shape)}, {target.dtype}" if shape else _brief(target, 60)
+    return f"{times(shape)}, {target.dtype}" if shape else in_a_word(target, 60)
 
 
 def bigchunk_html(chunk: BigChunk) -> str:
@@ -342,7 +334,7 @@ def bigchunk_html(chunk: BigChunk) -> str:
             ("level", chunk.level),
             ("\u00b5m per pixel", _mpp(chunk) or None),
             ("visit", chunk.visit),
-            ("pixels", "not kept" if chunk.data is None else _brief(chunk.data)),
+            ("pixels", "not kept" if chunk.data is None else in_a_word(chunk.data)),
         ]
     )
     heading = title("Big chunk")

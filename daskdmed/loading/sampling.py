@@ -162,8 +162,8 @@ class VisitSampler:
         #: of the only piece, and of its target, where a small chunk is nothing but a box of it
         self._boxes: Array | None = None
         self._target_boxes: Array | None = None
-        #: positions of the first draws, where these are boxes, see `place`
-        self._quick: list[Position] = []
+        #: of the first draws what `place` says, once one of them is cropped from here as a box
+        self._quick: list[Position] | None = None
         if self.failure is None:
             self._positions = positions or self._make_positions(expected)
             self._look_at_boxes()
@@ -185,11 +185,15 @@ class VisitSampler:
         self._boxes = _boxes(piece.data, crop.size)
         if piece.target is not None:
             self._target_boxes = _boxes(piece.target, crop.size)
-        if self._collect is None:
-            self._quick = self._positions.known()[: self.facts.held]
-            if self.facts.apart:
-                starts = (self._apart(draw) for draw in range(len(self._quick)))
-                self._quick = [(0, a, p[2]) for a, p in zip(starts, self._quick, strict=True)]
+
+    def _located(self) -> list[Position]:
+        """Of the first draws, as many as are known, what `place` says of them."""
+        if self._collect is not None:
+            return []
+        known = self._positions.known()[: self.facts.held]
+        if not self.facts.apart:
+            return known
+        return [(0, self._apart(draw), found[2]) for draw, found in enumerate(known)]
 
     def _check_pieces(self) -> None:
         for piece in self.pieces:
@@ -254,6 +258,8 @@ class VisitSampler:
 
         Gives piece and first pixel in the frame of the view; or the end of the visit.
         """
+        if self._quick is None:
+            self._quick = [] if self._boxes is None else self._located()
         if copier is not None and draw < len(self._quick) and self._boxes is not None:
             at, start, origin = self._quick[draw]
             copier.add(out, self._boxes[start], self.facts.number)

@@ -273,7 +273,7 @@ def test_objects_are_words():
     page = chunks._repr_html_()
     assert "3 small chunks, objects" in page
     assert "&lt;Graph &amp; 12 cells&gt;" in page
-    assert "ndarray (5, 7) float32" in page
+    assert "ndarray 5 x 7, float32" in page
     assert len(page) < 10_000
     assert boxes(page) == [(0, 0, 60, 60)] * 3, "the big chunk"
     assert "Graph" in chunks[0]._repr_html_()
