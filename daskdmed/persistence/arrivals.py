@@ -7,6 +7,7 @@ memory was mapped if it lies on this machine. Not covered: what is asked for, an
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -66,7 +67,7 @@ class Arrivals:
             future.add_done_callback(lambda future: self._look_for(unit, future))
             return
         ticket.when_done(lambda: self._arrived(unit))
-        future.add_done_callback(lambda future: _recover(ticket, future, unit))
+        future.add_done_callback(lambda future: self._recover(ticket, future, unit))
 
     def _look_for(self, unit: Unit, future: Future) -> None:
         """Map what was read where it lies on this machine; then it has arrived."""
@@ -86,6 +87,30 @@ class Arrivals:
                 self._arrived(unit, future)
 
         self._client.loop.add_callback(look)
+
+    def _recover(self, ticket: Ticket, future: Future, unit: Unit) -> None:
+        """Fill a ticket whose task did not run: Dask had the result, or lost it.
+
+        Dask calls back in one thread for the whole process: what waited in it for a cluster that is
+        closed would keep what other loaders asked for from arriving, for ever.
+        """
+        if ticket.done or not unit.waiting_for:
+            return
+        client = self._client
+
+        async def recover() -> None:
+            try:
+                (result,) = await client.gather([future], direct=True, asynchronous=True)
+                if result is None and unit.waiting_for:
+                    # begun for a loader that was closed meanwhile, whose ticket was gone
+                    result = await asyncio.to_thread(read_jobs, ticket.jobs)
+                if result is not None:
+                    ticket.deliver(result)
+            except Exception as error:  # a lost worker, or a restart: reading itself never raises
+                if unit.waiting_for:  # else others may share the ticket
+                    ticket.deliver_failure(error)
+
+        client.loop.add_callback(recover)
 
     def _arrived(self, unit: Unit, future: Future | None = None) -> None:
         if unit.waiting_for:
@@ -178,16 +203,3 @@ class Arrivals:
 def restarted() -> LoaderError:
     """What cancelled tasks mean: nobody here cancels what is wanted."""
     return lost_connection(CancelledError("its tasks were cancelled"))
-
-
-def _recover(ticket: Ticket, future: Future, unit: Unit) -> None:
-    """Fill a ticket whose task did not run: Dask had the result, or lost it."""
-    if ticket.done or not unit.waiting_for:
-        return
-    try:
-        result = future.result()
-        # None: it was begun for a loader that was closed meanwhile, whose ticket was gone
-        ticket.deliver(read_jobs(ticket.jobs) if result is None else result)
-    except Exception as error:  # a lost worker or scheduler: reading itself never raises
-        if unit.waiting_for:  # else it was let go meanwhile, and others may share the ticket
-            ticket.deliver_failure(error)

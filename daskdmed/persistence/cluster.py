@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import random
 import re
 import threading
 import time
@@ -128,6 +129,7 @@ def connect(
     """
     processes.check_not_forked("a loader")
     processes.loops_run()
+    _leave_generators_alone()
     if client == "shared":
         count = SHARED_WORKERS if workers is None else int(workers)
         return _reading_processes(count, shared=True, dashboard=dashboard)
@@ -196,6 +198,21 @@ def _workers_of(client: Client) -> dict[str, Any]:
             "start workers first"
         )
     return workers
+
+
+def _leave_generators_alone() -> None:
+    """Have Dask choose among workers, and items to measure, by a generator of its own.
+
+    It takes from that of `random` whenever something is gathered or kept, in threads of its own:
+    from the training loop's, or from what a transform that is called just then was promised.
+    """
+    from dask import sizeof
+    from distributed import utils_comm
+    from distributed.comm import core
+
+    for module in (sizeof, utils_comm, core):
+        if getattr(module, "random", None) is random:
+            module.random = random.Random()
 
 
 #: clients whose clusters have been looked at

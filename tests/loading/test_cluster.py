@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -118,6 +119,14 @@ def test_same_batches_for_any_number_of_workers(threads, near, slides, expected)
             stats = loader.stats()
             assert stats.resident_bytes <= stats.budget_bytes
         until(lambda: not threads[0].scheduler.tasks)
+
+
+def test_what_dask_chooses_by_chance_is_not_taken_from_the_training_loop(near, slides):
+    """Nor from a transform that is called meanwhile, for which the generators are seeded."""
+    with LightDL(slides, **SLIDES, client=near) as loader:
+        before = random.getstate()
+        collect(loader, BATCHES)
+        assert random.getstate() == before
 
 
 @pytest.mark.cluster

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-from concurrent.futures import CancelledError
 
 import dask.array as da
 import numpy as np
@@ -12,7 +11,6 @@ from daskdmed.core import buffers
 from daskdmed.core.region import Region
 from daskdmed.errors import GeometryError, LoaderError
 from daskdmed.images.arrayview import ArrayView
-from daskdmed.persistence.arrivals import _recover
 from daskdmed.persistence.reading import (
     Job,
     Piece,
@@ -22,7 +20,6 @@ from daskdmed.persistence.reading import (
     read_jobs,
     read_ticket,
 )
-from daskdmed.persistence.units import Unit
 
 PIXELS = np.arange(60 * 50 * 3, dtype="u1").reshape(60, 50, 3)
 VIEW = ArrayView(da.from_array(PIXELS, chunks=(20, 20, 3)), 2)
@@ -122,26 +119,6 @@ def test_spare_memory_is_bounded():
     assert 0 < buffers.spare_bytes() <= buffers.SPARE_LIMIT
     buffers.clear()
     assert buffers.spare_bytes() == 0
-
-
-def test_a_future_that_was_let_go_tells_nobody_else():
-    """Loaders that begin anew share tickets with the epoch that is over."""
-
-    class Cancelled:
-        def __init__(self, closing):
-            self.closing = closing
-
-        def result(self):
-            if self.closing:
-                unit.waiting_for.clear()  # as closing does, before it lets the future go
-            raise CancelledError("big-chunk")
-
-    jobs = (Job(VIEW, None, Region((0, 0), (4, 4))),)
-    for closing in (True, False):
-        unit = Unit((), ("big-chunk",), jobs, waiting_for={3})
-        ticket = leave_ticket(f"shared-{closing}", jobs)
-        _recover(ticket, Cancelled(closing), unit)
-        assert ticket.done is not closing
 
 
 def test_spare_memory_serves_arrays_that_are_a_little_smaller():
