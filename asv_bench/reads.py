@@ -78,14 +78,22 @@ def patches(path: Path, count: int = 200, rounds: int = 3, *, cucim: bool = Fals
 
 
 def few_draws(
-    paths: list[Path], rounds: int = 3, *, patches: int = 2048, cucim: bool = False
+    paths: list[Path],
+    rounds: int = 3,
+    *,
+    patches: int = 2048,
+    processes: bool = False,
+    cucim: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Seconds per random patch, of CPU and of the clock: of big chunks that give few ("ours"), and
-    of cuCIM's batched reads by two threads ("cucim") where they are wanted.
+    where they are wanted of the same read by two processes ("processes", whose CPU is not counted)
+    and of cuCIM's batched reads by two threads ("cucim").
 
     They take turns, each from a fresh start whose first patches are not counted; medians of rounds.
     """
     works: dict[str, Callable[[], Any]] = {"ours": lambda: _lightdl(paths, FEW)}
+    if processes:
+        works["processes"] = lambda: _lightdl(paths, FEW, workers=2)
     if cucim:
         works["cucim"] = lambda: cucim_patches(paths)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
@@ -106,9 +114,13 @@ def few_draws(
     }
 
 
-def _lightdl(paths: list[Path], draws: int) -> Iterator[int]:
+def _lightdl(paths: list[Path], draws: int, **options: Any) -> Iterator[int]:
     with daskdmed.LightDL(
-        dataset(paths), smallchunk_size=CROP, batch_size=BATCH, smallchunks_per_bigchunk=draws
+        dataset(paths),
+        smallchunk_size=CROP,
+        batch_size=BATCH,
+        smallchunks_per_bigchunk=draws,
+        **options,
     ) as loader:
         for x, _, _ in loader:
             yield x.shape[0]

@@ -73,13 +73,25 @@ def block_reads(kind: str, rounds: int) -> Iterator[Figure]:
 
 
 def small_chunks(kind: str, rounds: int) -> Iterator[Figure]:
-    """Random small chunks in-process."""
+    """Random small chunks, read by threads of this process; small big chunks by two others too."""
     paths = inputs.slides(kind)
-    for bigchunk, draws in ((4096, 128), (4096, 512), (4096, 2048), (1024, 32)):
+    for bigchunk, draws, options in (
+        (4096, 128, {}),
+        (4096, 512, {}),
+        (4096, 2048, {}),
+        (1024, 32, {}),
+        (1024, 32, {"workers": 2}),
+    ):
         found = scenarios.small_chunks(
-            paths, bigchunk=bigchunk, draws=draws, seconds=inputs.seconds(), rounds=rounds
+            paths,
+            bigchunk=bigchunk,
+            draws=draws,
+            seconds=inputs.seconds(),
+            rounds=rounds,
+            **options,
         )
         name = f"LightDL {bigchunk}, {draws} draws"
+        name += "".join(f", {option}={value}" for option, value in options.items())
         detail = f"{found.rate:,.0f} patches/s, {found.draws_per_read:,.0f} draws per read"
         yield Figure(f"{name} / cost model", kind, found.to_model, 0.6, detail=detail)
         if (bigchunk, draws) == (4096, 512) and kind == "mixed":
@@ -226,10 +238,14 @@ def reading(kind: str, rounds: int) -> Iterator[Figure]:
 
 def few_draws(kind: str, rounds: int) -> Iterator[Figure]:
     """Few draws of each big chunk against reading each patch for itself, as cuCIM does it best."""
-    found = reads.few_draws(inputs.slides(kind), rounds, cucim=_have("cucim"))
-    theirs = found.get("cucim", (None, None))
-    what = f"LightDL 4096, {reads.FEW} draws / cuCIM, batched, 2 threads"
-    for name, ours, other in zip((f"{what}, by CPU", what), found["ours"], theirs, strict=True):
+    found = reads.few_draws(inputs.slides(kind), rounds, processes=True, cucim=_have("cucim"))
+    by_cpu, by_clock = found.get("cucim", (None, None))
+    what, peer = f"LightDL 4096, {reads.FEW} draws", "cuCIM, batched, 2 threads"
+    for name, ours, other in (
+        (f"{what} / {peer}, by CPU", found["ours"][0], by_cpu),
+        (f"{what} / {peer}", found["ours"][1], by_clock),
+        (f"{what}, workers=2 / {peer}", found["processes"][1], by_clock),
+    ):
         detail = f"{1e6 * ours:,.0f} us a patch"
         if other is None:
             yield Figure(name, kind, None, 1.0, detail=f"{detail}; not installed (cucim)")

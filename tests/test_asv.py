@@ -191,11 +191,13 @@ def test_report_of_trainers_and_of_steps(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_report_of_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     report, reads = (importlib.import_module(n) for n in ("report", "reads"))
-    found = {"ours": (8e-4, 4e-4), "cucim": (1e-3, 2e-4)}
+    found = {"ours": (8e-4, 4e-4), "processes": (1e-4, 1e-4), "cucim": (1e-3, 2e-4)}
     monkeypatch.setattr(reads, "few_draws", lambda *_, **__: found)
-    by_cpu, by_clock = [figure.row() for figure in report.few_draws("mixed", 1)]
+    by_cpu, by_clock, by_processes = [figure.row() for figure in report.few_draws("mixed", 1)]
     assert "by CPU | mixed | 1.25 | >= 1 | yes | 800 us a patch against 1,000 |" in by_cpu
     assert "| mixed | 0.5 | >= 1 | NO | 400 us a patch against 200 |" in by_clock
+    assert ", workers=2 / " in by_processes
+    assert "| mixed | 2 | >= 1 | yes | 100 us a patch against 200 |" in by_processes
     del found["cucim"]
     assert all("not measured" in figure.row() for figure in report.few_draws("mixed", 1))
     assert report.reading in report.TOPICS
