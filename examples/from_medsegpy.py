@@ -28,7 +28,7 @@ from medsegpy.modeling import get_model  # noqa: E402
 
 OUTPUT = Path("output/from_medsegpy")
 QUICK = bool(os.environ.get("DASKDMED_QUICK"))
-SIZE, SLICES, EPOCHS = (32, 12, 4) if QUICK else (64, 24, 8)
+SIZE, SLICES, EPOCHS = (32, 12, 8) if QUICK else (64, 24, 8)
 SPLITS = {"oai_train": range(3), "oai_val": range(3, 4), "oai_test": range(4, 6)}
 
 

@@ -20,7 +20,7 @@ from daskdmed.policies import EachOnce
 
 OUTPUT = Path("output/slices_2d")
 QUICK = bool(os.environ.get("DASKDMED_QUICK"))
-SIZE, SLICES, EPOCHS = (48, 12, 3) if QUICK else (96, 32, 6)
+SIZE, SLICES, EPOCHS = (48, 12, 12) if QUICK else (96, 32, 6)
 
 
 def make_slices(folder: Path, scan: str, seed: int) -> None:

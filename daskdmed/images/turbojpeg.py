@@ -4,7 +4,8 @@ imagecodecs decodes into memory without gaps, so a tile has to be copied to its 
 block afterwards. TurboJPEG, the other interface of libjpeg-turbo, is told how far apart the
 rows lie and writes them there at once. From version 3 on it also decodes a part of a picture
 without the colours of the rest. The pixels are the same, which is checked when the library is
-loaded; without it everything works as well, and blocks are read about a tenth slower.
+loaded; without it everything works as well, and blocks are read about a tenth slower. Where
+`daskdmed.core.native` was built, it is called for many tiles at a time.
 
 The library is searched for, in this order, at the path that ``DASKDMED_TURBOJPEG`` names
 (``off`` for none at all), beside the interpreter (conda), where the system keeps it, and in
@@ -22,12 +23,15 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from daskdmed.core import native
 from daskdmed.core.errors import UsageError
 from daskdmed.core.types import Array
 
@@ -41,12 +45,31 @@ _NAMES = {
 _FOLDERS = {"darwin": ("lib", "/opt/homebrew/lib", "/usr/local/lib"), "win32": ("Library/bin",)}
 #: columns of which colours are interpolated as they are in a wide picture
 _FEW = 16
+#: share of a tile up to which a part of it is worth being decoded alone
+WORTH_PART = 7 / 8
 #: TJPF_RGB and TJINIT_DECOMPRESS of turbojpeg.h
 _RGB, _DECOMPRESS = 0, 1
 #: rows, width, and the luma sampling factors (horizontal times 16 plus vertical)
 Picture: TypeAlias = tuple[int, int, int]
 #: first row, first column (which begins a block of samples, see `columns_of`), rows, columns
 Box: TypeAlias = tuple[int, int, int, int]
+#: before a tile's bytes, how many of these are left out, and behind them: together a whole stream
+Frame: TypeAlias = tuple[bytes, int, bytes]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Wanted:
+    """What is wanted of some tiles, and where it goes.
+
+    `needed`, (tiles, 4) of int32: first and one past the last row of each tile, and column. `ends`,
+    (tiles,) of int32: one past the last of its pieces. `pieces`, (pieces, 5) of int64: how many
+    bytes behind the first of the output it begins, and first row, first column, one past the last
+    row and column in its tile, all of them inside what is `needed`.
+    """
+
+    needed: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    pieces: npt.NDArray[np.int64]
 
 
 class TurboJpeg:
@@ -70,11 +93,19 @@ class TurboJpeg:
         self.path = path
         self._local = threading.local()
         self._part = _PartDecoder.of(library, ctypes.PyDLL(path))
+        self._many: _ManyDecoder | None = None
+        if self._part is not None and (function := native.tiles()) is not None:
+            self._many = _ManyDecoder(library, self._part, function)
 
     @property
     def has_parts(self) -> bool:
         """Whether it decodes parts of pictures."""
         return self._part is not None
+
+    @property
+    def has_many(self) -> bool:
+        """Whether it decodes many tiles in one call."""
+        return self._many is not None
 
     def decode_part(self, stream: bytes, picture: Picture, box: Box, out: Array) -> bool:
         """Decode a part of a whole JPEG stream, which is known to be of this `picture`, as RGB.
@@ -84,9 +115,27 @@ class TurboJpeg:
         """
         return self._part is not None and self._part(stream, picture, box, out)
 
+    def decode_many(
+        self, tiles: Sequence[bytes | None], frame: Frame, picture: Picture, wanted: Wanted,
+        scratch: Array, out: Array, *, in_place: bool,
+    ) -> list[bool]:  # fmt: skip
+        """Decode what is `wanted` of tiles, all of which are known to be of this `picture`, as RGB
+        to its places in `out`, whose rows may lie at any distance.
+
+        `scratch` holds a tile; what is decoded in one piece goes to its place without it where
+        `in_place` says so. Which tiles were decoded: none that is None, and none as for `decode`.
+        """
+        if self._many is None:
+            return [False] * len(tiles)
+        return self._many(tiles, frame, picture, wanted, scratch, out, in_place)
+
     def without_parts(self) -> None:
-        """Never use `decode_part`."""
-        self._part = None
+        """Never use `decode_part`, nor `decode_many`."""
+        self._part = self._many = None
+
+    def without_many(self) -> None:
+        """Never use `decode_many`."""
+        self._many = None
 
     def decode(self, stream: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
         """Decode a whole JPEG stream, known to be of `rows` x `width` pixels, as RGB.
@@ -135,17 +184,25 @@ class _PartDecoder:
         except AttributeError:
             return None
 
-    def __call__(self, stream: bytes, picture: Picture, box: Box, out: Array) -> bool:
-        handle = getattr(self._local, "handle", None)
+    def handle(self, stream: bytes, picture: Picture) -> _Handle | None:
+        """The decompressor of this thread, which has seen the header of a stream of this picture;
+        None where that is not to be had."""
+        handle: _Handle | None = getattr(self._local, "handle", None)
         if handle is None:
             handle = self._local.handle = _Handle(self._init(_DECOMPRESS), self._destroy)
-        pointer = handle.pointer
-        if not pointer:
-            return False
+        if not handle.pointer:
+            return None
         if handle.picture != picture:
-            if self._header(pointer, stream, len(stream)):
-                return False
+            if self._header(handle.pointer, stream, len(stream)):
+                return None
             handle.picture = picture
+        return handle
+
+    def __call__(self, stream: bytes, picture: Picture, box: Box, out: Array) -> bool:
+        handle = self.handle(stream, picture)
+        if handle is None:
+            return False
+        pointer = handle.pointer
         top, left, rows, columns = box
         if handle.out is not out:  # mostly scratch memory of the thread
             handle.out = out
@@ -162,6 +219,69 @@ class _Crop(ctypes.Structure):
     """tjregion of turbojpeg.h."""
 
     _fields_: ClassVar[Any] = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+class _ManyDecoder:
+    """The compiled loop, with the functions and the decompressors of a `_PartDecoder`."""
+
+    def __init__(self, library: Any, parts: _PartDecoder, function: Any) -> None:
+        pointer: Any = ctypes.c_void_p
+        number: Any = ctypes.c_int
+        function.argtypes = [
+            pointer, pointer, pointer, ctypes.POINTER(_Frame), ctypes.POINTER(_Form), number,
+            *[pointer] * 7, ctypes.c_ssize_t, number, pointer,
+        ]  # fmt: skip
+        self._function, self._parts = function, parts
+        self._crop = ctypes.cast(library.tj3SetCroppingRegion, pointer)
+        self._decompress = ctypes.cast(library.tj3Decompress8, pointer)
+
+    def __call__(
+        self, tiles: Sequence[bytes | None], frame: Frame, picture: Picture, wanted: Wanted,
+        scratch: Array, out: Array, in_place: bool,
+    ) -> list[bool]:  # fmt: skip
+        count, (before, skip, behind) = len(tiles), frame
+        first = next((tile for tile in tiles if tile is not None), None)
+        handle = None
+        if first is not None:
+            handle = self._parts.handle(b"".join((before, first[skip:], behind)), picture)
+        if handle is None:
+            return [False] * count
+        rows, width, sampling = picture
+        form = _Form(rows, width, 8 * (sampling >> 4), _FEW, round(8 * WORTH_PART))
+        done = (ctypes.c_bool * count)()
+        decoded = self._function(
+            self._crop, self._decompress, handle.pointer,
+            _Frame(before, len(before), skip, behind, len(behind)), form, count,
+            (ctypes.c_char_p * count)(*tiles),
+            (ctypes.c_size_t * count)(*[0 if tile is None else len(tile) for tile in tiles]),
+            *(_address(a) for a in (wanted.needed, wanted.ends, wanted.pieces, scratch, out)),
+            out.strides[-3], in_place, done,
+        )  # fmt: skip
+        if decoded < count:
+            handle.picture = None
+        return list(done)
+
+
+class _Frame(ctypes.Structure):
+    """Frame of tiles.c."""
+
+    _fields_: ClassVar[Any] = [
+        ("before", ctypes.c_char_p), ("before_length", ctypes.c_size_t),
+        ("skip", ctypes.c_size_t), ("behind", ctypes.c_char_p), ("behind_length", ctypes.c_size_t),
+    ]  # fmt: skip
+
+
+class _Form(ctypes.Structure):
+    """Picture of tiles.c."""
+
+    _fields_: ClassVar[Any] = [
+        (name, ctypes.c_int) for name in ("rows", "width", "block", "few", "worth")
+    ]
+
+
+def _address(array: Array) -> int:
+    place: int = array.__array_interface__["data"][0]
+    return place
 
 
 class _Handle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,10 +32,12 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Crops of one batch, and where the plan stands after it."""
+    """Crops of one batch, and where the plan stands after it; its pixels are there once `copied`
+    has been called."""
 
     smallchunks: SmallChunks
     cursor: Cursor
+    copied: Callable[[], None]
 
 
 #: of rows: where each comes from, its piece, first pixel in the frame of the view, draw
@@ -141,8 +143,9 @@ class BatchBuilder:
             self._before += len(self._kept)
             self._kept = []
 
-    def finish(self, cursor: Cursor) -> Batch:
-        """The batch so far (short only at the end of a finite plan); begin the next one."""
+    def finish(self, cursor: Cursor, copied: Callable[[], None]) -> Batch:
+        """The batch so far (short only at the end of a finite plan), whose rows are there when
+        `copied` says so; begin the next one."""
         crop = self._crop
         data, targets = self.pixels()
         self._put_by()
@@ -160,7 +163,7 @@ class BatchBuilder:
             len(crop.size) - len(crop.dropped),
         )
         self._reset()
-        return Batch(smallchunks, cursor)
+        return Batch(smallchunks, cursor, copied)
 
     def pixels(self) -> tuple[Any, Any]:
         """Small chunks and targets, (rows, *spatial[, channels])."""

@@ -1,24 +1,37 @@
 """Crops into batches, several at a time.
 
-One thread copies about a third of what the memory of a small machine can deliver; NumPy
-lets go of the interpreter while it copies, so that two do better even beside decoders.
+One thread copies about a third of what the memory of a small machine can deliver; others run while
+it copies, so that two do better even beside decoders. And copies go on while the next batch is
+begun: `Copier.start` says when they are done to whoever has to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
+from daskdmed.core.native import copy_all
 from daskdmed.core.types import Array
 
 #: copying threads, the caller included; more only fight for the memory bus
 MOST_THREADS = 4
 #: fewer copies than this are not worth handing out
 _WORTHWHILE = 8
+#: copies that a thread takes at a time
+_AT_ONCE = 8
+
+#: target, source, who owns the source
+_Copy: TypeAlias = tuple[Array, Array, int]
 
 
 class Copier:
-    """Collects copies and makes them together, by some threads, the caller included."""
+    """Collects copies and makes them together, by some threads, the caller included.
+
+    One thread at a time may call it, but for what `start` gives.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = max(1, min(threads, MOST_THREADS))
@@ -27,7 +40,8 @@ class Copier:
             if self._threads > 1
             else None
         )
-        self._copies: list[tuple[Array, Array, int]] = []
+        self._copies: list[_Copy] = []
+        self._begun = _Begun(())
 
     def add(self, target: Array, source: Array, owner: int = -1) -> None:
         """Copy later; both are referenced until `flush`, or `settle` of who owns the source."""
@@ -35,29 +49,70 @@ class Copier:
 
     def settle(self, owners: Collection[int]) -> None:
         """Make the copies of some owners here and now, then forget them: these are few, and handing
-        them out would cost more than making them."""
+        them out would cost more than making them. Those that were begun are made too."""
+        self._begun.wait()
         _copy([copy for copy in self._copies if copy[2] in owners])
         self._copies = [copy for copy in self._copies if copy[2] not in owners]
 
+    def start(self) -> Callable[[], None]:
+        """Begin to make all copies, and forget them. What is given waits for them, and helps; any
+        thread may call it, any number of times."""
+        self._begun.wait()
+        copies, self._copies = self._copies, []
+        self._begun = begun = _Begun(
+            [copies[at : at + _AT_ONCE] for at in range(0, len(copies), _AT_ONCE)]
+        )
+        if self._pool is not None and len(copies) >= _WORTHWHILE:
+            for _ in range(self._threads - 1):
+                self._pool.submit(begun.work)
+        return begun.wait
+
     def flush(self) -> None:
         """Make all copies, then forget them."""
-        copies, self._copies = self._copies, []
-        if self._pool is None or len(copies) < _WORTHWHILE:
-            _copy(copies)
-            return
-        parts = [copies[i :: self._threads] for i in range(self._threads)]
-        others = [self._pool.submit(_copy, part) for part in parts[1:]]
-        _copy(parts[0])
-        for other in others:
-            other.result()
+        self.start()()
 
     def close(self) -> None:
-        """Stop the threads. Idempotent."""
+        """Make what was begun, forget the rest, and stop the threads. Idempotent."""
+        self._begun.wait()
         self._copies.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
 
-def _copy(copies: list[tuple[Array, Array, int]]) -> None:
-    for target, source, _ in copies:
-        target[...] = source
+class _Begun:
+    """Copies that several threads make, some at a time; nobody holds on to what is done."""
+
+    def __init__(self, parts: Sequence[list[_Copy]]) -> None:
+        self._left, self._open = deque(parts), len(parts)
+        self._change = threading.Condition()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """Make copies until there are none that nobody has begun."""
+        while True:
+            try:
+                part = [self._left.popleft()]
+            except IndexError:
+                return
+            try:
+                _copy(part.pop())
+            except BaseException as error:  # handed to those who wait
+                self._error = error
+            with self._change:
+                self._open -= 1
+                if not self._open:
+                    self._change.notify_all()
+
+    def wait(self) -> None:
+        """Help, until all are made."""
+        if self._open:
+            self.work()
+            with self._change:
+                while self._open:
+                    self._change.wait()
+        if self._error is not None:
+            raise self._error
+
+
+def _copy(copies: Sequence[_Copy]) -> None:
+    copy_all([copy[:2] for copy in copies])

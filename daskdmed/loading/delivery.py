@@ -210,6 +210,11 @@ class Delivery:
             return self.device.type != "cpu" and isinstance(self.lane, StreamLane)
         return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
+    @property
+    def as_is(self) -> bool:
+        """Whether batches stay where they are, so that sending one does not look at it."""
+        return self.lane is None and not self.pins
+
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         """Recycled memory for a batch, as `daskdmed.core.buffers.empty`, pinned if it is to be."""
         if not self.pins:

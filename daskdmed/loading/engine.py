@@ -286,9 +286,8 @@ class Engine(ABC):
 
     def finish_batch(self) -> Batch:
         """The batch that is complete, or the short last one."""
-        self._copier.flush()
         self._batches += 1
-        return self._builder.finish(self.cursor())
+        return self._builder.finish(self.cursor(), self._copier.start())
 
     def gave(self) -> None:
         self._barren = 0

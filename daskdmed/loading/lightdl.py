@@ -554,5 +554,5 @@ def _prepared(
     """Batches and their tensors."""
     for batch in engine.batches():
         if not drop_last or len(batch.smallchunks) == engine.sampling.batch_size:
-            yield batch, prepare.ahead(batch.smallchunks)
+            yield batch, prepare.ahead(batch.smallchunks, batch.copied)
         del batch  # no reference while the next one is made

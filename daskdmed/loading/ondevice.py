@@ -10,7 +10,7 @@ are drawn from (`daskdmed.loading.engine`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
@@ -21,7 +21,7 @@ from dask.utils import format_bytes
 
 from daskdmed.core.types import Array
 from daskdmed.loading.arena import ALIGN, Arena, Gather, Lying, Stage, aligned, lying
-from daskdmed.loading.batch import BatchBuilder
+from daskdmed.loading.batch import Batch, BatchBuilder, Cursor
 from daskdmed.loading.chunks import Provenance
 from daskdmed.loading.copying import Copier
 from daskdmed.loading.delivery import Delivery, StreamLane
@@ -273,6 +273,10 @@ class DeviceBuilder(BatchBuilder):
             rows, _, pieces, starts = map(np.concatenate, zip(*self._waiting, strict=True))
             self._gathered.append((rows, *self._there.gather(pieces, starts)))
             self._waiting.clear()
+
+    def finish(self, cursor: Cursor, copied: Callable[[], None]) -> Batch:
+        copied()  # rows of the host go to the device with the others
+        return super().finish(cursor, copied)
 
     def pixels(self) -> tuple[Any, Any]:
         crop = self._crop

@@ -77,10 +77,14 @@ def transform_batch(x: Any, tfms: Callable[..., Any], smallchunks: SmallChunks) 
 
 
 class Prepared(NamedTuple):
-    """A batch as the background leaves it: on its way, or with something left to do."""
+    """A batch as the background leaves it: on its way, or with something left to do.
+
+    `copied`: to be called before anybody looks at pixels.
+    """
 
     x: Any
     parcel: Parcel | None = None
+    copied: Callable[[], None] | None = None
 
 
 class Preparation:
@@ -104,6 +108,8 @@ class Preparation:
         self._tfms, self._collate = tfms, collate
         self._delivery = delivery or Delivery()
         self._turn = threading.Lock()
+        #: whether a batch is what was cropped
+        self._as_is = tfms is None and collate is None
         #: whether `tfms` can run beside the training loop; None: not known yet
         self._beside: bool | None = None
         if tfms is None:
@@ -116,12 +122,21 @@ class Preparation:
         give = buffers.empty if self._tfms is not None else self._delivery.empty
         return give(shape, dtype)
 
-    def ahead(self, smallchunks: SmallChunks) -> Prepared:
-        """In the background: the tensor, transformed and sent where that can be."""
+    def ahead(self, smallchunks: SmallChunks, copied: Callable[[], None] | None = None) -> Prepared:
+        """In the background: the tensor, transformed and sent where that can be.
+
+        `copied` waits for the pixels (None: they are there); it is not called where nobody looks at
+        them here.
+        """
+        as_is = self._as_is and self._delivery.as_is
+        if copied is not None and not as_is:
+            copied()
         if self._collate is not None:
             x: Any = list(smallchunks.made)
         else:
             x = to_tensor(smallchunks.made, smallchunks.spatial_ndim)
+        if as_is:
+            return Prepared(None, Parcel(x), copied)
         if not isinstance(smallchunks.made, np.ndarray):
             return Prepared(None, self._delivery.sent(x))  # there it is, and there are no tfms
         if not self._beside or not len(smallchunks):
@@ -132,7 +147,9 @@ class Preparation:
 
     def finish(self, prepared: Prepared, smallchunks: SmallChunks) -> Any:
         """In the consumer's thread: what is left to do."""
-        x, parcel = prepared
+        x, parcel, copied = prepared
+        if copied is not None:
+            copied()
         if parcel is None:
             parcel = self._delivery.send(self._finished(x, smallchunks), smallchunks)
         return self._delivery.receive(parcel, smallchunks)

@@ -18,19 +18,19 @@ import numpy.typing as npt
 
 from daskdmed.core.types import Array
 from daskdmed.images.tiff.decode import (
-    WORTH_PART,
+    AT_ONCE,
     Canvas,
     LevelPlan,
+    Parts,
     Reading,
     check_extent,
     count_decoded,
     plan_limit,
+    rows_apart,
     scratch_tiles,
 )
 from daskdmed.images.tiff.fetch import fetch_rows
-
-#: tiles whose bytes are fetched at a time
-_AT_ONCE = 64
+from daskdmed.images.turbojpeg import WORTH_PART, Wanted
 
 _Ints = npt.NDArray[np.int64]
 
@@ -39,13 +39,25 @@ _Ints = npt.NDArray[np.int64]
 class _Touched:
     """Tiles that boxes touch, and which part of which box each of them holds.
 
-    `tiles`: number in the level, rows and columns of it that are needed (first, one past the last),
-    first and one past the last of its pieces; `pieces`: box, first row and column in it, first row
-    and column in the tile, one past the last of both.
+    `tiles`, (n, 7): number in the level, rows and columns of it that are needed (first, one past
+    the last), first and one past the last of its pieces. `pieces`, (m, 7): box, first row and
+    column in it, first row and column in the tile, one past the last of both.
     """
 
-    tiles: list[tuple[int, ...]]
-    pieces: list[tuple[int, ...]]
+    tiles: _Ints
+    pieces: _Ints
+
+    def wanted(self, some: slice, strides: tuple[int, ...]) -> Wanted:
+        """What is wanted of some of the tiles; `strides` are those of the boxes."""
+        tiles = self.tiles[some]
+        begin, end = int(tiles[0, 5]), int(tiles[-1, 6])
+        pieces = self.pieces[begin:end]
+        where = np.empty((len(pieces), 5), np.int64)
+        where[:, 0] = pieces[:, :3] @ np.array(strides[:3])
+        where[:, 1:] = pieces[:, 3:]
+        return Wanted(
+            tiles[:, 1:5].astype(np.int32, order="C"), (tiles[:, 6] - begin).astype(np.int32), where
+        )
 
 
 def can_read_boxes(plan: LevelPlan | Canvas) -> TypeGuard[LevelPlan]:
@@ -67,31 +79,44 @@ def read_boxes(plan: LevelPlan, job: Reading, first: _Ints, out: Array) -> None:
     """
     touched = _touched(plan, first, out.shape[1:3])
     offsets, counts = plan.tiles.plane(0, job.source)
-    numbers = np.array([tile[0] for tile in touched.tiles], np.int64)
-    rows = [
-        (offsets[some].tolist(), counts[some].tolist())
-        for some in np.split(numbers, range(_AT_ONCE, len(numbers), _AT_ONCE))
-    ]
-    scratch, decoded = scratch_tiles((1, *plan.tile, plan.decoder.stored), plan.dtype)[0], 0
-    fetched = (data for some in fetch_rows(job.source, rows, plan_limit(plan)) for data in some)
-    for tile, data in zip(touched.tiles, fetched, strict=True):
-        pieces = touched.pieces[tile[5] : tile[6]]
+    numbers = touched.tiles[:, 0]
+    groups = [slice(at, at + AT_ONCE) for at in range(0, len(numbers), AT_ONCE)]
+    rows = [(offsets[numbers[g]].tolist(), counts[numbers[g]].tolist()) for g in groups]
+    scratch = scratch_tiles((1, *plan.tile, plan.decoder.stored), plan.dtype)[0]
+    fetched = fetch_rows(job.source, rows, plan_limit(plan))
+    for group, parts in zip(groups, fetched, strict=True):
+        done = [False] * len(parts)
+        if plan.decoder.many is not None and rows_apart(out):
+            wanted = touched.wanted(group, out.strides)
+            done = plan.decoder.many(parts, wanted, scratch, out, False)
+        if not all(done):
+            _one_by_one(plan, job, touched, group.start, parts, done, scratch, out)
+        count_decoded(plan.level, sum(part is not None for part in parts))
+
+
+def _one_by_one(
+    plan: LevelPlan, job: Reading, touched: _Touched, begin: int, parts: Parts, done: list[bool],
+    scratch: Array, out: Array,
+) -> None:  # fmt: skip
+    """Tiles from `begin` on that are not `done`, with what is to be said of them."""
+    for at, (data, is_done) in enumerate(zip(parts, done, strict=True), begin):
+        if is_done:
+            continue
+        tile = touched.tiles[at].tolist()
         values, top, left = None, 0, 0
         if data is not None:
-            decoded += 1
             try:
                 if isinstance(data, Exception):
                     raise data
                 values, top, left = _decoded(plan, data, tile[1:5], scratch)
             except Exception as error:
-                job.fail(plan.level, *divmod(tile[0], plan.grid[1]), error)
-        for box, y, x, y0, x0, y1, x1 in pieces:
+                job.fail(plan.level, tile[0] // plan.grid[1], tile[0] % plan.grid[1], error)
+        for box, y, x, y0, x0, y1, x1 in touched.pieces[tile[5] : tile[6]].tolist():
             place = out[box, y : y + y1 - y0, x : x + x1 - x0]
             if values is None:
                 place[...] = job.background
             else:
                 place[...] = values[y0 - top : y1 - top, x0 - left : x1 - left]
-    count_decoded(plan.level, decoded)
 
 
 def _decoded(
@@ -136,4 +161,4 @@ def _touched(plan: LevelPlan, first: _Ints, size: Sequence[int]) -> _Touched:
     bottom, right = np.maximum.reduceat(pieces[:, 5:7], begins).T
     stops = np.append(begins[1:], len(number))
     tiles = np.stack([number[begins], top, bottom, left, right, begins, stops], axis=1)
-    return _Touched([tuple(t) for t in tiles.tolist()], [tuple(p) for p in pieces.tolist()])
+    return _Touched(tiles, pieces)

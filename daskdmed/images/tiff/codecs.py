@@ -22,7 +22,7 @@ from daskdmed.core.types import Array
 from daskdmed.images.refusals import FinalError
 from daskdmed.images.tiff import jpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.images.tiff.jpeg import Paint, Part, Ways
+from daskdmed.images.tiff.jpeg import Many, Paint, Part, Ways
 
 #: decoded tile (rows, tile width, samples); the second argument is scratch of that shape
 Decode = Callable[[bytes, Array], Array]
@@ -101,6 +101,8 @@ class Decoder:
     paint: Paint | None = None
     #: a part of a tile at less than the whole costs; may decline too
     part: Part | None = None
+    #: parts of many tiles in one call; may decline each of them
+    many: Many | None = None
 
 
 def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Decoder:
@@ -120,8 +122,9 @@ def make_decoder(fmt: PageFormat, background: tuple[int, ...], uri: str) -> Deco
     if code == _JPEG:
         ways = _jpeg(fmt, uri)
         return Decoder(
-            ways.decode, convert, stored, given, grouped=True, paint=ways.paint, part=ways.part
-        )
+            ways.decode, convert, stored, given, grouped=True, paint=ways.paint, part=ways.part,
+            many=ways.many if convert is None else None,
+        )  # fmt: skip
     if code in _IMAGES:
         return Decoder(_image(_IMAGES[code], fmt), convert, stored, given)
     if mask:

@@ -9,6 +9,8 @@ read (`daskdmed.images.tiff.fetch`), and where they lie (`daskdmed.images.tiff.t
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,17 +25,18 @@ from daskdmed.images.resample import resample_region
 from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch_rows
-from daskdmed.images.tiff.jpeg import Part
+from daskdmed.images.tiff.jpeg import Many, Part
 from daskdmed.images.tiff.tables import TileTable
+from daskdmed.images.turbojpeg import WORTH_PART, Wanted
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
+#: tiles decoded by one call, where that can be
+AT_ONCE = 64
 #: bytes over which the output extends from which tiles are decoded to their place at once:
 #: libjpeg-turbo writes there past the cache, which pays only when the output would not have stayed
 #: in it. Of a part of a larger array the whole width counts: few tiles of many
 IN_PLACE = 2 * 2**20
-#: share of a tile up to which a part of it is decoded alone
-WORTH_PART = 7 / 8
 #: scratch arrays up to this size stay with their thread
 _KEPT_SCRATCH = 16 * 2**20
 
@@ -194,14 +197,14 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
     rows = range(top // tile_h, (bottom - 1) // tile_h + 1)
     first, last = left // tile_w, (right - 1) // tile_w
     pieces = _columns(first, last, tile_w, left, right)
-    todo: list[tuple[_Row, Array, bool]] = []
+    todo: list[_Row] = []
     places: list[tuple[list[int], list[int]]] = []
     for plane in range(len(plan.tiles)):
         table = plan.tiles.plane(plane, job.source)
         given = plan.decoder.given
         channels = slice(plane * given, (plane + 1) * given)
         target = out if given == out.shape[2] else out[:, :, channels]
-        in_place = _rows_apart(target) and len(target) * target.strides[0] >= IN_PLACE
+        in_place = rows_apart(target) and len(target) * target.strides[0] >= IN_PLACE
         for row in rows:
             y0, y1 = max(row * tile_h, top), min((row + 1) * tile_h, bottom)
             stored, band = plan.stored_rows(row), (y0 - row * tile_h, y1 - row * tile_h)
@@ -211,12 +214,22 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
             if plan.decoder.raw:
                 _skip_rows(plan, offsets, counts, stored, band)
                 stored, band = y1 - y0, (0, y1 - y0)
-            one = _Row(plan, row, first, stored, band, job.background[channels], job.fail)
-            todo.append((one, target[y0 - top : y1 - top], in_place))
+            ground = job.background[channels]
+            lines = y0 - top, y1 - top
+            todo.append(
+                _Row(plan, row, first, stored, band, ground, job.fail, target, lines, in_place)
+            )
             places.append((offsets, counts))
     fetched = fetch_rows(job.source, places, plan_limit(plan))
-    for (one, target, in_place), parts in zip(todo, fetched, strict=True):
-        _read_row(one, parts, pieces, target, in_place)
+    if plan.decoder.many is None or not rows_apart(out):
+        for one, parts in zip(todo, fetched, strict=True):
+            _read_row(one, parts, pieces, [False] * len(pieces))
+        return
+    for group in _alike(todo, max(1, AT_ONCE // len(pieces))):
+        some = list(itertools.islice(fetched, len(group)))
+        done = _decode_many(plan.decoder.many, group, some, pieces)
+        for one, parts in zip(group, some, strict=True):
+            _read_row(one, parts, pieces, list(itertools.islice(done, len(pieces))))
 
 
 def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:
@@ -230,7 +243,8 @@ def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of tiles that is being read: `band` are its pixel rows that are wanted."""
+    """One row of tiles that is being read: `band` are its pixel rows that are wanted, `lines` those
+    of the `output` where they go (first, one past the last), `in_place` at once."""
 
     plan: LevelPlan
     row: int
@@ -239,14 +253,29 @@ class _Row:
     band: tuple[int, int]
     ground: Array
     fail: OnFailure
+    output: Array
+    lines: tuple[int, int]
+    in_place: bool
+
+    @property
+    def target(self) -> Array:
+        """Where its pixels go."""
+        return self.output[slice(*self.lines)]
 
 
-def _read_row(job: _Row, parts: Parts, pieces: list[Piece], target: Array, in_place: bool) -> None:
-    decoder = job.plan.decoder
-    done = [False] * len(pieces)
-    if in_place and decoder.convert is None:
+def _alike(rows: list[_Row], most: int) -> Iterator[list[_Row]]:
+    """At most so many rows at a time, of tiles of one height."""
+    for _, some in itertools.groupby(rows, lambda one: one.stored):
+        while group := list(itertools.islice(some, most)):
+            yield group
+
+
+def _read_row(job: _Row, parts: Parts, pieces: list[Piece], done: list[bool]) -> None:
+    """The tiles of a row but for those that are done."""
+    decoder, target = job.plan.decoder, job.target
+    if job.in_place and decoder.convert is None and not any(done):
         done = _decode_in_place(job, parts, pieces, target)
-    if decoder.part is not None and decoder.convert is None:
+    if decoder.part is not None and decoder.convert is None and not all(done):
         _decode_parts(job, decoder.part, parts, pieces, target, done)
     if all(done):
         decoded = len(pieces)
@@ -288,14 +317,44 @@ def _decode_singly(job: _Row, parts: Parts, pieces: list[Piece], target: Array) 
     return decoded
 
 
-def _rows_apart(out: Array) -> bool:
+def rows_apart(out: Array) -> bool:
     """Whether only the distance between rows is free, as TurboJPEG wants it."""
     return (
         out.flags.writeable
         and out.dtype == np.uint8
-        and out.shape[2] == 3
-        and out.strides[1:] == (3, 1)
-        and out.strides[0] >= 3 * out.shape[1]
+        and out.shape[-1] == 3
+        and out.strides[-2:] == (3, 1)
+        and out.strides[-3] >= 3 * out.shape[-2]
+    )
+
+
+def _decode_many(
+    many: Many, group: list[_Row], rows: list[Parts], pieces: list[Piece]
+) -> Iterator[bool]:
+    """All tiles of some rows in one call, each as far as it is wanted; which were decoded."""
+    job, begin = group[0], group[0].lines[0]
+    pitch = job.output.strides[0]
+    places = tuple((one.band, (one.lines[0] - begin) * pitch) for one in group)
+    shape = (1, job.stored, job.plan.tile[1], job.plan.decoder.stored)
+    scratch = scratch_tiles(shape, job.plan.dtype)[0]
+    wanted = _wanted_of(tuple(pieces), places)
+    parts = list(itertools.chain.from_iterable(rows))
+    return iter(many(parts, wanted, scratch, job.output[begin:], job.in_place))
+
+
+@functools.lru_cache(maxsize=64)
+def _wanted_of(
+    pieces: tuple[Piece, ...], places: tuple[tuple[tuple[int, int], int], ...]
+) -> Wanted:
+    """What is wanted of some rows of tiles, each of which goes so many bytes behind the first; the
+    same for most rows of a region."""
+    bands = np.repeat(np.array([(*band, at) for band, at in places], np.int64), len(pieces), axis=0)
+    top, bottom, begin = bands.T
+    left, right, x, _ = np.tile(np.array(pieces, np.int64), (len(places), 1)).T
+    return Wanted(
+        np.stack([top, bottom, left, right], axis=1).astype(np.int32),
+        np.arange(1, len(top) + 1, dtype=np.int32),
+        np.stack([begin + 3 * x, top, left, bottom, right], axis=1),
     )
 
 

@@ -1,9 +1,10 @@
 """JPEG tiles: abbreviated streams whose tables are in the file's directory.
 
 `make_jpeg` gives the ways to decode the tiles of a page: into an array without gaps by
-imagecodecs, and, where the TurboJPEG library is there, into rows of a larger array, and parts
-of tiles. The latter are only used for streams whose header leaves no doubt that all give the
-same; all others, and all with any fault, take the first, which alone decides what is an error.
+imagecodecs, and, where the TurboJPEG library is there, into rows of a larger array, parts of
+tiles, and parts of many at once. The latter are only used for streams whose header leaves no
+doubt that all give the same; all others, and all with any fault, take the first, which alone
+decides what is an error.
 
 Not covered: other compressions (`daskdmed.images.tiff.codecs`). A stream that is cut off, or
 no JPEG, is an error; bytes changed in the middle of one may decode to wrong pixels without
@@ -12,7 +13,7 @@ any sign, as with every libjpeg-based reader.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import imagecodecs
@@ -20,6 +21,7 @@ import imagecodecs
 from daskdmed.core.types import Array
 from daskdmed.images import turbojpeg
 from daskdmed.images.tiff.fetch import DecodeError
+from daskdmed.images.turbojpeg import Wanted
 
 #: libjpeg's colour spaces
 GREY, RGB, YCBCR = 1, 2, 3
@@ -30,6 +32,9 @@ _Segment = tuple[int, bytes, int]
 Paint = Callable[[bytes, int, int, int, int], bool]
 #: (bytes, scratch of the tile, its rows and its columns that are wanted) -> these, or None
 Part = Callable[[bytes, Array, tuple[int, int], tuple[int, int]], Array | None]
+#: (tiles, what is wanted of them, scratch of a tile, output, whether to its place at once) -> which
+#: were decoded. What is no bytes, or cannot be decoded without doubt, is left alone
+Many = Callable[[Sequence[bytes | Exception | None], Wanted, Array, Array, bool], list[bool]]
 _Decode = Callable[[bytes, Array], Array]
 #: kind and number
 _Table = tuple[str, int]
@@ -41,11 +46,12 @@ _SAMPLING = {0x11, 0x21, 0x22}
 @dataclass(frozen=True, slots=True)
 class Ways:
     """How the tiles of a page are decoded: into an array without gaps, and where TurboJPEG is of
-    use, to their place, and parts of them."""
+    use, to their place, parts of them, and those of many at once."""
 
     decode: _Decode
     paint: Paint | None = None
     part: Part | None = None
+    many: Many | None = None
 
 
 def make_jpeg(
@@ -99,7 +105,14 @@ def make_jpeg(
         small = jpeg8(data, tables=tables, colorspace=space, outcolorspace=outspace)
         return small.reshape((*small.shape[:2], -1))
 
-    return Ways(decode, paint, paint.part if paint is not None and paint.has_parts else None)
+    if paint is None or library is None:
+        return Ways(decode)
+    return Ways(
+        decode,
+        paint,
+        paint.part if library.has_parts else None,
+        paint.many if library.has_many else None,
+    )
 
 
 def _by_marker(plain: Ways, jfif: Ways) -> Ways:
@@ -143,11 +156,6 @@ class Painter:
         #: the last header that was looked at and found good, and its picture
         self._known: tuple[bytes, int, int, int] | None = None
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether `part` ever decodes anything."""
-        return self._library.has_parts
-
     def __call__(self, data: bytes, address: int, pitch: int, rows: int, width: int) -> bool:
         """Decode a tile as it is in the file; arguments as of `TurboJpeg.decode`. False if it was
         not decoded, and has to be by other means."""
@@ -170,6 +178,34 @@ class Painter:
         if not self._library.decode_part(stream, picture, box, scratch):
             return None
         return scratch[: bottom - top, columns[0] - left : columns[1] - left]
+
+    def many(
+        self, tiles: Sequence[bytes | Exception | None], wanted: Wanted, scratch: Array,
+        out: Array, in_place: bool,
+    ) -> list[bool]:  # fmt: skip
+        """Decode what is wanted of tiles as they are in the file, see `TurboJpeg.decode_many`."""
+        rows, width = scratch.shape[:2]
+        first = next((tile for tile in tiles if isinstance(tile, bytes)), None)
+        if first is None or self._stream(first, rows, width) is None:
+            return [False] * len(tiles)
+        known = self._known
+        if known is None or known[1:3] != (rows, width):  # another thread has seen others
+            return [False] * len(tiles)
+        head, picture = known[0], (rows, width, known[3])
+        if self._header is not None:
+            good = [tile if isinstance(tile, bytes) else None for tile in tiles]
+            frame = self._start, 0, _END
+        else:
+            good = [
+                tile
+                if isinstance(tile, bytes) and tile.startswith(head) and tile.endswith(_END)
+                else None
+                for tile in tiles
+            ]
+            frame = self._start, 2, b""
+        return self._library.decode_many(
+            good, frame, picture, wanted, scratch, out, in_place=in_place
+        )
 
     def _stream(self, data: bytes, rows: int, width: int) -> bytes | None:
         """A whole stream, known to be of `rows` x `width` pixels; None for one that is not."""
