@@ -21,6 +21,7 @@ import dask.config
 from packaging.requirements import Requirement
 
 from daskdmed import __version__
+from daskdmed.core import native
 from daskdmed.core.errors import DaskdmedError
 from daskdmed.core.shared import segments
 from daskdmed.images import registry, turbojpeg
@@ -107,12 +108,13 @@ def _lacking(needed: tuple[str, str]) -> str:
 
 
 def codecs() -> dict[str, Any]:
-    """TurboJPEG by its path, and the libraries of imagecodecs by their versions."""
+    """TurboJPEG by its path, what of the package is compiled, and the libraries of imagecodecs by
+    their versions."""
     try:
         turbo = turbojpeg.library()
         where = "not found" if turbo is None else turbo.path
     except DaskdmedError as error:
-        where = str(error)
+        turbo, where = None, str(error)
     if os.environ.get(turbojpeg.VARIABLE, "").lower() in ("off", "0"):
         where = f"off ({turbojpeg.VARIABLE})"
     import imagecodecs
@@ -120,7 +122,21 @@ def codecs() -> dict[str, Any]:
     libraries = imagecodecs.version(dict)
     there = {n: v for n, v in libraries.items() if v != "n/a" and v != imagecodecs.__version__}
     missing = sorted(n for n, v in libraries.items() if v == "n/a")
-    return {"turbojpeg": where, "imagecodecs": there, "not in imagecodecs": missing}
+    return {
+        "turbojpeg": where,
+        "compiled": compiled(tiles=turbo is not None and turbo.has_many),
+        "imagecodecs": there,
+        "not in imagecodecs": missing,
+    }
+
+
+def compiled(*, tiles: bool) -> str:
+    """Which of what is compiled is used; `tiles`: what decodes tiles is."""
+    if not native.wanted():
+        return f"off ({native.VARIABLE})"
+    if native.library() is None:
+        return "not built: there was no C compiler when daskdmed was installed"
+    return "tiles and copies" if tiles else "copies (tiles need TurboJPEG 3)"
 
 
 def shared_memory() -> str:
@@ -148,6 +164,7 @@ def text_of(found: dict[str, Any]) -> str:
         says = f"MISSING {entry['missing']}" if entry["missing"] else "there"
         lines.append(f"  {name:<22}{entry['kind'] or '':<8}{says}")
     lines += ["", "codecs", f"  {'TurboJPEG':<22}{found['codecs']['turbojpeg']}"]
+    lines.append(f"  {'compiled loops':<22}{found['codecs']['compiled']}")
     libraries = ", ".join(f"{n} {v}" for n, v in found["codecs"]["imagecodecs"].items())
     lines.append(f"  {'imagecodecs':<22}{libraries}")
     missing = ", ".join(found["codecs"]["not in imagecodecs"])

@@ -13,6 +13,7 @@ import pytest
 
 from daskdmed import __main__ as main
 from daskdmed import __version__
+from daskdmed.core import native
 from daskdmed.images import registry, turbojpeg
 
 
@@ -106,6 +107,18 @@ def test_a_package_that_is_too_old_or_not_there(monkeypatch):
 def test_shared_memory_is_tried(setting, said):
     with dask.config.set({"daskdmed.shared-memory": setting}):
         assert main.shared_memory().startswith(said)
+
+
+def test_what_is_compiled_is_told(monkeypatch):
+    assert f"compiled loops        {main.codecs()['compiled']}" in main.text_of(main.report())
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "library", lambda: object())
+        assert main.compiled(tiles=True) == "tiles and copies"
+        assert main.compiled(tiles=False).startswith("copies (tiles need")
+        patch.setattr(native, "library", lambda: None)
+        assert main.compiled(tiles=False).startswith("not built: there was no C compiler")
+    monkeypatch.setenv(native.VARIABLE, "off")
+    assert main.codecs()["compiled"] == "off (DASKDMED_NATIVE)"
 
 
 def test_codecs_that_are_turned_off_or_named_in_vain(monkeypatch):

@@ -321,6 +321,8 @@ def library() -> TurboJpeg | None:
         if agrees(found):
             if not parts_agree(found):
                 found.without_parts()
+            elif not many_agree(found):
+                found.without_many()
             _log.debug("JPEG tiles are decoded by %s", path)
             return found
         if named:
@@ -398,6 +400,37 @@ def parts_agree(library: TurboJpeg) -> bool:
                     return False
                 if (around[-1] != 7).any() or (around[:, -1] != 7).any():
                     return False
+    return True
+
+
+def many_agree(library: TurboJpeg) -> bool:
+    """The same of parts of many pictures at once; False for a library that does not do this."""
+    if not library.has_many:
+        return False
+    for stream, expected, sampling in _samples():
+        rows, width, _ = expected.shape
+        # the whole of one, parts of others: at an edge, in the middle, in two pieces
+        needed = [(0, rows, 0, width), (40, 48, 33, 40), (7, 23, 15, 17), (0, 20, 0, 24)]
+        pieces = [(0, *needed[0]), (1, *needed[1]), (2, *needed[2])]
+        pieces += [(3, 0, 8, 0, 24), (3, 10, 20, 3, 9)]
+        out = np.full((4, rows + 1, width + 1, 3), 7, np.uint8)
+        wanted = out.copy()
+        for at, top, bottom, left, right in pieces:
+            wanted[at, top:bottom, left:right] = expected[top:bottom, left:right]
+        places = [
+            (at * out.strides[0] + top * out.strides[1] + 3 * left, top, left, bottom, right)
+            for at, top, bottom, left, right in pieces
+        ]
+        what = Wanted(np.array(needed, np.int32), np.array([1, 2, 3, 5], np.int32),
+                      np.array(places, np.int64))  # fmt: skip
+        scratch, frame = np.empty((rows, width, 3), np.uint8), (b"", 0, b"")
+        for in_place in (False, True):
+            got = out.copy()
+            done = library.decode_many(
+                [stream] * 4, frame, (rows, width, sampling), what, scratch, got, in_place=in_place
+            )
+            if not all(done) or not np.array_equal(got, wanted):
+                return False
     return True
 
 

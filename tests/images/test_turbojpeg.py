@@ -218,6 +218,8 @@ def boxes(monkeypatch):
     if LIBRARY is None or not LIBRARY.has_parts:
         pytest.skip("no TurboJPEG library of version 3 here")
     found = []
+    turbojpeg.library()  # which decodes parts when it is looked for
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "has_many", False)
     original = turbojpeg.TurboJpeg.decode_part
 
     def spy(self, stream, picture, box, out):
@@ -361,6 +363,153 @@ def test_parts_that_differ_are_not_used(fault, monkeypatch, boxes):
     assert turbojpeg.library.__wrapped__().has_parts == (not fault)
 
 
+needs_many = pytest.mark.skipif(
+    LIBRARY is None or not LIBRARY.has_many,
+    reason="what is compiled is not here, or no TurboJPEG library of version 3",
+)
+
+
+def many(tiles, bands, out, *, in_place, extent=(ROWS, WIDTH), header=None, tables=None):
+    """Decode each of some tiles as far as one of (top, bottom, left, right) to out[i] of the same
+    place; which were decoded."""
+    painter = jpeg.Painter(LIBRARY, jpeg.YCBCR, tables, header)
+    places = [(i * out.strides[0] + t * out.strides[1] + 3 * x, t, x, b, r)
+              for i, (t, b, x, r) in enumerate(bands)]  # fmt: skip
+    wanted = turbojpeg.Wanted(
+        np.array(bands, np.int32),
+        np.arange(1, len(tiles) + 1, dtype=np.int32),
+        np.array(places, np.int64),
+    )
+    return painter.many(tiles, wanted, np.zeros((*extent, 3), np.uint8), out, in_place)
+
+
+@needs_many
+@given(
+    kind=st.sampled_from(["444", "422", "420"]),
+    extent=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    corners=st.lists(st.tuples(*[st.floats(0, 0.999)] * 2, *[st.floats(0, 1)] * 2), min_size=1),
+    in_place=st.booleans(),
+)
+def test_parts_of_many_are_those_of_each(kind, extent, corners, in_place):
+    import imagecodecs
+
+    bands, streams, wholes = [], [], []
+    for seed, (y, x, high, wide) in enumerate(corners):
+        top, left = int(y * extent[0]), int(x * extent[1])
+        bottom = top + 1 + int(high * (extent[0] - top - 1))
+        bands.append((top, bottom, left, left + 1 + int(wide * (extent[1] - left - 1))))
+        pixels = picture(seed, *extent)
+        streams.append(bytes(imagecodecs.jpeg8_encode(pixels, 85, subsampling=kind)))
+        wholes.append(imagecodecs.jpeg8_decode(streams[-1]))
+    out = np.full((len(bands), extent[0] + 2, extent[1] + 3, 3), 9, np.uint8)
+    expected = out.copy()
+    for i, (t, b, x, r) in enumerate(bands):
+        expected[i, t:b, x:r] = wholes[i][t:b, x:r]
+    assert all(many(streams, bands, out, in_place=in_place, extent=extent))
+    assert np.array_equal(out, expected)
+
+
+@needs_many
+@pytest.mark.parametrize("in_place", [False, True])
+def test_of_many_those_that_leave_a_doubt_are_left_alone(in_place):
+    """Missing ones, other headers, other sizes, streams that are cut: none is touched, and what
+    comes behind them is decoded as if they were not there."""
+    good = stream("420")
+    tiles = [
+        None, good, stream("420", seed=1)[:-2], OSError("gone"), stream("444"), good[:200], b"",
+        stream("another-size"), good[:400] + b"\x5a" * 40 + good[440:], good,
+    ]  # fmt: skip
+    out = np.full((len(tiles), ROWS, WIDTH + 1, 3), 9, np.uint8)
+    bands = [(0, ROWS, 0, WIDTH)] * len(tiles)
+    done = many(tiles, bands, out, in_place=in_place)
+    assert done == [i in (1, 9) for i in range(len(tiles))]
+    whole, _ = ways(good)
+    assert np.array_equal(out[1, :, :WIDTH], whole)
+    assert np.array_equal(out[9, :, :WIDTH], whole)
+    assert (out[[0, 2, 3, 4, 5, 6, 7]] == 9).all()
+    assert (out[:, :, WIDTH:] == 9).all()
+    assert many([None, OSError()], bands[:2], out, in_place=in_place) == [False, False]
+
+
+@needs_many
+@given(where=st.floats(0, 1), value=st.integers(0, 255), top=st.integers(0, ROWS - 1),
+       left=st.integers(0, WIDTH - 1))  # fmt: skip
+def test_many_of_which_one_is_damaged(where, value, top, left):
+    data = bytearray(stream("420"))
+    data[2 + int(where * (len(data) - 3))] = value
+    expected, _ = ways(bytes(data))
+    band = (top, min(top + 20, ROWS), left, min(left + 20, WIDTH))
+    out = np.full((3, ROWS, WIDTH, 3), 9, np.uint8)
+    good, _ = ways(stream("420"))
+    done = many([stream("420"), bytes(data), stream("420")], [band] * 3, out, in_place=False)
+    place = np.s_[band[0] : band[1], band[2] : band[3]]
+    assert done[0]
+    assert done[2]
+    assert np.array_equal(out[0][place], good[place])
+    assert np.array_equal(out[2][place], good[place])
+    if done[1] and isinstance(expected, np.ndarray):
+        assert np.array_equal(out[1][place], expected[place])
+
+
+@needs_many
+@pytest.mark.parametrize("shared", ["tables", "header"])
+def test_many_whose_beginning_is_in_the_directory(shared):
+    whole = stream("420")
+    expected, _ = ways(whole)
+    out = np.zeros((2, ROWS, WIDTH, 3), np.uint8)
+    options, data = {"tables": only(whole, {0xDB, 0xC4})}, without(whole, {0xDB, 0xC4})
+    if shared == "header":
+        end = jpeg.Header.parse(whole).length
+        options, data = {"header": whole[:end]}, whole[end:-2]
+    assert all(many([data] * 2, [(0, ROWS, 0, WIDTH)] * 2, out, in_place=True, **options))
+    assert np.array_equal(out[1], expected)
+
+
+@needs_many
+@pytest.mark.parametrize("fault", ["pixels", "beside", "refuses", ""])
+def test_many_that_differ_are_not_used(fault, monkeypatch):
+    original = turbojpeg.TurboJpeg.decode_many
+
+    def other(self, tiles, frame, picture, wanted, scratch, out, *, in_place):
+        done = original(self, tiles, frame, picture, wanted, scratch, out, in_place=in_place)
+        if fault == "pixels":
+            out[1, 41, 35] ^= 1
+        elif fault == "beside":
+            out[-1, -1, -1] = 0
+        return [d and fault != "refuses" for d in done]
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode_many", other)
+    monkeypatch.setenv(turbojpeg.VARIABLE, LIBRARY.path)
+    assert turbojpeg.library.__wrapped__().has_many == (not fault)
+
+
+@needs_many
+@pytest.mark.parametrize("in_place", [0, 2**40])
+@pytest.mark.parametrize("name", ["jpeg-444", "jpeg-420", "strips-jpeg"])
+def test_slides_with_and_without_many(make, tmp_path, monkeypatch, name, in_place):
+    """The same pixels and the same number of tiles, by calls for many of them."""
+    make.write_format(tmp_path / "image.tif", name)
+    monkeypatch.setattr(decode, "IN_PLACE", in_place)
+    calls = []
+    original = turbojpeg.TurboJpeg.decode_many
+
+    def spy(self, tiles, *args, **options):
+        calls.append(len(tiles))
+        return original(self, tiles, *args, **options)
+
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "decode_many", spy)
+    got, tiles = everywhere(tmp_path / "image.tif")
+    assert sum(calls) == tiles
+    assert max(calls) > 1 or name == "strips-jpeg"
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "has_many", False)
+    del calls[:]
+    expected, again = everywhere(tmp_path / "image.tif")
+    assert tiles == again
+    assert not calls
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
 def everywhere(path, seed=0):
     """Regions of all levels, on tiles and off them."""
     rng = np.random.default_rng(seed)
@@ -407,6 +556,7 @@ def test_a_real_slide(cmu, monkeypatch):
 def places(monkeypatch):
     """(address, pitch, rows) of all that the library decodes; nothing is too small for it."""
     found = []
+    monkeypatch.setattr(turbojpeg.TurboJpeg, "has_many", False)
     original = turbojpeg.TurboJpeg.decode
 
     def spy(self, stream, address, pitch, rows, width):
@@ -544,7 +694,7 @@ def test_threads_have_decompressors_of_their_own(cmu):
 class Other:
     """Something that decodes, but not as it should."""
 
-    has_parts = False
+    has_parts = has_many = False
 
     def __init__(self, fault):
         self.fault = fault

@@ -32,10 +32,15 @@ VARIABLE = "DASKDMED_NATIVE"
 _TILES, _COPIES = "daskdmed_tiles_1", "daskdmed_copies_1"
 
 
+def wanted() -> bool:
+    """Whether nobody has said that what is compiled is not to be used."""
+    return os.environ.get(VARIABLE, "").lower() not in ("off", "0")
+
+
 @functools.cache
 def library() -> Any:
     """What was built, as `ctypes` has it; None where it was not, or is not wanted."""
-    if os.environ.get(VARIABLE, "").lower() in ("off", "0"):
+    if not wanted():
         return None
     for path in sorted(Path(__file__).parent.glob("_loops.*")):
         try:
@@ -106,4 +111,4 @@ def _form(
     return (*outer[0], *outer[1], line)
 
 
-__all__ = ["VARIABLE", "copy_all", "library", "tiles"]
+__all__ = ["VARIABLE", "copy_all", "library", "tiles", "wanted"]
