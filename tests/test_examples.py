@@ -165,7 +165,11 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> li
     assert all(not c.get("outputs") for c in notebook.cells), "commit it without outputs"
     resources = {"metadata": {"path": folder}}
     nbclient.NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources=resources
+        notebook,
+        timeout=None,
+        startup_timeout=900,  # a busy machine takes more than the usual 60 s
+        kernel_name="python3",
+        resources=resources,
     ).execute()
     kept = os.environ.get("DASKDMED_NOTEBOOKS")  # for the manual
     if kept:

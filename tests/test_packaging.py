@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -123,6 +124,23 @@ def command(*words: object, folder: Path) -> str:
 
 
 @pytest.mark.programs
+def test_a_wheel_for_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a copy: what is compiled in this tree stays in use."""
+    pytest.importorskip("hatchling")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "daskdmed", tree / "daskdmed")
+    monkeypatch.setenv("DASKDMED_NATIVE", "off")
+    command(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, folder=tree)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [n for n in archive.namelist() if "_loops." in n]
+
+
+@pytest.mark.programs
 def test_what_is_built_works_in_an_empty_environment(tmp_path: Path) -> None:
     pytest.importorskip("build")
     # the wheel is made of the sdist, so that what is missing there is missing here
@@ -139,6 +157,12 @@ def test_what_is_built_works_in_an_empty_environment(tmp_path: Path) -> None:
     with tarfile.open(sdist) as source:
         inside = {"/".join(n.split("/")[1:]) for n in source.getnames()}
     wanted = ["tests/test_packaging.py", "docs/conf.py", "CITATION.cff", "constraints-oldest.txt"]
+    wanted += ["hatch_build.py", "daskdmed/core/native/tiles.c"]
+    assert not [n for n in inside if "_loops." in n]
+    # what is compiled is for this system, and the wheel says so
+    compiled = [n for n in names if n.startswith("daskdmed/core/native/_loops.")]
+    assert len(compiled) == any(map(shutil.which, ("cc", "gcc", "clang")))
+    assert wheel.stem.endswith("-none-any") != bool(compiled)
     assert not set(wanted) - inside
     made = ("docs/examples/", "docs/api/generated/", "build/", "docs/tutorials/quickstart")
     assert not [n for n in inside if n.startswith(made)]
@@ -175,5 +199,6 @@ def test_what_is_built_works_in_an_empty_environment(tmp_path: Path) -> None:
     assert not found["torch"]
     says = json.loads(command(python, "-I", "-m", "daskdmed", "--json", folder=tmp_path))
     assert says["packages"]["torch"]["version"] is None
+    assert says["codecs"]["compiled"].startswith(("tiles", "copies") if compiled else "not built")
     assert says["packages"]["numpy"]["enough"]
     assert says["readers"]["tiff"]["missing"] is None

@@ -48,11 +48,14 @@ class Copier:
         self._copies.append((target, source, owner))
 
     def settle(self, owners: Collection[int]) -> None:
-        """Make the copies of some owners here and now, then forget them: these are few, and handing
-        them out would cost more than making them. Those that were begun are made too."""
-        self._begun.wait()
-        _copy([copy for copy in self._copies if copy[2] in owners])
-        self._copies = [copy for copy in self._copies if copy[2] not in owners]
+        """Make the copies of some owners here and now, also of those that were begun, then forget
+        them: these are few, and handing them out would cost more than making them."""
+        if not self._begun.owners.isdisjoint(owners):
+            self._begun.wait()
+        few = [copy for copy in self._copies if copy[2] in owners]
+        if few:
+            _copy(few)
+            self._copies = [copy for copy in self._copies if copy[2] not in owners]
 
     def start(self) -> Callable[[], None]:
         """Begin to make all copies, and forget them. What is given waits for them, and helps; any
@@ -83,6 +86,7 @@ class _Begun:
     """Copies that several threads make, some at a time; nobody holds on to what is done."""
 
     def __init__(self, parts: Sequence[list[_Copy]]) -> None:
+        self.owners = {copy[2] for part in parts for copy in part}
         self._left, self._open = deque(parts), len(parts)
         self._change = threading.Condition()
         self._error: BaseException | None = None

@@ -37,10 +37,11 @@ _SALT = np.uint64(salt_of("tfms"))
 
 def to_tensor(data: Array | torch.Tensor, spatial_ndim: int) -> torch.Tensor:
     """(batch, *spatial[, c]) -> (batch, c, *spatial), sharing memory, channels last in it."""
-    tensor = _torch.from_numpy(data) if isinstance(data, np.ndarray) else data
-    if data.ndim == spatial_ndim + 1:
-        return tensor.unsqueeze(1)
-    return tensor.movedim(-1, 1)
+    one = data.ndim == spatial_ndim + 1
+    if isinstance(data, np.ndarray):
+        # by NumPy: torch lets go of the GIL even for a view, and waits to have it back
+        return _torch.from_numpy(data[:, None] if one else np.moveaxis(data, -1, 1))
+    return data.unsqueeze(1) if one else data.movedim(-1, 1)
 
 
 def check_collate(collate: Any, *, target: str | None, squeeze: bool) -> None:

@@ -65,7 +65,7 @@ def copy_all(pairs: Sequence[tuple[Array, Array]]) -> None:
     gaps in both, counts with the one before it).
     """
     found, rest = library(), pairs
-    if found is not None and len(pairs) > 1:
+    if found is not None:
         copies, rest = _as_copies(pairs)
         if copies:
             table = np.array(copies, np.int64)
