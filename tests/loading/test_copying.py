@@ -73,14 +73,14 @@ def test_what_was_begun_is_made_before_more_is_begun(copier):
 
 
 def test_settled_owners_may_go(copier):
-    """Also of copies that were begun; those of others are still to be made."""
-    begun, gone, stay = copies(40, 1), copies(3, 2), copies(3, 3)
+    """Also where copies of theirs were begun; those of others are still to be made."""
+    begun, gone, stay = copies(40, 2), copies(3, 2), copies(3, 3)
     for one in begun:
         copier.add(*one)
     copier.start()
     for one in (*gone, *stay):
         copier.add(*one)
-    copier.settle([2])
+    copier.settle([2, 7])
     assert all(are_made(begun))
     assert all(are_made(gone))
     assert not any(are_made(stay))
@@ -91,6 +91,23 @@ def test_settled_owners_may_go(copier):
     assert not [ref for ref in watched if ref() is not None]
     copier.flush()
     assert all(are_made(stay))
+
+
+def test_nobody_waits_for_copies_of_others(monkeypatch):
+    copier = Copier(2)
+    monkeypatch.setattr(copier._pool, "submit", lambda work: None)
+    begun, gone = copies(40, 1), copies(3, 2)
+    for one in begun:
+        copier.add(*one)
+    wait = copier.start()
+    for one in gone:
+        copier.add(*one)
+    copier.settle([2])
+    assert all(are_made(gone))
+    assert not any(are_made(begun))
+    wait()
+    assert all(are_made(begun))
+    copier.close()
 
 
 def test_helpers_that_do_not_come_keep_nobody_waiting(monkeypatch):
