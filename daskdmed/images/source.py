@@ -68,6 +68,11 @@ class Source(Protocol):
     #: bytes of tiles worth asking for with one call; 0 where waiting for them costs nothing
     together: int
 
+    @property
+    def descriptor(self) -> int | None:
+        """Of an open file that anybody may read at any place; None where there is none."""
+        ...
+
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes at an offset; fewer only at the end of the file."""
         ...
@@ -155,6 +160,10 @@ class LocalSource:
 
     def read_many(self, offsets: Sequence[int], counts: Sequence[int]) -> list[bytes]:
         return list(map(self.read, offsets, counts))
+
+    @property
+    def descriptor(self) -> int | None:
+        return self._fd if self._lock is None and self._fd >= 0 else None
 
     def scanning(self) -> AbstractContextManager[None]:
         return nullcontext()

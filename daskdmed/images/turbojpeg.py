@@ -49,12 +49,34 @@ _FEW = 16
 WORTH_PART = 7 / 8
 #: TJPF_RGB and TJINIT_DECOMPRESS of turbojpeg.h
 _RGB, _DECOMPRESS = 0, 1
+#: with which a stream ends
+_END = b"\xff\xd9"
 #: rows, width, and the luma sampling factors (horizontal times 16 plus vertical)
 Picture: TypeAlias = tuple[int, int, int]
 #: first row, first column (which begins a block of samples, see `columns_of`), rows, columns
 Box: TypeAlias = tuple[int, int, int, int]
 #: before a tile's bytes, how many of these are left out, and behind them: together a whole stream
 Frame: TypeAlias = tuple[bytes, int, bytes]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stored:
+    """Tiles in an open file: its descriptor, where each begins, (tiles,) of int64, and of how many
+    bytes it is; 0 for one that is to be left alone."""
+
+    file: int
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def first(self) -> bytes | None:
+        """The bytes of the first that is not to be left alone, as many as there are."""
+        there = np.flatnonzero((self.counts > 0) & (self.offsets > 0))
+        if not len(there):
+            return None
+        return os.pread(self.file, int(self.counts[there[0]]), int(self.offsets[there[0]]))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -116,18 +138,20 @@ class TurboJpeg:
         return self._part is not None and self._part(stream, picture, box, out)
 
     def decode_many(
-        self, tiles: Sequence[bytes | None], frame: Frame, picture: Picture, wanted: Wanted,
-        scratch: Array, out: Array, *, in_place: bool,
+        self, tiles: Sequence[bytes | None] | Stored, head: bytes, frame: Frame, picture: Picture,
+        wanted: Wanted, scratch: Array, out: Array, *, in_place: bool,
     ) -> list[bool]:  # fmt: skip
         """Decode what is `wanted` of tiles, all of which are known to be of this `picture`, as RGB
         to its places in `out`, whose rows may lie at any distance.
 
-        `scratch` holds a tile; what is decoded in one piece goes to its place without it where
-        `in_place` says so. Which tiles were decoded: none that is None, and none as for `decode`.
+        `head` begins all their streams. Tiles in a file have to begin with it, and to end as a
+        stream does, where `frame` leaves out bytes of theirs. `scratch` holds a tile; what is
+        decoded in one piece goes to its place without it where `in_place` says so. Which tiles were
+        decoded: none that is None, and none as for `decode`.
         """
         if self._many is None:
             return [False] * len(tiles)
-        return self._many(tiles, frame, picture, wanted, scratch, out, in_place)
+        return self._many(tiles, head, frame, picture, wanted, scratch, out, in_place)
 
     def without_parts(self) -> None:
         """Never use `decode_part`, nor `decode_many`."""
@@ -229,33 +253,35 @@ class _ManyDecoder:
         number: Any = ctypes.c_int
         function.argtypes = [
             pointer, pointer, pointer, ctypes.POINTER(_Frame), ctypes.POINTER(_Form), number,
-            *[pointer] * 7, ctypes.c_ssize_t, number, pointer,
+            ctypes.POINTER(_Source), *[pointer] * 6, ctypes.c_ssize_t, number, pointer,
         ]  # fmt: skip
         self._function, self._parts = function, parts
         self._crop = ctypes.cast(library.tj3SetCroppingRegion, pointer)
         self._decompress = ctypes.cast(library.tj3Decompress8, pointer)
 
     def __call__(
-        self, tiles: Sequence[bytes | None], frame: Frame, picture: Picture, wanted: Wanted,
-        scratch: Array, out: Array, in_place: bool,
+        self, tiles: Sequence[bytes | None] | Stored, head: bytes, frame: Frame, picture: Picture,
+        wanted: Wanted, scratch: Array, out: Array, in_place: bool,
     ) -> list[bool]:  # fmt: skip
         count, (before, skip, behind) = len(tiles), frame
-        first = next((tile for tile in tiles if tile is not None), None)
-        handle = None
-        if first is not None:
-            handle = self._parts.handle(b"".join((before, first[skip:], behind)), picture)
+        handle = self._parts.handle(b"".join((before, head[skip:])) if skip else before, picture)
         if handle is None:
             return [False] * count
+        if isinstance(tiles, Stored):
+            ends = (head, len(head), _END, len(_END)) if skip else (b"", 0, b"", 0)
+            source = _Source(None, tiles.file, _address(tiles.offsets), *ends)
+            lengths = tiles.counts
+        else:
+            source = _Source((ctypes.c_char_p * count)(*tiles))
+            lengths = np.array([0 if tile is None else len(tile) for tile in tiles], np.int64)
         rows, width, sampling = picture
         form = _Form(rows, width, 8 * (sampling >> 4), _FEW, round(8 * WORTH_PART))
         done = (ctypes.c_bool * count)()
+        arrays = (lengths, wanted.needed, wanted.ends, wanted.pieces, scratch, out)
         decoded = self._function(
             self._crop, self._decompress, handle.pointer,
             _Frame(before, len(before), skip, behind, len(behind)), form, count,
-            (ctypes.c_char_p * count)(*tiles),
-            (ctypes.c_size_t * count)(*[0 if tile is None else len(tile) for tile in tiles]),
-            *(_address(a) for a in (wanted.needed, wanted.ends, wanted.pieces, scratch, out)),
-            out.strides[-3], in_place, done,
+            source, *(_address(array) for array in arrays), out.strides[-3], in_place, done,
         )  # fmt: skip
         if decoded < count:
             handle.picture = None
@@ -268,6 +294,16 @@ class _Frame(ctypes.Structure):
     _fields_: ClassVar[Any] = [
         ("before", ctypes.c_char_p), ("before_length", ctypes.c_size_t),
         ("skip", ctypes.c_size_t), ("behind", ctypes.c_char_p), ("behind_length", ctypes.c_size_t),
+    ]  # fmt: skip
+
+
+class _Source(ctypes.Structure):
+    """Source of tiles.c."""
+
+    _fields_: ClassVar[Any] = [
+        ("tiles", ctypes.POINTER(ctypes.c_char_p)), ("file", ctypes.c_int),
+        ("offsets", ctypes.c_void_p), ("head", ctypes.c_char_p), ("head_length", ctypes.c_size_t),
+        ("end", ctypes.c_char_p), ("end_length", ctypes.c_size_t),
     ]  # fmt: skip
 
 
@@ -423,12 +459,13 @@ def many_agree(library: TurboJpeg) -> bool:
         ]
         what = Wanted(np.array(needed, np.int32), np.array([1, 2, 3, 5], np.int32),
                       np.array(places, np.int64))  # fmt: skip
-        scratch, frame = np.empty((rows, width, 3), np.uint8), (b"", 0, b"")
+        scratch, frame = np.empty((rows, width, 3), np.uint8), (stream[:2], 2, b"")
         for in_place in (False, True):
             got = out.copy()
             done = library.decode_many(
-                [stream] * 4, frame, (rows, width, sampling), what, scratch, got, in_place=in_place
-            )
+                [stream] * 4, stream, frame, (rows, width, sampling), what, scratch, got,
+                in_place=in_place,
+            )  # fmt: skip
             if not all(done) or not np.array_equal(got, wanted):
                 return False
     return True

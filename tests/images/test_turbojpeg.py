@@ -21,6 +21,7 @@ from daskdmed import open_slide
 from daskdmed.core.region import Region
 from daskdmed.errors import ImageError, UsageError
 from daskdmed.images import turbojpeg
+from daskdmed.images.source import LocalSource
 from daskdmed.images.tiff import count_tiles, decode, jpeg
 from daskdmed.images.tiff.fetch import DecodeError
 
@@ -432,6 +433,77 @@ def test_of_many_those_that_leave_a_doubt_are_left_alone(in_place):
 
 
 @needs_many
+@pytest.mark.parametrize("in_place", [False, True])
+def test_of_many_in_a_file_those_that_leave_a_doubt_are_left_alone(tmp_path, in_place):
+    """Read by the same call: what does not begin and end as the first does, lies elsewhere, or is
+    not there."""
+    good = stream("420")
+    tiles = [
+        good, stream("420", seed=1), stream("420", seed=2)[:-2] + b"\0\0", stream("444"),
+        good[:200], good[:10], stream("another-size"), good[:400] + b"\x5a" * 40 + good[440:],
+        stream("420", seed=3),
+    ]  # fmt: skip
+    path = tmp_path / "tiles"
+    path.write_bytes(b"II" + b"".join(tiles) + good[:-40])
+    counts = [*map(len, tiles), len(good), 0, len(good), len(good)]
+    offsets = [2, *(2 + np.cumsum(counts[:8])).tolist(), path.stat().st_size - len(good) + 40]
+    offsets += [2, 0, -5]
+    out = np.full((len(counts), ROWS, WIDTH + 1, 3), 9, np.uint8)
+    bands = [(0, ROWS, 0, WIDTH)] * len(counts)
+    with path.open("rb") as file:
+        stored = turbojpeg.Stored(file.fileno(), np.array(offsets), np.array(counts))
+        done = many(stored, bands, out, in_place=in_place)
+        none = turbojpeg.Stored(file.fileno(), np.zeros(1, np.int64), np.ones(1, np.int64))
+        assert many(none, bands[:1], out, in_place=in_place) == [False]
+    assert done == [i in (0, 1, 8) for i in range(len(counts))]
+    for i, data in ((0, good), (1, tiles[1]), (8, tiles[8])):
+        assert np.array_equal(out[i, :, :WIDTH], ways(data)[0])
+    assert (out[[2, 3, 4, 5, 6, 9, 10, 11, 12]] == 9).all()
+    assert (out[:, :, WIDTH:] == 9).all()
+
+
+@needs_many
+@pytest.mark.parametrize("kind", ["boxes", "region"])
+def test_of_a_local_file_only_what_is_left_is_fetched(make, tmp_path, monkeypatch, kind):
+    """And a tile that cannot be decoded is told of as ever."""
+    import tifffile
+
+    path = tmp_path / "image.tif"
+    height, width = make.TILE
+    make.write_format(path, "jpeg-420", 3 * height, 4 * width)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        page = tif.pages[0]
+        offset, size = page.dataoffsets[5], page.databytecounts[5]
+    fetched = []
+    read = LocalSource.read_many
+
+    def spy(self, offsets, counts):
+        fetched.append((list(offsets), list(counts)))
+        return read(self, offsets, counts)
+
+    def look(slide):
+        if kind == "region":
+            slide.read_region((1, 1), 0, (4 * width - 2, 3 * height - 2))
+        else:
+            out = np.empty((2, height, width, 3), np.uint8)
+            assert slide.view().read_boxes(np.array([[0, 1], [2 * height, 2]]), out)
+            assert slide.view().read_boxes(np.array([[height - 1, width - 1], [1, 5]]), out)
+
+    with open_slide(path) as slide:
+        look(slide)  # whatever is read once
+        monkeypatch.setattr(LocalSource, "read_many", spy)
+        look(slide)
+        assert not fetched
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x5a" * size)
+    with open_slide(path) as slide:
+        with pytest.raises(ImageError, match=r"tile \(1, 1\)"):
+            look(slide)
+    assert ([offset], [size]) in fetched
+
+
+@needs_many
 @given(where=st.floats(0, 1), value=st.integers(0, 255), top=st.integers(0, ROWS - 1),
        left=st.integers(0, WIDTH - 1))  # fmt: skip
 def test_many_of_which_one_is_damaged(where, value, top, left):
@@ -470,8 +542,8 @@ def test_many_whose_beginning_is_in_the_directory(shared):
 def test_many_that_differ_are_not_used(fault, monkeypatch):
     original = turbojpeg.TurboJpeg.decode_many
 
-    def other(self, tiles, frame, picture, wanted, scratch, out, *, in_place):
-        done = original(self, tiles, frame, picture, wanted, scratch, out, in_place=in_place)
+    def other(self, *args, in_place):
+        done, out = original(self, *args, in_place=in_place), args[-1]
         if fault == "pixels":
             out[1, 41, 35] ^= 1
         elif fault == "beside":

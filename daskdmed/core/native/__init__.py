@@ -29,7 +29,7 @@ _log = logging.getLogger("daskdmed.core")
 #: environment variable that is "off" where nothing compiled is wanted
 VARIABLE = "DASKDMED_NATIVE"
 #: their versions are in their names: what was built of earlier ones is not found
-_TILES, _COPIES = "daskdmed_tiles_1", "daskdmed_copies_1"
+_TILES, _COPIES = "daskdmed_tiles_2", "daskdmed_copies_1"
 
 
 def wanted() -> bool:

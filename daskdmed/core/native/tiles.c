@@ -4,9 +4,12 @@
    interpreter's lock away and has to wait for it again, and two threads that read spend up to
    half as much time on that as on decoding. This loop is called without the lock, once for all.
 
-   It knows nothing of files, of Python, or of TurboJPEG but the two functions that it is given,
-   and checks nothing that its caller has checked: that every stream begins with the header of
-   the picture that `rows` and `width` describe, and that pieces lie inside `out`. */
+   It knows nothing of Python, nor of TurboJPEG but the two functions that it is given, and checks
+   nothing that its caller has checked: that pieces lie inside `out`, and of tiles in memory that
+   each begins with the header of the picture that `rows` and `width` describe. */
+
+#define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
 
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +19,7 @@
 #ifdef _WIN32
 #define EXPORTED __declspec(dllexport)
 #else
+#include <unistd.h>
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
@@ -37,6 +41,18 @@ typedef struct {
   size_t behind_length;
 } Frame;
 
+/* Where the tiles' bytes are: in memory, or in an open file, where each has to begin with `head` and
+   end with `end`. */
+typedef struct {
+  const unsigned char *const *tiles;
+  int file;
+  const int64_t *offsets;
+  const unsigned char *head;
+  size_t head_length;
+  const unsigned char *end;
+  size_t end_length;
+} Source;
+
 /* What all tiles are: their extent, columns that a block of samples has, of how few columns no
    colours are interpolated, and of how many of 8 pixels a part is worth being decoded alone. */
 typedef struct {
@@ -53,12 +69,32 @@ typedef struct {
   int64_t offset, top, left, bottom, right;
 } Piece;
 
-static size_t join(const Frame *frame, const unsigned char *data, size_t length,
+/* The tile's bytes to `data`; whether they are there, and may be decoded. */
+static int fetch(const Source *source, int number, size_t length, unsigned char *data) {
+  if (source->tiles) {
+    if (!source->tiles[number]) return 0;
+    memcpy(data, source->tiles[number], length);
+    return 1;
+  }
+#ifdef _WIN32
+  return 0;
+#else
+  if (source->offsets[number] <= 0 || length < source->head_length + source->end_length) return 0;
+  return pread(source->file, data, length, (off_t)source->offsets[number]) == (ssize_t)length &&
+         !memcmp(data, source->head, source->head_length) &&
+         !memcmp(data + length - source->end_length, source->end, source->end_length);
+#endif
+}
+
+/* The stream of a tile, and its length; 0 where it has none. `before` is no shorter than what is
+   skipped, whose place it takes. */
+static size_t join(const Frame *frame, const Source *source, int number, int64_t length,
                    unsigned char *stream) {
-  size_t at = frame->before_length;
-  memcpy(stream, frame->before, at);
-  memcpy(stream + at, data + frame->skip, length - frame->skip);
-  at += length - frame->skip;
+  size_t at = frame->before_length - frame->skip;
+  if (length <= 0 || (size_t)length < frame->skip) return 0;
+  if (!fetch(source, number, (size_t)length, stream + at)) return 0;
+  memcpy(stream, frame->before, frame->before_length);
+  at += (size_t)length;
   memcpy(stream + at, frame->behind, frame->behind_length);
   return at + frame->behind_length;
 }
@@ -101,27 +137,28 @@ static void copy(const unsigned char *from, ptrdiff_t from_pitch, const Region *
    from ends[i - 1] to ends[i]. A tile of which one piece is all that is decoded goes there at
    once where `in_place` says so, others by `scratch`, which holds a whole tile. A stream of NULL
    is left out, and so is one with any fault; `done` has 1 for each of the others. */
-EXPORTED int daskdmed_tiles_1(Crop crop, Decompress decompress, void *decompressor,
+EXPORTED int daskdmed_tiles_2(Crop crop, Decompress decompress, void *decompressor,
                               const Frame *frame, const Picture *picture, int count,
-                              const unsigned char *const *tiles, const size_t *lengths,
+                              const Source *source, const int64_t *lengths,
                               const Needed *needed, const int32_t *ends, const Piece *pieces,
                               unsigned char *scratch, unsigned char *out, ptrdiff_t pitch,
                               int in_place, unsigned char *done) {
   ptrdiff_t line = SAMPLES * (ptrdiff_t)picture->width;
-  size_t most = 0;
+  int64_t most = 0;
   unsigned char *stream;
   int i, at = 0, decoded = 0;
   memset(done, 0, (size_t)count);
   for (i = 0; i < count; i++)
-    if (tiles[i] && lengths[i] > most) most = lengths[i];
-  stream = malloc(frame->before_length + most + frame->behind_length);
+    if (lengths[i] > most) most = lengths[i];
+  stream = malloc(frame->before_length + (size_t)most + frame->behind_length);
   if (!stream) return 0;
   for (i = 0; i < count; at = ends[i], i++) {
     Region region, all = {0, 0, 0, 0};
     unsigned char *target = scratch;
     ptrdiff_t target_pitch = line;
     int direct, whole;
-    if (!tiles[i] || lengths[i] < frame->skip) continue;
+    size_t length = join(frame, source, i, lengths[i], stream);
+    if (!length) continue;
     region = part(picture, &needed[i]);
     whole = region.w == picture->width && region.h == picture->rows;
     direct = in_place && ends[i] - at == 1 && covers(&region, &pieces[at]);
@@ -130,8 +167,7 @@ EXPORTED int daskdmed_tiles_1(Crop crop, Decompress decompress, void *decompress
       target_pitch = pitch;
     }
     if (crop(decompressor, whole ? all : region) ||
-        decompress(decompressor, stream, join(frame, tiles[i], lengths[i], stream), target,
-                   (int)target_pitch, PIXEL_FORMAT_RGB))
+        decompress(decompressor, stream, length, target, (int)target_pitch, PIXEL_FORMAT_RGB))
       continue;
     for (; !direct && at < ends[i]; at++) copy(scratch, line, &region, out, pitch, &pieces[at]);
     done[i] = 1;

@@ -166,6 +166,7 @@ class FilesSource:
     """The files of a level as one `Source`, each where the level's offsets say. Thread-safe."""
 
     gap, run, together = LocalSource.gap, LocalSource.run, LocalSource.together
+    descriptor = None
 
     def __init__(self, uri: str, level: Level) -> None:
         self.uri = uri

@@ -46,6 +46,7 @@ class RemoteSource:
     gap = run = -1
     #: what is worth asking for together
     together = TOGETHER
+    descriptor = None
 
     def __init__(self, uri: str) -> None:
         self.uri = uri

@@ -18,10 +18,8 @@ import numpy.typing as npt
 
 from daskdmed.core.types import Array
 from daskdmed.images.tiff.decode import (
-    AT_ONCE,
     Canvas,
     LevelPlan,
-    Parts,
     Reading,
     check_extent,
     count_decoded,
@@ -29,8 +27,8 @@ from daskdmed.images.tiff.decode import (
     rows_apart,
     scratch_tiles,
 )
-from daskdmed.images.tiff.fetch import fetch_rows
-from daskdmed.images.turbojpeg import WORTH_PART, Wanted
+from daskdmed.images.tiff.many import AT_ONCE, Parts, decode_groups
+from daskdmed.images.turbojpeg import WORTH_PART, Stored, Wanted
 
 _Ints = npt.NDArray[np.int64]
 
@@ -81,17 +79,21 @@ def read_boxes(plan: LevelPlan, job: Reading, first: _Ints, out: Array) -> None:
     offsets, counts = plan.tiles.plane(0, job.source)
     numbers = touched.tiles[:, 0]
     groups = [slice(at, at + AT_ONCE) for at in range(0, len(numbers), AT_ONCE)]
-    rows = [(offsets[numbers[g]].tolist(), counts[numbers[g]].tolist()) for g in groups]
+    rows = [[(offsets[numbers[g]].tolist(), counts[numbers[g]].tolist())] for g in groups]
     scratch = scratch_tiles((1, *plan.tile, plan.decoder.stored), plan.dtype)[0]
-    fetched = fetch_rows(job.source, rows, plan_limit(plan))
-    for group, parts in zip(groups, fetched, strict=True):
-        done = [False] * len(parts)
-        if plan.decoder.many is not None and rows_apart(out):
-            wanted = touched.wanted(group, out.strides)
-            done = plan.decoder.many(parts, wanted, scratch, out, False)
+    many = plan.decoder.many if rows_apart(out) else None
+
+    def decode(number: int, tiles: Parts | Stored) -> list[bool]:
+        if many is None:
+            return [False] * len(tiles)
+        return many(tiles, touched.wanted(groups[number], out.strides), scratch, out, False)
+
+    found = decode_groups(job.source, rows, plan_limit(plan), decode)
+    for group, ((parts, done),) in zip(groups, found, strict=True):
         if not all(done):
             _one_by_one(plan, job, touched, group.start, parts, done, scratch, out)
-        count_decoded(plan.level, sum(part is not None for part in parts))
+        there = sum(d or part is not None for part, d in zip(parts, done, strict=True))
+        count_decoded(plan.level, there)
 
 
 def _one_by_one(
@@ -146,12 +148,11 @@ def _touched(plan: LevelPlan, first: _Ints, size: Sequence[int]) -> _Touched:
             np.maximum(cells * tile, begins),
             np.minimum((cells + 1) * tile, begins + extent),
         )
-        along.append((cells, low - begins, low - cells * tile, high - cells * tile))
+        along.append(np.stack((cells, low - begins, low - cells * tile, high - cells * tile)))
     (_, _, y0, y1), (_, _, x0, x1) = along
     box, i, j = ((y0 < y1)[:, :, None] & (x0 < x1)[:, None, :]).nonzero()
-    (rows, down, y0, y1), (columns, across, x0, x1) = (
-        [values[box, at] for values in one] for one, at in zip(along, (i, j), strict=True)
-    )
+    # in one go: NumPy lets go of the GIL for each
+    (rows, down, y0, y1), (columns, across, x0, x1) = along[0][:, box, i], along[1][:, box, j]
     number = rows * plan.grid[1] + columns
     order = number.argsort(kind="stable")
     pieces = np.stack([box, down, across, y0, x0, y1, x1], axis=1)[order]

@@ -26,13 +26,12 @@ from daskdmed.images.source import Source
 from daskdmed.images.tiff.codecs import Decoder
 from daskdmed.images.tiff.fetch import DecodeError, fetch_rows
 from daskdmed.images.tiff.jpeg import Many, Part
+from daskdmed.images.tiff.many import AT_ONCE, Parts, decode_groups
 from daskdmed.images.tiff.tables import TileTable
-from daskdmed.images.turbojpeg import WORTH_PART, Wanted
+from daskdmed.images.turbojpeg import WORTH_PART, Stored, Wanted
 
 #: tiles decoded before they are copied to the output together
 GROUP = 4
-#: tiles decoded by one call, where that can be
-AT_ONCE = 64
 #: bytes over which the output extends from which tiles are decoded to their place at once:
 #: libjpeg-turbo writes there past the cache, which pays only when the output would not have stayed
 #: in it. Of a part of a larger array the whole width counts: few tiles of many
@@ -44,8 +43,6 @@ _KEPT_SCRATCH = 16 * 2**20
 #: have the background painted, or raises
 OnFailure = Callable[[int, int, int, Exception], None]
 Piece = tuple[int, int, int, int]
-#: encoded bytes of each tile, None for a missing one
-Parts = list[bytes | Exception | None]
 
 
 @dataclass(slots=True)
@@ -220,16 +217,20 @@ def read_region(plan: LevelPlan, job: Reading, region: Region, out: Array) -> No
                 _Row(plan, row, first, stored, band, ground, job.fail, target, lines, in_place)
             )
             places.append((offsets, counts))
-    fetched = fetch_rows(job.source, places, plan_limit(plan))
-    if plan.decoder.many is None or not rows_apart(out):
-        for one, parts in zip(todo, fetched, strict=True):
+    limit, many = plan_limit(plan), plan.decoder.many
+    if many is None or not rows_apart(out):
+        for one, parts in zip(todo, fetch_rows(job.source, places, limit), strict=True):
             _read_row(one, parts, pieces, [False] * len(pieces))
         return
-    for group in _alike(todo, max(1, AT_ONCE // len(pieces))):
-        some = list(itertools.islice(fetched, len(group)))
-        done = _decode_many(plan.decoder.many, group, some, pieces)
-        for one, parts in zip(group, some, strict=True):
-            _read_row(one, parts, pieces, list(itertools.islice(done, len(pieces))))
+    groups = _alike(todo, max(1, AT_ONCE // len(pieces)))
+    decode = functools.partial(_decode_many, many, groups, pieces)
+    spots = iter(places)
+    found = decode_groups(
+        job.source, [list(itertools.islice(spots, len(g))) for g in groups], limit, decode
+    )
+    for group, some in zip(groups, found, strict=True):
+        for one, (parts, done) in zip(group, some, strict=True):
+            _read_row(one, parts, pieces, done)
 
 
 def _columns(first: int, last: int, tile_w: int, left: int, right: int) -> list[Piece]:
@@ -263,15 +264,20 @@ class _Row:
         return self.output[slice(*self.lines)]
 
 
-def _alike(rows: list[_Row], most: int) -> Iterator[list[_Row]]:
+def _alike(rows: list[_Row], most: int) -> list[list[_Row]]:
     """At most so many rows at a time, of tiles of one height."""
+    groups = []
     for _, some in itertools.groupby(rows, lambda one: one.stored):
         while group := list(itertools.islice(some, most)):
-            yield group
+            groups.append(group)
+    return groups
 
 
 def _read_row(job: _Row, parts: Parts, pieces: list[Piece], done: list[bool]) -> None:
     """The tiles of a row but for those that are done."""
+    if all(done):
+        count_decoded(job.plan.level, len(done))
+        return
     decoder, target = job.plan.decoder, job.target
     if job.in_place and decoder.convert is None and not any(done):
         done = _decode_in_place(job, parts, pieces, target)
@@ -329,17 +335,17 @@ def rows_apart(out: Array) -> bool:
 
 
 def _decode_many(
-    many: Many, group: list[_Row], rows: list[Parts], pieces: list[Piece]
-) -> Iterator[bool]:
-    """All tiles of some rows in one call, each as far as it is wanted; which were decoded."""
+    many: Many, groups: list[list[_Row]], pieces: list[Piece], number: int, tiles: Parts | Stored
+) -> list[bool]:
+    """All tiles of a group of rows in one call, each as far as it is wanted; which were decoded."""
+    group = groups[number]
     job, begin = group[0], group[0].lines[0]
     pitch = job.output.strides[0]
     places = tuple((one.band, (one.lines[0] - begin) * pitch) for one in group)
     shape = (1, job.stored, job.plan.tile[1], job.plan.decoder.stored)
     scratch = scratch_tiles(shape, job.plan.dtype)[0]
     wanted = _wanted_of(tuple(pieces), places)
-    parts = list(itertools.chain.from_iterable(rows))
-    return iter(many(parts, wanted, scratch, job.output[begin:], job.in_place))
+    return many(tiles, wanted, scratch, job.output[begin:], job.in_place)
 
 
 @functools.lru_cache(maxsize=64)

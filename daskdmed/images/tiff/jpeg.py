@@ -21,7 +21,7 @@ import imagecodecs
 from daskdmed.core.types import Array
 from daskdmed.images import turbojpeg
 from daskdmed.images.tiff.fetch import DecodeError
-from daskdmed.images.turbojpeg import Wanted
+from daskdmed.images.turbojpeg import Stored, Wanted
 
 #: libjpeg's colour spaces
 GREY, RGB, YCBCR = 1, 2, 3
@@ -34,7 +34,9 @@ Paint = Callable[[bytes, int, int, int, int], bool]
 Part = Callable[[bytes, Array, tuple[int, int], tuple[int, int]], Array | None]
 #: (tiles, what is wanted of them, scratch of a tile, output, whether to its place at once) -> which
 #: were decoded. What is no bytes, or cannot be decoded without doubt, is left alone
-Many = Callable[[Sequence[bytes | Exception | None], Wanted, Array, Array, bool], list[bool]]
+Many = Callable[
+    [Sequence[bytes | Exception | None] | Stored, Wanted, Array, Array, bool], list[bool]
+]
 _Decode = Callable[[bytes, Array], Array]
 #: kind and number
 _Table = tuple[str, int]
@@ -180,31 +182,36 @@ class Painter:
         return scratch[: bottom - top, columns[0] - left : columns[1] - left]
 
     def many(
-        self, tiles: Sequence[bytes | Exception | None], wanted: Wanted, scratch: Array,
+        self, tiles: Sequence[bytes | Exception | None] | Stored, wanted: Wanted, scratch: Array,
         out: Array, in_place: bool,
     ) -> list[bool]:  # fmt: skip
         """Decode what is wanted of tiles as they are in the file, see `TurboJpeg.decode_many`."""
         rows, width = scratch.shape[:2]
-        first = next((tile for tile in tiles if isinstance(tile, bytes)), None)
-        if first is None or self._stream(first, rows, width) is None:
+        known, header = self._known, self._header
+        if known is None or known[1:3] != (rows, width) or not isinstance(tiles, Stored):
+            if isinstance(tiles, Stored):
+                first = tiles.first()
+            else:
+                first = next((tile for tile in tiles if isinstance(tile, bytes)), None)
+            if first is None or self._stream(first, rows, width) is None:
+                return [False] * len(tiles)
+            known = self._known
+        if known is None or known[1:3] != (rows, width):  # maybe another thread has seen others
             return [False] * len(tiles)
-        known = self._known
-        if known is None or known[1:3] != (rows, width):  # another thread has seen others
-            return [False] * len(tiles)
-        head, picture = known[0], (rows, width, known[3])
-        if self._header is not None:
-            good = [tile if isinstance(tile, bytes) else None for tile in tiles]
-            frame = self._start, 0, _END
+        head = known[0]
+        if isinstance(tiles, Stored):
+            good: list[bytes | None] | Stored = tiles
         else:
             good = [
                 tile
-                if isinstance(tile, bytes) and tile.startswith(head) and tile.endswith(_END)
+                if isinstance(tile, bytes)
+                and (header is not None or (tile.startswith(head) and tile.endswith(_END)))
                 else None
                 for tile in tiles
             ]
-            frame = self._start, 2, b""
+        frame = (self._start, 2, b"") if header is None else (self._start, 0, _END)
         return self._library.decode_many(
-            good, frame, picture, wanted, scratch, out, in_place=in_place
+            good, head, frame, (rows, width, known[3]), wanted, scratch, out, in_place=in_place
         )
 
     def _stream(self, data: bytes, rows: int, width: int) -> bytes | None:
