@@ -112,6 +112,7 @@ def test_shared_memory_is_tried(setting, said):
 def test_what_is_compiled_is_told(monkeypatch):
     assert f"compiled loops        {main.codecs()['compiled']}" in main.text_of(main.report())
     with monkeypatch.context() as patch:
+        patch.delenv(native.VARIABLE, raising=False)
         patch.setattr(native, "library", lambda: object())
         assert main.compiled(tiles=True) == "tiles and copies"
         assert main.compiled(tiles=False).startswith("copies (tiles need")

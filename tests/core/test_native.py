@@ -126,8 +126,9 @@ def build():
 
 
 @pytest.fixture
-def hook(build, tmp_path):
+def hook(build, tmp_path, monkeypatch):
     """The build hook of a copy of the sources, and what it warns of."""
+    monkeypatch.delenv(native.VARIABLE, raising=False)
     folder = tmp_path / build.FOLDER
     shutil.copytree(ROOT / build.FOLDER, folder, ignore=shutil.ignore_patterns("_loops.*"))
     warned = []
