@@ -414,7 +414,7 @@ def test_logs_are_there_at_once(tmp_path, caplog):
     text = file.read_text()
     one.pause_loading()
     assert "begins\n" in text
-    assert text.endswith(" mine\n")
+    assert " mine\n" in text  # maybe not last: other batches are made meanwhile
     assert "mine" in caplog.messages
 
 
