@@ -135,7 +135,7 @@ def compiled(*, tiles: bool) -> str:
     if not native.wanted():
         return f"off ({native.VARIABLE})"
     if native.library() is None:
-        return "not built: there was no C compiler when daskdmed was installed"
+        return "not built: install daskdmed again where there is a C compiler"
     return "tiles and copies" if tiles else "copies (tiles need TurboJPEG 3)"
 
 

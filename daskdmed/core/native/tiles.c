@@ -135,7 +135,7 @@ static void copy(const unsigned char *from, ptrdiff_t from_pitch, const Region *
 
 /* Decode `count` tiles, and put what is wanted of each to its places: pieces of tile i are those
    from ends[i - 1] to ends[i]. A tile of which one piece is all that is decoded goes there at
-   once where `in_place` says so, others by `scratch`, which holds a whole tile. A stream of NULL
+   once where `in_place` says so, others by `scratch`, which holds a whole tile. A tile of NULL
    is left out, and so is one with any fault; `done` has 1 for each of the others. */
 EXPORTED int daskdmed_tiles_2(Crop crop, Decompress decompress, void *decompressor,
                               const Frame *frame, const Picture *picture, int count,
