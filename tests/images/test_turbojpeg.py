@@ -503,6 +503,36 @@ def test_of_a_local_file_only_what_is_left_is_fetched(make, tmp_path, monkeypatc
     assert ([offset], [size]) in fetched
 
 
+@pytest.mark.parametrize("beyond", [2**62, 2**63 + 5, 2**64 - 1])
+@pytest.mark.parametrize("which", ["TileOffsets", "TileByteCounts"])
+def test_places_that_no_file_has(tmp_path, which, beyond):
+    """In lists so long that they are read with the first tile."""
+    import tifffile
+
+    path = tmp_path / "many.tif"
+    pixels = np.kron(picture(0, 80, 80), np.ones((8, 8, 1), np.uint8))
+    options = {"tile": (16, 16), "photometric": "ycbcr", "compression": "jpeg", "bigtiff": True}
+    tifffile.imwrite(path, pixels, **options)
+    with tifffile.TiffFile(path) as tif:
+        tags = tif.pages[0].tags
+        places, counts = list(tags["TileOffsets"].value), list(tags["TileByteCounts"].value)
+    # both as numbers of 64 bits, behind the end
+    (places if which == "TileOffsets" else counts)[41] = beyond
+    end = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(end)
+        file.write(np.array([*places, *counts], "<u8").tobytes())
+        for at, name in enumerate(("TileOffsets", "TileByteCounts")):
+            file.seek(tags[name].offset + 2)
+            file.write(np.array([16], "<u2").tobytes())
+            file.seek(tags[name].offset + 12)
+            file.write(np.array([end + 8 * at * len(places)], "<u8").tobytes())
+    with open_slide(path, backend="tiff") as slide:
+        assert slide.read_region((0, 0), 0, (640, 16)).any()
+        with pytest.raises(ImageError, match=r"tile \(1, 1\)"):
+            slide.read_region((0, 0), 0, (640, 640))
+
+
 @needs_many
 @given(where=st.floats(0, 1), value=st.integers(0, 255), top=st.integers(0, ROWS - 1),
        left=st.integers(0, WIDTH - 1))  # fmt: skip

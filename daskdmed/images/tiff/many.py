@@ -21,6 +21,8 @@ from daskdmed.images.turbojpeg import Stored
 
 #: tiles decoded by one call, about
 AT_ONCE = 64
+#: no file is as large
+_MOST = 2**62
 
 #: encoded bytes of each tile, None for a missing one
 Parts: TypeAlias = list[bytes | Exception | None]
@@ -49,12 +51,12 @@ def decode_groups(
 
 
 def _stored(source: Source, group: Sequence[Places], limit: int) -> Stored:
-    offsets, counts = (
-        np.array(list(itertools.chain.from_iterable(some)), np.int64)
-        for some in zip(*group, strict=True)
-    )
+    """What no file can have, which a damaged one may say, is left alone."""
     assert source.descriptor is not None
-    return Stored(source.descriptor, offsets, np.where(counts <= limit, counts, 0))
+    both = [pair for row in group for pair in zip(*row, strict=True)]
+    good = [pair if pair[0] < _MOST and pair[1] <= limit else (0, 0) for pair in both]
+    offsets, counts = np.array(good, np.int64).T
+    return Stored(source.descriptor, np.ascontiguousarray(offsets), np.ascontiguousarray(counts))
 
 
 def _by_row(done: list[bool], group: Sequence[Places]) -> list[list[bool]]:
